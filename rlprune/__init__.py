@@ -1,0 +1,1 @@
+"""rlprune: model + device + milliseconds -> pruning plan."""

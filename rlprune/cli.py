@@ -1,0 +1,5 @@
+"""The command line; see ARCHITECTURE."""
+
+
+def main() -> None:
+    raise SystemExit("not yet")

@@ -1,0 +1,233 @@
+"""What a model offers to a pruning policy: groups, and operators whose cost follows from them.
+
+A `PruningGraph` holds no weights and no code. It is made by `trace` (from ONNX or torch), sent over
+the wire as JSON, and is all that latency model, task and policy know of a model. Two exports of one
+network give equal graphs up to names, and so one `fingerprint`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rlprune.errors import ModelError
+
+FORMAT = "rlprune.graph/1"
+
+IntArray = NDArray[np.int64]
+FloatArray = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Width:
+    """The length of a channel axis as a function of what the groups keep: const + sum(repeat * keep).
+
+    A concat's or padded shortcut's input is a sum of groups; an axis that a Flatten made holds every
+    channel `repeat` times.
+    """
+
+    const: int = 0
+    """Channels that no plan removes."""
+    terms: tuple[tuple[int, int], ...] = ()
+    """(group index, channels per kept unit), ascending by group index, each group once."""
+
+    def at(self, keeps: IntArray) -> IntArray:
+        """Axis length for keeps [..., G] -> [...]."""
+        total = np.full(keeps.shape[:-1], self.const, dtype=np.int64)
+        for group, repeat in self.terms:
+            total = total + repeat * keeps[..., group]
+        return total
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """One axis of one weight whose channels a group owns."""
+
+    node: str
+    """Name of the node that reads the weight."""
+    tensor: str
+    """Name of the weight in the file it was traced from (torch name where traced from torch)."""
+    axis: int
+    repeat: int
+    """Entries of this axis per unit of the group."""
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Channels that must live or die together; `width` units, of which a plan keeps some."""
+
+    name: str
+    """Name of the first node that produces the group; unique in its graph."""
+    width: int
+    members: tuple[Member, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Operator:
+    """One operator that costs time, with its channel widths as functions of the groups' keeps.
+
+    kinds: `conv` (dense or grouped), `depthwise_conv`, `conv_transpose`, `linear`, `matmul`, `norm`
+    (a normalisation that no convolution can absorb), `activation`, `add`, `mul`, `concat`, `pool`,
+    `global_pool`, `pad`, `slice`, `resize`, `softmax`, `layout` (transpose, reshape that moves data).
+    A BatchNorm that a runtime folds into the convolution before it is not an operator.
+    """
+
+    name: str
+    kind: str
+    variant: str
+    """What distinguishes operators of a kind, e.g. `relu`, `max`, `average`; may be empty."""
+    inputs: tuple[int, ...]
+    """Indices of the operators that produce the inputs; -1 - i for the i-th graph input."""
+    in_width: Width
+    """Channels read (for add, mul, concat: of the result)."""
+    out_width: Width
+    in_spatial: tuple[int, ...]
+    """Extent of the other axes of the first input, batch left out; empty after global pooling."""
+    out_spatial: tuple[int, ...]
+    kernel: tuple[int, ...] = ()
+    stride: tuple[int, ...] = ()
+    pads: tuple[int, ...] = ()
+    """As ONNX has them: all begins, then all ends."""
+    dilation: tuple[int, ...] = ()
+    groups: int = 1
+    """Convolution groups where fixed; 0 for `depthwise_conv`, whose groups follow the width."""
+
+    def macs_at(self, in_width: IntArray, out_width: IntArray) -> IntArray:
+        """Multiply-accumulates of one inference (batch 1); 0 for operators without weights."""
+        cells = int(np.prod(self.out_spatial, dtype=np.int64))
+        taps = int(np.prod(self.kernel, dtype=np.int64))
+        if self.kind == "conv":
+            return in_width * out_width // self.groups * (taps * cells)
+        if self.kind == "conv_transpose":
+            in_cells = int(np.prod(self.in_spatial, dtype=np.int64))
+            return in_width * out_width // self.groups * (taps * in_cells)
+        if self.kind == "depthwise_conv":
+            return out_width * (taps * cells)
+        if self.kind == "linear":
+            return in_width * out_width * cells
+        return np.zeros_like(out_width)
+
+    def params_at(self, in_width: IntArray, out_width: IntArray) -> IntArray:
+        """Weights and one bias per output; 0 for operators without weights."""
+        taps = int(np.prod(self.kernel, dtype=np.int64))
+        if self.kind in ("conv", "conv_transpose"):
+            return in_width * out_width // self.groups * taps + out_width
+        if self.kind == "depthwise_conv":
+            return out_width * (taps + 1)
+        if self.kind == "linear":
+            return in_width * out_width + out_width
+        if self.kind == "norm":
+            return 2 * out_width
+        return np.zeros_like(out_width)
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """An axis kept whole, and why."""
+
+    node: str
+    tensor: str
+    width: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class PruningGraph:
+    """Groups in topological order of their first producer, operators in topological order."""
+
+    fingerprint: str
+    """sha256 (hex) of the canonical form: names and weights left out."""
+    groups: tuple[Group, ...]
+    operators: tuple[Operator, ...]
+    input_shapes: tuple[tuple[int, ...], ...]
+    """Of the graph inputs, batch included (1 where the file leaves it open)."""
+    held: tuple[Held, ...] = ()
+
+    @property
+    def widths(self) -> IntArray:
+        """Full width of every group [G]."""
+        return np.array([group.width for group in self.groups], dtype=np.int64)
+
+    def macs(self, keeps: IntArray) -> IntArray:
+        """Multiply-accumulates at batch 1 for keeps [..., G] -> [...]."""
+        total = np.zeros(keeps.shape[:-1], dtype=np.int64)
+        for op in self.operators:
+            total = total + op.macs_at(op.in_width.at(keeps), op.out_width.at(keeps))
+        return total
+
+    def params(self, keeps: IntArray) -> IntArray:
+        """Parameters for keeps [..., G] -> [...]; BatchNorm counted as folded away."""
+        total = np.zeros(keeps.shape[:-1], dtype=np.int64)
+        for op in self.operators:
+            total = total + op.params_at(op.in_width.at(keeps), op.out_width.at(keeps))
+        return total
+
+    def prunable_macs_ratio(self) -> float:
+        """Share (0-1) of the MACs that lie in operators with a prunable axis."""
+        keeps = self.widths
+        whole = prunable = 0
+        for op in self.operators:
+            cost = int(op.macs_at(op.in_width.at(keeps), op.out_width.at(keeps)))
+            whole += cost
+            if op.in_width.terms or op.out_width.terms:
+                prunable += cost
+        return prunable / whole if whole else 0.0
+
+    def to_json(self) -> str:
+        """The graph as one JSON object (format `rlprune.graph/1`)."""
+        return json.dumps({"format": FORMAT, **asdict(self)}, separators=(",", ":"))
+
+    @staticmethod
+    def from_json(text: str) -> PruningGraph:
+        """The inverse of `to_json`.
+
+        Raises:
+            ModelError: not JSON, another format, or fields missing or of the wrong type.
+        """
+        try:
+            data = json.loads(text)
+            if data["format"] != FORMAT:
+                raise ModelError(f"graph format is {data['format']!r}, this version reads {FORMAT!r}")
+            return PruningGraph(
+                fingerprint=str(data["fingerprint"]),
+                groups=tuple(
+                    Group(str(g["name"]), int(g["width"]), tuple(Member(**m) for m in g["members"]))
+                    for g in data["groups"]
+                ),
+                operators=tuple(_operator(op) for op in data["operators"]),
+                input_shapes=tuple(_ints(shape) for shape in data["input_shapes"]),
+                held=tuple(Held(**item) for item in data["held"]),
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise ModelError(f"graph JSON is damaged ({error!r}); trace the model again") from error
+
+
+def _ints(values: Sequence[Any]) -> tuple[int, ...]:
+    return tuple(int(value) for value in values)
+
+
+def _width(data: dict[str, Any]) -> Width:
+    return Width(int(data["const"]), tuple((int(g), int(r)) for g, r in data["terms"]))
+
+
+def _operator(data: dict[str, Any]) -> Operator:
+    return Operator(
+        name=str(data["name"]),
+        kind=str(data["kind"]),
+        variant=str(data["variant"]),
+        inputs=_ints(data["inputs"]),
+        in_width=_width(data["in_width"]),
+        out_width=_width(data["out_width"]),
+        in_spatial=_ints(data["in_spatial"]),
+        out_spatial=_ints(data["out_spatial"]),
+        kernel=_ints(data["kernel"]),
+        stride=_ints(data["stride"]),
+        pads=_ints(data["pads"]),
+        dilation=_ints(data["dilation"]),
+        groups=int(data["groups"]),
+    )

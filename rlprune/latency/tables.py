@@ -1,0 +1,166 @@
+"""A device's latency of one graph, compiled to tables: a plan's latency is a gather and a sum.
+
+Each operator has one table over (total in-width, total out-width); the totals are an incidence matrix
+times the keeps, because a concat's or padded shortcut's input is a sum of groups. Whole-model
+calibration is already multiplied in, so nothing here knows how the numbers came about.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rlprune.graph.types import FloatArray, IntArray, Operator, PruningGraph, Width
+
+OperatorCost = Callable[[Operator, IntArray, IntArray], FloatArray]
+"""(operator, in-widths [I], out-widths [J]) -> ms [I, J]."""
+
+
+@dataclass(frozen=True)
+class LatencyTables:
+    """Latency of any plan over the keep levels of one graph on one device.
+
+    `levels` [G, L] are keep counts ascending, padded by repeating the full width; `level_count` [G].
+    """
+
+    device: str
+    levels: IntArray
+    level_count: IntArray
+    overhead_ms: float
+    """What every plan costs besides its operators."""
+    interval_ratio: tuple[float, float]
+    """(low, high): the true latency lies within prediction * low .. prediction * high (90 %)."""
+    flat_ms: FloatArray
+    """All operators' tables end to end, each row-major [in totals, out totals]."""
+    offset: IntArray
+    """Where each operator's table starts in `flat_ms` [O]."""
+    out_count: IntArray
+    """Columns of each operator's table [O]."""
+    in_incidence: IntArray
+    """Row index of operator o = in_base[o] + in_incidence[o] @ keeps; likewise columns [O, G]."""
+    in_base: IntArray
+    out_incidence: IntArray
+    out_base: IntArray
+    in_step: IntArray
+    """Totals are counted in steps: index = (incidence @ keeps + base) // step [O]."""
+    out_step: IntArray
+    pair_operator: IntArray
+    """Operators that group g touches: pair_operator[pair_start[g] : pair_start[g + 1]]."""
+    pair_start: IntArray
+
+    @property
+    def widths(self) -> IntArray:
+        """Full widths [G]."""
+        return self.levels[:, -1]
+
+    def _cost(self, operators: IntArray | slice, in_total: IntArray, out_total: IntArray) -> FloatArray:
+        rows = in_total // self.in_step[operators]
+        columns = out_total // self.out_step[operators]
+        index = self.offset[operators] + rows * self.out_count[operators] + columns
+        return np.asarray(self.flat_ms[index])
+
+    def operator_ms(self, keeps: IntArray) -> FloatArray:
+        """Cost of every operator for keeps [B, G] (each a level of its group) -> [B, O]."""
+        in_total = keeps @ self.in_incidence.T + self.in_base  # [B, O]
+        out_total = keeps @ self.out_incidence.T + self.out_base
+        return self._cost(slice(None), in_total, out_total)
+
+    def latency_ms(self, keeps: IntArray) -> FloatArray:
+        """Predicted ms for keeps [B, G] (each a level of its group) -> [B]."""
+        return self.operator_ms(keeps).sum(-1) + self.overhead_ms
+
+    def group_ms(self, keeps: IntArray, group: int) -> FloatArray:
+        """Cost of the operators that `group` touches, at each of its levels, the others as in keeps.
+
+        keeps [B, G] -> [B, L]; padded levels repeat the full width's cost. Differences along L are
+        exact differences of `latency_ms`.
+        """
+        ops = self.pair_operator[self.pair_start[group] : self.pair_start[group + 1]]  # [P]
+        shift = self.levels[group] - keeps[:, group : group + 1]  # [B, L]
+        in_total = keeps @ self.in_incidence[ops].T + self.in_base[ops]  # [B, P]
+        out_total = keeps @ self.out_incidence[ops].T + self.out_base[ops]
+        in_total = in_total[:, None, :] + shift[:, :, None] * self.in_incidence[ops, group]  # [B, L, P]
+        out_total = out_total[:, None, :] + shift[:, :, None] * self.out_incidence[ops, group]
+        return self._cost(ops, in_total, out_total).sum(-1)
+
+    def upper_ms(self, keeps: IntArray) -> FloatArray:
+        """Upper end of the 90 % interval, what budgets are held against: [B, G] -> [B]."""
+        return self.latency_ms(keeps) * self.interval_ratio[1]
+
+    @staticmethod
+    def compile(
+        device: str,
+        graph: PruningGraph,
+        levels: IntArray,
+        level_count: IntArray,
+        cost: OperatorCost,
+        *,
+        overhead_ms: float = 0.0,
+        interval_ratio: tuple[float, float] = (1.0, 1.0),
+    ) -> LatencyTables:
+        """Evaluates `cost` at every total that the levels can reach.
+
+        `cost` is asked once per operator with all its in- and out-totals, so a fitted model answers
+        in one batch. Totals that no plan reaches may be asked for too (a sum's lattice is filled in).
+        """
+        group_count = len(graph.groups)
+        in_axes = [_axis(op.in_width, levels, level_count, group_count) for op in graph.operators]
+        out_axes = [_axis(op.out_width, levels, level_count, group_count) for op in graph.operators]
+        blocks: list[FloatArray] = []
+        for op, (_, _, _, in_totals), (_, _, _, out_totals) in zip(
+            graph.operators, in_axes, out_axes, strict=True
+        ):
+            block = np.asarray(cost(op, in_totals, out_totals), dtype=np.float64)
+            if block.shape != (len(in_totals), len(out_totals)):
+                raise ValueError(f"cost of {op.name!r} has shape {block.shape}")
+            blocks.append(block)
+        sizes = np.array([block.size for block in blocks], dtype=np.int64)
+        pairs = [
+            [
+                index
+                for index, op in enumerate(graph.operators)
+                if any(term == group for term, _ in (*op.in_width.terms, *op.out_width.terms))
+            ]
+            for group in range(group_count)
+        ]
+        return LatencyTables(
+            device=device,
+            levels=levels,
+            level_count=level_count,
+            overhead_ms=overhead_ms,
+            interval_ratio=interval_ratio,
+            flat_ms=np.concatenate([b.ravel() for b in blocks]) if blocks else np.zeros(0),
+            offset=np.concatenate([[0], np.cumsum(sizes)[:-1]]).astype(np.int64)
+            if blocks
+            else np.zeros(0, np.int64),
+            out_count=np.array([block.shape[1] for block in blocks], dtype=np.int64),
+            in_incidence=np.array([a[0] for a in in_axes], dtype=np.int64).reshape(-1, group_count),
+            in_base=np.array([a[1] for a in in_axes], dtype=np.int64),
+            out_incidence=np.array([a[0] for a in out_axes], dtype=np.int64).reshape(-1, group_count),
+            out_base=np.array([a[1] for a in out_axes], dtype=np.int64),
+            in_step=np.array([a[2] for a in in_axes], dtype=np.int64),
+            out_step=np.array([a[2] for a in out_axes], dtype=np.int64),
+            pair_operator=np.array([op for ops in pairs for op in ops], dtype=np.int64),
+            pair_start=np.concatenate([[0], np.cumsum([len(ops) for ops in pairs])]).astype(np.int64),
+        )
+
+
+def _axis(
+    width: Width, levels: IntArray, level_count: IntArray, group_count: int
+) -> tuple[IntArray, int, int, IntArray]:
+    """Incidence [G], base and step such that (incidence @ keeps + base) // step counts from 0; totals."""
+    incidence = np.zeros(group_count, dtype=np.int64)
+    least = greatest = width.const
+    step = 0
+    for group, repeat in width.terms:
+        own = levels[group, : level_count[group]]
+        incidence[group] = repeat
+        least += repeat * int(own[0])
+        greatest += repeat * int(own[-1])
+        step = int(np.gcd.reduce(np.append(np.diff(own) * repeat, step)))
+    step = max(step, 1)
+    totals: NDArray[np.int64] = np.arange(least, greatest + 1, step, dtype=np.int64)
+    return incidence, width.const - least, step, totals

@@ -1,0 +1,120 @@
+"""What is measured on a device: an operator at concrete widths, or a whole model under a plan.
+
+A measurement keeps its raw samples and the conditions they were taken under; a mean without them
+cannot be compared with anything (TVM issues 1627, 1932; service.md section 2b).
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from rlprune.errors import InputError
+
+MACS_DEVICE = "macs"
+"""The built-in device whose `ms` are millions of multiply-accumulates; for comparison with papers only."""
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class OperatorSpec:
+    """One operator at concrete widths and extents: what an operator measurement is of."""
+
+    kind: str
+    """As `graph.types.Operator.kind`."""
+    variant: str
+    in_width: int
+    out_width: int
+    in_spatial: tuple[int, ...]
+    out_spatial: tuple[int, ...]
+    kernel: tuple[int, ...] = ()
+    stride: tuple[int, ...] = ()
+    pads: tuple[int, ...] = ()
+    dilation: tuple[int, ...] = ()
+    groups: int = 1
+
+    def key(self) -> str:
+        """One canonical line of JSON; equal specs, equal keys."""
+        return json.dumps(asdict(self), separators=(",", ":"), sort_keys=True)
+
+    @staticmethod
+    def from_key(key: str) -> OperatorSpec:
+        """The inverse of `key`.
+
+        Raises:
+            InputError: not the key of an operator.
+        """
+        try:
+            data: dict[str, Any] = json.loads(key)
+            return OperatorSpec(
+                **{name: tuple(v) if isinstance(v, list) else v for name, v in data.items()}
+            )
+        except (TypeError, ValueError, AttributeError) as error:
+            raise InputError(f"not an operator key: {key[:80]!r} ({error})") from error
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSubject:
+    """A whole model under a plan: what a model measurement is of."""
+
+    fingerprint: str
+    keeps: tuple[int, ...]
+    """Keep count per group; the widths themselves for the unpruned model."""
+
+
+@dataclass(frozen=True, slots=True)
+class Measurement:
+    """Raw samples of one subject on one device, and of the control that ran interleaved with it.
+
+    The millisecond that is compared with a budget is `latency_ms`; for a single-thread key the
+    thread-CPU median over blocks and fresh sessions (ARCHITECTURE section 6).
+    """
+
+    device: str
+    subject: OperatorSpec | ModelSubject
+    cpu_ms: tuple[tuple[float, ...], ...]
+    """Thread-CPU ms per run: one inner tuple per fresh session, one entry per sample (a block mean)."""
+    wall_ms: tuple[tuple[float, ...], ...]
+    """Wall ms of the same samples."""
+    control_cpu_ms: tuple[tuple[float, ...], ...] = ()
+    """The unchanged model's samples taken between (A B A B); empty where there was no control."""
+    control_wall_ms: tuple[tuple[float, ...], ...] = ()
+    thread_count: int = 1
+    warmup_count: int = 0
+    status: str = "ok"
+    """`ok`, `unstable` (sessions or control drifted apart), or `failed`."""
+    reason: str = ""
+    """Why it is not `ok`."""
+    conditions: tuple[tuple[str, str], ...] = ()
+    """Name and value of what else was known: runtime version, load average, context switches."""
+
+    @property
+    def latency_ms(self) -> float:
+        """Median over sessions of the session medians; CPU time for one thread, else wall time."""
+        return _median_of_medians(self.cpu_ms if self.thread_count == 1 else self.wall_ms)
+
+    @property
+    def control_ms(self) -> float:
+        """The same of the control; NaN without one."""
+        samples = self.control_cpu_ms if self.thread_count == 1 else self.control_wall_ms
+        return _median_of_medians(samples) if samples else float("nan")
+
+    @property
+    def control_ratio(self) -> float:
+        """Latency over the interleaved control's; NaN without one. What budgets are checked with.
+
+        The median over sessions of the ratio of medians, so that a session's drift cancels.
+        """
+        one = self.thread_count == 1
+        ours = self.cpu_ms if one else self.wall_ms
+        control = self.control_cpu_ms if one else self.control_wall_ms
+        if not control:
+            return float("nan")
+        ratios = [np.median(a) / np.median(b) for a, b in zip(ours, control, strict=True)]
+        return float(np.median(ratios))
+
+
+def _median_of_medians(sessions: tuple[tuple[float, ...], ...]) -> float:
+    return float(np.median([np.median(samples) for samples in sessions])) if sessions else float("nan")

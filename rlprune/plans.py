@@ -1,0 +1,208 @@
+"""The answer: how many units each group keeps, and what that is predicted to cost.
+
+A plan holds no weights and no indices: which channels survive is decided where the weights are. It is
+a plain JSON file that outlives any server and can be replayed. The module is called `plans` because
+`rlprune.plan(...)` is the function that makes one.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rlprune.errors import PlanError, PlanMismatchError
+from rlprune.graph.types import IntArray, PruningGraph
+
+FORMAT = "rlprune.plan/1"
+SCHEMES = ("channel",)
+"""What a keep count means; regular blocks and patterns are to come (ARCHITECTURE section 5)."""
+
+
+@dataclass(frozen=True, slots=True)
+class PlanEntry:
+    """What one group keeps."""
+
+    name: str
+    scheme: str
+    width: int
+    keep: int
+    members: tuple[str, ...]
+    """`tensor[axis]` of every weight axis that shrinks with the group, for the reader."""
+
+
+@dataclass(frozen=True, slots=True)
+class PlanFigures:
+    """What a plan is predicted to cost; the knapsack's stand beside every plan for comparison."""
+
+    keeps: tuple[int, ...]
+    predicted_latency_ms: float
+    predicted_interval_ms: tuple[float, float]
+    macs: int
+    params: int
+
+
+@dataclass(frozen=True)
+class PruningPlan:
+    """A keep count per group for one graph, one device and one budget."""
+
+    fingerprint: str
+    """Of the graph this plan is for."""
+    policy: str
+    """Name and version of what decided, e.g. `knapsack` or `learned/1f3a9c`."""
+    profiled: bool
+    """Whether losses measured on calibration data were used, or shapes and weights alone."""
+    device: str
+    """Device key, or `macs` (latencies are then millions of MACs)."""
+    budget_ms: float
+    feasible: bool
+    """False where even the least latency exceeds the budget; the plan is then the least one."""
+    base_latency_ms: float
+    least_latency_ms: float
+    predicted_latency_ms: float
+    predicted_interval_ms: tuple[float, float]
+    """90 % interval; the upper end is what was held against the budget."""
+    groups: tuple[PlanEntry, ...]
+    macs: int
+    params: int
+    reference: PlanFigures | None = None
+    """The latency knapsack's plan for the same question."""
+    note: str = ""
+    """What the reader should know, e.g. why the reference was returned."""
+
+    @property
+    def keeps(self) -> IntArray:
+        """Keep counts [G] in the graph's order of groups."""
+        return np.array([entry.keep for entry in self.groups], dtype=np.int64)
+
+    def check(self, graph: PruningGraph) -> None:
+        """Raises PlanMismatchError unless the plan is for `graph`, PlanError if it cannot be applied."""
+        if self.fingerprint != graph.fingerprint:
+            raise PlanMismatchError(
+                f"plan is for graph {self.fingerprint[:12]}, model is {graph.fingerprint[:12]}; "
+                "trace and plan the model again",
+                field="plan.fingerprint",
+            )
+        if len(self.groups) != len(graph.groups):
+            raise PlanError(
+                f"plan has {len(self.groups)} groups, model has {len(graph.groups)}", field="plan.groups"
+            )
+        for entry, group in zip(self.groups, graph.groups, strict=True):
+            if entry.scheme not in SCHEMES:
+                raise PlanError(f"group {entry.name!r}: unknown scheme {entry.scheme!r}", field="plan.groups")
+            if not 1 <= entry.keep <= group.width:
+                raise PlanError(
+                    f"group {group.name!r}: keep {entry.keep} is not within 1..{group.width}",
+                    field="plan.groups",
+                )
+
+    def to_json(self, *, indent: int | None = 2) -> str:
+        """The plan as one JSON object (format `rlprune.plan/1`)."""
+        return json.dumps({"format": FORMAT, **asdict(self)}, indent=indent)
+
+    @staticmethod
+    def from_json(text: str) -> PruningPlan:
+        """The inverse of `to_json`.
+
+        Raises:
+            PlanError: truncated, not JSON, another format, or fields missing or of the wrong type.
+        """
+        try:
+            data = json.loads(text)
+        except ValueError as error:
+            raise PlanError(f"plan is not JSON or is cut short ({error}); make it again") from error
+        if not isinstance(data, dict) or data.get("format") != FORMAT:
+            raise PlanError(f"not a plan of format {FORMAT!r}; make it again with `rlprune plan`")
+        try:
+            reference = data["reference"]
+            return PruningPlan(
+                fingerprint=str(data["fingerprint"]),
+                policy=str(data["policy"]),
+                profiled=bool(data["profiled"]),
+                device=str(data["device"]),
+                budget_ms=_finite(data["budget_ms"]),
+                feasible=bool(data["feasible"]),
+                base_latency_ms=_finite(data["base_latency_ms"]),
+                least_latency_ms=_finite(data["least_latency_ms"]),
+                predicted_latency_ms=_finite(data["predicted_latency_ms"]),
+                predicted_interval_ms=_pair(data["predicted_interval_ms"]),
+                groups=tuple(
+                    PlanEntry(
+                        name=str(entry["name"]),
+                        scheme=str(entry["scheme"]),
+                        width=_count(entry["width"]),
+                        keep=_count(entry["keep"]),
+                        members=tuple(str(member) for member in entry["members"]),
+                    )
+                    for entry in data["groups"]
+                ),
+                macs=_count(data["macs"]),
+                params=_count(data["params"]),
+                reference=None
+                if reference is None
+                else PlanFigures(
+                    keeps=tuple(_count(keep) for keep in reference["keeps"]),
+                    predicted_latency_ms=_finite(reference["predicted_latency_ms"]),
+                    predicted_interval_ms=_pair(reference["predicted_interval_ms"]),
+                    macs=_count(reference["macs"]),
+                    params=_count(reference["params"]),
+                ),
+                note=str(data["note"]),
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise PlanError(f"plan is damaged ({error!r}); make it again with `rlprune plan`") from error
+
+    def save(self, path: str | Path) -> None:
+        """Writes the plan; either the whole file is there afterwards or nothing changed."""
+        write_atomic(Path(path), self.to_json().encode() + b"\n")
+
+    @staticmethod
+    def load(path: str | Path) -> PruningPlan:
+        """Reads a plan file.
+
+        Raises:
+            PlanError: not a readable plan.
+        """
+        try:
+            text = Path(path).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise PlanError(f"cannot read plan {path}: {error}") from error
+        return PruningPlan.from_json(text)
+
+
+def write_atomic(path: Path, content: bytes) -> None:
+    """Writes `content` beside `path`, then renames it there, so no reader sees half a file."""
+    handle, temporary = tempfile.mkstemp(dir=path.parent or Path("."), prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+def _finite(value: Any) -> float:
+    number = float(value)
+    if not math.isfinite(number):
+        raise ValueError(f"{value!r} is not a finite number")
+    return number
+
+
+def _count(value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise ValueError(f"{value!r} is not a count")
+    return value
+
+
+def _pair(value: Any) -> tuple[float, float]:
+    low, high = value
+    return _finite(low), _finite(high)
