@@ -1,4 +1,4 @@
-"""Environment of the whole suite; its being here also puts `tests/` on the import path (topologies)."""
+"""Environment of the whole suite; its being here also puts `tests/` on the import path."""
 
 import os
 

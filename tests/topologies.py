@@ -1,7 +1,7 @@
 """Small torch nets, one per way in which channels can be tied; every room's tests prune these.
 
 Built from a seed, with random BatchNorm statistics, scales and biases, so that a channel cut from
-the wrong place shows in the output. `TOPOLOGIES[name]()` gives an eval-mode module and example inputs.
+the wrong place shows in the output. `TOPOLOGIES[name]()` gives an eval-mode module and its inputs.
 """
 
 from __future__ import annotations
@@ -238,7 +238,7 @@ class LinearSqueezeExcite(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         batch, width, _, _ = x.size()
-        scale = self.fc(F.adaptive_avg_pool2d(x, 1).view(batch, width))
+        scale: Tensor = self.fc(F.adaptive_avg_pool2d(x, 1).view(batch, width))
         return x * scale.view(batch, width, 1, 1)
 
 
