@@ -1,7 +1,7 @@
 """A device's latency of one graph, compiled to tables: a plan's latency is a gather and a sum.
 
-Each operator has one table over (total in-width, total out-width); the totals are an incidence matrix
-times the keeps, because a concat's or padded shortcut's input is a sum of groups. Whole-model
+Each operator has one table over (total in-width, total out-width); the totals are an incidence
+matrix times the keeps, because a concat's or padded shortcut's input is a sum of groups. Whole-model
 calibration is already multiplied in, so nothing here knows how the numbers came about.
 """
 
@@ -23,7 +23,8 @@ OperatorCost = Callable[[Operator, IntArray, IntArray], FloatArray]
 class LatencyTables:
     """Latency of any plan over the keep levels of one graph on one device.
 
-    `levels` [G, L] are keep counts ascending, padded by repeating the full width; `level_count` [G].
+    `levels` [G, L] are keep counts ascending, padded by repeating the full width; `level_count`
+    [G].
     """
 
     device: str
@@ -56,7 +57,9 @@ class LatencyTables:
         """Full widths [G]."""
         return self.levels[:, -1]
 
-    def _cost(self, operators: IntArray | slice, in_total: IntArray, out_total: IntArray) -> FloatArray:
+    def _cost(
+        self, operators: IntArray | slice, in_total: IntArray, out_total: IntArray
+    ) -> FloatArray:
         rows = in_total // self.in_step[operators]
         columns = out_total // self.out_step[operators]
         index = self.offset[operators] + rows * self.out_count[operators] + columns
@@ -70,10 +73,10 @@ class LatencyTables:
 
     def latency_ms(self, keeps: IntArray) -> FloatArray:
         """Predicted ms for keeps [B, G] (each a level of its group) -> [B]."""
-        return self.operator_ms(keeps).sum(-1) + self.overhead_ms
+        return np.asarray(self.operator_ms(keeps).sum(-1) + self.overhead_ms)
 
     def group_ms(self, keeps: IntArray, group: int) -> FloatArray:
-        """Cost of the operators that `group` touches, at each of its levels, the others as in keeps.
+        """Cost of the operators that `group` touches at each of its levels, the others as in keeps.
 
         keeps [B, G] -> [B, L]; padded levels repeat the full width's cost. Differences along L are
         exact differences of `latency_ms`.
@@ -82,9 +85,11 @@ class LatencyTables:
         shift = self.levels[group] - keeps[:, group : group + 1]  # [B, L]
         in_total = keeps @ self.in_incidence[ops].T + self.in_base[ops]  # [B, P]
         out_total = keeps @ self.out_incidence[ops].T + self.out_base[ops]
-        in_total = in_total[:, None, :] + shift[:, :, None] * self.in_incidence[ops, group]  # [B, L, P]
+        in_total = (
+            in_total[:, None, :] + shift[:, :, None] * self.in_incidence[ops, group]
+        )  # [B, L, P]
         out_total = out_total[:, None, :] + shift[:, :, None] * self.out_incidence[ops, group]
-        return self._cost(ops, in_total, out_total).sum(-1)
+        return np.asarray(self._cost(ops, in_total, out_total).sum(-1))
 
     def upper_ms(self, keeps: IntArray) -> FloatArray:
         """Upper end of the 90 % interval, what budgets are held against: [B, G] -> [B]."""
@@ -104,11 +109,11 @@ class LatencyTables:
         """Evaluates `cost` at every total that the levels can reach.
 
         `cost` is asked once per operator with all its in- and out-totals, so a fitted model answers
-        in one batch. Totals that no plan reaches may be asked for too (a sum's lattice is filled in).
+        in one batch. Totals that no plan reaches may be asked for too: a sum's lattice is filled in.
         """
-        group_count = len(graph.groups)
-        in_axes = [_axis(op.in_width, levels, level_count, group_count) for op in graph.operators]
-        out_axes = [_axis(op.out_width, levels, level_count, group_count) for op in graph.operators]
+        groups = len(graph.groups)
+        in_axes = [_axis(op.in_width, levels, level_count, groups) for op in graph.operators]
+        out_axes = [_axis(op.out_width, levels, level_count, groups) for op in graph.operators]
         blocks: list[FloatArray] = []
         for op, (_, _, _, in_totals), (_, _, _, out_totals) in zip(
             graph.operators, in_axes, out_axes, strict=True
@@ -124,7 +129,7 @@ class LatencyTables:
                 for index, op in enumerate(graph.operators)
                 if any(term == group for term, _ in (*op.in_width.terms, *op.out_width.terms))
             ]
-            for group in range(group_count)
+            for group in range(groups)
         ]
         return LatencyTables(
             device=device,
@@ -137,21 +142,25 @@ class LatencyTables:
             if blocks
             else np.zeros(0, np.int64),
             out_count=np.array([block.shape[1] for block in blocks], dtype=np.int64),
-            in_incidence=np.array([a[0] for a in in_axes], dtype=np.int64).reshape(-1, group_count),
+            in_incidence=np.array([a[0] for a in in_axes], dtype=np.int64).reshape(-1, groups),
             in_base=np.array([a[1] for a in in_axes], dtype=np.int64),
-            out_incidence=np.array([a[0] for a in out_axes], dtype=np.int64).reshape(-1, group_count),
+            out_incidence=np.array([a[0] for a in out_axes], dtype=np.int64).reshape(
+                -1, group_count
+            ),
             out_base=np.array([a[1] for a in out_axes], dtype=np.int64),
             in_step=np.array([a[2] for a in in_axes], dtype=np.int64),
             out_step=np.array([a[2] for a in out_axes], dtype=np.int64),
             pair_operator=np.array([op for ops in pairs for op in ops], dtype=np.int64),
-            pair_start=np.concatenate([[0], np.cumsum([len(ops) for ops in pairs])]).astype(np.int64),
+            pair_start=np.concatenate([[0], np.cumsum([len(ops) for ops in pairs])]).astype(
+                np.int64
+            ),
         )
 
 
 def _axis(
     width: Width, levels: IntArray, level_count: IntArray, group_count: int
 ) -> tuple[IntArray, int, int, IntArray]:
-    """Incidence [G], base and step such that (incidence @ keeps + base) // step counts from 0; totals."""
+    """Incidence [G], base, step: (incidence @ keeps + base) // step counts from 0; and the totals."""
     incidence = np.zeros(group_count, dtype=np.int64)
     least = greatest = width.const
     step = 0

@@ -15,7 +15,7 @@ import numpy as np
 from rlprune.errors import InputError
 
 MACS_DEVICE = "macs"
-"""The built-in device whose `ms` are millions of multiply-accumulates; for comparison with papers only."""
+"""The built-in device whose `ms` are millions of MACs; for comparison with papers only."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -48,9 +48,11 @@ class OperatorSpec:
         """
         try:
             data: dict[str, Any] = json.loads(key)
-            return OperatorSpec(
-                **{name: tuple(v) if isinstance(v, list) else v for name, v in data.items()}
-            )
+            fields: dict[str, Any] = {
+                name: tuple(value) if isinstance(value, list) else value
+                for name, value in data.items()
+            }
+            return OperatorSpec(**fields)
         except (TypeError, ValueError, AttributeError) as error:
             raise InputError(f"not an operator key: {key[:80]!r} ({error})") from error
 
@@ -61,7 +63,9 @@ class ModelSubject:
 
     fingerprint: str
     keeps: tuple[int, ...]
-    """Keep count per group; the widths themselves for the unpruned model."""
+    """Keep count per group; the widths themselves for the unpruned model.
+
+    Empty only where a control model is asked for by `latency.collect`: also the unpruned model."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +79,7 @@ class Measurement:
     device: str
     subject: OperatorSpec | ModelSubject
     cpu_ms: tuple[tuple[float, ...], ...]
-    """Thread-CPU ms per run: one inner tuple per fresh session, one entry per sample (a block mean)."""
+    """Thread-CPU ms per run: a tuple per fresh session, an entry per sample (a block mean)."""
     wall_ms: tuple[tuple[float, ...], ...]
     """Wall ms of the same samples."""
     control_cpu_ms: tuple[tuple[float, ...], ...] = ()
@@ -117,4 +121,6 @@ class Measurement:
 
 
 def _median_of_medians(sessions: tuple[tuple[float, ...], ...]) -> float:
-    return float(np.median([np.median(samples) for samples in sessions])) if sessions else float("nan")
+    return (
+        float(np.median([np.median(samples) for samples in sessions])) if sessions else float("nan")
+    )

@@ -1,0 +1,41 @@
+"""Device keys: what must be equal for two latencies to be comparable."""
+
+from __future__ import annotations
+
+import platform
+import re
+from pathlib import Path
+
+from rlprune.runtime.base import Runtime
+
+MAX_KEY = 120
+_CPUINFO = Path("/proc/cpuinfo")
+_NOISE = re.compile(r"\((r|tm)\)|\bcpu\b|\bprocessor\b|@.*$|\b\d+-core\b", re.IGNORECASE)
+
+
+def local_device_key(runtime: Runtime, *, thread_count: int = 1, batch: int = 1) -> str:
+    """The key of this machine: runtime, hardware, threads, precision, batch; `[a-z0-9._-]{1,120}`.
+
+    For example `ort-1.31.1.x86_64-amd-epyc-25-1.t1.f32.b1`.
+    """
+    tail = f".t{thread_count}.f32.b{batch}"
+    head = f"{_slug(runtime.name)}-{_slug(runtime.version)}.{_slug(platform.machine())}-"
+    return (head + _cpu_slug(_CPUINFO))[: MAX_KEY - len(tail)].rstrip("-._") + tail
+
+
+def _cpu_slug(cpuinfo: Path) -> str:
+    """Model name, and family and model numbers: hypervisors shorten names to, say, "AMD EPYC"."""
+    fields: dict[str, str] = {}
+    try:
+        for line in cpuinfo.read_text(errors="replace").splitlines():
+            name, _, value = line.partition(":")
+            fields.setdefault(name.strip().lower(), value.strip())
+    except OSError:
+        pass  # no Linux: the interpreter's word is all there is
+    name = fields.get("model name") or fields.get("hardware") or platform.processor() or "cpu"
+    numbers = [fields[key] for key in ("cpu family", "model", "cpu part") if fields.get(key)]
+    return _slug("-".join([_NOISE.sub(" ", name), *numbers])) or "cpu"
+
+
+def _slug(text: str) -> str:
+    return re.sub(r"[^a-z0-9._]+", "-", text.lower()).strip("-._")
