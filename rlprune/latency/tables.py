@@ -1,8 +1,8 @@
 """A device's latency of one graph, compiled to tables: a plan's latency is a gather and a sum.
 
 Each operator has one table over (total in-width, total out-width); the totals are an incidence
-matrix times the keeps, because a concat's or padded shortcut's input is a sum of groups. Whole-model
-calibration is already multiplied in, so nothing here knows how the numbers came about.
+matrix times the keeps, because a concat's or padded shortcut's input is a sum of groups.
+Whole-model calibration is already multiplied in, so nothing here knows how the numbers came about.
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ class LatencyTables:
         """Evaluates `cost` at every total that the levels can reach.
 
         `cost` is asked once per operator with all its in- and out-totals, so a fitted model answers
-        in one batch. Totals that no plan reaches may be asked for too: a sum's lattice is filled in.
+        in one batch. Totals that no plan reaches may be asked for too: sums' lattices are filled in.
         """
         groups = len(graph.groups)
         in_axes = [_axis(op.in_width, levels, level_count, groups) for op in graph.operators]
@@ -144,9 +144,7 @@ class LatencyTables:
             out_count=np.array([block.shape[1] for block in blocks], dtype=np.int64),
             in_incidence=np.array([a[0] for a in in_axes], dtype=np.int64).reshape(-1, groups),
             in_base=np.array([a[1] for a in in_axes], dtype=np.int64),
-            out_incidence=np.array([a[0] for a in out_axes], dtype=np.int64).reshape(
-                -1, group_count
-            ),
+            out_incidence=np.array([a[0] for a in out_axes], dtype=np.int64).reshape(-1, groups),
             out_base=np.array([a[1] for a in out_axes], dtype=np.int64),
             in_step=np.array([a[2] for a in in_axes], dtype=np.int64),
             out_step=np.array([a[2] for a in out_axes], dtype=np.int64),
@@ -160,7 +158,7 @@ class LatencyTables:
 def _axis(
     width: Width, levels: IntArray, level_count: IntArray, group_count: int
 ) -> tuple[IntArray, int, int, IntArray]:
-    """Incidence [G], base, step: (incidence @ keeps + base) // step counts from 0; and the totals."""
+    """Incidence [G], base, step: (incidence @ keeps + base) // step counts from 0; the totals."""
     incidence = np.zeros(group_count, dtype=np.int64)
     least = greatest = width.const
     step = 0
