@@ -1,0 +1,21 @@
+"""Planning: from a traced model, a device and a budget to a plan; where the rooms below meet.
+
+`make_plan` is pure. `task_for` reads the store and keeps compiled tables for as long as the device
+has reported nothing new. `plan_model` is the whole way on this machine, without a server: what has
+not been measured yet is measured once, and found in the local store the next time.
+"""
+
+from rlprune.planning.local import OnProgress, plan_model, profile_model
+from rlprune.planning.make import check_budget, make_plan
+from rlprune.planning.tables import latency_model, task_for, unknown_device
+
+__all__ = [
+    "OnProgress",
+    "check_budget",
+    "latency_model",
+    "make_plan",
+    "plan_model",
+    "profile_model",
+    "task_for",
+    "unknown_device",
+]

@@ -1,0 +1,215 @@
+"""The whole way on this machine: profile, measure what is missing, plan."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING
+from zipfile import BadZipFile
+
+import numpy as np
+
+from rlprune.errors import BudgetError, InputError, MissingExtraError, NotFoundError
+from rlprune.graph.types import IntArray
+from rlprune.latency.types import MACS_DEVICE
+from rlprune.planning.make import check_budget, make_plan
+from rlprune.planning.tables import digest, latency_model, task_for, unknown_device
+from rlprune.plans import PruningPlan, write_atomic
+from rlprune.profile.types import GroupProfiles, keep_levels
+
+if TYPE_CHECKING:
+    from rlprune.graph.from_onnx import OnnxTrace
+    from rlprune.store import Store
+
+OnProgress = Callable[[str, int, int], None]
+"""(what is being done, how much is done, of how much)."""
+
+PROFILE_FORMAT = "rlprune.profile/1"
+"""Part of every kept profile's name: a new way of measuring finds none of the old."""
+
+
+def plan_model(
+    trace: OnnxTrace,
+    *,
+    budget_ms: float | None = None,
+    budget_ratio: float | None = None,
+    device: str | None = None,
+    policy: str = "learned",
+    calibration: str | Path | None = None,
+    round_to: int = 8,
+    min_keep: int = 1,
+    store: Store | None = None,
+    on_progress: OnProgress | None = None,
+) -> PruningPlan:
+    """Plans a traced model in this process.
+
+    With no `device`, or this machine's own key, what the model needs is measured now where the
+    local store does not have it. Whatever was given is checked before the first measurement.
+
+    Raises:
+        BudgetError: not exactly one budget, or not a positive, finite one.
+        CalibrationError, PolicyError: the file or directory is refused.
+        NotFoundError: another device that has not reported what this model needs.
+        MissingExtraError: something must be measured, and no runtime is installed.
+    """
+    from rlprune.policy import get_policy
+    from rlprune.store import open_store
+
+    if budget_ms is not None and budget_ratio is None:
+        check_budget(budget_ms)
+    elif budget_ratio is not None and budget_ms is None:
+        check_budget(budget_ratio, "budget_ratio")
+    else:
+        raise BudgetError("give either budget_ms or budget_ratio", field="budget_ms")
+    if round_to < 1 or min_keep < 1:
+        raise InputError(f"round_to {round_to} and min_keep {min_keep} must be at least 1")
+    chosen = get_policy(policy)
+    levels, level_count = keep_levels(trace.graph, round_to=round_to, min_keep=min_keep)
+    profiles = profile_model(trace, levels, level_count, calibration, on_progress=on_progress)
+    store = open_store() if store is None else store
+    device = _measured_device(trace, profiles, store, device, on_progress)
+    task = task_for(trace.graph, profiles, store, device)
+    if budget_ratio is not None:
+        budget_ms = budget_ratio * task.base_ms
+    assert budget_ms is not None
+    return make_plan(task, chosen, budget_ms, device=device)
+
+
+def profile_model(
+    trace: OnnxTrace,
+    levels: IntArray,
+    level_count: IntArray,
+    calibration: str | Path | None = None,
+    *,
+    on_progress: OnProgress | None = None,
+) -> GroupProfiles:
+    """Loss curves of a traced model: of its weights, and measured where there is calibration data.
+
+    Measuring costs one evaluation per group and level, so its result is kept beside the local store
+    under a digest of everything it depends on, and found there the next time.
+
+    Raises:
+        CalibrationError: the calibration file is refused.
+        MissingExtraError: calibration needs a runtime, and none is installed.
+    """
+    from rlprune.profile.energy import energy_profiles
+
+    profiles = energy_profiles(trace, levels, level_count)
+    if calibration is None:
+        return profiles
+    from rlprune.profile.calibration import load_calibration
+    from rlprune.profile.evaluate import Evaluator
+    from rlprune.profile.measured import measure_profiles
+    from rlprune.runtime import get_runtime
+
+    data = load_calibration(calibration, trace)
+    key = digest(
+        PROFILE_FORMAT.encode(),
+        trace.graph.fingerprint.encode(),
+        trace.model.SerializeToString(deterministic=True),
+        data.x.tobytes(),
+        data.y.tobytes(),
+        levels.tobytes(),
+    )
+    path = _profile_path(key)
+    known = _read_profile(path, profiles)
+    if known is not None:
+        return known
+    evaluator = Evaluator(trace, data, runtime=get_runtime())
+    measured = measure_profiles(
+        evaluator, levels, level_count, on_progress=_named(on_progress, "evaluating groups")
+    )
+    _write_profile(path, measured)
+    return measured
+
+
+def _named(on_progress: OnProgress | None, what: str) -> Callable[[int, int], None] | None:
+    if on_progress is None:
+        return None
+    return lambda done, total: on_progress(what, done, total)
+
+
+def _measured_device(
+    trace: OnnxTrace,
+    profiles: GroupProfiles,
+    store: Store,
+    device: str | None,
+    on_progress: OnProgress | None,
+) -> str:
+    """The device to plan for, with everything this model needs measured and in the store."""
+    from rlprune.graph.skeleton import strip
+    from rlprune.runtime import get_runtime
+
+    if device == MACS_DEVICE:
+        return device
+    runtime = None
+    local = ""
+    try:
+        from rlprune.latency.device import local_device_key
+
+        runtime = get_runtime()
+        local = local_device_key(runtime)
+    except MissingExtraError:
+        if device is None:
+            raise
+    device = local if device is None else device
+    if device != local and store.generation(device) == 0:
+        raise unknown_device(store, device)
+    missing = latency_model(store, device).missing(
+        trace.graph, profiles.levels, profiles.level_count
+    )
+    if not missing:
+        return device
+    if runtime is None or device != local:
+        raise NotFoundError(
+            f"device {device!r} has not measured {len(missing)} operators or variants this model "
+            "needs; plan with --server, whose worker on that device measures them",
+            field="device",
+        )
+    from rlprune.latency.collect import measure_subjects
+
+    store.put_graph(trace.graph, strip(trace.model))
+    store.add_measurements(
+        measure_subjects(
+            missing,
+            trace,
+            device=device,
+            runtime=runtime,
+            on_progress=_named(on_progress, "measuring this machine"),
+        )
+    )
+    return device
+
+
+def _profile_path(key: str) -> Path:
+    from platformdirs import user_data_path
+
+    return user_data_path("rlprune") / "profiles" / f"{key}.npz"
+
+
+def _read_profile(path: Path, energy: GroupProfiles) -> GroupProfiles | None:
+    """`energy` with the losses kept at `path`; None where there are none or they are damaged."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            measured = np.asarray(file["measured_loss"], dtype=np.float64)
+            base_loss, image_count = float(file["base_loss"]), int(file["image_count"])
+    except (OSError, ValueError, KeyError, BadZipFile):
+        return None
+    if measured.shape[1:] != energy.levels.shape:
+        return None
+    return replace(energy, measured_loss=measured, base_loss=base_loss, image_count=image_count)
+
+
+def _write_profile(path: Path, profiles: GroupProfiles) -> None:
+    assert profiles.measured_loss is not None
+    content = BytesIO()
+    np.savez(
+        content,
+        measured_loss=profiles.measured_loss,
+        base_loss=profiles.base_loss,
+        image_count=profiles.image_count,
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(path, content.getvalue())

@@ -1,0 +1,121 @@
+"""One plan with every figure a reader needs to judge it; pure."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from rlprune.errors import BudgetError
+from rlprune.graph.types import IntArray
+from rlprune.latency.types import MACS_DEVICE
+from rlprune.plans import PlanEntry, PlanFigures, PruningPlan
+from rlprune.task.task import PruningTask
+
+if TYPE_CHECKING:
+    from rlprune.policy.base import Policy
+
+
+def check_budget(value: float, name: str = "budget_ms") -> float:
+    """`value` as a float, if it can be a budget; `name` is what the caller called it.
+
+    Raises:
+        BudgetError: not a positive, finite number, or a ratio above 1.
+    """
+    if not math.isfinite(value) or value <= 0:
+        raise BudgetError(f"{name} is {value}; give a positive, finite number", field=name)
+    if name == "budget_ratio" and value > 1:
+        raise BudgetError(
+            f"budget_ratio is {value}; give a share of the unpruned latency, above 0 and at most 1",
+            field=name,
+        )
+    return float(value)
+
+
+def make_plan(task: PruningTask, policy: Policy, budget_ms: float, *, device: str) -> PruningPlan:
+    """The policy's plan for one budget, with every figure a reader needs to judge it; pure.
+
+    An infeasible budget is an answer, not an error: the plan of least latency, `feasible` False.
+
+    Raises:
+        BudgetError: the budget is NaN, infinite, zero or negative.
+    """
+    from rlprune.task.knapsack import least_keeps, solve
+
+    budget_ms = check_budget(budget_ms)
+    asked = np.array([budget_ms])
+    least = least_keeps(task)
+    feasible = bool(task.tables.upper_ms(least[None])[0] <= budget_ms)
+    reference = solve(task, asked)[0] if feasible and task.group_count else least
+    keeps = reference
+    if feasible and task.group_count and policy.name != "knapsack":
+        keeps = policy.plan(task, asked)[0]
+    figures = _figures(task, keeps)
+    return PruningPlan(
+        fingerprint=task.graph.fingerprint,
+        policy=policy.name,
+        profiled=task.profiles.profiled,
+        device=device,
+        budget_ms=budget_ms,
+        feasible=feasible,
+        base_latency_ms=task.base_ms,
+        least_latency_ms=float(task.tables.latency_ms(least[None])[0]),
+        predicted_latency_ms=figures.predicted_latency_ms,
+        predicted_interval_ms=figures.predicted_interval_ms,
+        groups=tuple(
+            PlanEntry(
+                name=group.name,
+                scheme="channel",
+                width=group.width,
+                keep=int(keep),
+                members=tuple(f"{member.tensor}[{member.axis}]" for member in group.members),
+            )
+            for group, keep in zip(task.graph.groups, keeps, strict=True)
+        ),
+        macs=figures.macs,
+        params=figures.params,
+        reference=_figures(task, reference),
+        note=_note(task, policy, budget_ms, least, feasible, bool((keeps == reference).all())),
+    )
+
+
+def _figures(task: PruningTask, keeps: IntArray) -> PlanFigures:
+    latency = float(task.tables.latency_ms(keeps[None])[0])
+    low, high = task.tables.interval_ratio
+    return PlanFigures(
+        keeps=tuple(int(keep) for keep in keeps),
+        predicted_latency_ms=latency,
+        predicted_interval_ms=(latency * low, latency * high),
+        macs=int(task.graph.macs(keeps)),
+        params=int(task.graph.params(keeps)),
+    )
+
+
+def _note(
+    task: PruningTask,
+    policy: Policy,
+    budget_ms: float,
+    least: IntArray,
+    feasible: bool,
+    is_reference: bool,
+) -> str:
+    """What the reader should know, clauses joined by semicolons; empty where nothing is."""
+    clauses: list[str] = []
+    unit = "M MACs" if task.tables.device == MACS_DEVICE else "ms"
+    if not task.group_count:
+        clauses.append("nothing to prune: no group of channels may shrink")
+    if not feasible:
+        floor = float(task.tables.upper_ms(least[None])[0])
+        clauses.append(
+            f"no plan meets {budget_ms:.4g} {unit}: this is the plan of least latency, "
+            f"which needs a budget of {floor:.4g} {unit} (upper end of its interval)"
+        )
+    elif task.group_count and is_reference and policy.name != "knapsack":
+        clauses.append("the same as the knapsack reference")
+    if not task.profiles.profiled:
+        source = "shapes alone" if task.profiles.energy_loss is None else "weights alone"
+        clauses.append(f"losses estimated from {source}: no calibration data")
+    if task.tables.device == MACS_DEVICE:
+        clauses.append("latencies are millions of MACs")
+    return "; ".join(clauses)

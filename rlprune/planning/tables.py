@@ -1,0 +1,134 @@
+"""A device's measurements turned into tables, kept until the device reports again."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Generic, TypeVar
+from weakref import WeakKeyDictionary
+
+from rlprune.errors import NotFoundError
+from rlprune.graph.types import PruningGraph
+from rlprune.latency.tables import LatencyTables
+from rlprune.latency.types import MACS_DEVICE
+from rlprune.profile.types import GroupProfiles
+from rlprune.task.task import PruningTask
+
+if TYPE_CHECKING:
+    from rlprune.latency.model import LatencyModel
+    from rlprune.store import Store
+
+T = TypeVar("T")
+
+
+class _Recent(Generic[T]):
+    """The values used last, at most `limit` of them; safe to share between threads."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._lock = threading.Lock()
+        self._values: OrderedDict[tuple[object, ...], T] = OrderedDict()
+
+    def get(self, key: tuple[object, ...], make: Callable[[], T]) -> T:
+        """The value of `key`; made outside the lock, so at worst twice, to equal values."""
+        with self._lock:
+            if key in self._values:
+                self._values.move_to_end(key)
+                return self._values[key]
+        made = make()
+        with self._lock:
+            self._values[key] = made
+            while len(self._values) > self._limit:
+                self._values.popitem(last=False)
+        return made
+
+
+class _Compiled:
+    """What one store's measurements were turned into."""
+
+    def __init__(self) -> None:
+        self.models: _Recent[LatencyModel] = _Recent(4)
+        self.tables: _Recent[LatencyTables] = _Recent(32)
+
+
+# Keyed by the store object, not its URL: what was compiled ends with the store it came from.
+_compiled: WeakKeyDictionary[Store, _Compiled] = WeakKeyDictionary()
+_compiled_lock = threading.Lock()
+
+
+def _compiled_of(store: Store) -> _Compiled:
+    with _compiled_lock:
+        return _compiled.setdefault(store, _Compiled())
+
+
+def latency_model(store: Store, device: str) -> LatencyModel:
+    """The device's latency model over all its measurements so far; fitted once per generation.
+
+    A device without measurements has one too: its `missing` names everything.
+    """
+    from rlprune.latency.model import LatencyModel
+
+    # The generation is read first: a report that arrives in between makes the entry fresher than
+    # its key says, and the next call fits again.
+    generation = store.generation(device)
+    return _compiled_of(store).models.get(
+        (device, generation),
+        lambda: LatencyModel.fit(device, store.measurements(device), store.graphs()),
+    )
+
+
+def tables_for(
+    graph: PruningGraph, profiles: GroupProfiles, store: Store, device: str
+) -> LatencyTables:
+    """The device's latency of every plan over the profiles' keep levels.
+
+    Raises:
+        NotFoundError: the device has no measurements; names the devices that have.
+    """
+    from rlprune.latency.macs import macs_tables
+
+    levels, level_count = profiles.levels, profiles.level_count
+    levels_digest = digest(levels.tobytes(), level_count.tobytes())
+    if device == MACS_DEVICE:
+        return _compiled_of(store).tables.get(
+            (graph.fingerprint, levels_digest, device, 0),
+            lambda: macs_tables(graph, levels, level_count),
+        )
+    generation = store.generation(device)
+    if generation == 0:
+        raise unknown_device(store, device)
+    return _compiled_of(store).tables.get(
+        (graph.fingerprint, levels_digest, device, generation),
+        lambda: latency_model(store, device).compile(graph, levels, level_count),
+    )
+
+
+def task_for(
+    graph: PruningGraph, profiles: GroupProfiles, store: Store, device: str
+) -> PruningTask:
+    """The planning task of one graph on one device, its tables as fresh as the store.
+
+    Whether enough was measured for this graph is `latency_model(store, device).missing(...)`.
+
+    Raises:
+        NotFoundError: the device has no measurements; names the devices that have.
+    """
+    return PruningTask(graph, tables_for(graph, profiles, store, device), profiles)
+
+
+def unknown_device(store: Store, device: str) -> NotFoundError:
+    """The refusal of a device that never reported, naming those that may be asked for."""
+    known = sorted({MACS_DEVICE, *(record.key for record in store.devices())})
+    return NotFoundError(
+        f"no measurements of device {device!r}; known: {', '.join(known)}", field="device"
+    )
+
+
+def digest(*parts: bytes) -> str:
+    whole = hashlib.sha256()
+    for part in parts:
+        whole.update(len(part).to_bytes(8, "little"))
+        whole.update(part)
+    return whole.hexdigest()[:32]
