@@ -1,0 +1,191 @@
+"""Opening a database and running transactions in it.
+
+Promise: when a write transaction has returned, its rows are on disk. SQLite runs in WAL mode with
+synchronous=FULL, so they survive `kill -9`, and loss of power as far as the disk keeps its own
+promises; PostgreSQL likewise while its `synchronous_commit` is left on. One `Database` may be used
+from many threads, one file or server from many processes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy import exc
+from sqlalchemy.dialects import postgresql, sqlite
+
+from rlprune.errors import InputError, UnavailableError
+from rlprune.store import schema
+
+BUSY_TIMEOUT_SEC = 20.0
+"""How long a SQLite writer waits for another process's transaction."""
+_OPEN_LOCK = 0x726C7072  # "rlpr": one process at a time creates the tables
+
+
+class Database:
+    """An engine, and the two kinds of transaction that the store uses."""
+
+    def __init__(self, url: str) -> None:
+        """Opens or creates the database at a SQLAlchemy URL (sqlite file or postgresql).
+
+        Raises:
+            InputError: no URL of a kind known here, or what is there is no store of this version.
+            UnavailableError: the database does not answer.
+        """
+        self.url = _parse(url)
+        self.engine = _engine(self.url)
+        try:
+            self._create()
+        except exc.OperationalError as error:
+            self.close()
+            raise UnavailableError(f"cannot open store {self}: {_first_line(error)}") from error
+        except (exc.DatabaseError, sqlite3.DatabaseError) as error:
+            self.close()
+            raise InputError(
+                f"{self} is not a store ({_first_line(error)}); give another --store", field="store"
+            ) from error
+        except BaseException:
+            self.close()
+            raise
+
+    def __str__(self) -> str:
+        return self.url.render_as_string(hide_password=True)
+
+    def close(self) -> None:
+        """Closes all connections."""
+        self.engine.dispose()
+
+    @contextmanager
+    def read(self) -> Iterator[sa.Connection]:
+        """One consistent view; nothing written in it is kept."""
+        try:
+            with self.engine.connect() as connection:
+                yield connection
+        except exc.OperationalError as error:
+            raise UnavailableError(f"store {self}: {_first_line(error)}") from error
+
+    @contextmanager
+    def write(self) -> Iterator[sa.Connection]:
+        """All or nothing; on disk when it returns. Writers of one SQLite file take turns."""
+        try:
+            with self._writing() as connection, connection.begin():
+                yield connection
+        except exc.OperationalError as error:
+            raise UnavailableError(f"store {self}: {_first_line(error)}") from error
+
+    def _writing(self) -> sa.Connection:
+        return self.engine.connect().execution_options(rlprune_write=True)
+
+    def insert_new(
+        self, connection: sa.Connection, table: sa.Table, values: Mapping[str, Any]
+    ) -> bool:
+        """Inserts a row unless one with the same key is there; says whether it was inserted."""
+        make = postgresql.insert if self.engine.dialect.name == "postgresql" else sqlite.insert
+        result = connection.execute(make(table).values(**values).on_conflict_do_nothing())
+        return result.rowcount == 1
+
+    def _create(self) -> None:
+        if self.engine.dialect.name == "sqlite":
+            _switch_to_wal(self.engine)
+        with self._writing() as connection, connection.begin():
+            if self.engine.dialect.name == "postgresql":
+                connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_OPEN_LOCK)))
+            schema.metadata.create_all(connection)
+            self.insert_new(
+                connection,
+                schema.settings,
+                {"name": "schema_version", "value": str(schema.SCHEMA_VERSION)},
+            )
+            found = connection.scalar(
+                sa.select(schema.settings.c.value).where(schema.settings.c.name == "schema_version")
+            )
+            if found != str(schema.SCHEMA_VERSION):
+                raise InputError(
+                    f"store {self} has schema {found}, this version of rlprune reads "
+                    f"{schema.SCHEMA_VERSION}; use the version that made it or a new store",
+                    field="store",
+                )
+
+
+def _parse(url: str) -> sa.URL:
+    if "://" not in url:
+        url = f"sqlite:///{url}"
+    try:
+        parsed = sa.make_url(url)
+        backend = parsed.get_backend_name()
+    except (exc.ArgumentError, ValueError) as error:
+        raise InputError(f"not a store URL: {url!r}", field="store") from error
+    if backend not in ("sqlite", "postgresql"):
+        raise InputError(
+            f"store {backend!r}: use sqlite:///FILE or postgresql://...", field="store"
+        )
+    if backend == "sqlite":
+        if parsed.database in (None, "", ":memory:"):
+            raise InputError("a store is a file: give sqlite:///FILE", field="store")
+        parent = Path(str(parsed.database)).absolute().parent
+        try:
+            parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"cannot make the folder {parent}: {error}", field="store") from error
+    return parsed
+
+
+def _engine(url: sa.URL) -> sa.Engine:
+    # More than a server has threads, so that none waits for another's connection.
+    options: dict[str, Any] = {
+        "pool_size": 16,
+        "max_overflow": 16,
+        "pool_timeout": BUSY_TIMEOUT_SEC,
+    }
+    try:
+        if url.get_backend_name() == "postgresql":
+            return sa.create_engine(url, pool_pre_ping=True, **options)
+        engine = sa.create_engine(url, connect_args={"timeout": BUSY_TIMEOUT_SEC}, **options)
+    except exc.NoSuchModuleError as error:
+        raise InputError(f"store {url.drivername!r}: {error}", field="store") from error
+    except ModuleNotFoundError as error:
+        raise InputError(
+            f"store {url.drivername!r} needs the package {error.name!r}: pip install {error.name}",
+            field="store",
+        ) from error
+
+    @sa.event.listens_for(engine, "connect")
+    def _on_connect(connection: Any, _: Any) -> None:
+        # The driver's own BEGIN comes late and is never IMMEDIATE, so it is switched off
+        # (SQLAlchemy docs, SQLite dialect, "Serializable isolation / Savepoints").
+        connection.isolation_level = None
+        connection.execute("PRAGMA synchronous=FULL")
+        connection.execute("PRAGMA foreign_keys=ON")
+
+    @sa.event.listens_for(engine, "begin")
+    def _on_begin(connection: sa.Connection) -> None:
+        # A reader turned writer cannot wait for the lock, its view being old: writers say so first.
+        write = connection.get_execution_options().get("rlprune_write", False)
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")
+
+    return engine
+
+
+def _switch_to_wal(engine: sa.Engine) -> None:
+    # The switch is kept in the file. It does not wait for other processes that open the file at the
+    # same moment, busy timeout or not, hence the loop.
+    deadline = time.monotonic() + BUSY_TIMEOUT_SEC
+    while True:
+        try:
+            with contextlib.closing(engine.raw_connection()) as connection:
+                connection.cursor().execute("PRAGMA journal_mode=WAL")
+            return
+        except sqlite3.OperationalError as error:
+            if "locked" not in str(error) or time.monotonic() > deadline:
+                raise UnavailableError(f"cannot open store {engine.url}: {error}") from error
+            time.sleep(0.02)
+
+
+def _first_line(error: Exception) -> str:
+    return str(getattr(error, "orig", error)).strip().splitlines()[0]

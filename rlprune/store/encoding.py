@@ -1,0 +1,142 @@
+"""Measurements and their subjects as text, and what a measurement must be to enter a store."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+from dataclasses import fields
+from typing import Any
+
+from rlprune.errors import InputError
+from rlprune.latency.types import MACS_DEVICE, Measurement, ModelSubject, OperatorSpec
+
+Subject = OperatorSpec | ModelSubject
+
+_DEVICE = re.compile(r"[a-z0-9._-]{1,120}")
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_FINGERPRINT = re.compile(r"[0-9a-f]{64}")
+_STATUSES = ("ok", "unstable", "failed")
+_SAMPLES = ("cpu_ms", "wall_ms", "control_cpu_ms", "control_wall_ms")
+
+
+def check_device(device: str, *, field: str = "device") -> str:
+    """The device key itself; InputError unless it is one that a real device may have."""
+    if not _DEVICE.fullmatch(device):
+        raise InputError(
+            f"device key {device[:130]!r} must match [a-z0-9._-]{{1,120}}", field=field
+        )
+    if device == MACS_DEVICE:
+        raise InputError(f"{device!r} is built in and measures nothing", field=field)
+    return device
+
+
+def check_request_id(request_id: str, *, field: str = "request_id") -> str:
+    """The request id itself; InputError unless it matches [A-Za-z0-9._-]{1,64}."""
+    if not _REQUEST_ID.fullmatch(request_id):
+        raise InputError(
+            f"request_id {request_id!r} must match [A-Za-z0-9._-]{{1,64}}", field=field
+        )
+    return request_id
+
+
+def check_fingerprint(fingerprint: str, *, field: str = "fingerprint") -> str:
+    """The fingerprint itself; InputError unless it is 64 hex digits."""
+    if not _FINGERPRINT.fullmatch(fingerprint):
+        raise InputError(f"fingerprint {fingerprint[:80]!r} is not 64 hex digits", field=field)
+    return fingerprint
+
+
+def check_measurement(measurement: Measurement, *, field: str = "measurement") -> None:
+    """Refuses what no device can have measured: NaN, negative or missing samples, unknown status.
+
+    Raises:
+        InputError: naming `field` and the part of the measurement at fault.
+    """
+    check_device(measurement.device, field=f"{field}.device")
+    if isinstance(measurement.subject, ModelSubject):
+        check_fingerprint(measurement.subject.fingerprint, field=f"{field}.subject.fingerprint")
+        if any(keep < 1 for keep in measurement.subject.keeps):
+            raise InputError("keep counts must be at least 1", field=f"{field}.subject.keeps")
+    if measurement.status not in _STATUSES:
+        raise InputError(
+            f"status {measurement.status[:80]!r} is none of {', '.join(_STATUSES)}",
+            field=f"{field}.status",
+        )
+    if measurement.thread_count < 1:
+        raise InputError("thread_count must be at least 1", field=f"{field}.thread_count")
+    if measurement.warmup_count < 0:
+        raise InputError("warmup_count must not be negative", field=f"{field}.warmup_count")
+    for name in _SAMPLES:
+        _check_samples(getattr(measurement, name), f"{field}.{name}")
+    if len(measurement.control_cpu_ms) not in (0, len(measurement.cpu_ms)):
+        raise InputError(
+            "the control needs as many sessions as its subject", field=f"{field}.control_cpu_ms"
+        )
+    # Not `<= 0`: the median of no samples is NaN.
+    if measurement.status != "failed" and not measurement.latency_ms > 0:
+        raise InputError(
+            f"a measurement of status {measurement.status!r} needs samples above 0 ms",
+            field=f"{field}.cpu_ms",
+        )
+
+
+def _check_samples(sessions: tuple[tuple[float, ...], ...], field: str) -> None:
+    if any(not session for session in sessions):
+        raise InputError("a session has no samples", field=field)
+    for session in sessions:
+        for value in session:
+            if not (math.isfinite(value) and value >= 0):
+                raise InputError(f"sample {value} is not a time in ms", field=field)
+
+
+def subject_key(subject: Subject) -> str:
+    """One canonical line of JSON; equal subjects, equal keys."""
+    if isinstance(subject, OperatorSpec):
+        return subject.key()
+    return json.dumps(
+        {"fingerprint": subject.fingerprint, "keeps": list(subject.keeps)}, separators=(",", ":")
+    )
+
+
+def subject_from_key(key: str) -> Subject:
+    """The inverse of `subject_key`.
+
+    Raises:
+        InputError: not the key of a subject.
+    """
+    if not key.startswith('{"fingerprint"'):
+        return OperatorSpec.from_key(key)
+    try:
+        data = json.loads(key)
+        return ModelSubject(str(data["fingerprint"]), tuple(int(keep) for keep in data["keeps"]))
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"not a subject key: {key[:80]!r} ({error})") from error
+
+
+def measurement_to_json(measurement: Measurement) -> str:
+    """Everything but the subject, which has a column of its own; floats survive exactly."""
+    data = {
+        f.name: getattr(measurement, f.name) for f in fields(measurement) if f.name != "subject"
+    }
+    return json.dumps(data, separators=(",", ":"))
+
+
+def measurement_from_json(subject: str, body: str) -> Measurement:
+    """The inverse of `measurement_to_json`, given the subject's key."""
+    data: dict[str, Any] = json.loads(body)
+    for name in _SAMPLES:
+        data[name] = tuple(tuple(session) for session in data[name])
+    data["conditions"] = tuple((str(name), str(value)) for name, value in data["conditions"])
+    return Measurement(subject=subject_from_key(subject), **data)
+
+
+def digest(*parts: str | bytes) -> str:
+    """sha256 over parts with their lengths, so that ("ab", "c") and ("a", "bc") differ."""
+    whole = hashlib.sha256()
+    for part in parts:
+        data = part.encode() if isinstance(part, str) else part
+        whole.update(len(data).to_bytes(8, "big"))
+        whole.update(data)
+    return whole.hexdigest()

@@ -1,0 +1,384 @@
+"""What is known of graphs, devices, measurements and plans, and survives the process.
+
+Every method is one transaction: it happens whole or not at all, and what a writing method returned
+from is on disk (`database`). All methods may be called from any thread, and from several processes
+at once.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import time
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import sqlalchemy as sa
+
+from rlprune.errors import ConflictError, InputError, NotFoundError
+from rlprune.graph.types import PruningGraph
+from rlprune.latency.types import Measurement
+from rlprune.plans import PruningPlan
+from rlprune.store import encoding, schema
+from rlprune.store.database import Database
+
+Clock = Callable[[], float]
+"""Seconds since the epoch."""
+
+DEFAULT_PAGE_SIZE = 50
+MAX_PAGE_SIZE = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceRecord:
+    """A device that registered or was measured on."""
+
+    key: str
+    description: dict[str, str]
+    """What the device said of itself: runtime, runtime_version, thread_count, machine, ..."""
+    first_seen_sec: float
+    last_seen_sec: float
+    """By the store's clock, seconds since the epoch."""
+    measurement_count: int
+    generation: int
+    """Grows with every accepted measurement; what was computed at another generation is stale."""
+
+
+@dataclass(frozen=True, slots=True)
+class PlanRecord:
+    """A plan as it was stored."""
+
+    plan_id: str
+    plan: PruningPlan
+    created_sec: float
+
+
+class Store:
+    """Graphs, devices, measurements and plans over one `Database`; jobs stand in `store.jobs`."""
+
+    def __init__(self, database: Database, *, clock: Clock = time.time) -> None:
+        self.database = database
+        self.clock = clock
+
+    def close(self) -> None:
+        """Closes all connections; the store is not used afterwards."""
+        self.database.close()
+
+    # Graphs
+
+    def put_graph(self, graph: PruningGraph, skeleton: bytes) -> None:
+        """Keeps a graph and its skeleton; the first one of a fingerprint stays."""
+        with self.database.write() as connection:
+            self.database.insert_new(
+                connection,
+                schema.graphs,
+                {
+                    "fingerprint": graph.fingerprint,
+                    "graph": graph.to_json(),
+                    "skeleton": skeleton,
+                    "created_sec": self.clock(),
+                },
+            )
+
+    def graph(self, fingerprint: str) -> PruningGraph:
+        """The graph of a fingerprint.
+
+        Raises:
+            NotFoundError: none was put.
+        """
+        return PruningGraph.from_json(self._graph_row(fingerprint).graph)
+
+    def skeleton(self, fingerprint: str) -> bytes:
+        """The skeleton of a fingerprint.
+
+        Raises:
+            NotFoundError: none was put.
+        """
+        return bytes(self._graph_row(fingerprint).skeleton)
+
+    def graphs(self) -> dict[str, PruningGraph]:
+        """All graphs by fingerprint."""
+        query = sa.select(schema.graphs.c.fingerprint, schema.graphs.c.graph)
+        with self.database.read() as connection:
+            rows = connection.execute(query).all()
+        return {fingerprint: PruningGraph.from_json(text) for fingerprint, text in rows}
+
+    def _graph_row(self, fingerprint: str) -> sa.Row[str, bytes]:
+        rows = schema.graphs.c
+        query = sa.select(rows.graph, rows.skeleton).where(rows.fingerprint == fingerprint)
+        with self.database.read() as connection:
+            found = connection.execute(query).first()
+        if found is None:
+            raise NotFoundError(
+                f"no model with fingerprint {fingerprint[:12]!r} is known; send its skeleton",
+                field="fingerprint",
+            )
+        return found
+
+    # Devices
+
+    def register_device(
+        self, device: str, description: Mapping[str, str] | None = None
+    ) -> DeviceRecord:
+        """Makes a device known, or notes that it was seen; a new description replaces the old one.
+
+        Raises:
+            InputError: the device key is malformed.
+        """
+        encoding.check_device(device)
+        text = json.dumps(dict(description or {}), sort_keys=True)
+        with self.database.write() as connection:
+            touch_device(self.database, connection, device, self.clock())
+            if description is not None:
+                connection.execute(
+                    sa.update(schema.devices)
+                    .where(schema.devices.c.device == device)
+                    .values(description=text)
+                )
+        return self.device(device)
+
+    def device(self, device: str) -> DeviceRecord:
+        """One device.
+
+        Raises:
+            NotFoundError: unknown; names the known ones.
+        """
+        known = self.devices()
+        for record in known:
+            if record.key == device:
+                return record
+        names = ", ".join([record.key for record in known[:20]] + ["macs"])
+        raise NotFoundError(f"device {device!r} is unknown; known are: {names}", field="device")
+
+    def devices(self) -> list[DeviceRecord]:
+        """All devices by name."""
+        counts = (
+            sa.select(schema.measurements.c.device, sa.func.count().label("count"))
+            .group_by(schema.measurements.c.device)
+            .subquery()
+        )
+        query = (
+            sa.select(schema.devices, sa.func.coalesce(counts.c["count"], 0).label("count"))
+            .select_from(
+                schema.devices.outerjoin(counts, counts.c.device == schema.devices.c.device)
+            )
+            .order_by(schema.devices.c.device)
+        )
+        with self.database.read() as connection:
+            rows = connection.execute(query).mappings().all()
+        return [
+            DeviceRecord(
+                key=row["device"],
+                description=json.loads(row["description"]),
+                first_seen_sec=row["first_seen_sec"],
+                last_seen_sec=row["last_seen_sec"],
+                measurement_count=row["count"],
+                generation=row["generation"],
+            )
+            for row in rows
+        ]
+
+    def generation(self, device: str) -> int:
+        """Grows with every accepted measurement of the device; 0 for one never heard of."""
+        query = sa.select(schema.devices.c.generation).where(schema.devices.c.device == device)
+        with self.database.read() as connection:
+            return int(connection.scalar(query) or 0)
+
+    # Measurements
+
+    def add_measurements(self, measurements: Sequence[Measurement]) -> None:
+        """Accepts measurements taken in this process; makes their devices known.
+
+        Raises:
+            InputError: a sample is NaN, negative or missing; nothing was added.
+        """
+        for index, measurement in enumerate(measurements):
+            encoding.check_measurement(measurement, field=f"measurements[{index}]")
+        if measurements:
+            with self.database.write() as connection:
+                insert_measurements(self.database, connection, measurements, self.clock())
+
+    def measurements(self, device: str) -> list[Measurement]:
+        """All measurements of a device, in the order in which they were accepted."""
+        rows = schema.measurements.c
+        query = sa.select(rows.subject, rows.body).where(rows.device == device).order_by(rows.seq)
+        with self.database.read() as connection:
+            found = connection.execute(query).all()
+        return [encoding.measurement_from_json(subject, body) for subject, body in found]
+
+    # Plans
+
+    def put_plan(
+        self, plan: PruningPlan, *, request_id: str = "", content: bytes | None = None
+    ) -> str:
+        """Keeps a plan; returns its id.
+
+        With a `request_id` seen before, nothing is written and the first plan's id is returned.
+
+        Args:
+            content: what was asked, to tell a repeated request from another one under the same id;
+                the plan itself where None.
+
+        Raises:
+            ConflictError: the same request_id came with other content.
+        """
+        body = plan.to_json(indent=None)
+        content_digest = encoding.digest(body if content is None else content)
+        values = {
+            "plan_id": uuid.uuid4().hex,
+            "request_id": encoding.check_request_id(request_id) if request_id else None,
+            "content_digest": content_digest,
+            "device": plan.device,
+            "fingerprint": plan.fingerprint,
+            "body": body,
+            "created_sec": self.clock(),
+        }
+        with self.database.write() as connection:
+            if self.database.insert_new(connection, schema.plans, values):
+                return str(values["plan_id"])
+            first = _plan_of_request(connection, request_id, content_digest)
+        assert first is not None, "only a row with this request_id can stand in the way"
+        return first
+
+    def plan_of_request(self, request_id: str, content: bytes) -> str | None:
+        """The id of the plan that an earlier call with this request_id got; None if there is none.
+
+        Raises:
+            ConflictError: the same request_id came with other content.
+        """
+        with self.database.read() as connection:
+            return _plan_of_request(connection, request_id, encoding.digest(content))
+
+    def plan(self, plan_id: str) -> PruningPlan:
+        """One plan.
+
+        Raises:
+            NotFoundError: there is none with this id.
+        """
+        return self.plan_record(plan_id).plan
+
+    def plan_record(self, plan_id: str) -> PlanRecord:
+        """One plan, with when it was made; raises as `plan`."""
+        query = sa.select(schema.plans).where(schema.plans.c.plan_id == plan_id)
+        with self.database.read() as connection:
+            row = connection.execute(query).mappings().first()
+        if row is None:
+            raise NotFoundError(f"no plan with id {plan_id[:80]!r}", field="plan_id")
+        return _plan_record(row)
+
+    def plans(
+        self, *, page_size: int = 0, page_token: str = "", device: str = ""
+    ) -> tuple[list[PlanRecord], str]:
+        """One page of plans, newest first, and the token of the next page (empty after the last).
+
+        Args:
+            page_size: at most so many; 0 for 50, never more than 1000.
+            page_token: as a call with the same `device` returned it; empty for the first page.
+            device: only plans for this device; empty for all.
+
+        Raises:
+            InputError: page_size negative, or a token that was not given out for this `device`.
+        """
+        if page_size < 0:
+            raise InputError(f"page_size {page_size} is negative", field="page_size")
+        limit = min(page_size or DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE)
+        query = sa.select(schema.plans).order_by(schema.plans.c.seq.desc()).limit(limit + 1)
+        if device:
+            query = query.where(schema.plans.c.device == device)
+        if page_token:
+            query = query.where(schema.plans.c.seq < _before(page_token, device))
+        with self.database.read() as connection:
+            rows = connection.execute(query).mappings().all()
+        token = _token(int(rows[limit - 1]["seq"]), device) if len(rows) > limit else ""
+        return [_plan_record(row) for row in rows[:limit]], token
+
+
+def touch_device(
+    database: Database, connection: sa.Connection, device: str, now_sec: float
+) -> None:
+    """Notes within a transaction that a device was seen; makes it known if it was not."""
+    database.insert_new(
+        connection,
+        schema.devices,
+        {
+            "device": device,
+            "description": "{}",
+            "first_seen_sec": now_sec,
+            "last_seen_sec": now_sec,
+            "generation": 0,
+        },
+    )
+    connection.execute(
+        sa.update(schema.devices)
+        .where(schema.devices.c.device == device)
+        .values(last_seen_sec=now_sec)
+    )
+
+
+def insert_measurements(
+    database: Database,
+    connection: sa.Connection,
+    measurements: Sequence[Measurement],
+    now_sec: float,
+    *,
+    job_id: str | None = None,
+) -> None:
+    """Inserts checked measurements within a transaction and moves their devices' generations on."""
+    for device in sorted({measurement.device for measurement in measurements}):
+        own = [measurement for measurement in measurements if measurement.device == device]
+        touch_device(database, connection, device, now_sec)
+        connection.execute(
+            sa.insert(schema.measurements),
+            [
+                {
+                    "device": device,
+                    "subject": encoding.subject_key(measurement.subject),
+                    "status": measurement.status,
+                    "job_id": job_id,
+                    "body": encoding.measurement_to_json(measurement),
+                    "accepted_sec": now_sec,
+                }
+                for measurement in own
+            ],
+        )
+        connection.execute(
+            sa.update(schema.devices)
+            .where(schema.devices.c.device == device)
+            .values(generation=schema.devices.c.generation + len(own))
+        )
+
+
+def _plan_of_request(connection: sa.Connection, request_id: str, content_digest: str) -> str | None:
+    rows = schema.plans.c
+    query = sa.select(rows.plan_id, rows.content_digest).where(rows.request_id == request_id)
+    found = connection.execute(query).first()
+    if found is None:
+        return None
+    if found.content_digest != content_digest:
+        raise ConflictError(
+            f"request_id {request_id!r} was used for another request; take a new one",
+            field="request_id",
+        )
+    return str(found.plan_id)
+
+
+def _plan_record(row: sa.RowMapping) -> PlanRecord:
+    return PlanRecord(row["plan_id"], PruningPlan.from_json(row["body"]), row["created_sec"])
+
+
+def _token(seq: int, device: str) -> str:
+    return base64.urlsafe_b64encode(json.dumps([seq, device]).encode()).decode()
+
+
+def _before(page_token: str, device: str) -> int:
+    try:
+        seq, token_device = json.loads(base64.urlsafe_b64decode(page_token.encode()))
+        if token_device != device or not isinstance(seq, int):
+            raise ValueError("made for another filter")
+    except (TypeError, ValueError) as error:
+        raise InputError(
+            f"page_token was not given out for this request ({error}); start from the first page",
+            field="page_token",
+        ) from error
+    return seq
