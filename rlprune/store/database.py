@@ -87,8 +87,9 @@ class Database:
     ) -> bool:
         """Inserts a row unless one with the same key is there; says whether it was inserted."""
         make = postgresql.insert if self.engine.dialect.name == "postgresql" else sqlite.insert
-        result = connection.execute(make(table).values(**values).on_conflict_do_nothing())
-        return result.rowcount == 1
+        # Not rowcount: psycopg leaves it out where SQLAlchemy itself asks for the new key.
+        insert = make(table).values(**values).on_conflict_do_nothing()
+        return connection.execute(insert.returning(*table.primary_key)).first() is not None
 
     def _create(self) -> None:
         if self.engine.dialect.name == "sqlite":
