@@ -1,1 +1,201 @@
-"""rlprune: model + device + milliseconds -> pruning plan."""
+"""rlprune: model + device + milliseconds -> pruning plan.
+
+    trace = rlprune.trace("model.onnx")                    # or a torch module and example inputs
+    plan = rlprune.plan(trace, budget_ratio=0.5)           # for this machine, measured if need be
+    smaller = rlprune.apply(plan, trace)                   # an onnx.ModelProto, or a torch module
+    plan = rlprune.Client("host:port").plan("model.onnx", device="...", budget_ms=8)
+
+Importing this costs nothing: each call imports what it needs, and says which extra is missing.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, overload
+
+from rlprune.errors import InputError
+
+if TYPE_CHECKING:
+    import onnx
+    from torch import nn
+
+    from rlprune.graph.from_onnx import OnnxTrace
+    from rlprune.graph.from_torch import TorchTrace
+    from rlprune.plans import PruningPlan
+    from rlprune.service.client import Client
+
+    OnnxModel = str | Path | bytes | onnx.ModelProto | OnnxTrace
+    TorchModel = nn.Module | TorchTrace
+
+__all__ = ["Client", "PruningPlan", "__version__", "apply", "plan", "trace"]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "Client":
+        from rlprune.service.client import Client
+
+        return Client
+    if name == "PruningPlan":
+        from rlprune.plans import PruningPlan
+
+        return PruningPlan
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("rlprune")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+@overload
+def trace(
+    model: OnnxModel, *, input_shapes: Mapping[str, Sequence[int]] | None = None
+) -> OnnxTrace: ...
+@overload
+def trace(model: TorchModel, example_inputs: Any = None) -> TorchTrace: ...
+def trace(
+    model: OnnxModel | TorchModel,
+    example_inputs: Any = None,
+    *,
+    input_shapes: Mapping[str, Sequence[int]] | None = None,
+) -> OnnxTrace | TorchTrace:
+    """What of a model can be pruned. The model is not changed; a trace is returned as it is.
+
+    Args:
+        model: an ONNX file's path or bytes, an `onnx.ModelProto`, or a torch module.
+        example_inputs: what a torch module is called with (a tensor or a tuple of them).
+        input_shapes: shapes of ONNX inputs whose extents the file leaves open, by name.
+
+    Raises:
+        ModelError: the model is refused, or its channels cannot be followed.
+        MissingExtraError: a torch module without the extra "torch".
+    """
+    return _trace(model, example_inputs, input_shapes)
+
+
+def _trace(
+    model: OnnxModel | TorchModel,
+    example_inputs: Any,
+    input_shapes: Mapping[str, Sequence[int]] | None,
+) -> OnnxTrace | TorchTrace:
+    from rlprune.graph.from_onnx import OnnxTrace, trace_onnx
+
+    if isinstance(model, OnnxTrace):
+        return model
+    # Who holds a module has imported torch; who has not cannot hold one, and is spared the import.
+    torch = sys.modules.get("torch")
+    if torch is not None:
+        from rlprune.graph.from_torch import TorchTrace, trace_torch
+
+        if isinstance(model, TorchTrace):
+            return model
+        if isinstance(model, torch.nn.Module):
+            if example_inputs is None:
+                raise InputError("a torch module is traced with example_inputs; give a tensor")
+            return trace_torch(model, example_inputs)
+    return trace_onnx(model, input_shapes=input_shapes)
+
+
+def plan(
+    model: OnnxModel | TorchModel,
+    *,
+    budget_ms: float | None = None,
+    budget_ratio: float | None = None,
+    device: str | None = None,
+    policy: str = "learned",
+    calibration: str | Path | None = None,
+    example_inputs: Any = None,
+    input_shapes: Mapping[str, Sequence[int]] | None = None,
+    round_to: int = 8,
+    min_keep: int = 1,
+) -> PruningPlan:
+    """How many channels each group may keep, so that the model runs within the budget.
+
+    No server is asked. With no `device` it is this machine: what the model needs is measured the
+    first time (seconds) and found in the local store later.
+
+    Args:
+        model: as `trace` takes it, or a trace, which spares tracing again.
+        budget_ms: latency that the pruned model must not exceed; either this or
+        budget_ratio: the same as a share (0-1] of the unpruned model's predicted latency.
+        device: a key that the local store knows, or `macs` (then "ms" are millions of MACs).
+        policy: learned, corrected, knapsack, global, uniform, or a trained policy's directory.
+        calibration: `.npz` with `x` [N, ...] and `y` [N]; losses are then measured, not estimated.
+        example_inputs, input_shapes: as for `trace`.
+        round_to: keep counts are multiples of this, as runtimes like them, or the full width.
+        min_keep: no group keeps fewer.
+
+    Returns:
+        The plan; `feasible` is False where no plan is within the budget.
+
+    Raises:
+        InputError: what was given is refused; the subclass says what (model, budget, calibration).
+        NotFoundError: the device is unknown to the local store.
+        MissingExtraError: something must be measured without the extra "device".
+    """
+    from rlprune.graph.from_onnx import OnnxTrace
+    from rlprune.planning import plan_model
+
+    traced = _trace(model, example_inputs, input_shapes)
+    return plan_model(
+        traced if isinstance(traced, OnnxTrace) else traced.onnx,
+        budget_ms=budget_ms,
+        budget_ratio=budget_ratio,
+        device=device,
+        policy=policy,
+        calibration=calibration,
+        round_to=round_to,
+        min_keep=min_keep,
+    )
+
+
+@overload
+def apply(
+    plan: PruningPlan,
+    model: OnnxModel,
+    *,
+    calibration: str | Path | None = None,
+    input_shapes: Mapping[str, Sequence[int]] | None = None,
+) -> onnx.ModelProto: ...
+@overload
+def apply(plan: PruningPlan, model: TorchModel, *, example_inputs: Any = None) -> nn.Module: ...
+def apply(
+    plan: PruningPlan,
+    model: OnnxModel | TorchModel,
+    *,
+    calibration: str | Path | None = None,
+    example_inputs: Any = None,
+    input_shapes: Mapping[str, Sequence[int]] | None = None,
+) -> onnx.ModelProto | nn.Module:
+    """The model with the channels removed that the plan gives up; the input stays as it is.
+
+    Of every group the channels with the largest weights stay. An ONNX model gives an ONNX model;
+    with `calibration` its statistics are corrected on those images. A torch module gives a module.
+
+    Raises:
+        PlanMismatchError: the plan is for another model.
+        InputError: `calibration` with a torch module, whose BatchNorm is re-estimated by training.
+    """
+    from rlprune.graph.from_onnx import OnnxTrace
+
+    traced = _trace(model, example_inputs, input_shapes)
+    plan.check(traced.graph)
+    if not isinstance(traced, OnnxTrace):
+        from rlprune.surgery.torch import prune_torch
+
+        if calibration is not None:
+            raise InputError(
+                "calibration corrects ONNX models only; re-estimate or fine-tune in torch"
+            )
+        return prune_torch(traced, plan.keeps)
+    if calibration is None:
+        from rlprune.surgery.onnx import prune_onnx
+
+        return prune_onnx(traced, plan.keeps)
+    from rlprune.profile.calibration import load_calibration
+    from rlprune.profile.evaluate import Evaluator
+    from rlprune.runtime import get_runtime
+
+    images = load_calibration(calibration, traced)
+    return Evaluator(traced, images, runtime=get_runtime()).corrected_model(plan.keeps)

@@ -7,7 +7,7 @@ not been measured yet is measured once, and found in the local store the next ti
 
 from rlprune.planning.local import OnProgress, plan_model, profile_model
 from rlprune.planning.make import check_budget, make_plan
-from rlprune.planning.tables import latency_model, task_for, unknown_device
+from rlprune.planning.tables import latency_model, task_for
 
 __all__ = [
     "OnProgress",
@@ -17,5 +17,4 @@ __all__ = [
     "plan_model",
     "profile_model",
     "task_for",
-    "unknown_device",
 ]

@@ -15,7 +15,7 @@ from rlprune.errors import BudgetError, InputError, MissingExtraError, NotFoundE
 from rlprune.graph.types import IntArray
 from rlprune.latency.types import MACS_DEVICE
 from rlprune.planning.make import check_budget, make_plan
-from rlprune.planning.tables import digest, latency_model, task_for, unknown_device
+from rlprune.planning.tables import digest, latency_model, task_for, nothing_measured
 from rlprune.plans import PruningPlan, write_atomic
 from rlprune.profile.types import GroupProfiles, keep_levels
 
@@ -156,7 +156,7 @@ def _measured_device(
             raise
     device = local if device is None else device
     if device != local and store.generation(device) == 0:
-        raise unknown_device(store, device)
+        raise nothing_measured(store, device)
     missing = latency_model(store, device).missing(
         trace.graph, profiles.levels, profiles.level_count
     )
@@ -168,13 +168,13 @@ def _measured_device(
             "needs; plan with --server, whose worker on that device measures them",
             field="device",
         )
-    from rlprune.latency.collect import measure_subjects
+    from rlprune.latency.collect import measure_subjects, trace_models
 
     store.put_graph(trace.graph, strip(trace.model))
     store.add_measurements(
         measure_subjects(
             missing,
-            trace,
+            model_of=trace_models(trace),
             device=device,
             runtime=runtime,
             on_progress=_named(on_progress, "measuring this machine"),

@@ -85,7 +85,7 @@ def tables_for(
     """The device's latency of every plan over the profiles' keep levels.
 
     Raises:
-        NotFoundError: the device has no measurements; names the devices that have.
+        NotFoundError: the device is unknown (names the known ones) or has measured nothing.
     """
     from rlprune.latency.macs import macs_tables
 
@@ -98,7 +98,7 @@ def tables_for(
         )
     generation = store.generation(device)
     if generation == 0:
-        raise unknown_device(store, device)
+        raise nothing_measured(store, device)
     return _compiled_of(store).tables.get(
         (graph.fingerprint, levels_digest, device, generation),
         lambda: latency_model(store, device).compile(graph, levels, level_count),
@@ -113,20 +113,22 @@ def task_for(
     Whether enough was measured for this graph is `latency_model(store, device).missing(...)`.
 
     Raises:
-        NotFoundError: the device has no measurements; names the devices that have.
+        NotFoundError: the device is unknown (names the known ones) or has measured nothing.
     """
     return PruningTask(graph, tables_for(graph, profiles, store, device), profiles)
 
 
-def unknown_device(store: Store, device: str) -> NotFoundError:
-    """The refusal of a device that never reported, naming those that may be asked for."""
-    known = sorted({MACS_DEVICE, *(record.key for record in store.devices())})
+def nothing_measured(store: Store, device: str) -> NotFoundError:
+    """The refusal of a device without measurements; one never heard of is told the known ones."""
+    store.device(device)
     return NotFoundError(
-        f"no measurements of device {device!r}; known: {', '.join(known)}", field="device"
+        f"device {device!r} has reported no measurements yet; start `rlprune work` on it",
+        field="device",
     )
 
 
 def digest(*parts: bytes) -> str:
+    """A name for this sequence of byte strings, 32 hex digits."""
     whole = hashlib.sha256()
     for part in parts:
         whole.update(len(part).to_bytes(8, "little"))

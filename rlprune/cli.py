@@ -1,5 +1,0 @@
-"""The command line; see ARCHITECTURE."""
-
-
-def main() -> None:
-    raise SystemExit("not yet")

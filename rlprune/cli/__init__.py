@@ -1,0 +1,58 @@
+"""The command line: parse, wire up, call.
+
+Promises of every command: results on stdout, progress on stderr; with `--json` stdout is one JSON
+value and nothing else. Files appear whole or not at all. Exit 0; 1 for an error, told in one line
+on stderr; 2 for wrong usage; 3 where no plan meets the budget; 130 after Ctrl+C. Heavy packages
+are imported by the command that needs them, so `--help` is quick.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from rlprune.cli import fleet, models, planning, training
+from rlprune.cli.frame import Commands
+
+app = typer.Typer(
+    name="rlprune",
+    help="Model + device + milliseconds -> pruning plan.",
+    cls=Commands,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.command("trace")(models.trace)
+app.command("plan")(planning.plan)
+app.command("apply")(models.apply)
+app.command("measure")(models.measure)
+app.command("train")(training.train)
+app.command("serve")(fleet.serve)
+app.command("work")(fleet.work)
+app.command("devices")(fleet.devices)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from rlprune import __version__
+
+        typer.echo(f"rlprune {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version and exit."
+        ),
+    ] = False,
+) -> None:
+    pass
+
+
+def main() -> None:
+    """The `rlprune` program."""
+    app()

@@ -1,0 +1,169 @@
+"""What every command shares: how errors leave, how results are printed, how progress is shown."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from rlprune.errors import RlpruneError
+
+if TYPE_CHECKING:
+    import onnx
+    from rich.console import Console
+
+    from rlprune.planning import OnProgress
+
+INFEASIBLE = 3
+"""Exit code where no plan meets the budget."""
+
+PIPE_WIDTH = 160
+"""Columns of a table that is not printed on a terminal, so that nothing is cut off at 80."""
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON value instead of tables.")]
+InputShapes = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--input-shape",
+        metavar="[NAME=]1x3x224x224",
+        help="Shape of an input whose extents the file leaves open; once per input.",
+    ),
+]
+
+
+class Commands(TyperGroup):
+    """The commands, with every refusal told in one line on stderr and exit code 1."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except RlpruneError as error:
+            reason = str(error)
+        except BrokenPipeError:
+            raise  # the reader of a pipe went away; typer ends quietly
+        except OSError as error:
+            reason = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+        say(f"error: {' '.join(reason.split())}")
+        raise typer.Exit(1)
+
+
+def say(line: str) -> None:
+    """One line on stderr."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def print_json(value: Any) -> None:
+    """One JSON value on stdout; NaN, which JSON has not, as null."""
+    print(json.dumps(_plain(value), indent=2, allow_nan=False))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if abs(value) < float("inf") else None
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value
+
+
+def print_table(
+    columns: Sequence[str], rows: Sequence[Sequence[str]], *, title: str = "", left: int = 1
+) -> None:
+    """A table on stdout; the first `left` columns are text, the others numbers."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=title or None, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+    for index, column in enumerate(columns):
+        table.add_column(column, justify="left" if index < left else "right", overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))  # names with [brackets] are no markup
+    console().print(table)
+
+
+def print_line(text: str) -> None:
+    """One line on stdout."""
+    from rich.text import Text
+
+    console().print(Text(text), soft_wrap=True)
+
+
+def console(*, stderr: bool = False) -> Console:
+    """A console of now's stdout or stderr."""
+    from rich.console import Console
+
+    stream = sys.stderr if stderr else sys.stdout
+    return Console(file=stream, width=None if stream.isatty() else PIPE_WIDTH, highlight=False)
+
+
+@contextmanager
+def progress() -> Iterator[OnProgress]:
+    """Shows what is being done, on stderr: bars on a terminal, else a plain line per tenth."""
+    if not sys.stderr.isatty():
+        last: dict[str, int] = {}
+
+        def print_tenths(what: str, done: int, total: int) -> None:
+            tenth = 10 * done // max(total, 1)
+            if last.get(what) != tenth:
+                last[what] = tenth
+                say(f"{what}: {done} of {total}")
+
+        yield print_tenths
+        return
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+    from rich.progress import TaskID
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    with Progress(*columns, TimeElapsedColumn(), console=console(stderr=True)) as bars:
+        tasks: dict[str, TaskID] = {}
+
+        def move_bar(what: str, done: int, total: int) -> None:
+            if what not in tasks:
+                tasks[what] = bars.add_task(what, total=total)
+            bars.update(tasks[what], completed=done, total=total)
+
+        yield move_bar
+
+
+def parse_input_shapes(
+    values: Sequence[str] | None, model: onnx.ModelProto
+) -> dict[str, tuple[int, ...]] | None:
+    """`NAME=1x3x224x224`, or without a name for a model of one input, as shapes by input name."""
+    if not values:
+        return None
+    weights = {tensor.name for tensor in model.graph.initializer}
+    inputs = [value.name for value in model.graph.input if value.name not in weights]
+    shapes: dict[str, tuple[int, ...]] = {}
+    for value in values:
+        name, _, extents = value.rpartition("=")
+        if not name:
+            if len(inputs) != 1:
+                raise typer.BadParameter(
+                    f"{value!r} names no input, and the model has {len(inputs)}: "
+                    f"{', '.join(inputs)}; give NAME={value}",
+                    param_hint="--input-shape",
+                )
+            name = inputs[0]
+        if name not in inputs:
+            raise typer.BadParameter(
+                f"the model has no input {name!r}; it has: {', '.join(inputs)}",
+                param_hint="--input-shape",
+            )
+        try:
+            shape = tuple(int(extent) for extent in extents.split("x"))
+        except ValueError:
+            shape = (0,)
+        if min(shape) < 1:
+            raise typer.BadParameter(
+                f"{extents!r} is no shape; write positive extents like 1x3x224x224",
+                param_hint="--input-shape",
+            )
+        shapes[name] = shape
+    return shapes

@@ -1,0 +1,240 @@
+"""`trace`, `apply` and `measure`: what is done with model files on this machine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import numpy as np
+import typer
+
+from rlprune.cli.frame import (
+    InputShapes,
+    Json,
+    parse_input_shapes,
+    print_json,
+    print_line,
+    print_table,
+    progress,
+    say,
+)
+
+if TYPE_CHECKING:
+    import onnx
+
+    from rlprune.graph.from_onnx import OnnxTrace
+    from rlprune.graph.types import FloatArray, PruningGraph
+
+Model = Annotated[Path, typer.Argument(metavar="MODEL.onnx", show_default=False)]
+Calibration = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE.npz", help="Images `x` and labels `y` that losses are measured on."),
+]
+
+
+def load_trace(path: Path, input_shapes: list[str] | None) -> OnnxTrace:
+    """The traced model of a file; every refusal names the file."""
+    from rlprune.graph.from_onnx import trace_onnx
+    from rlprune.graph.load import load_onnx
+
+    model = load_onnx(path)
+    return trace_onnx(model, input_shapes=parse_input_shapes(input_shapes, model))
+
+
+def trace(model: Model, input_shape: InputShapes = None, as_json: Json = False) -> None:
+    """Show what of a model can be pruned: groups of channels, and what is held whole and why."""
+    graph = load_trace(model, input_shape).graph
+    macs, params = int(graph.macs(graph.widths)), int(graph.params(graph.widths))
+    macs_share, params_share = _shares(graph)
+    if as_json:
+        print_json(
+            {
+                "fingerprint": graph.fingerprint,
+                "input_shapes": graph.input_shapes,
+                "macs": macs,
+                "params": params,
+                "prunable_macs_ratio": graph.prunable_macs_ratio(),
+                "groups": [
+                    {
+                        "name": group.name,
+                        "width": group.width,
+                        "macs_ratio": float(macs_share[index]),
+                        "params_ratio": float(params_share[index]),
+                        "members": [f"{m.tensor}[{m.axis}]" for m in group.members],
+                    }
+                    for index, group in enumerate(graph.groups)
+                ],
+                "held": [
+                    {"node": h.node, "tensor": h.tensor, "width": h.width, "reason": h.reason}
+                    for h in graph.held
+                ],
+            }
+        )
+        return
+    print_line(f"graph {graph.fingerprint[:12]}   {macs / 1e6:.2f} M MACs   {params:,} parameters")
+    print_table(
+        ("group", "members", "width", "MACs", "params"),
+        [
+            (
+                group.name,
+                ", ".join(f"{m.tensor}[{m.axis}]" for m in group.members),
+                str(group.width),
+                f"{macs_share[index]:.1%}",
+                f"{params_share[index]:.1%}",
+            )
+            for index, group in enumerate(graph.groups)
+        ],
+        left=2,
+    )
+    print_line(
+        f"{graph.prunable_macs_ratio():.1%} of the MACs are prunable. MACs, params: what goes with "
+        "the whole group; neighbours share them."
+    )
+    if graph.held:
+        print_table(
+            ("held whole", "why", "width"),
+            [(f"{h.tensor} ({h.node})", h.reason, str(h.width)) for h in graph.held],
+            left=2,
+        )
+
+
+def _shares(graph: PruningGraph) -> tuple[FloatArray, FloatArray]:
+    """Share (0-1) of MACs and of parameters that go with each group [G]."""
+    widths = graph.widths
+    without = np.tile(widths, (len(widths), 1))  # [G, G]: row g has group g gone
+    np.fill_diagonal(without, 0)
+    macs, params = graph.macs(widths), graph.params(widths)
+    return 1 - graph.macs(without) / max(macs, 1), 1 - graph.params(without) / max(params, 1)
+
+
+def apply(
+    plan: Annotated[Path, typer.Argument(metavar="PLAN.json", show_default=False)],
+    model: Model,
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="PRUNED.onnx", show_default=False)
+    ],
+    calibration: Calibration = None,
+    input_shape: InputShapes = None,
+    as_json: Json = False,
+) -> None:
+    """Write the model without the channels that the plan gives up."""
+    import rlprune
+    from rlprune.plans import PruningPlan, write_atomic
+
+    made = PruningPlan.load(plan)
+    traced = load_trace(model, input_shape)
+    pruned = rlprune.apply(made, traced, calibration=calibration)
+    content = pruned.SerializeToString()
+    write_atomic(output, content)
+    graph = traced.graph
+    figures = {
+        "output": str(output),
+        "bytes": len(content),
+        "macs": int(graph.macs(made.keeps)),
+        "macs_ratio": int(graph.macs(made.keeps)) / max(int(graph.macs(graph.widths)), 1),
+        "params": int(graph.params(made.keeps)),
+        "params_ratio": int(graph.params(made.keeps)) / max(int(graph.params(graph.widths)), 1),
+    }
+    if as_json:
+        print_json(figures)
+    else:
+        print_line(
+            f"{output}: {figures['macs_ratio']:.1%} of the MACs, "
+            f"{figures['params_ratio']:.1%} of the parameters"
+        )
+
+
+def measure(
+    models: Annotated[list[Path], typer.Argument(metavar="MODEL.onnx...", show_default=False)],
+    threads: Annotated[int, typer.Option(min=1, help="Threads the runtime computes on.")] = 1,
+    input_shape: InputShapes = None,
+    as_json: Json = False,
+) -> None:
+    """Measure models on this machine in one table, interleaved with the first one."""
+    from rlprune.graph.load import load_onnx
+    from rlprune.latency.device import local_device_key
+    from rlprune.latency.measure import MeasureConfig, measure
+    from rlprune.latency.types import ModelSubject
+    from rlprune.runtime import get_runtime
+
+    runtime = get_runtime()
+    loaded = [_with_shapes(load_onnx(path), path, input_shape) for path in models]
+    device = local_device_key(runtime, thread_count=threads)
+    with progress() as on_progress:
+        measured = measure(
+            # Files need not be traceable to be measured; nothing of this is stored.
+            [(ModelSubject(str(path), ()), one) for path, one in zip(models, loaded, strict=True)],
+            device=device,
+            runtime=runtime,
+            control=loaded[0] if len(loaded) > 1 else None,
+            config=MeasureConfig(thread_count=threads, sample_count=10),
+            on_progress=lambda done, total: on_progress("measuring", done, total),
+        )
+    rows = [
+        {
+            "model": str(path),
+            "latency_ms": one.latency_ms,
+            "ratio_to_first": one.control_ratio if len(loaded) > 1 else 1.0,
+            "wall_ms": float(np.median([np.median(session) for session in one.wall_ms]))
+            if one.wall_ms
+            else float("nan"),
+            "status": one.status,
+            "reason": one.reason,
+        }
+        for path, one in zip(models, measured, strict=True)
+    ]
+    clock = "thread CPU time" if threads == 1 else "wall time"
+    if as_json:
+        print_json({"device": device, "clock": clock, "models": rows})
+    else:
+        print_table(
+            ("model", "status", "ms", "ratio to first", "wall ms"),
+            [
+                (
+                    str(row["model"]),
+                    f"{row['status']}: {row['reason']}" if row["reason"] else str(row["status"]),
+                    f"{row['latency_ms']:.3f}",
+                    f"{row['ratio_to_first']:.3f}",
+                    f"{row['wall_ms']:.3f}",
+                )
+                for row in rows
+            ],
+            left=2,
+        )
+        print_line(f"{device}; ms is {clock}, the median of sessions' medians")
+    failed = [row for row in rows if row["status"] == "failed"]
+    if failed:
+        say(f"error: {len(failed)} of {len(rows)} models could not be measured")
+        raise typer.Exit(1)
+
+
+def _with_shapes(
+    model: onnx.ModelProto, path: Path, input_shapes: list[str] | None
+) -> onnx.ModelProto:
+    """`model` with its open input extents filled in; a batch left open is 1.
+
+    Raises:
+        ModelError: an open extent is not given.
+    """
+    from rlprune.errors import ModelError
+
+    shapes = parse_input_shapes(input_shapes, model) or {}
+    weights = {tensor.name for tensor in model.graph.initializer}
+    for value in model.graph.input:
+        if value.name in weights:
+            continue
+        dims = value.type.tensor_type.shape.dim
+        shape = shapes.get(value.name, (1, *(dim.dim_value for dim in list(dims)[1:])))
+        if len(shape) != len(dims) or min(shape, default=1) < 1:
+            raise ModelError(
+                f"{path}: input {value.name!r} has open extents or another rank than given; "
+                f"give --input-shape {value.name}=1x..."
+            )
+        for dim, extent in zip(dims, shape, strict=True):
+            if dim.dim_value > 0 and dim.dim_value != extent and value.name in shapes:
+                raise ModelError(
+                    f"{path}: input {value.name!r} has a fixed extent {dim.dim_value}, not {extent}"
+                )
+            if not dim.dim_value:
+                dim.dim_value = extent
+    return model

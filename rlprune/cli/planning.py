@@ -1,0 +1,139 @@
+"""`plan`: how many channels each group may keep."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from rlprune.cli.fleet import CaFile, connect
+from rlprune.cli.frame import (
+    INFEASIBLE,
+    InputShapes,
+    Json,
+    print_json,
+    print_line,
+    print_table,
+    progress,
+    say,
+)
+from rlprune.cli.models import Calibration, Model, load_trace
+
+if TYPE_CHECKING:
+    from rlprune.plans import PlanFigures, PruningPlan
+
+
+def plan(
+    model: Model,
+    budget_ms: Annotated[
+        float | None, typer.Option(help="Latency the pruned model must not exceed.")
+    ] = None,
+    budget_ratio: Annotated[
+        float | None, typer.Option(help="The same as a share (0-1) of the unpruned latency.")
+    ] = None,
+    device: Annotated[
+        str | None,
+        typer.Option(
+            metavar="KEY|macs",
+            help="Device key; this machine if left out. With macs, budgets are millions of MACs.",
+        ),
+    ] = None,
+    server: Annotated[
+        str | None, typer.Option(metavar="HOST:PORT", help="Ask a server, not this machine.")
+    ] = None,
+    ca_file: CaFile = None,
+    policy: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME|PATH",
+            help="learned, corrected, knapsack, global, uniform, or a trained policy's directory.",
+        ),
+    ] = "learned",
+    calibration: Calibration = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="PLAN.json", help="Write the plan.")
+    ] = None,
+    input_shape: InputShapes = None,
+    round_to: Annotated[
+        int, typer.Option(min=1, help="Keep counts are multiples of this, or the full width.")
+    ] = 8,
+    min_keep: Annotated[int, typer.Option(min=1, help="No group keeps fewer.")] = 1,
+    as_json: Json = False,
+) -> None:
+    """Plan how many channels each group keeps, so that the model runs within the budget."""
+    if (budget_ms is None) == (budget_ratio is None):
+        raise typer.BadParameter("give one of --budget-ms and --budget-ratio")
+    if output is not None and not output.absolute().parent.is_dir():
+        raise typer.BadParameter(f"no folder {output.parent}", param_hint="--output")
+    traced = load_trace(model, input_shape)
+    with progress() as on_progress:
+        if server is None:
+            from rlprune.planning import plan_model
+
+            made = plan_model(
+                traced,
+                budget_ms=budget_ms,
+                budget_ratio=budget_ratio,
+                device=device,
+                policy=policy,
+                calibration=calibration,
+                round_to=round_to,
+                min_keep=min_keep,
+                on_progress=on_progress,
+            )
+        else:
+            with connect(server, ca_file) as client:
+                made = client.plan(
+                    traced,
+                    device=device,
+                    budget_ms=budget_ms,
+                    budget_ratio=budget_ratio,
+                    policy=policy,
+                    calibration=calibration,
+                    round_to=round_to,
+                    min_keep=min_keep,
+                    on_progress=on_progress,
+                )
+    if as_json:
+        print_json(json.loads(made.to_json()))
+    else:
+        _print_plan(made)
+    if not made.feasible:
+        kept_back = f"; {output} was not written" if output is not None else ""
+        say(f"infeasible: {made.note}{kept_back}")
+        raise typer.Exit(INFEASIBLE)
+    if output is not None:
+        made.save(output)
+
+
+def _print_plan(plan: PruningPlan) -> None:
+    reference = {} if plan.reference is None else dict(enumerate(plan.reference.keeps))
+    print_line(f"graph {plan.fingerprint[:12]}   device {plan.device}   policy {plan.policy}")
+    print_table(
+        ("group", "width", "keep", "knapsack"),
+        [
+            (entry.name, str(entry.width), str(entry.keep), str(reference.get(index, "")))
+            for index, entry in enumerate(plan.groups)
+        ],
+    )
+    low, high = plan.predicted_interval_ms
+    lines = [
+        f"budget     {plan.budget_ms:.4g} ms   of {plan.base_latency_ms:.4g} unpruned, "
+        f"least {plan.least_latency_ms:.4g}",
+        f"predicted  {plan.predicted_latency_ms:.4g} ms   90 % within {low:.4g} .. {high:.4g}",
+        f"           {_size(plan)}",
+    ]
+    if plan.reference is not None:
+        lines.append(
+            f"knapsack   {plan.reference.predicted_latency_ms:.4g} ms   {_size(plan.reference)}"
+        )
+    if plan.note:
+        lines.append(f"note       {plan.note}")
+    for line in lines:
+        print_line(line)
+
+
+def _size(figures: PruningPlan | PlanFigures) -> str:
+    return f"{figures.macs / 1e6:.2f} M MACs, {figures.params:,} parameters"
