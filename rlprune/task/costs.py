@@ -1,0 +1,98 @@
+"""A task's latency tables, indexed by level instead of keep count, for searches over plans.
+
+`LatencyTables` answers for keep counts; a search asks thousands of times what every group at every
+level would cost. On the levels' lattice an operator's table index is linear in the groups' levels, so
+one addition and one gather per (operator touched by a group, level) answer for all groups at once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from rlprune.graph.types import FloatArray, IntArray
+from rlprune.latency.tables import LatencyTables
+
+
+@dataclass(frozen=True)
+class LevelCosts:
+    """What plans cost, as functions of level indices [R, G]; values equal the tables' own."""
+
+    flat_ms: FloatArray
+    overhead_ms: float
+    start: IntArray
+    """Table index of every operator with all groups at their least level [O]."""
+    operator: IntArray
+    """Operator of every (group, operator it touches) pair, ordered by group [P]."""
+    group: IntArray
+    """Group of every pair, ascending [P]."""
+    index: IntArray
+    """What the pair adds to the operator's table index, per level [P, L]."""
+    by_operator: IntArray
+    """Permutation that orders the pairs by operator [P]."""
+    operator_start: IntArray
+    """Where each touched operator's pairs start in that order."""
+    touched: IntArray
+    """The operators that some group touches, ascending."""
+    group_start: IntArray
+    """Where the pairs of each group that touches any operator start."""
+    costly: IntArray
+    """The groups that touch any operator, ascending."""
+
+    @staticmethod
+    def of(tables: LatencyTables) -> LevelCosts:
+        """Takes well under a millisecond, so it is made anew wherever it is needed."""
+        counts = np.diff(tables.pair_start)
+        operator = tables.pair_operator
+        group = np.repeat(np.arange(len(counts)), counts)
+        shift = tables.levels[group] - tables.levels[group, :1]  # [P, L]
+        rows = shift * tables.in_incidence[operator, group][:, None]
+        columns = shift * tables.out_incidence[operator, group][:, None]
+        # Levels lie on the lattice of `step`, so both divisions leave no remainder.
+        rows = rows // tables.in_step[operator][:, None]
+        columns = columns // tables.out_step[operator][:, None]
+        least = tables.levels[:, 0]
+        first_row = (tables.in_incidence @ least + tables.in_base) // tables.in_step
+        first_column = (tables.out_incidence @ least + tables.out_base) // tables.out_step
+        by_operator = np.argsort(operator, kind="stable")
+        touched, operator_start = np.unique(operator[by_operator], return_index=True)
+        costly = np.flatnonzero(counts)
+        return LevelCosts(
+            flat_ms=tables.flat_ms,
+            overhead_ms=tables.overhead_ms,
+            start=tables.offset + first_row * tables.out_count + first_column,
+            operator=operator,
+            group=group,
+            index=rows * tables.out_count[operator][:, None] + columns,
+            by_operator=by_operator,
+            operator_start=operator_start,
+            touched=touched,
+            group_start=tables.pair_start[:-1][costly],
+            costly=costly,
+        )
+
+    def _table_index(self, choice: IntArray) -> tuple[IntArray, IntArray]:
+        """Table index of every operator [R, O], and what every pair adds to it [R, P]."""
+        own = self.index[np.arange(len(self.group)), choice[:, self.group]]  # [R, P]
+        total = np.repeat(self.start[None], len(choice), axis=0)
+        if len(self.touched):
+            ordered = own[:, self.by_operator]
+            total[:, self.touched] += np.add.reduceat(ordered, self.operator_start, axis=1)
+        return total, own
+
+    def latency_ms(self, choice: IntArray) -> FloatArray:
+        """Predicted ms [R]; the same sum in the same order as `LatencyTables.latency_ms`."""
+        return np.asarray(self.flat_ms[self._table_index(choice)[0]].sum(-1) + self.overhead_ms)
+
+    def moves_ms(self, choice: IntArray) -> tuple[FloatArray, FloatArray]:
+        """Latency of the plans [R], and exactly what moving one group alone adds to it [R, G, L]."""
+        total, own = self._table_index(choice)
+        latency = self.flat_ms[total].sum(-1) + self.overhead_ms
+        moves = np.zeros((*choice.shape, self.index.shape[1]))
+        if len(self.costly):
+            rest = total[:, self.operator] - own
+            cost = self.flat_ms[rest[:, :, None] + self.index]  # [R, P, L]
+            moves[:, self.costly] = np.add.reduceat(cost, self.group_start, axis=1)
+            moves -= np.take_along_axis(moves, choice[:, :, None], axis=2)
+        return latency, moves

@@ -1,0 +1,266 @@
+"""The latency knapsack: least summed loss within a latency budget (HALP, Shen et al., 2021).
+
+An operator's cost depends on its in- *and* out-width, so the cost of a group's level depends on its
+neighbours' levels. `solve` linearises the tables at the current plan, solves the separable knapsack,
+and repeats; what comes out is held against the true tables, repaired and improved by exchanges.
+Every row is solved for itself: a row's answer does not depend on the others in its batch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from rlprune.graph.types import FloatArray, IntArray
+from rlprune.profile.energy import loss_curve
+from rlprune.task.costs import LevelCosts
+from rlprune.task.separable import BINS, MARGIN, Programme, greedy
+from rlprune.task.task import PruningTask
+
+ROUNDS = 6
+"""Linearisations from each start; the trial tasks settle within three to five."""
+EXCHANGES = 24
+"""Exchanges of one or two groups' levels at most, after the last programme."""
+TIE = 1e-7
+"""Share of the loss range that decides between plans of equal loss: the one that keeps more."""
+
+
+def solve(task: PruningTask, budget_ms: FloatArray, *, loss: FloatArray | None = None) -> IntArray:
+    """The keeps [B, G] of least summed loss whose `upper_ms` is within each budget [B].
+
+    Args:
+        budget_ms: [B]; a row below what `least_keeps` needs gets `least_keeps`.
+        loss: curves [G, L] or [B, G, L] over the task's levels, in any unit; by default the task's
+            own (`rlprune.profile.energy.loss_curve`).
+    """
+    budget = np.asarray(budget_ms, dtype=np.float64)
+    if not task.group_count or not len(budget):
+        return np.zeros((len(budget), task.group_count), dtype=np.int64)
+    problem = _Problem.of(task, budget, loss)
+    return task.keeps_at(_solve(problem))
+
+
+def least_keeps(task: PruningTask) -> IntArray:
+    """Keeps [G] of the least `upper_ms` found; where fewer channels never cost more, of the least.
+
+    Fewer channels need not be cheaper (ARCHITECTURE section 6), so single groups are moved, from the
+    least and from the full widths, until none helps.
+    """
+    if not task.group_count:
+        return np.zeros(0, dtype=np.int64)
+    return task.keeps_at(_least_choice(LevelCosts.of(task.tables), task.level_count)[None])[0]
+
+
+@dataclass(frozen=True)
+class _Problem:
+    """B budgets over one task, in level indices."""
+
+    costs: LevelCosts
+    levels: IntArray
+    level_count: IntArray
+    loss: FloatArray
+    """[B, G, L], ties broken."""
+    limit: FloatArray
+    """What the predicted latency may be [B], ms."""
+
+    @staticmethod
+    def of(task: PruningTask, budget_ms: FloatArray, loss: FloatArray | None) -> _Problem:
+        curve = loss_curve(task.profiles, task.graph) if loss is None else loss
+        return _Problem(
+            costs=LevelCosts.of(task.tables),
+            levels=task.levels,
+            level_count=task.level_count,
+            loss=_without_ties(np.asarray(curve, dtype=np.float64), task.levels, len(budget_ms)),
+            # A hair inside, so that the product below never exceeds the budget by rounding.
+            limit=budget_ms / task.tables.interval_ratio[1] * (1 - 1e-12),
+        )
+
+    def rows(self, index: IntArray) -> _Problem:
+        """The problems of some rows."""
+        return _Problem(
+            self.costs, self.levels, self.level_count, self.loss[index], self.limit[index]
+        )
+
+    def total(self, choice: IntArray) -> FloatArray:
+        """Summed loss of plans [B, ..., G] -> [B, ...]."""
+        wide = choice.reshape(len(choice), -1, choice.shape[-1])  # [B, K, G]
+        picked = np.take_along_axis(self.loss, wide.transpose(0, 2, 1), 2)  # [B, G, K]
+        return picked.sum(1).reshape(choice.shape[:-1])
+
+
+def _without_ties(curve: FloatArray, levels: IntArray, rows: int) -> FloatArray:
+    """Curves [B, G, L] in which, of two levels that lose the same, the fuller one wins by a hair.
+
+    A loss clipped at zero is common where the calibration images are few; that nothing was seen to
+    be lost is no reason to drop channels that the budget has room for.
+    """
+    curve = np.broadcast_to(curve, (rows, *curve.shape[-2:]))
+    spread = np.maximum(np.ptp(curve, axis=(1, 2)), 1e-12)
+    return curve + TIE * spread[:, None, None] * (1.0 - levels / levels[:, -1:])
+
+
+def _solve(problem: _Problem) -> IntArray:
+    """Level indices [B, G]."""
+    costs, limit = problem.costs, problem.limit
+    least = _least_choice(costs, problem.level_count)
+    best = np.repeat(least[None], len(limit), axis=0)
+    full = problem.level_count - 1
+    starts = np.stack([best, np.broadcast_to(full, best.shape), _uniform(problem, least)])
+    for candidate in _settle(problem, starts):
+        best = _better(problem, best, candidate)
+    for _ in range(2):
+        latency, moves = costs.moves_ms(best)
+        programme = Programme.solve(moves, problem.loss, limit - latency)
+        plans = programme.plans()  # [B, K, G]
+        plans = np.concatenate([plans, _shrink(problem, plans[:, MARGIN])[:, None]], axis=1)
+        improved = _best_of(problem, best, plans)
+        if (improved == best).all():
+            break
+        best = improved
+    return _exchange(problem, best)
+
+
+def _uniform(problem: _Problem, least: IntArray) -> IntArray:
+    """The largest single keep ratio, rounded to levels, within each budget [B, G]; else `least`."""
+    share = problem.levels / problem.levels[:, -1:]
+    ratios = np.linspace(0.05, 1.0, 20)
+    plans = np.abs(share[None] - ratios[:, None, None]).argmin(-1)  # [20, G]
+    fits = problem.costs.latency_ms(plans)[None] <= problem.limit[:, None]  # [B, 20]
+    largest = len(ratios) - 1 - fits[:, ::-1].argmax(1)
+    return np.where(fits.any(1)[:, None], plans[largest], least)
+
+
+def _settle(problem: _Problem, starts: IntArray) -> IntArray:
+    """Linearise and solve from starts [S, B, G] until nothing moves; repaired plans [S, B, G]."""
+    count, rows, groups = starts.shape
+    wide = problem.rows(np.tile(np.arange(rows), count))
+    choice = starts.reshape(-1, groups)
+    model = np.zeros((len(choice), *problem.levels.shape))
+    active = np.arange(len(choice))
+    for turn in range(ROUNDS):
+        now = choice[active]
+        latency, moves = wide.costs.moves_ms(now)
+        moves -= moves[..., -1:]
+        # Both ends of a layer shrink at once, so a fresh linearisation oversteps; the mean with the
+        # ones before it does not cycle.
+        model[active] = moves if turn == 0 else (model[active] + moves) / 2
+        own = model[active]
+        spent = np.take_along_axis(own, now[..., None], 2).sum((1, 2))
+        after = greedy(own, wide.loss[active], wide.limit[active] - latency + spent)
+        choice[active] = after
+        active = active[(after != now).any(1)]
+        if not len(active):
+            break
+    return _shrink(wide, choice).reshape(starts.shape)
+
+
+def _shrink(problem: _Problem, choice: IntArray) -> IntArray:
+    """Takes channels away, least loss per ms saved first, until plans [R, G] fit or nothing helps."""
+    choice = choice.copy()
+    active = np.arange(len(choice))
+    for _ in range(4 * choice.shape[1]):
+        latency, moves = problem.costs.moves_ms(choice[active])
+        over = latency - problem.limit[active]
+        active, over, moves = active[over > 0], over[over > 0], moves[over > 0]
+        if not len(active):
+            break
+        loss = problem.loss[active]
+        now = choice[active]
+        added = loss - np.take_along_axis(loss, now[..., None], 2)
+        saved = np.minimum(-moves, over[:, None, None])  # saving more than is over earns nothing
+        with np.errstate(divide="ignore", invalid="ignore"):
+            price = np.where(saved > 0, added / saved, np.inf).reshape(len(active), -1)
+        move = price.argmin(1)
+        helps = np.isfinite(price[np.arange(len(active)), move])
+        active, move = active[helps], move[helps]
+        choice[active, move // loss.shape[2]] = move % loss.shape[2]
+    return choice
+
+
+def _exchange(problem: _Problem, best: IntArray) -> IntArray:
+    """Moves one or two groups at a time while that lowers the loss of plans [B, G] within budget."""
+    best = best.copy()
+    levels = problem.levels.shape[1]
+    active = np.arange(len(best))
+    for _ in range(EXCHANGES):
+        now = best[active]
+        part = problem.rows(active)
+        latency, moves = part.costs.moves_ms(now)
+        slack = part.limit - latency
+        added = part.loss - np.take_along_axis(part.loss, now[..., None], 2)
+        first, second = _pairs(
+            moves.reshape(len(now), -1), added.reshape(len(now), -1), slack, levels
+        )
+        row = np.arange(len(now))[:, None]
+        plans = np.repeat(now[:, None], first.shape[1], axis=1)  # [A, K, G]
+        slot = np.arange(first.shape[1])[None]
+        plans[row, slot, first // levels] = first % levels
+        plans[row, slot, second // levels] = second % levels
+        after = _best_of(part, now, plans)
+        moved = (after != now).any(1)
+        best[active] = after
+        active = active[moved]
+        if not len(active):
+            break
+    return best
+
+
+def _pairs(
+    cost: FloatArray, added: FloatArray, slack: FloatArray, levels: int, count: int = 8
+) -> tuple[IntArray, IntArray]:
+    """The most promising pairs of moves [A, count] each, costs taken to add up.
+
+    Every move is paired with the best move that leaves the pair within the slack. A move to where a
+    group already is costs and adds nothing, so single moves are among the pairs.
+    """
+    rows, moves = cost.shape
+    row = np.arange(rows)[:, None]
+    order = np.argsort(cost, axis=1, kind="stable")
+    sorted_cost = np.take_along_axis(cost, order, 1)
+    sorted_added = np.take_along_axis(added, order, 1)
+    least = np.minimum.accumulate(sorted_added, axis=1)
+    fresh = np.concatenate([np.ones((rows, 1), bool), sorted_added[:, 1:] < least[:, :-1]], axis=1)
+    holder = np.maximum.accumulate(np.where(fresh, np.arange(moves), 0), axis=1)
+    room = slack[:, None] - cost
+    within = np.stack([np.searchsorted(sorted_cost[r], room[r], side="right") for r in range(rows)])
+    at = np.maximum(within - 1, 0)
+    partner = np.take_along_axis(order, np.take_along_axis(holder, at, 1), 1)  # [A, M]
+    total = added + np.take_along_axis(added, partner, 1)
+    possible = (within > 0) & (partner // levels != np.arange(moves) // levels)
+    total = np.where(possible, total, np.inf)
+    first = np.argsort(total, axis=1, kind="stable")[:, :count]
+    return first, partner[row, first]
+
+
+def _best_of(problem: _Problem, best: IntArray, plans: IntArray) -> IntArray:
+    """Of best [B, G] and plans [B, K, G], the one of least loss within the limit."""
+    rows, count, groups = plans.shape
+    latency = problem.costs.latency_ms(plans.reshape(-1, groups)).reshape(rows, count)
+    total = np.where(latency <= problem.limit[:, None], problem.total(plans), np.inf)
+    pick = total.argmin(1)
+    row = np.arange(rows)
+    # Strictly less by more than rounding, or exchanges could go round in circles.
+    gain = problem.total(best) - total[row, pick]
+    better = gain > 1e-12 * np.ptp(problem.loss, axis=(1, 2))
+    return np.where(better[:, None], plans[row, pick], best)
+
+
+def _better(problem: _Problem, best: IntArray, candidate: IntArray) -> IntArray:
+    return _best_of(problem, best, candidate[:, None])
+
+
+def _least_choice(costs: LevelCosts, level_count: IntArray) -> IntArray:
+    """Level indices [G] of the least latency that moving single groups finds from both ends."""
+    choice = np.stack([np.zeros_like(level_count), level_count - 1])
+    levels = costs.index.shape[1]
+    for _ in range(4 * len(level_count)):
+        latency, moves = costs.moves_ms(choice)
+        flat = moves.reshape(2, -1)
+        move = flat.argmin(1)
+        helps = flat[[0, 1], move] < -1e-12 * latency
+        if not helps.any():
+            break
+        row = np.flatnonzero(helps)
+        choice[row, move[row] // levels] = move[row] % levels
+    return choice[costs.latency_ms(choice).argmin()]
