@@ -15,19 +15,19 @@ MAX_LEVELS = 16
 class GroupProfiles:
     """Loss curves over keep levels, for one graph.
 
-    `levels` [G, L] ascending, padded by repeating the full width; `level_count` [G]; curves are 0 at the
-    full width and in the padding.
+    `levels` [G, L] ascending, padded by repeating the full width; `level_count` [G]; curves are 0
+    at the full width and in the padding.
     """
 
     fingerprint: str
     levels: IntArray
     level_count: IntArray
     energy_loss: FloatArray | None
-    """Data-free [G, L]: share (0-1) of the group's effective weight energy that is dropped; None where
-    only shapes were known (a skeleton)."""
+    """Data-free [G, L]: share (0-1) of the group's effective weight energy that is dropped; None
+    where only shapes were known (a skeleton)."""
     measured_loss: FloatArray | None = None
-    """[S, G, L]: increase of cross-entropy (nats) with the group alone at that level, after statistics
-    correction, on each of S disjoint folds of the calibration images."""
+    """[S, G, L]: increase of cross-entropy (nats) with the group alone at that level, after
+    statistics correction, on each of S disjoint folds of the calibration images."""
     base_loss: float = float("nan")
     """Cross-entropy of the unpruned model on the calibration images; NaN where not measured."""
     image_count: int = 0
@@ -43,8 +43,9 @@ def keep_levels(
 ) -> tuple[IntArray, IntArray]:
     """Keep counts each group may take: multiples the runtime likes, and the full width.
 
-    `round_to` counts channels, so a group whose unit stands for several channels on every axis has a
-    finer step in units. Where a group has more than `max_levels` multiples, evenly spaced ones are kept.
+    `round_to` counts channels, so a group whose unit stands for several channels on every axis has
+    a finer step in units. Where a group has more than `max_levels` multiples, evenly spaced ones
+    are kept.
 
     Returns:
         levels [G, L] ascending, padded by repeating the full width; level_count [G].

@@ -1,0 +1,87 @@
+"""Loss curves: what a planner adds up over groups, from weights alone or from measured losses.
+
+The energy of a unit is the squared L2 norm of the effective weights that produce it (BatchNorm
+folded in; without that the scale of a layer is arbitrary). A group that keeps its best units loses
+the share of its energy that lay in the others, and `-log(1 - share)` makes the shares of groups in
+series add: the sum's exponential is the product of what passes.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from rlprune.graph.types import FloatArray, IntArray, PruningGraph
+from rlprune.profile.types import GroupProfiles
+from rlprune.surgery.importance import unit_scores
+
+if TYPE_CHECKING:
+    from rlprune.graph.from_onnx import OnnxTrace
+
+_MOST_SHARE = 0.999
+"""A share of 1 would make a level infinitely bad; nothing a planner could add up."""
+
+
+def energy_profiles(trace: OnnxTrace, levels: IntArray, level_count: IntArray) -> GroupProfiles:
+    """Data-free curves: the share of energy dropped where surgery keeps its `keep` best units.
+
+    `levels` [G, L], `level_count` [G] as from `keep_levels`. Ranked by the L1 norm, as surgery
+    ranks.
+    """
+    share = np.zeros(levels.shape, dtype=np.float64)
+    ranking, energies = unit_scores(trace), unit_scores(trace, norm=2)
+    for group, (score, energy) in enumerate(zip(ranking, energies, strict=True)):
+        passed = np.cumsum(energy[np.argsort(-score, kind="stable")])
+        whole = passed[-1]
+        # A group without energy (dead, or produced by nothing with weights) is judged by its
+        # counts.
+        if not whole > 0.0:
+            passed, whole = np.arange(1.0, len(score) + 1.0), float(len(score))
+        share[group] = 1.0 - passed[levels[group] - 1] / whole
+    full = levels == trace.graph.widths[:, None]
+    return GroupProfiles(
+        fingerprint=trace.graph.fingerprint,
+        levels=levels,
+        level_count=level_count,
+        energy_loss=np.where(full, 0.0, np.clip(share, 0.0, 1.0)),
+    )
+
+
+def shape_profiles(graph: PruningGraph, levels: IntArray, level_count: IntArray) -> GroupProfiles:
+    """Profiles of a model whose weights are not known: no curves, only what levels there are."""
+    return GroupProfiles(graph.fingerprint, levels, level_count, energy_loss=None)
+
+
+def loss_curve(profiles: GroupProfiles, graph: PruningGraph) -> FloatArray:
+    """What a planner adds up over groups [G, L]: non-increasing in the level, 0 at full width.
+
+    In nats where losses were measured; otherwise -log of the share of energy (of units, where only
+    shapes are known) that is kept, which orders plans but is no prediction of their loss.
+    """
+    if profiles.measured_loss is not None:
+        return non_increasing(profiles.measured_loss.mean(0), profiles.level_count)
+    if profiles.energy_loss is not None:
+        share = profiles.energy_loss
+    else:
+        share = 1.0 - profiles.levels / graph.widths[:, None]
+    return non_increasing(-np.log1p(-np.minimum(share, _MOST_SHARE)), profiles.level_count)
+
+
+def non_increasing(loss: FloatArray, level_count: IntArray) -> FloatArray:
+    """The nearest non-increasing curves (least squares), none below 0, 0 at full width and padding.
+
+    loss [..., G, L], level_count [G] -> [..., G, L]. Isotonic regression by its min-max formula:
+    f(i) = min over j <= i of max over k >= i of mean(loss[j..k]).
+    """
+    length = loss.shape[-1]
+    below = np.arange(length) < level_count[:, None] - 1  # [G, L], the levels that prune
+    start, end = np.tril_indices(length)[::-1]
+    total = np.concatenate([np.zeros((*loss.shape[:-1], 1)), np.cumsum(loss, -1)], -1)
+    means = np.full((*loss.shape, length), -np.inf)  # [..., G, from, to]
+    means[..., start, end] = (total[..., end + 1] - total[..., start]) / (end - start + 1)
+    means = np.where(below[:, None, :], means, -np.inf)
+    most = np.maximum.accumulate(means[..., ::-1], -1)[..., ::-1]
+    most = np.where(np.tri(length, dtype=bool).T, most, np.inf)  # only from <= i
+    fitted = np.minimum.accumulate(most, -2)[..., np.arange(length), np.arange(length)]
+    return np.where(below, np.maximum(fitted, 0.0), 0.0)

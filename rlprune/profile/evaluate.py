@@ -1,0 +1,223 @@
+"""What a plan loses: cross-entropy on calibration images after statistics correction, without
+torch.
+
+A plan is applied by surgery, its weighted nodes' outputs are matched to the dense network's on the
+same images (`statistics`), and the loss is taken in the same pass. The network so corrected can be
+written out as a plain ONNX file and judged on other images.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from rlprune.errors import CalibrationError, MeasurementError
+from rlprune.graph.types import FloatArray, IntArray, PruningGraph
+from rlprune.profile import statistics
+from rlprune.profile.calibration import Calibration
+from rlprune.profile.statistics import Moments
+from rlprune.runtime.base import Array, Runtime
+from rlprune.surgery.importance import unit_scores
+from rlprune.surgery.onnx import kept_units, prune_onnx
+
+if TYPE_CHECKING:
+    from rlprune.graph.from_onnx import OnnxTrace
+
+FOLD_COUNT = 4
+"""Image i lies in fold i modulo this, whatever the plan."""
+
+MOST_BATCH_VALUES = 1 << 22
+"""Values of the widest activation in one batch (16 MiB). Larger batches were slower on ResNet-20:
+the passes of the correction then no longer find their data in the cache."""
+
+LEAST_BATCH = 64
+"""Fewer images than this have no statistics worth matching."""
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """What a network loses on one set of images."""
+
+    loss: float
+    """Mean cross-entropy, nats."""
+    loss_se: float
+    """Its standard error over images."""
+    accuracy: float
+    """Share (0-1) of the images whose top class is right."""
+    fold_losses: FloatArray
+    """Mean cross-entropy on each of `FOLD_COUNT` disjoint folds."""
+
+
+class Evaluator:
+    """Evaluates plans of one traced model on one set of images. Used by one thread at a time."""
+
+    def __init__(self, trace: OnnxTrace, calibration: Calibration, *, runtime: Runtime) -> None:
+        """Runs the unpruned model once, to know its statistics and its loss.
+
+        Raises:
+            CalibrationError: the model cannot be run on a batch, or does not answer with logits.
+        """
+        self.trace = trace
+        self.calibration = calibration
+        self._runtime = runtime
+        self._scores = unit_scores(trace)
+        self._sites = statistics.find_sites(trace.model)
+        self._units = [trace.channels.axis_units(site.tensor, site.axis) for site in self._sites]
+        self._batches = _batches(trace.graph, len(calibration))
+        dense = statistics.open_batch(trace.model)
+        dense = statistics.instrument(dense, self._sites, match=False)
+        try:
+            logits, self._dense = self._run(dense, None)
+        except MeasurementError as error:
+            raise CalibrationError(
+                f"the model does not run on a batch; export it with a dynamic batch ({error})",
+                field="model",
+            ) from error
+        self.base = score(logits, calibration.y)
+        """The unpruned model's evaluation."""
+
+    def evaluate(self, keeps: IntArray) -> Evaluation:
+        """The plan's loss after statistics correction; keeps [G]."""
+        _, logits, _, _ = self._matched(keeps)
+        return score(logits, self.calibration.y)
+
+    def corrected_model(self, keeps: IntArray) -> onnx.ModelProto:
+        """The pruned model with the correction in its weights and biases: a plain ONNX file."""
+        pruned, _, found, targets = self._matched(keeps)
+        counts = np.array([len(self.calibration.y[batch]) for batch in self._batches])
+        return statistics.fold(
+            pruned,
+            self._sites,
+            [statistics.pool(site, counts) for site in zip(*found, strict=True)],
+            [statistics.pool(site, counts) for site in zip(*targets, strict=True)],
+        )
+
+    def _matched(
+        self, keeps: IntArray
+    ) -> tuple[onnx.ModelProto, FloatArray, list[list[Moments]], list[list[Moments]]]:
+        """Pruned model, its logits when matched; per batch and site the moments found and
+        wanted."""
+        pruned = prune_onnx(self.trace, keeps, scores=self._scores)
+        kept = kept_units(self._scores, keeps)
+        masks = [_kept_mask(group, unit, kept) for group, unit in self._units]
+        targets = [
+            [dense.take(mask) for dense, mask in zip(batch, masks, strict=True)]
+            for batch in self._dense
+        ]
+        opened = statistics.open_batch(pruned)
+        model = statistics.instrument(opened, self._sites, match=True)
+        logits, found = self._run(model, targets)
+        return pruned, logits, found, targets
+
+    def _run(
+        self, model: onnx.ModelProto, targets: list[list[Moments]] | None
+    ) -> tuple[FloatArray, list[list[Moments]]]:
+        """Logits [N, K], and per batch and site the moments found."""
+        further: list[dict[str, Array]] = [{} for _ in self._batches]
+        for feeds, wanted in zip(further, targets or (), strict=targets is not None):
+            for site, target in zip(self._sites, wanted, strict=True):
+                feeds.update(statistics.target_feeds(site, target))
+        logits, answers = _run_batches(
+            model, self.calibration, self._batches, further, self._runtime
+        )
+        moments = []
+        for answer in answers:
+            flat = [np.asarray(value, dtype=np.float64) for value in answer]
+            pairs = zip(flat[::2], flat[1::2], strict=True)
+            moments.append([Moments(mean, np.maximum(var, 0.0)) for mean, var in pairs])
+        return logits, moments
+
+
+def evaluate_model(
+    model: onnx.ModelProto, calibration: Calibration, *, runtime: Runtime, batch: int = 250
+) -> Evaluation:
+    """Loss and accuracy of a model as it stands, e.g. a corrected one on images kept apart."""
+    opened = statistics.open_batch(model)
+    batches = _strided(len(calibration), -(-len(calibration) // batch))
+    logits, _ = _run_batches(opened, calibration, batches, [{} for _ in batches], runtime)
+    return score(logits, calibration.y)
+
+
+def score(logits: FloatArray, y: IntArray) -> Evaluation:
+    """Cross-entropy and accuracy of logits [N, K] against classes [N]."""
+    shifted = logits - logits.max(1, keepdims=True)
+    loss = np.log(np.exp(shifted).sum(1)) - shifted[np.arange(len(y)), y]
+    return Evaluation(
+        loss=float(loss.mean()),
+        loss_se=float(loss.std(ddof=1) / np.sqrt(len(loss))),
+        accuracy=float((logits.argmax(1) == y).mean()),
+        fold_losses=np.array([loss[fold::FOLD_COUNT].mean() for fold in range(FOLD_COUNT)]),
+    )
+
+
+def _run_batches(
+    model: onnx.ModelProto,
+    calibration: Calibration,
+    batches: list[slice],
+    further: list[dict[str, Array]],
+    runtime: Runtime,
+) -> tuple[FloatArray, list[list[Array]]]:
+    """Logits [N, K], and every batch's other outputs. `further` are a batch's further inputs."""
+    constant = {tensor.name for tensor in model.graph.initializer}
+    name = next(value.name for value in model.graph.input if value.name not in constant)
+    ends_in_softmax = _ends_in_softmax(model)
+    logits: FloatArray | None = None
+    others = []
+    session = runtime.load(model.SerializeToString())
+    try:
+        for batch, feeds in zip(batches, further, strict=True):
+            x, y = calibration.x[batch], calibration.y[batch]
+            answer, *other = session.run({name: np.ascontiguousarray(x), **feeds})
+            if answer.ndim != 2 or len(answer) != len(y) or answer.shape[1] <= int(y.max()):
+                raise CalibrationError(
+                    f"the model answers {list(answer.shape)} for {len(y)} images of classes up to "
+                    f"{int(y.max())}; evaluating needs logits [N, classes]",
+                    field="calibration",
+                )
+            values = np.asarray(answer, dtype=np.float64)
+            if ends_in_softmax:
+                values = np.log(np.maximum(values, 1e-30))
+            if logits is None:
+                logits = np.empty((len(calibration), values.shape[1]))
+            logits[batch] = values
+            others.append(other)
+    finally:
+        session.close()
+    assert logits is not None
+    return logits, others
+
+
+def _batches(graph: PruningGraph, count: int) -> list[slice]:
+    """Batches that fit the cache, all of (nearly) one size."""
+    widest = max(
+        (
+            int(op.out_width.at(graph.widths)) * int(np.prod(op.out_spatial, dtype=np.int64))
+            for op in graph.operators
+        ),
+        default=1,
+    )
+    size = max(LEAST_BATCH, MOST_BATCH_VALUES // max(widest, 1))
+    return _strided(count, max(1, round(count / size)))
+
+
+def _strided(count: int, batch_count: int) -> list[slice]:
+    """Every image in one batch; strided, so that images sorted by class are mixed."""
+    return [slice(start, None, batch_count) for start in range(min(count, batch_count))]
+
+
+def _kept_mask(group: IntArray, unit: IntArray, kept: list[IntArray]) -> NDArray[np.bool_]:
+    """Which positions of an axis stay: those no group owns, and the kept units' [C]."""
+    mask = np.ones(len(group), dtype=np.bool_)
+    for index in np.unique(group[group >= 0]):
+        own = group == index
+        mask[own] = np.isin(unit[own], kept[index])
+    return mask
+
+
+def _ends_in_softmax(model: onnx.ModelProto) -> bool:
+    first = model.graph.output[0].name
+    return any(first in node.output and node.op_type == "Softmax" for node in model.graph.node)
