@@ -1,0 +1,159 @@
+"""A torch module's pruning graph: exported to ONNX in memory, then read like any other ONNX file.
+
+One analysis serves files, skeletons and modules. The export keeps BatchNorm and folds nothing, so
+every initializer bears its `state_dict` name and a cut found on the ONNX side can be made in the
+module (surgery.torch). The caller's module is neither run nor changed: a copy is.
+"""
+
+from __future__ import annotations
+
+import copy
+import io
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import onnx
+from onnx import numpy_helper
+
+from rlprune.errors import MissingExtraError, ModelError
+from rlprune.graph.from_onnx import OnnxTrace, trace_onnx
+from rlprune.graph.types import PruningGraph
+
+try:
+    import torch
+    from torch import Tensor, nn
+except ImportError as error:
+    raise MissingExtraError("tracing a torch module", "torch") from error
+
+OPSET = 17
+"""The newest that the older exporter writes without opset-18 forms of Split, Pad and reductions."""
+
+
+@dataclass(frozen=True)
+class TorchTrace:
+    """A module as it was when traced, and its ONNX twin, whose initializers bear its names."""
+
+    onnx: OnnxTrace
+    module: nn.Module
+    """A copy, in the mode the caller's module was in, without its hooks."""
+    inputs: tuple[Tensor, ...]
+
+    @property
+    def graph(self) -> PruningGraph:
+        return self.onnx.graph
+
+
+def trace_torch(module: nn.Module, example_inputs: Tensor | Sequence[Tensor]) -> TorchTrace:
+    """The pruning graph of `module` at the shapes of `example_inputs` (batch first).
+
+    Frozen parameters and modules in train mode are traced as any other; mode, gradients and hooks
+    of the caller's module stay as they are.
+
+    Raises:
+        ModelError: the module cannot be copied, run on the inputs, or exported.
+        UnsupportedOperatorError: an operator whose channels cannot be followed.
+    """
+    given = (example_inputs,) if isinstance(example_inputs, Tensor) else tuple(example_inputs)
+    inputs = tuple(tensor.detach().clone() for tensor in given)
+    snapshot = detached_copy(module)
+    model = export_onnx(snapshot, inputs)
+    return TorchTrace(onnx=trace_onnx(model), module=snapshot, inputs=inputs)
+
+
+def detached_copy(module: nn.Module) -> nn.Module:
+    """A deep copy without gradients and hooks: a hook may reach into objects of the caller's.
+
+    Raises:
+        ModelError: torch cannot copy it.
+    """
+    try:
+        twin = copy.deepcopy(module)
+    except (RuntimeError, TypeError) as error:
+        raise ModelError(
+            f"module {type(module).__name__} cannot be copied: {_line(error)}"
+        ) from error
+    for part in twin.modules():
+        for hooks in (part._forward_hooks, part._forward_pre_hooks, part._backward_hooks):
+            hooks.clear()
+    for parameter in twin.parameters():
+        parameter.grad = None
+    return twin
+
+
+def named_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Every parameter and buffer under each of its names: a shared one comes more than once."""
+    yield from module.named_parameters(remove_duplicate=False)
+    yield from module.named_buffers(remove_duplicate=False)
+
+
+def export_onnx(
+    module: nn.Module, inputs: tuple[Tensor, ...], output_names: Sequence[str] = ()
+) -> onnx.ModelProto:
+    """`module` in eval mode as ONNX, nothing folded, initializers named as in `state_dict`.
+
+    Raises:
+        ModelError: the module does not run on `inputs`, or the exporter refuses it.
+    """
+    twin = copy.deepcopy(module).eval()
+    for part in twin.modules():
+        # The exporter names what `state_dict` lists and turns other buffers into constants.
+        part._non_persistent_buffers_set.clear()
+    with torch.no_grad():
+        _tell_apart(twin)
+    file = io.BytesIO()
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "You are using the legacy", DeprecationWarning)
+            warnings.filterwarnings("ignore", "The feature will be removed", DeprecationWarning)
+            warnings.filterwarnings("ignore", "Constant folding", UserWarning)
+            torch.onnx.export(
+                twin,
+                inputs,
+                file,
+                output_names=list(output_names) or None,
+                # Eval-mode training flags, yet BatchNorm stays a node with its own tensors.
+                training=torch.onnx.TrainingMode.PRESERVE,
+                do_constant_folding=False,
+                opset_version=OPSET,
+                dynamo=False,
+            )
+    except Exception as error:  # anything the forward code or the exporter may raise
+        name = type(module).__name__
+        raise ModelError(f"module {name} cannot be exported to ONNX: {_line(error)}") from error
+    model = onnx.load_model_from_string(file.getvalue())
+    values = dict(named_tensors(module))
+    for initializer in model.graph.initializer:
+        value = values.get(initializer.name)
+        if value is not None and tuple(value.shape) == tuple(initializer.dims):
+            array = value.detach().cpu().contiguous().numpy()
+            initializer.CopyFrom(numpy_helper.from_array(array, initializer.name))
+    return model
+
+
+def _tell_apart(module: nn.Module) -> None:
+    """Gives tensors of equal content different content, in place.
+
+    The exporter makes one initializer of equal ones, such as all BatchNorm scales of a fresh net,
+    which would tie together channels that have nothing to do with each other. The true values are
+    put back afterwards.
+    """
+    seen: set[tuple[object, ...]] = set()
+    done: set[int] = set()
+    for _, tensor in named_tensors(module):
+        if not tensor.is_floating_point() or tensor.data_ptr() in done:
+            continue
+        done.add(tensor.data_ptr())
+        while (key := _content(tensor)) in seen:
+            tensor.add_(len(seen) * 0.125)
+        seen.add(key)
+
+
+def _content(tensor: Tensor) -> tuple[object, ...]:
+    raw = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+    return tensor.dtype, tuple(tensor.shape), raw
+
+
+def _line(error: Exception) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0][:300] if text else type(error).__name__
