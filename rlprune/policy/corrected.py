@@ -1,0 +1,225 @@
+"""The corrected knapsack: a dozen fitted numbers bend the loss curves before one solve.
+
+The peer a learned policy has to beat (ARCHITECTURE section 5: five numbers took most of what a
+400-evaluation search gains). Numbers, not a network: they say by how much losses measured one group
+at a time mislead about a whole plan, by depth, width, extent, stride and how deep the cut is.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from rlprune.errors import PolicyError
+from rlprune.graph.types import FloatArray, IntArray, PruningGraph
+from rlprune.plans import write_atomic
+from rlprune.profile.energy import loss_curve
+from rlprune.task.knapsack import least_keeps, solve
+from rlprune.task.task import PruningTask
+
+FORMAT = "rlprune.corrected/1"
+
+FEATURES = ("depth", "depth_squared", "width", "extent", "stream", "strided", "share")
+"""Of a group, for the weight on its losses; see `group_features`."""
+NUMBERS = (
+    "exponent_measured",
+    "exponent_data_free",
+    *(f"log_weight_{name}" for name in FEATURES),
+    "extreme_penalty",
+    "extreme_below",
+)
+"""What is fitted, in the order of the parameter vector. All zero leaves the knapsack as it is."""
+
+
+@dataclass(frozen=True)
+class CorrectedKnapsackPolicy:
+    """The knapsack over bent curves."""
+
+    numbers: tuple[float, ...]
+    """One per entry of `NUMBERS`."""
+    trained_on: tuple[str, ...] = ()
+    """Names of the models the numbers were fitted on."""
+
+    @property
+    def name(self) -> str:
+        """`corrected/` and a digest of the numbers."""
+        return f"corrected/{hashlib.sha256(np.asarray(self.numbers).tobytes()).hexdigest()[:8]}"
+
+    def plan(self, task: PruningTask, budget_ms: FloatArray) -> IntArray:
+        """As `Policy.plan`."""
+        return solve(task, np.asarray(budget_ms, dtype=np.float64), loss=self.bent(task))
+
+    def bent(self, task: PruningTask) -> FloatArray:
+        """The corrected loss curves [G, L]: 0 at full width, non-increasing in the level."""
+        return bend(task, np.asarray(self.numbers)[None])[0]
+
+    def save(self, path: str | Path) -> None:
+        """Writes the numbers as JSON."""
+        data = {
+            "format": FORMAT,
+            "numbers": dict(zip(NUMBERS, self.numbers, strict=True)),
+            "trained_on": list(self.trained_on),
+        }
+        write_atomic(Path(path), (json.dumps(data, indent=2) + "\n").encode())
+
+    @staticmethod
+    def load(path: str | Path) -> CorrectedKnapsackPolicy:
+        """Reads what `save` wrote.
+
+        Raises:
+            PolicyError: not such a file, or of another version.
+        """
+        try:
+            data = json.loads(Path(path).read_text(encoding="utf-8"))
+            if data["format"] != FORMAT or set(data["numbers"]) != set(NUMBERS):
+                raise PolicyError(f"{path} is not of format {FORMAT!r}; fit it again")
+            numbers = tuple(float(data["numbers"][name]) for name in NUMBERS)
+            if not np.isfinite(numbers).all():
+                raise PolicyError(f"{path} holds a number that is not finite; fit it again")
+            return CorrectedKnapsackPolicy(numbers, tuple(str(n) for n in data["trained_on"]))
+        except (OSError, KeyError, TypeError, ValueError, AttributeError) as error:
+            raise PolicyError(f"cannot read corrected knapsack {path}: {error!r}") from error
+
+
+def group_features(graph: PruningGraph) -> FloatArray:
+    """What tells a graph's groups apart [G, F], centred per graph so that none shifts the whole."""
+    count = len(graph.groups)
+    if count == 0:
+        return np.zeros((0, len(FEATURES)))
+    widths = graph.widths
+    extent, writers = np.ones(count), np.zeros(count)
+    strided = np.zeros(count)
+    macs = np.zeros(count)
+    for op in graph.operators:
+        op_macs = float(op.macs_at(op.in_width.at(widths), op.out_width.at(widths)))
+        for group, _ in op.out_width.terms:
+            extent[group] = max(extent[group], float(np.prod(op.out_spatial)))
+            if op.kind in ("conv", "conv_transpose", "linear"):
+                writers[group] += 1
+                strided[group] = max(strided[group], float(any(step > 1 for step in op.stride)))
+        for group in {group for group, _ in (*op.in_width.terms, *op.out_width.terms)}:
+            macs[group] += op_macs
+    depth = (np.arange(count) - (count - 1) / 2) / max(count - 1, 1) * 2  # -1..1
+    columns = [
+        depth,
+        depth**2,
+        np.log2(widths),
+        np.log2(extent),
+        (writers > 1).astype(np.float64),  # a residual stream: several convolutions write into it
+        strided,
+        np.log2(macs + 1.0),
+    ]
+    features = np.stack(columns, axis=1)
+    return np.asarray(features - features.mean(0))
+
+
+def bend(task: PruningTask, numbers: FloatArray) -> FloatArray:
+    """The task's loss curves under each row of numbers [P, len(NUMBERS)] -> [P, G, L]."""
+    curve = loss_curve(task.profiles, task.graph)
+    scale = max(float(curve[:, 0].mean()), 1e-12) if curve.size else 1.0
+    named = dict(zip(NUMBERS, numbers.T, strict=True))  # each [P]
+    log_exponent = named["exponent_measured" if task.profiles.profiled else "exponent_data_free"]
+    weights = numbers[:, 2 : 2 + len(FEATURES)]  # [P, F]
+    log_weight = np.clip(weights @ group_features(task.graph).T, -4.0, 4.0)  # [P, G]
+    relative = np.maximum(curve, 0.0) / scale
+    bent = relative[None] ** np.exp(log_exponent)[:, None, None] * np.exp(log_weight)[:, :, None]
+    ratio = task.levels / task.levels[:, -1:]
+    below = np.clip(0.25 * np.exp(named["extreme_below"]), 0.05, 0.9)[:, None, None]
+    # Keeping next to nothing of a group costs more than its own curve, taken alone, tells.
+    cut = np.maximum(below - ratio[None], 0.0) / below
+    return bent + np.expm1(np.maximum(named["extreme_penalty"], 0.0))[:, None, None] * cut**2
+
+
+Progress = Callable[[int, int], None]
+
+
+def fit_corrected(
+    tasks: Sequence[PruningTask],
+    *,
+    names: Sequence[str] = (),
+    budget_shares: FloatArray | None = None,
+    generations: int = 40,
+    population: int = 16,
+    shrink: float = 0.02,
+    seed: int = 0,
+    on_progress: Progress | None = None,
+) -> CorrectedKnapsackPolicy:
+    """The numbers of least mean objective over tasks and budgets, by a small evolution strategy.
+
+    A (mu/mu_w, lambda) strategy with cumulative-free rank-mu covariance (CMA-ES's core); a task
+    without an objective is an error. Each task's losses are taken relative to the plain knapsack's
+    and divided by that gain's scale, so that no model or budget outweighs the others.
+
+    Args:
+        budget_shares: b in `least + b (base - least)`; 0.15 .. 0.85 by default.
+        shrink: penalty on the squared numbers, which keeps what the data does not ask for at 0.
+    """
+    if not tasks or any(task.objective is None for task in tasks):
+        raise ValueError("fit_corrected needs tasks with objectives")
+    rng = np.random.default_rng(seed)
+    shares = np.linspace(0.15, 0.85, 6) if budget_shares is None else budget_shares
+    cases = [_Case.of(task, shares) for task in tasks]
+    size = len(NUMBERS)
+    mean, sigma, covariance = np.zeros(size), 0.3, np.eye(size)
+    parents = population // 2
+    rank = np.log(parents + 0.5) - np.log(np.arange(1, parents + 1))
+    rank /= rank.sum()
+    best, best_cost = mean, 0.0  # all zero is the knapsack itself: nothing worse is ever returned
+    for generation in range(generations):
+        root = np.linalg.cholesky(covariance + 1e-9 * np.eye(size))
+        steps = rng.normal(size=(population, size)) @ root.T
+        candidates = mean + sigma * steps
+        candidates[0] = mean  # the centre averages its parents' luck away, and is often the best
+        steps[0] = 0.0
+        cost = np.mean([case.cost(candidates) for case in cases], axis=0)
+        cost += shrink * (candidates**2).sum(1)
+        order = np.argsort(cost, kind="stable")
+        if cost[order[0]] < best_cost:
+            best, best_cost = candidates[order[0]].copy(), float(cost[order[0]])
+        chosen = steps[order[:parents]]
+        mean = mean + sigma * rank @ chosen
+        covariance = 0.8 * covariance + 0.2 * (chosen * rank[:, None]).T @ chosen
+        covariance *= size / np.trace(covariance)
+        sigma *= 0.97
+        if on_progress is not None:
+            on_progress(generation + 1, generations)
+    return CorrectedKnapsackPolicy(tuple(float(x) for x in best), tuple(names))
+
+
+@dataclass(frozen=True)
+class _Case:
+    """One training task at its budgets, and what the plain knapsack loses there."""
+
+    task: PruningTask
+    budget_ms: FloatArray
+    base_loss: FloatArray
+    scale: float
+
+    @staticmethod
+    def of(task: PruningTask, shares: FloatArray) -> _Case:
+        budget_ms = budgets_at(task, shares)
+        assert task.objective is not None
+        loss = task.objective.loss(solve(task, budget_ms))
+        return _Case(task, budget_ms, loss, max(float(loss.mean()), 1e-6))
+
+    def cost(self, numbers: FloatArray) -> FloatArray:
+        """Mean loss above the knapsack's over budgets, as a share of its mean: [P, n] -> [P]."""
+        curves = bend(self.task, numbers)  # [P, G, L]
+        count, budgets = len(numbers), len(self.budget_ms)
+        keeps = solve(
+            self.task, np.tile(self.budget_ms, count), loss=np.repeat(curves, budgets, axis=0)
+        )
+        assert self.task.objective is not None
+        loss = self.task.objective.loss(keeps).reshape(count, budgets)
+        return np.asarray((loss - self.base_loss).mean(1) / self.scale)
+
+
+def budgets_at(task: PruningTask, shares: FloatArray) -> FloatArray:
+    """Budgets `least + b (base - least)` on the upper end of the interval, for shares b [B]."""
+    ends = task.tables.upper_ms(np.stack([least_keeps(task), task.graph.widths]))
+    return np.asarray(ends[0] + np.asarray(shares) * (ends[1] - ends[0]))

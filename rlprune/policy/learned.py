@@ -1,0 +1,47 @@
+"""The learned policy: an artifact's network, walked through the task's own dynamics.
+
+It sees and does exactly what it saw and did in training, because `rlprune.task.dynamics` is the one
+place where observations are made and actions become keeps.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from rlprune.graph.types import FloatArray, IntArray
+from rlprune.policy.artifact import PolicyArtifact
+from rlprune.task.dynamics import plan_with
+from rlprune.task.task import PruningTask
+
+
+@dataclass(frozen=True)
+class LearnedPolicy:
+    """Deterministic plans of a trained network; any thread may call it."""
+
+    artifact: PolicyArtifact
+
+    @staticmethod
+    def load(directory: str | Path) -> LearnedPolicy:
+        """From an artifact's directory.
+
+        Raises:
+            PolicyError: as `PolicyArtifact.load`.
+        """
+        return LearnedPolicy(PolicyArtifact.load(directory))
+
+    @property
+    def name(self) -> str:
+        """`learned/` and the digest of its tensors."""
+        return f"learned/{self.artifact.digest[:8] or 'unsaved'}"
+
+    def plan(self, task: PruningTask, budget_ms: FloatArray) -> IntArray:
+        """As `Policy.plan`."""
+        return plan_with(
+            task,
+            np.asarray(budget_ms, dtype=np.float64),
+            self.artifact.network.act,
+            action=self.artifact.action,
+        )
