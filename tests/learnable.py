@@ -1,8 +1,8 @@
 """Training tasks whose true loss differs from the profile in a way that can be learned.
 
-The profile says what each group loses alone; the truth weighs early groups more than late ones, bends
-the losses, and charges neighbours that are both cut deep. What there is to learn is the same in every
-graph, so it must carry over to one that was not trained on.
+The profile says what each group loses alone; the truth weighs early groups more than late ones,
+bends the losses, and charges neighbours that are both cut deep. What there is to learn is the same
+in every graph, so it must carry over to one that was not trained on.
 """
 
 from __future__ import annotations

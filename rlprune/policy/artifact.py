@@ -122,8 +122,8 @@ class PolicyArtifact:
             raise PolicyError(f"{path}: policy is damaged ({error!r}); train it again") from error
         if network.observation_size != len(SLOTS) or network.action_size != ACTION_SIZES[action]:
             raise PolicyError(
-                f"{path}: network maps {network.observation_size} slots to {network.action_size} actions, "
-                f"{action!r} needs {len(SLOTS)} to {ACTION_SIZES[action]}"
+                f"{path}: network maps {network.observation_size} slots to {network.action_size} "
+                f"actions, {action!r} needs {len(SLOTS)} to {ACTION_SIZES[action]}"
             )
         return artifact
 
@@ -135,8 +135,8 @@ def _check_slots(path: Path, description: Mapping[str, Any]) -> None:
         changed = sorted(set(slots) ^ set(SLOTS))[:3]
         why = f" (e.g. slot {changed[0]!r})" if changed else ""
         raise PolicyError(
-            f"{path}: trained on observation version {version}, this is {OBSERVATION_VERSION}{why}; "
-            "train it again with `rlprune train`"
+            f"{path}: trained on observation version {version}, this is {OBSERVATION_VERSION}"
+            f"{why}; train it again with `rlprune train`"
         )
 
 

@@ -19,7 +19,7 @@ class Policy(Protocol):
     def plan(self, task: PruningTask, budget_ms: FloatArray) -> IntArray:
         """Keeps [B, G] for budgets [B], each a level of its group.
 
-        `task.tables.upper_ms` of every row is within its budget where any plan is; where none is, the
-        row is `rlprune.task.knapsack.least_keeps`.
+        `task.tables.upper_ms` of every row is within its budget where any plan is; where none is,
+        the row is `rlprune.task.knapsack.least_keeps`.
         """
         ...

@@ -1,8 +1,8 @@
 """Policies that learn nothing: what a learned one has to beat.
 
-`UniformPolicy` and `GlobalMagnitudePolicy` are what most users do by hand (one ratio for all layers;
-one threshold on normalised scores, as Torch-Pruning's global pruning); `KnapsackPolicy` is the
-latency-aware optimum over single-group losses (HALP), and the reference a learned policy starts from.
+`UniformPolicy` and `GlobalMagnitudePolicy` are what most users do by hand (one ratio for all
+layers; one threshold on normalised scores, as Torch-Pruning's global pruning); `KnapsackPolicy` is
+the latency-aware optimum over single-group losses (HALP), and what a learned policy starts from.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class UniformPolicy:
         """As `Policy.plan`."""
         levels = task.levels
         ratio = levels / levels[:, -1:]  # [G, L]
-        # A group's rounded level changes only halfway between two levels, so these are all the plans.
+        # A group's rounded level changes only halfway between two levels: these are all the plans.
         halfway = (ratio[:, 1:] + ratio[:, :-1]) / 2
         targets = np.unique(np.concatenate([[0.0], halfway.ravel(), [1.0]]))  # [R] ascending
         # The count of midpoints at or below the target is the nearest level (ties go up); padding
@@ -34,7 +34,7 @@ class UniformPolicy:
 
 
 class GlobalMagnitudePolicy:
-    """One threshold on every unit's share of weight energy over its group's mean; no data needed."""
+    """One threshold on every unit's weight energy over its group's mean; no data needed."""
 
     name = "global"
 
@@ -66,7 +66,7 @@ class KnapsackPolicy:
 
 
 def _largest_within(task: PruningTask, candidates: IntArray, budget_ms: FloatArray) -> IntArray:
-    """The last of candidates [C, G] (ordered by what they keep) within each budget [B] -> [B, G]."""
+    """The last of candidates [C, G], ordered by what they keep, within each budget -> [B, G]."""
     within = task.tables.upper_ms(candidates)[None] <= np.asarray(budget_ms)[:, None]  # [B, C]
     last = len(candidates) - 1 - np.argmax(within[:, ::-1], axis=1)
     return np.where(within.any(1)[:, None], candidates[last], least_keeps(task))

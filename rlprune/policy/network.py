@@ -19,15 +19,15 @@ from rlprune.graph.types import FloatArray
 Float32Array = NDArray[np.float32]
 
 OBSERVATION_CLIP = 10.0
-"""Normalised observations beyond this many standard deviations are cut off (VecNormalize's default)."""
+"""Standard deviations beyond which observations are cut off (VecNormalize's default)."""
 
 
 @dataclass(frozen=True)
 class Normalizer:
     """Fixed mean and scale of observations; a slot that never varied in training is left out.
 
-    Such a slot has scale 0: the network saw a constant there, so whatever an unseen device puts into
-    it would meet weights that nothing ever trained.
+    Such a slot has scale 0: the network saw a constant there, so whatever an unseen device puts
+    into it would meet weights that nothing ever trained.
     """
 
     mean: FloatArray
