@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING
-from zipfile import BadZipFile
 
 import numpy as np
 
@@ -15,9 +13,10 @@ from rlprune.errors import BudgetError, InputError, MissingExtraError, NotFoundE
 from rlprune.graph.types import IntArray
 from rlprune.latency.types import MACS_DEVICE
 from rlprune.planning.make import check_budget, make_plan
-from rlprune.planning.tables import digest, latency_model, task_for, nothing_measured
-from rlprune.plans import PruningPlan, write_atomic
+from rlprune.planning.tables import digest, latency_model, nothing_measured, task_for
+from rlprune.plans import PruningPlan
 from rlprune.profile.types import GroupProfiles, keep_levels
+from rlprune.task.taskdir import read_npz, write_npz
 
 if TYPE_CHECKING:
     from rlprune.graph.from_onnx import OnnxTrace
@@ -192,10 +191,10 @@ def _profile_path(key: str) -> Path:
 def _read_profile(path: Path, energy: GroupProfiles) -> GroupProfiles | None:
     """`energy` with the losses kept at `path`; None where there are none or they are damaged."""
     try:
-        with np.load(path, allow_pickle=False) as file:
-            measured = np.asarray(file["measured_loss"], dtype=np.float64)
-            base_loss, image_count = float(file["base_loss"]), int(file["image_count"])
-    except (OSError, ValueError, KeyError, BadZipFile):
+        data = read_npz(path)
+        measured = data["measured_loss"].astype(np.float64)
+        base_loss, image_count = float(data["base_loss"]), int(data["image_count"])
+    except (OSError, ValueError, KeyError):
         return None
     if measured.shape[1:] != energy.levels.shape:
         return None
@@ -204,12 +203,12 @@ def _read_profile(path: Path, energy: GroupProfiles) -> GroupProfiles | None:
 
 def _write_profile(path: Path, profiles: GroupProfiles) -> None:
     assert profiles.measured_loss is not None
-    content = BytesIO()
-    np.savez(
-        content,
-        measured_loss=profiles.measured_loss,
-        base_loss=profiles.base_loss,
-        image_count=profiles.image_count,
-    )
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(path, content.getvalue())
+    write_npz(
+        path,
+        {
+            "measured_loss": profiles.measured_loss,
+            "base_loss": np.array(profiles.base_loss),
+            "image_count": np.array(profiles.image_count),
+        },
+    )

@@ -47,8 +47,7 @@ def make_plan(task: PruningTask, policy: Policy, budget_ms: float, *, device: st
     asked = np.array([budget_ms])
     least = least_keeps(task)
     feasible = bool(task.tables.upper_ms(least[None])[0] <= budget_ms)
-    reference = solve(task, asked)[0] if feasible and task.group_count else least
-    keeps = reference
+    keeps = reference = solve(task, asked)[0] if feasible else least
     if feasible and task.group_count and policy.name != "knapsack":
         keeps = policy.plan(task, asked)[0]
     figures = _figures(task, keeps)
