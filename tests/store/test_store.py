@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -19,7 +18,6 @@ from rlprune.latency.types import Measurement, ModelSubject, OperatorSpec
 from rlprune.plans import PlanEntry, PruningPlan
 from rlprune.store import Store, open_store
 
-POSTGRES = os.environ.get("RLPRUNE_TEST_POSTGRES_URL")
 DEVICE = "ort-1.0.test.t1.f32.b1"
 FINGERPRINT = "ab" * 32
 GRAPH = PruningGraph(
@@ -46,32 +44,6 @@ def plan(budget_ms: float = 1.0, device: str = DEVICE) -> PruningPlan:
         FINGERPRINT, "knapsack", False, device, budget_ms, True, 2.0, 0.5, 0.9, (0.8, 1.0),
         (PlanEntry("conv", "channel", 16, 8, ("conv.weight[0]",)),), 1000, 100,
     )  # fmt: skip
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    if request.param == "sqlite":
-        yield f"sqlite:///{tmp_path / 'store.sqlite'}"
-        return
-    if not POSTGRES:
-        pytest.skip("RLPRUNE_TEST_POSTGRES_URL is not set")
-    import sqlalchemy as sa
-
-    name = f"rlprune_{os.getpid()}_{abs(hash(str(tmp_path))) % 10**8}"
-    admin = sa.create_engine(POSTGRES, isolation_level="AUTOCOMMIT")
-    with admin.connect() as connection:
-        connection.exec_driver_sql(f"CREATE DATABASE {name}")
-    yield sa.make_url(POSTGRES).set(database=name).render_as_string(hide_password=False)
-    with admin.connect() as connection:
-        connection.exec_driver_sql(f"DROP DATABASE {name} WITH (FORCE)")
-    admin.dispose()
-
-
-@pytest.fixture
-def store(url: str) -> Iterator[Store]:
-    store = open_store(url)
-    yield store
-    store.close()
 
 
 def in_new_process(code: str, *arguments: str) -> str:

@@ -1,0 +1,269 @@
+"""Measuring jobs: what is to be measured on which device, and what became of it.
+
+A job is some subjects on one device; workers take jobs by leases (`store.leases`). A job whose
+leases ended three times without a complete report is parked: it may be what kills the workers.
+Every transaction locks jobs before devices, so that none waits for another in a circle.
+"""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+import sqlalchemy as sa
+
+from rlprune.errors import ConflictError, InputError, NotFoundError
+from rlprune.latency.types import Measurement, ModelSubject
+from rlprune.store import encoding, schema
+from rlprune.store.encoding import Subject
+from rlprune.store.store import Store
+
+MAX_FAILURES = 3
+"""Leases that may end without a complete report before the job is parked, and failed measurements
+of one subject before it counts as unmeasurable."""
+PARK_SEC = 3600.0
+"""How long subjects of a parked job are not queued again."""
+SUBJECTS_PER_JOB = 16
+"""Small, so that progress shows and a killed worker loses little."""
+MAX_SUBJECTS = 1024
+"""Of one job that was asked for by name."""
+
+
+class JobState(StrEnum):
+    """Where a job stands; the last three are final."""
+
+    PENDING = "pending"
+    LEASED = "leased"
+    DONE = "done"
+    """Every subject was reported, at least one with samples."""
+    FAILED = "failed"
+    """Every subject was reported, none could be measured."""
+    PARKED = "parked"
+    """Three leases ended without a complete report."""
+
+    @property
+    def open(self) -> bool:
+        """Whether the job may still bring measurements."""
+        return self in (JobState.PENDING, JobState.LEASED)
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """Some subjects to measure on one device."""
+
+    job_id: str
+    device: str
+    subjects: tuple[Subject, ...]
+    fingerprint: str
+    """Of the skeleton that the worker needs; empty where operators alone are measured."""
+    state: JobState
+    failure_count: int
+    """Leases that ended without a complete report."""
+    reason: str
+    """Why it is failed or parked."""
+
+
+class JobQueue:
+    """The jobs of one store. Every method is one transaction, callable from any thread."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._database = store.database
+
+    def enqueue(
+        self, device: str, subjects: Sequence[Subject], *, fingerprint: str = ""
+    ) -> list[Job]:
+        """Sees to it that every subject is in an open job; returns those jobs, old and new.
+
+        Raises:
+            NotFoundError: the device is unknown.
+        """
+        _check_subjects(subjects, fingerprint)
+        self._store.device(device)
+        wanted = {encoding.subject_key(subject): subject for subject in subjects}
+        with self._database.write() as connection:
+            # Two askers at once would each queue the same: the device's row is their turnstile.
+            connection.execute(
+                sa.select(schema.devices.c.device)
+                .where(schema.devices.c.device == device)
+                .with_for_update()
+            ).all()
+            jobs: list[Job] = []
+            for job in _open_jobs(connection, device):
+                keys = {encoding.subject_key(subject) for subject in job.subjects}
+                if keys & wanted.keys():
+                    jobs.append(job)
+                    wanted = {key: value for key, value in wanted.items() if key not in keys}
+            left = list(wanted.values())
+            for start in range(0, len(left), SUBJECTS_PER_JOB):
+                row = self._row(device, left[start : start + SUBJECTS_PER_JOB], fingerprint)
+                connection.execute(sa.insert(schema.jobs).values(**row))
+                jobs.append(job_of_row(row))
+        return jobs
+
+    def request(
+        self, device: str, subjects: Sequence[Subject], *, request_id: str, fingerprint: str = ""
+    ) -> Job:
+        """One new job of exactly these subjects; the same request_id gets the same job.
+
+        Raises:
+            NotFoundError: the device is unknown.
+            ConflictError: the same request_id came with another device or other subjects.
+            InputError: no subject, too many, or one twice.
+        """
+        encoding.check_request_id(request_id)
+        _check_subjects(subjects, fingerprint)
+        if not 1 <= len(subjects) <= MAX_SUBJECTS or len(set(subjects)) != len(subjects):
+            raise InputError(
+                f"a job has 1 to {MAX_SUBJECTS} different subjects, not {len(subjects)}",
+                field="subjects",
+            )
+        self._store.device(device)
+        row = {**self._row(device, subjects, fingerprint), "request_id": request_id}
+        with self._database.write() as connection:
+            if self._database.insert_new(connection, schema.jobs, row):
+                return job_of_row(row)
+            query = sa.select(schema.jobs).where(schema.jobs.c.request_id == request_id)
+            found = connection.execute(query).mappings().one()
+        if found["content_digest"] != row["content_digest"]:
+            raise conflict(request_id)
+        return job_of_row(found)
+
+    def unmeasurable(self, device: str) -> dict[str, str]:
+        """Subjects (by key) that are not queued again by themselves, and why.
+
+        They failed on the device three times, or stood unreported in a job parked within the hour.
+        """
+        rows = schema.measurements.c
+        failed = sa.select(rows.subject, rows.body).where(
+            rows.device == device, rows.status == "failed"
+        )
+        parked = sa.select(schema.jobs).where(
+            schema.jobs.c.device == device,
+            schema.jobs.c.state == JobState.PARKED,
+            schema.jobs.c.lease_end_sec > self._store.clock() - PARK_SEC,
+        )
+        reasons: dict[str, list[str]] = {}
+        with self._database.read() as connection:
+            for key, body in connection.execute(failed):
+                reasons.setdefault(key, []).append(json.loads(body)["reason"])
+            found = {k: texts[-1] for k, texts in reasons.items() if len(texts) >= MAX_FAILURES}
+            for row in connection.execute(parked).mappings():
+                job = job_of_row(row)
+                for subject in subjects_left(connection, job):
+                    found.setdefault(encoding.subject_key(subject), job.reason)
+        return found
+
+    def job(self, job_id: str) -> tuple[Job, list[Measurement]]:
+        """A job and what was reported for it so far.
+
+        Raises:
+            NotFoundError: there is none with this id.
+        """
+        rows = schema.measurements.c
+        with self._database.read() as connection:
+            row = _job_row(connection, job_id)
+            query = sa.select(rows.subject, rows.body).where(rows.job_id == job_id)
+            found = connection.execute(query.order_by(rows.seq)).all()
+        if row["state"] == JobState.LEASED and row["lease_end_sec"] <= self._store.clock():
+            with self._database.write() as connection:
+                end_leases(connection, self._store.clock())
+                row = _job_row(connection, job_id)
+        return job_of_row(row), [encoding.measurement_from_json(*item) for item in found]
+
+    def open_jobs(self, device: str) -> list[Job]:
+        """Jobs of a device that are pending or leased, oldest first."""
+        with self._database.read() as connection:
+            return _open_jobs(connection, device)
+
+    def _row(self, device: str, subjects: Sequence[Subject], fingerprint: str) -> dict[str, Any]:
+        keys = json.dumps([encoding.subject_key(subject) for subject in subjects])
+        return {
+            "job_id": uuid.uuid4().hex,
+            "content_digest": encoding.digest(device, fingerprint, keys),
+            "device": device,
+            "fingerprint": fingerprint or None,
+            "subjects": keys,
+            "state": JobState.PENDING.value,
+            "failure_count": 0,
+            "reason": "",
+            "created_sec": self._store.clock(),
+        }
+
+
+def _job_row(connection: sa.Connection, job_id: str) -> sa.RowMapping:
+    query = sa.select(schema.jobs).where(schema.jobs.c.job_id == job_id)
+    row = connection.execute(query).mappings().first()
+    if row is None:
+        raise NotFoundError(f"no job with id {job_id[:80]!r}", field="job_id")
+    return row
+
+
+def _open_jobs(connection: sa.Connection, device: str) -> list[Job]:
+    rows = schema.jobs.c
+    states = [state.value for state in JobState if state.open]
+    query = sa.select(schema.jobs).where(rows.device == device, rows.state.in_(states))
+    return [job_of_row(row) for row in connection.execute(query.order_by(rows.seq)).mappings()]
+
+
+def job_of_row(row: sa.RowMapping | dict[str, Any]) -> Job:
+    """A job as its row has it."""
+    return Job(
+        job_id=row["job_id"],
+        device=row["device"],
+        subjects=tuple(encoding.subject_from_key(key) for key in json.loads(row["subjects"])),
+        fingerprint=row["fingerprint"] or "",
+        state=JobState(row["state"]),
+        failure_count=row["failure_count"],
+        reason=row["reason"],
+    )
+
+
+def subjects_left(connection: sa.Connection, job: Job) -> tuple[Subject, ...]:
+    """The job's subjects that nobody has reported yet."""
+    rows = schema.measurements.c
+    query = sa.select(rows.subject).where(rows.job_id == job.job_id)
+    reported = set(connection.scalars(query))
+    return tuple(s for s in job.subjects if encoding.subject_key(s) not in reported)
+
+
+def end_leases(connection: sa.Connection, now_sec: float) -> None:
+    """Makes jobs of expired leases available again, or parks them."""
+    rows = schema.jobs.c
+    parked = rows.failure_count + 1 >= MAX_FAILURES
+    connection.execute(
+        sa.update(schema.jobs)
+        .where(rows.state == JobState.LEASED, rows.lease_end_sec <= now_sec)
+        .values(
+            failure_count=rows.failure_count + 1,
+            state=sa.case((parked, JobState.PARKED.value), else_=JobState.PENDING.value),
+            reason=sa.case(
+                (parked, f"{MAX_FAILURES} workers leased it and never finished"), else_=""
+            ),
+            lease_id=None,
+            worker_id=None,
+        )
+    )
+
+
+def _check_subjects(subjects: Iterable[Subject], fingerprint: str) -> None:
+    if fingerprint:
+        encoding.check_fingerprint(fingerprint)
+    for index, subject in enumerate(subjects):
+        if isinstance(subject, ModelSubject) and subject.fingerprint != fingerprint:
+            raise InputError(
+                f"a variant of graph {subject.fingerprint[:12]!r} in a job of {fingerprint[:12]!r}",
+                field=f"subjects[{index}].fingerprint",
+            )
+
+
+def conflict(request_id: str) -> ConflictError:
+    """The refusal of a request_id that was used for something else."""
+    return ConflictError(
+        f"request_id {request_id!r} was used for another request; take a new one",
+        field="request_id",
+    )

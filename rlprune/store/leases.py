@@ -1,0 +1,275 @@
+"""Leases: who may measure a job, and until when.
+
+A lease is granted to one worker and ends at its deadline; its id is the fencing token. A report on
+an ended or foreign lease is refused and changes nothing; the same report sent twice counts once.
+Only the store's clock is asked, so a device with a wrong one does no harm. (Ideas: Temporal's
+activity timeouts; Vizier's client ids, by which a worker that asks again gets the same work.)
+"""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import sqlalchemy as sa
+
+from rlprune.errors import InputError, LeaseError
+from rlprune.latency.types import Measurement
+from rlprune.store import encoding, schema
+from rlprune.store.encoding import Subject
+from rlprune.store.jobs import Job, JobState, conflict, end_leases, job_of_row, subjects_left
+from rlprune.store.store import Store, insert_measurements, touch_device
+
+_SEEN_SEC = 10.0  # an idle worker is noted no more often; every note is a write
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """The right of one worker to report one job, until `end_sec`."""
+
+    lease_id: str
+    job: Job
+    left: tuple[Subject, ...]
+    """The job's subjects that nobody has reported yet."""
+    end_sec: float
+    """By the store's clock."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReportAnswer:
+    """What became of a report."""
+
+    job_id: str
+    state: str
+    accepted_count: int
+    generation: int
+    """Of the device, after this report."""
+
+
+class Leases:
+    """The leases of one store's jobs. Every method is one transaction, callable from any thread."""
+
+    def __init__(self, store: Store, *, lease_sec: float = 60.0) -> None:
+        """A lease lasts `lease_sec` from when it was granted or last renewed."""
+        self._store = store
+        self._database = store.database
+        self.lease_sec = lease_sec
+
+    def lease(self, worker_id: str, device: str) -> Lease | None:
+        """The oldest pending job of the device for this worker; None where there is nothing to do.
+
+        A worker that holds a lease gets that one again: the first answer may have been lost.
+
+        Raises:
+            NotFoundError: the device is unknown; register it first.
+        """
+        if not 1 <= len(worker_id) <= 120:
+            raise InputError("worker_id must have 1 to 120 characters", field="worker_id")
+        now = self._store.clock()
+        record = self._store.device(device)
+        rows = schema.jobs.c
+        ended = sa.and_(rows.state == JobState.LEASED, rows.lease_end_sec <= now)
+        held = sa.and_(rows.state == JobState.LEASED, rows.worker_id == worker_id)
+        pending = rows.state == JobState.PENDING
+        mine = sa.select(schema.jobs).where(rows.device == device).order_by(rows.seq).limit(1)
+        if record.last_seen_sec > now - _SEEN_SEC:
+            # Most polls find nothing: they cost a read, not a write.
+            with self._database.read() as connection:
+                if connection.execute(mine.where(sa.or_(ended, held, pending))).first() is None:
+                    return None
+        with self._database.write() as connection:
+            end_leases(connection, now)
+            lease = _held(connection, mine.where(held)) or self._grant(
+                connection, mine.where(pending), worker_id, now
+            )
+            touch_device(self._database, connection, device, now)
+        return lease
+
+    def _grant(
+        self,
+        connection: sa.Connection,
+        pending: sa.Select[Any],
+        worker_id: str,
+        now: float,
+    ) -> Lease | None:
+        query = pending.with_for_update(skip_locked=True)
+        row = connection.execute(query).mappings().first()
+        if row is None:
+            return None
+        granted = {
+            "state": JobState.LEASED.value,
+            "worker_id": worker_id,
+            "lease_id": uuid.uuid4().hex,
+            "lease_end_sec": now + self.lease_sec,
+        }
+        connection.execute(
+            sa.update(schema.jobs).where(schema.jobs.c.seq == row["seq"]).values(**granted)
+        )
+        return _lease(connection, {**row, **granted})
+
+    def renew(self, lease_id: str) -> float:
+        """Moves the lease's end on; returns it.
+
+        Raises:
+            LeaseError: the lease has ended or never was; nothing changed.
+        """
+        now = self._store.clock()
+        with self._database.write() as connection:
+            row = _leased(connection, lease_id, now)
+            end_sec = max(now + self.lease_sec, float(row["lease_end_sec"]))
+            connection.execute(
+                sa.update(schema.jobs)
+                .where(schema.jobs.c.lease_id == lease_id)
+                .values(lease_end_sec=end_sec)
+            )
+            touch_device(self._database, connection, row["device"], now)
+        return end_sec
+
+    def report(
+        self,
+        lease_id: str,
+        request_id: str,
+        measurements: Sequence[Measurement],
+        *,
+        done: bool = False,
+        release: bool = False,
+    ) -> ReportAnswer:
+        """Accepts measurements of a leased job; they are on disk when this returns.
+
+        The same report under the same request_id gets the first answer and counts once, also after
+        the lease has ended.
+
+        Args:
+            done: the job is finished; every subject must have been reported, as failed if need be.
+            release: the worker stops; the job may be leased by another at once.
+
+        Raises:
+            LeaseError: the lease has ended or never was; nothing changed.
+            ConflictError: the request_id was used for another report.
+            InputError: a measurement is malformed, of another device or of a subject that the job
+                does not have, or `done` with subjects left.
+        """
+        encoding.check_request_id(request_id)
+        if done and release:
+            raise InputError("a report either finishes the job or releases it", field="release")
+        for index, measurement in enumerate(measurements):
+            encoding.check_measurement(measurement, field=f"measurements[{index}]")
+        content = encoding.digest(
+            lease_id,
+            f"{done},{release}",
+            *(
+                part
+                for m in measurements
+                for part in (
+                    m.device,
+                    encoding.subject_key(m.subject),
+                    encoding.measurement_to_json(m),
+                )
+            ),
+        )
+        now = self._store.clock()
+        with self._database.write() as connection:
+            lock = sa.select(schema.jobs.c.seq).where(schema.jobs.c.lease_id == lease_id)
+            connection.execute(lock.with_for_update()).all()
+            first = _first_answer(connection, request_id, content)
+            if first is not None:
+                return first
+            row = _leased(connection, lease_id, now)
+            job = job_of_row(row)
+            _check_of_job(measurements, job)
+            insert_measurements(self._database, connection, measurements, now, job_id=job.job_id)
+            touch_device(self._database, connection, job.device, now)
+            changes = _after(connection, job, done=done, release=release)
+            if changes:
+                connection.execute(
+                    sa.update(schema.jobs).where(schema.jobs.c.seq == row["seq"]).values(**changes)
+                )
+            generation = connection.scalar(
+                sa.select(schema.devices.c.generation).where(schema.devices.c.device == job.device)
+            )
+            answer = ReportAnswer(
+                job.job_id,
+                str(changes.get("state", job.state)),
+                len(measurements),
+                int(generation or 0),
+            )
+            connection.execute(
+                sa.insert(schema.reports).values(
+                    request_id=request_id,
+                    content_digest=content,
+                    job_id=job.job_id,
+                    answer=json.dumps(asdict(answer)),
+                    accepted_sec=now,
+                )
+            )
+        return answer
+
+
+def _held(connection: sa.Connection, query: sa.Select[Any]) -> Lease | None:
+    row = connection.execute(query).mappings().first()
+    return None if row is None else _lease(connection, row)
+
+
+def _lease(connection: sa.Connection, row: sa.RowMapping | dict[str, Any]) -> Lease:
+    job = job_of_row(row)
+    return Lease(row["lease_id"], job, subjects_left(connection, job), row["lease_end_sec"])
+
+
+def _leased(connection: sa.Connection, lease_id: str, now: float) -> sa.RowMapping:
+    query = sa.select(schema.jobs).where(schema.jobs.c.lease_id == lease_id)
+    row = connection.execute(query.with_for_update()).mappings().first()
+    if row is None or row["state"] != JobState.LEASED or row["lease_end_sec"] <= now:
+        raise LeaseError(
+            f"lease {lease_id[:40]!r} has ended or was never granted; lease again",
+            field="lease_id",
+        )
+    return row
+
+
+def _after(connection: sa.Connection, job: Job, *, done: bool, release: bool) -> dict[str, Any]:
+    """What a report changes in its job."""
+    ended = {"lease_id": None, "worker_id": None}
+    if release:
+        return {**ended, "state": JobState.PENDING.value}
+    if not done:
+        return {}
+    left = subjects_left(connection, job)
+    if left:
+        raise InputError(
+            f"done, but {len(left)} of {len(job.subjects)} subjects were not reported; report "
+            "what cannot be measured with status 'failed'",
+            field="done",
+        )
+    rows = schema.measurements.c
+    query = sa.select(rows.body).where(rows.job_id == job.job_id).order_by(rows.seq)
+    bodies = [json.loads(body) for body in connection.scalars(query)]
+    if any(body["status"] != "failed" for body in bodies):
+        return {**ended, "state": JobState.DONE.value}
+    return {**ended, "state": JobState.FAILED.value, "reason": bodies[-1]["reason"]}
+
+
+def _first_answer(connection: sa.Connection, request_id: str, content: str) -> ReportAnswer | None:
+    rows = schema.reports.c
+    query = sa.select(rows.content_digest, rows.answer).where(rows.request_id == request_id)
+    found = connection.execute(query).first()
+    if found is None:
+        return None
+    if found.content_digest != content:
+        raise conflict(request_id)
+    return ReportAnswer(**json.loads(found.answer))
+
+
+def _check_of_job(measurements: Sequence[Measurement], job: Job) -> None:
+    for index, measurement in enumerate(measurements):
+        if measurement.device != job.device:
+            raise InputError(
+                f"measured on {measurement.device!r}, leased for {job.device!r}",
+                field=f"measurements[{index}].device",
+            )
+        if measurement.subject not in job.subjects:
+            raise InputError(
+                "this subject is not part of the leased job", field=f"measurements[{index}].subject"
+            )
