@@ -109,7 +109,7 @@ class LatencyTables:
         """Evaluates `cost` at every total that the levels can reach.
 
         `cost` is asked once per operator with all its in- and out-totals, so a fitted model answers
-        in one batch. Totals that no plan reaches may be asked for too: sums' lattices are filled in.
+        in one batch. Totals that no plan reaches may be asked for too: sums fill their lattice.
         """
         groups = len(graph.groups)
         in_axes = [_axis(op.in_width, levels, level_count, groups) for op in graph.operators]

@@ -1,0 +1,120 @@
+"""From "this is missing" to measurements: what the in-process planner and the device worker share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import onnx
+
+from rlprune.errors import RlpruneError
+from rlprune.graph.from_onnx import OnnxTrace, trace_onnx
+from rlprune.graph.skeleton import fill
+from rlprune.latency.measure import MeasureConfig, Progress, Subject, measure
+from rlprune.latency.operators import operator_model
+from rlprune.latency.types import Measurement, ModelSubject, OperatorSpec
+from rlprune.runtime.base import Runtime
+from rlprune.surgery.importance import unit_scores
+from rlprune.surgery.onnx import prune_onnx
+
+ModelOf = Callable[[ModelSubject], onnx.ModelProto]
+"""The model of a subject; with empty `keeps` the unpruned one, which serves as the control."""
+
+MODELS_AT_ONCE = 6
+"""Whole models held in memory and measured in turns."""
+
+
+def measure_subjects(
+    subjects: Sequence[Subject],
+    *,
+    model_of: ModelOf,
+    device: str,
+    runtime: Runtime,
+    config: MeasureConfig | None = None,
+    on_progress: Progress | None = None,
+) -> list[Measurement]:
+    """Measures operators by themselves, and whole models in turns with their unpruned selves.
+
+    `model_of` is asked for each model shortly before it is measured, and once per fingerprint with
+    empty keeps. Where it refuses, the measurement says `failed` and why.
+
+    Returns:
+        One Measurement per distinct subject: operators first, then models, each in order given.
+    """
+    config = config or MeasureConfig()
+    distinct = list(dict.fromkeys(subjects))
+    operators = [subject for subject in distinct if isinstance(subject, OperatorSpec)]
+    models = [subject for subject in distinct if isinstance(subject, ModelSubject)]
+    total = len(distinct) * config.session_count
+    results: list[Measurement] = []
+
+    def progress() -> Progress | None:
+        if on_progress is None:
+            return None
+        before = len(results) * config.session_count
+        return lambda done, planned: on_progress(min(before + done, total), total)
+
+    results += measure(
+        [(spec, operator_model(spec)) for spec in operators],
+        device=device,
+        runtime=runtime,
+        config=config,
+        on_progress=progress(),
+    )
+    for fingerprint in dict.fromkeys(subject.fingerprint for subject in models):
+        own = [subject for subject in models if subject.fingerprint == fingerprint]
+        try:
+            control = model_of(ModelSubject(fingerprint, ()))
+        except RlpruneError as error:
+            results += [_failed(device, subject, f"control: {error}", config) for subject in own]
+            continue
+        for start in range(0, len(own), MODELS_AT_ONCE):
+            built: list[tuple[Subject, onnx.ModelProto]] = []
+            refused: list[Measurement] = []
+            for subject in own[start : start + MODELS_AT_ONCE]:
+                try:
+                    built.append((subject, model_of(subject)))
+                except RlpruneError as error:
+                    refused.append(_failed(device, subject, str(error), config))
+            results += refused
+            results += measure(
+                built,
+                device=device,
+                runtime=runtime,
+                control=control,
+                config=config,
+                on_progress=progress(),
+            )
+    return results
+
+
+def trace_models(trace: OnnxTrace) -> ModelOf:
+    """Models of one traced network, cut from its own weights."""
+    scores = unit_scores(trace)
+
+    def model_of(subject: ModelSubject) -> onnx.ModelProto:
+        if not subject.keeps:
+            return trace.model
+        return prune_onnx(trace, np.array(subject.keeps, dtype=np.int64), scores=scores)
+
+    return model_of
+
+
+def skeleton_models(skeleton_of: Callable[[str], bytes]) -> ModelOf:
+    """Models cut from skeletons filled with random weights, each traced once; `skeleton_of` takes a
+    fingerprint."""
+    traced: dict[str, ModelOf] = {}
+
+    def model_of(subject: ModelSubject) -> onnx.ModelProto:
+        if subject.fingerprint not in traced:
+            filled = fill(skeleton_of(subject.fingerprint))
+            traced[subject.fingerprint] = trace_models(trace_onnx(filled))
+        return traced[subject.fingerprint](subject)
+
+    return model_of
+
+
+def _failed(device: str, subject: ModelSubject, reason: str, config: MeasureConfig) -> Measurement:
+    return Measurement(
+        device, subject, (), (), thread_count=config.thread_count, status="failed", reason=reason
+    )

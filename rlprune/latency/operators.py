@@ -1,0 +1,404 @@
+"""Which operators and plans are worth measuring for a graph, and one-operator models to measure.
+
+Operators of equal form (kind, extents, kernel ... but not widths) share their points, within a
+graph and between graphs: what was measured for one ResNet serves the next.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from rlprune.graph.types import IntArray, Operator, PruningGraph, Width
+from rlprune.latency.types import OperatorSpec
+
+OPSET = 20
+IR_VERSION = 9
+
+OVERHEAD = OperatorSpec("overhead", "", 1, 1, (), ())
+"""A model of one operator on one number: what a call of the runtime costs besides its kernels."""
+
+MAX_POINTS = 4
+"""Widths measured per axis: one per doubling from least to full, at most so many."""
+
+ACTIVATIONS = {
+    "relu": "Relu",
+    "clip": "Clip",
+    "relu6": "Clip",
+    "sigmoid": "Sigmoid",
+    "tanh": "Tanh",
+    "leakyrelu": "LeakyRelu",
+    "prelu": "PRelu",
+    "elu": "Elu",
+    "selu": "Selu",
+    "celu": "Celu",
+    "hardswish": "HardSwish",
+    "hardsigmoid": "HardSigmoid",
+    "gelu": "Gelu",
+    "erf": "Erf",
+    "exp": "Exp",
+    "mish": "Mish",
+    "softplus": "Softplus",
+    "softsign": "Softsign",
+    "sqrt": "Sqrt",
+    "silu": "Sigmoid",
+}
+
+
+def form(spec: OperatorSpec) -> OperatorSpec:
+    """The spec with its widths left out: operators of one form share an interpolation."""
+    return replace(spec, in_width=0, out_width=0)
+
+
+def spec_at(op: Operator, in_width: int, out_width: int) -> OperatorSpec:
+    """The operator at concrete widths."""
+    return OperatorSpec(
+        kind=op.kind,
+        variant=op.variant,
+        in_width=in_width,
+        out_width=out_width,
+        in_spatial=op.in_spatial,
+        out_spatial=op.out_spatial,
+        kernel=op.kernel,
+        stride=op.stride,
+        pads=op.pads,
+        dilation=op.dilation,
+        groups=op.groups,
+    )
+
+
+def operator_specs(
+    graph: PruningGraph, levels: IntArray, level_count: IntArray
+) -> list[OperatorSpec]:
+    """What is worth measuring for this graph: a small grid of widths per form of operator.
+
+    Least to full, about one point per doubling; only totals that plans reach. The call overhead is
+    the first.
+    """
+    pairs: dict[OperatorSpec, set[tuple[int, int]]] = {}
+    tied: dict[OperatorSpec, bool] = {}
+    for op in graph.operators:
+        key = form(spec_at(op, 0, 0))
+        ins = _reachable(op.in_width, levels, level_count)
+        outs = _reachable(op.out_width, levels, level_count)
+        pairs.setdefault(key, set()).update(zip(ins, outs, strict=True))
+        # A depthwise convolution's, an addition's, a pad's out-width follows from its in-width.
+        tied[key] = tied.get(key, True) and op.in_width.terms == op.out_width.terms
+    specs = [OVERHEAD]
+    for key, reached in pairs.items():
+        if tied[key]:
+            chosen = _spread_out({low for low, _ in reached})
+            points = sorted(pair for pair in reached if pair[0] in chosen)
+        else:
+            points = sorted(
+                itertools.product(
+                    _spread_out({low for low, _ in reached}),
+                    _spread_out({out for _, out in reached}),
+                )
+            )
+        specs += [
+            replace(key, in_width=low, out_width=out)
+            for low, out in points
+            if key.groups <= 1 or (low % key.groups == 0 and out % key.groups == 0)
+        ]
+    return specs
+
+
+def _reachable(width: Width, levels: IntArray, level_count: IntArray) -> list[int]:
+    """Totals with every group at the same fraction of its levels, for a ladder of fractions."""
+    totals = []
+    for fraction in np.linspace(0.0, 1.0, 17):
+        total = width.const
+        for group, repeat in width.terms:
+            choice = round(fraction * (int(level_count[group]) - 1))
+            total += repeat * int(levels[group, choice])
+        totals.append(total)
+    return totals
+
+
+def _spread_out(totals: set[int]) -> list[int]:
+    """Least, greatest and, evenly between in the logarithm, about one per doubling."""
+    least, greatest = max(1, min(totals)), max(totals)
+    count = int(np.clip(1 + np.ceil(np.log2(greatest / least)), 1, MAX_POINTS))
+    targets = np.geomspace(least, greatest, count)
+    ordered = np.array(sorted(totals))
+    nearest = np.abs(np.log(np.maximum(ordered, 1)[:, None] / targets)).argmin(0)
+    return sorted({int(ordered[index]) for index in nearest})
+
+
+def calibration_keeps(
+    graph: PruningGraph, levels: IntArray, level_count: IntArray, *, count: int, seed: int = 0
+) -> IntArray:
+    """Distinct plans to measure whole [N, G]: the base, the least, uniform ones, random ones.
+
+    A longer list begins with the shorter one. Fewer than `count` rows where there are not so many
+    plans. Random plans draw a common fraction and scatter the groups around it: with independent
+    draws every plan would cost about the same, and nothing would be learned about cheap and dear.
+    """
+    rng = np.random.default_rng(seed)
+    top = level_count - 1
+    choices = [top, np.zeros_like(top)]
+    choices += [np.rint(fraction * top).astype(np.int64) for fraction in (0.5, 0.75, 0.25)]
+    chosen: dict[tuple[int, ...], None] = {}
+    for attempt in range(20 * count + len(choices)):
+        if attempt < len(choices):
+            choice = choices[attempt]
+        else:
+            scattered = rng.uniform(0.0, 1.0) + rng.normal(0.0, 0.35, len(top))
+            choice = np.rint(np.clip(scattered, 0.0, 1.0) * top).astype(np.int64)
+        chosen.setdefault(tuple(choice.tolist()))
+        if len(chosen) >= count:
+            break
+    picked = np.array(list(chosen), dtype=np.int64).reshape(-1, len(top))[:count]
+    return np.asarray(levels[np.arange(len(top)), picked], dtype=np.int64)
+
+
+@dataclass
+class _Draft:
+    """An ONNX model being put together around one operator."""
+
+    rng: np.random.Generator
+    inputs: list[onnx.ValueInfoProto] = field(default_factory=list)
+    weights: list[TensorProto] = field(default_factory=list)
+    nodes: list[onnx.NodeProto] = field(default_factory=list)
+
+    def input(self, *shape: int) -> str:
+        name = f"x{len(self.inputs)}"
+        self.inputs.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, shape))
+        return name
+
+    def channels_first(self, width: int, spatial: tuple[int, ...]) -> str:
+        return self.input(1, width, *spatial)
+
+    def weight(self, *shape: int, fan_in: int = 1) -> str:
+        values = self.rng.standard_normal(shape, dtype=np.float32) / np.float32(np.sqrt(fan_in))
+        return self._constant(values)
+
+    def ints(self, *values: int) -> str:
+        return self._constant(np.array(values, dtype=np.int64))
+
+    def scalar(self, value: float) -> str:
+        return self._constant(np.array(value, dtype=np.float32))
+
+    def _constant(self, values: Any) -> str:
+        name = f"w{len(self.weights)}"
+        self.weights.append(numpy_helper.from_array(values, name))
+        return name
+
+    def node(self, op_type: str, *inputs: str, **attributes: Any) -> str:
+        name = f"y{len(self.nodes)}"
+        self.nodes.append(helper.make_node(op_type, inputs, [name], **attributes))
+        return name
+
+    def model(self, output: str) -> onnx.ModelProto:
+        result = helper.make_tensor_value_info(output, TensorProto.FLOAT, None)
+        graph = helper.make_graph(self.nodes, "operator", self.inputs, [result], self.weights)
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)])
+        model.ir_version = IR_VERSION
+        return model
+
+
+def operator_model(spec: OperatorSpec) -> onnx.ModelProto:
+    """A model of that one operator, with seeded weights; equal specs give equal models.
+
+    A kind that is not known costs an elementwise copy.
+    """
+    draft = _Draft(np.random.default_rng(0))
+    return draft.model(_BUILDERS.get(spec.kind, _copy)(draft, spec))
+
+
+def canary_model() -> onnx.ModelProto:
+    """A convolution, an addition and a transpose (about 0.1 ms): what stands in for a control.
+
+    Always the same, so that latencies of operators measured months apart can be compared; of
+    several kinds, since neighbours slow different kinds by different factors.
+    """
+    draft = _Draft(np.random.default_rng(0))
+    x = draft.channels_first(16, (32, 32))
+    conv = draft.node("Conv", x, draft.weight(16, 16, 3, 3, fan_in=144), pads=[1, 1, 1, 1])
+    output = draft.node(
+        "Transpose", draft.node("Add", draft.node("Sigmoid", conv), x), perm=[0, 2, 3, 1]
+    )
+    return draft.model(output)
+
+
+def _window(spec: OperatorSpec) -> dict[str, Any]:
+    """The attributes of what slides a window; those that are empty are left to ONNX's defaults."""
+    named = {
+        "kernel_shape": spec.kernel,
+        "strides": spec.stride,
+        "pads": spec.pads,
+        "dilations": spec.dilation,
+    }
+    return {name: list(values) for name, values in named.items() if values}
+
+
+def _conv(draft: _Draft, spec: OperatorSpec) -> str:
+    groups = spec.groups or spec.in_width
+    per_group = spec.in_width // groups
+    x = draft.channels_first(spec.in_width, spec.in_spatial)
+    taps = int(np.prod(spec.kernel, dtype=np.int64))
+    w = draft.weight(spec.out_width, per_group, *spec.kernel, fan_in=per_group * taps)
+    return draft.node("Conv", x, w, draft.weight(spec.out_width), group=groups, **_window(spec))
+
+
+def _conv_transpose(draft: _Draft, spec: OperatorSpec) -> str:
+    groups = spec.groups or spec.in_width
+    x = draft.channels_first(spec.in_width, spec.in_spatial)
+    w = draft.weight(spec.in_width, spec.out_width // groups, *spec.kernel, fan_in=spec.in_width)
+    bias = draft.weight(spec.out_width)
+    return draft.node("ConvTranspose", x, w, bias, group=groups, **_window(spec))
+
+
+def _linear(draft: _Draft, spec: OperatorSpec) -> str:
+    w = draft.weight(spec.in_width, spec.out_width, fan_in=spec.in_width)
+    x = draft.input(1, *spec.out_spatial, spec.in_width)
+    bias = draft.weight(spec.out_width)
+    if not spec.out_spatial:
+        return draft.node("Gemm", x, w, bias)
+    return draft.node("Add", draft.node("MatMul", x, w), bias)
+
+
+def _matmul(draft: _Draft, spec: OperatorSpec) -> str:
+    *batch, rows = spec.out_spatial or (1,)
+    x = draft.input(1, *batch, rows, spec.in_width)
+    return draft.node("MatMul", x, draft.input(1, *batch, spec.in_width, spec.out_width))
+
+
+def _norm(draft: _Draft, spec: OperatorSpec) -> str:
+    width = spec.out_width
+    scale, bias = draft.weight(width), draft.weight(width)
+    if "layer" in spec.variant.lower():
+        x = draft.input(1, *spec.out_spatial, width)
+        return draft.node("LayerNormalization", x, scale, bias, axis=-1)
+    x = draft.channels_first(width, spec.out_spatial)
+    if "batch" not in spec.variant.lower() and spec.out_spatial:
+        return draft.node("InstanceNormalization", x, scale, bias)
+    variance = draft._constant(np.ones(width, dtype=np.float32))
+    return draft.node("BatchNormalization", x, scale, bias, draft.weight(width), variance)
+
+
+def _activation(draft: _Draft, spec: OperatorSpec) -> str:
+    variant = spec.variant.lower().replace("_", "")
+    op_type = ACTIVATIONS.get(variant)
+    if op_type is None:
+        return _copy(draft, spec)
+    x = draft.channels_first(spec.out_width, spec.out_spatial)
+    if op_type == "Clip":
+        return draft.node(op_type, x, draft.scalar(0.0), draft.scalar(6.0))
+    if op_type == "PRelu":
+        slope = draft.weight(spec.out_width, *(1 for _ in spec.out_spatial))
+        return draft.node(op_type, x, slope)
+    y = draft.node(op_type, x)
+    return draft.node("Mul", x, y) if variant == "silu" else y
+
+
+def _binary(op_type: str) -> Callable[[_Draft, OperatorSpec], str]:
+    def build(draft: _Draft, spec: OperatorSpec) -> str:
+        x = draft.channels_first(spec.out_width, spec.out_spatial)
+        return draft.node(op_type, x, draft.channels_first(spec.out_width, spec.out_spatial))
+
+    return build
+
+
+def _concat(draft: _Draft, spec: OperatorSpec) -> str:
+    if spec.out_width < 2:
+        return _copy(draft, spec)
+    half = spec.out_width // 2
+    first = draft.channels_first(half, spec.out_spatial)
+    second = draft.channels_first(spec.out_width - half, spec.out_spatial)
+    return draft.node("Concat", first, second, axis=1)
+
+
+def _pool(draft: _Draft, spec: OperatorSpec) -> str:
+    if not spec.kernel:
+        return _global_pool(draft, spec)
+    x = draft.channels_first(spec.in_width, spec.in_spatial)
+    op_type = "MaxPool" if "max" in spec.variant.lower() else "AveragePool"
+    return draft.node(op_type, x, **_window(spec))
+
+
+def _global_pool(draft: _Draft, spec: OperatorSpec) -> str:
+    if not spec.in_spatial:
+        return _copy(draft, spec)
+    x = draft.channels_first(spec.in_width, spec.in_spatial)
+    op_type = "GlobalMaxPool" if "max" in spec.variant.lower() else "GlobalAveragePool"
+    return draft.node(op_type, x)
+
+
+def _pad(draft: _Draft, spec: OperatorSpec) -> str:
+    before, after = (spec.in_width, *spec.in_spatial), (spec.out_width, *spec.out_spatial)
+    if len(before) != len(after):
+        return _copy(draft, spec)
+    more = [max(0, b - a) for a, b in zip(before, after, strict=True)]
+    begins = [0, *(m // 2 for m in more)]
+    ends = [0, *(m - m // 2 for m in more)]
+    x = draft.channels_first(spec.in_width, spec.in_spatial)
+    return draft.node("Pad", x, draft.ints(*begins, *ends))
+
+
+def _slice(draft: _Draft, spec: OperatorSpec) -> str:
+    before, after = (spec.in_width, *spec.in_spatial), (spec.out_width, *spec.out_spatial)
+    if len(before) != len(after) or any(a < b for a, b in zip(before, after, strict=True)):
+        return _copy(draft, spec)
+    # Channels are cut to a run, other axes thinned out where that gives the right extent.
+    steps = [1] + [-(-a // b) for a, b in zip(before[1:], after[1:], strict=True)]
+    steps = [s if -(-a // s) == b else 1 for a, b, s in zip(before, after, steps, strict=True)]
+    ends = [a if s > 1 else b for a, b, s in zip(before, after, steps, strict=True)]
+    axes = draft.ints(*range(1, len(before) + 1))
+    x = draft.channels_first(spec.in_width, spec.in_spatial)
+    starts = draft.ints(*(0 for _ in before))
+    return draft.node("Slice", x, starts, draft.ints(*ends), axes, draft.ints(*steps))
+
+
+def _resize(draft: _Draft, spec: OperatorSpec) -> str:
+    if len(spec.in_spatial) != len(spec.out_spatial):
+        return _copy(draft, spec)
+    x = draft.channels_first(spec.in_width, spec.in_spatial)
+    variant = spec.variant.lower()
+    mode = next((mode for mode in ("linear", "cubic") if mode in variant), "nearest")
+    sizes = draft.ints(1, spec.in_width, *spec.out_spatial)
+    return draft.node("Resize", x, "", "", sizes, mode=mode)
+
+
+def _softmax(draft: _Draft, spec: OperatorSpec) -> str:
+    return draft.node("Softmax", draft.input(1, *spec.out_spatial, spec.out_width), axis=-1)
+
+
+def _layout(draft: _Draft, spec: OperatorSpec) -> str:
+    if not spec.in_spatial:
+        return _copy(draft, spec)
+    x = draft.channels_first(spec.in_width, spec.in_spatial)
+    last = len(spec.in_spatial) + 1
+    return draft.node("Transpose", x, perm=[0, *range(2, last + 1), 1])
+
+
+def _copy(draft: _Draft, spec: OperatorSpec) -> str:
+    return draft.node("Neg", draft.channels_first(spec.out_width, spec.out_spatial))
+
+
+_BUILDERS: dict[str, Callable[[_Draft, OperatorSpec], str]] = {
+    "conv": _conv,
+    "depthwise_conv": _conv,
+    "conv_transpose": _conv_transpose,
+    "linear": _linear,
+    "matmul": _matmul,
+    "norm": _norm,
+    "activation": _activation,
+    "add": _binary("Add"),
+    "mul": _binary("Mul"),
+    "concat": _concat,
+    "pool": _pool,
+    "global_pool": _global_pool,
+    "pad": _pad,
+    "slice": _slice,
+    "resize": _resize,
+    "softmax": _softmax,
+    "layout": _layout,
+}
