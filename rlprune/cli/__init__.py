@@ -22,6 +22,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # boxes around help and usage errors cost 0.2 s and break lines
 )
 app.command("trace")(models.trace)
 app.command("plan")(planning.plan)

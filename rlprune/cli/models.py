@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import numpy as np
 import typer
 
 from rlprune.cli.frame import (
@@ -42,7 +41,10 @@ def load_trace(path: Path, input_shapes: list[str] | None) -> OnnxTrace:
 
 
 def trace(model: Model, input_shape: InputShapes = None, as_json: Json = False) -> None:
-    """Show what of a model can be pruned: groups of channels, and what is held whole and why."""
+    """Show what of a model can be pruned.
+
+    One row per group of channels that live or die together, then what is held whole and why.
+    """
     graph = load_trace(model, input_shape).graph
     macs, params = int(graph.macs(graph.widths)), int(graph.params(graph.widths))
     macs_share, params_share = _shares(graph)
@@ -100,6 +102,8 @@ def trace(model: Model, input_shape: InputShapes = None, as_json: Json = False) 
 
 def _shares(graph: PruningGraph) -> tuple[FloatArray, FloatArray]:
     """Share (0-1) of MACs and of parameters that go with each group [G]."""
+    import numpy as np
+
     widths = graph.widths
     without = np.tile(widths, (len(widths), 1))  # [G, G]: row g has group g gone
     np.fill_diagonal(without, 0)
@@ -117,7 +121,11 @@ def apply(
     input_shape: InputShapes = None,
     as_json: Json = False,
 ) -> None:
-    """Write the model without the channels that the plan gives up."""
+    """Write the model as the plan wants it.
+
+    Of every group the channels with the largest weights stay; with calibration images the layers'
+    statistics are corrected on them.
+    """
     import rlprune
     from rlprune.plans import PruningPlan, write_atomic
 
@@ -150,7 +158,12 @@ def measure(
     input_shape: InputShapes = None,
     as_json: Json = False,
 ) -> None:
-    """Measure models on this machine in one table, interleaved with the first one."""
+    """Measure models on this machine in one table.
+
+    Every model runs in turns with the first one, so their ratio holds though the machine drifts.
+    """
+    import numpy as np
+
     from rlprune.graph.load import load_onnx
     from rlprune.latency.device import local_device_key
     from rlprune.latency.measure import MeasureConfig, measure

@@ -62,7 +62,11 @@ def plan(
     min_keep: Annotated[int, typer.Option(min=1, help="No group keeps fewer.")] = 1,
     as_json: Json = False,
 ) -> None:
-    """Plan how many channels each group keeps, so that the model runs within the budget."""
+    """Plan how many channels each group keeps.
+
+    Without --device and --server it is for this machine, and what the model needs is measured the
+    first time. Exit code 3 where no plan meets the budget; nothing is written then.
+    """
     if (budget_ms is None) == (budget_ratio is None):
         raise typer.BadParameter("give one of --budget-ms and --budget-ratio")
     if output is not None and not output.absolute().parent.is_dir():

@@ -42,7 +42,11 @@ def train(
     seed: int = 0,
     as_json: Json = False,
 ) -> None:
-    """Train a policy with PPO on Ray, and write the agent that plans best for unseen models."""
+    """Train a policy with PPO on Ray.
+
+    Writes the agent that plans best for models that none of them was trained on. An interrupted run
+    goes on from its checkpoints when the same command is given again.
+    """
     import platformdirs
 
     from rlprune.store import open_store

@@ -1,0 +1,119 @@
+"""`serve`, `work` and `devices`: the service and what reports to it."""
+
+from __future__ import annotations
+
+import os
+import time
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from rlprune.cli.frame import Json, print_json, print_line, print_table
+
+if TYPE_CHECKING:
+    from rlprune.service.client import Client
+
+TOKEN_VARIABLE = "RLPRUNE_TOKEN"
+"""Where commands find the token: an option would show it in the list of processes."""
+
+CaFile = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE.pem", help="Certificate that vouches for the server; turns TLS on."),
+]
+Server = Annotated[str, typer.Option(metavar="HOST:PORT", show_default=False)]
+StoreUrl = Annotated[
+    str | None,
+    typer.Option(
+        "--store", metavar="URL", help="sqlite:///FILE or postgresql://...; your data folder's."
+    ),
+]
+
+
+def connect(server: str, ca_file: Path | None) -> Client:
+    """A client of `server`, with the token of the environment."""
+    from rlprune.service.client import Client
+
+    return Client(server, token=os.environ.get(TOKEN_VARIABLE, ""), ca_file=ca_file)
+
+
+def serve(
+    listen: Annotated[str, typer.Option(metavar="HOST:PORT")] = "127.0.0.1:50051",
+    store: StoreUrl = None,
+    cert_file: Annotated[
+        Path | None, typer.Option(metavar="FILE.pem", help="The server's certificate chain.")
+    ] = None,
+    key_file: Annotated[
+        Path | None, typer.Option(metavar="FILE.pem", help="The certificate's private key.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Answer plan requests over gRPC.
+
+    Beyond loopback it starts only with a certificate and a token, read from RLPRUNE_TOKEN.
+    """
+    from rlprune.service.server import serve
+
+    raise NotImplementedError
+
+
+def work(
+    server: Server,
+    threads: Annotated[int, typer.Option(min=1, help="Threads the runtime computes on.")] = 1,
+    ca_file: CaFile = None,
+    as_json: Json = False,
+) -> None:
+    """Measure here what a server's plans need.
+
+    Connects out only, and goes on until interrupted.
+    """
+    raise NotImplementedError
+
+
+def devices(
+    server: Annotated[
+        str | None, typer.Option(metavar="HOST:PORT", help="Ask a server, not the local store.")
+    ] = None,
+    store: StoreUrl = None,
+    ca_file: CaFile = None,
+    as_json: Json = False,
+) -> None:
+    """List the devices that plans are made for."""
+    from rlprune.store import open_store
+
+    if server is not None:
+        with connect(server, ca_file) as client:
+            found = client.devices()
+    else:
+        with closing(open_store(store)) as opened:
+            found = opened.devices()
+    if as_json:
+        print_json(
+            [
+                {
+                    "device": record.device,
+                    "measurement_count": record.measurement_count,
+                    "last_seen_sec": record.last_seen_sec,
+                    "description": record.description,
+                }
+                for record in found
+            ]
+        )
+        return
+    if not found:
+        print_line(
+            "no devices yet: `rlprune plan` measures this machine, `rlprune work` reports it"
+        )
+        return
+    print_table(
+        ("device", "measurements", "last seen"),
+        [
+            (
+                record.device,
+                str(record.measurement_count),
+                time.strftime("%Y-%m-%d %H:%M", time.localtime(record.last_seen_sec)),
+            )
+            for record in found
+        ],
+    )
