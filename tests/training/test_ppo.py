@@ -1,0 +1,90 @@
+"""PPO agents: they learn, repeat, survive as checkpoints, and numpy predicts as SB3 does."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from learnable import learnable_task
+
+from rlprune.errors import PolicyError
+from rlprune.policy.artifact import PolicyArtifact
+from rlprune.policy.learned import LearnedPolicy
+from rlprune.policy.network import Network
+from rlprune.task.observe import SLOTS
+from rlprune.training.ppo import Agent, AgentConfig
+from rlprune.training.select import NamedTask, outcomes, relative_gain
+
+TINY = AgentConfig(rows=16, n_steps=8, batch_size=64, n_epochs=2, hidden=(16, 16))
+
+
+def same(left: Network, right: Network) -> bool:
+    ours, theirs = left.tensors(), right.tensors()
+    return all(np.array_equal(ours[name], theirs[name]) for name in ours | theirs)
+
+
+@pytest.mark.parametrize("action", ["offset", "correction", "ratio"])
+def test_numpy_predicts_as_sb3_does(action: str) -> None:
+    agent = Agent([learnable_task(0)], replace(TINY, action=action, seed=1, learning_rate=0.01))
+    agent.train(512)
+    seen = np.random.default_rng(0).normal(0, 3, (200, len(SLOTS))).astype(np.float32)
+    ours = agent.network().act(seen)
+    assert np.abs(ours).max() > 0.01  # it has left the reference, so there is something to compare
+    np.testing.assert_allclose(ours, agent.predict(seen), atol=1e-5)
+
+
+def test_the_same_seed_gives_the_same_run_and_another_another() -> None:
+    tasks = [learnable_task(0), learnable_task(1)]
+    networks = []
+    for seed in (5, 5, 6):
+        agent = Agent(tasks, replace(TINY, seed=seed))
+        agent.train(256)
+        networks.append(agent.network())
+    assert same(networks[0], networks[1])
+    assert not same(networks[0], networks[2])
+
+
+def test_an_agent_restored_between_intervals_goes_on_as_if_never_stopped() -> None:
+    tasks = [learnable_task(0), learnable_task(1)]
+    straight = Agent(tasks, TINY)
+    straight.train(256)
+    kept = straight.checkpoint()
+    straight.train(256)
+    restored = Agent.restore(tasks, kept)
+    progress = restored.train(256)
+    assert (progress.interval, progress.steps) == (2, 512)
+    assert same(straight.network(), restored.network())
+
+
+def test_exploiting_takes_the_weights_and_explores_from_there() -> None:
+    tasks = [learnable_task(0)]
+    better, worse = Agent(tasks, replace(TINY, seed=1)), Agent(tasks, replace(TINY, seed=2))
+    better.train(256)
+    worse.exploit(better.checkpoint())
+    assert same(better.network(), worse.network())
+    assert worse.config.seed == 2
+    assert worse.config.learning_rate != better.config.learning_rate
+
+
+@pytest.mark.parametrize("content", [b"", b"x" * 100, b"\x02\x00\x00\x00\x00\x00\x00\x00{}"])
+def test_a_damaged_checkpoint_is_refused(content: bytes) -> None:
+    with pytest.raises(PolicyError, match="checkpoint"):
+        Agent.restore([learnable_task(0)], content)
+
+
+@pytest.mark.parametrize("action", ["offset", "correction"])
+def test_it_learns_to_beat_the_knapsack_on_a_graph_it_never_saw(action: str) -> None:
+    tasks = [learnable_task(seed, (1 + seed % 2, 2)) for seed in range(6)]
+    agent = Agent(
+        tasks,
+        AgentConfig(
+            action=action, rows=64, n_steps=32, batch_size=1024, learning_rate=3e-3, hidden=(32, 32)
+        ),
+    )
+    agent.train(40_000)
+    policy = LearnedPolicy(PolicyArtifact(agent.network(), action, 0))
+    unseen = [NamedTask(str(seed), learnable_task(seed)) for seed in (100, 101, 102)]
+    results = outcomes(policy, unseen)
+    assert relative_gain(results) > 0.05
+    assert all(result.differs_ratio.mean() > 0.05 for result in results)
