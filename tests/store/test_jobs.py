@@ -184,7 +184,7 @@ def test_what_the_device_cannot_run_is_data_and_given_up_after_three_times(rig: 
         answer = rig.leases.report(
             rig.lease().lease_id,
             f"r{attempt}",
-            [failed(spec(8), f"no kernel {attempt}")],
+            [failed(spec(8), str(attempt))],
             done=True,
         )
         assert answer.state == rig.state(job) == JobState.FAILED
