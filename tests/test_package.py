@@ -13,6 +13,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from small_onnx import small_onnx
 
 ROOT = Path(__file__).parent.parent
 HEAVY = ("torch", "ray", "gymnasium", "stable_baselines3", "onnxruntime", "sklearn", "scipy")
@@ -74,7 +75,7 @@ def test_wheel_works_with_the_base_dependencies_alone(wheel: Path, tmp_path: Pat
     pip = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
     run([*pip, "--constraint", ROOT / "constraints.txt", wheel])
     model = tmp_path / "model.onnx"
-    model.write_bytes(small_model())
+    model.write_bytes(small_onnx().SerializeToString())
     home = {"HOME": str(tmp_path), "XDG_DATA_HOME": str(tmp_path / "data")}
     run([python, "-c", "from rlprune.service.client import Client"], **home)
     rlprune = bare / "bin" / "rlprune"
@@ -88,38 +89,6 @@ def test_wheel_works_with_the_base_dependencies_alone(wheel: Path, tmp_path: Pat
     assert refused.stderr.splitlines() == [
         'error: measuring needs the extra "device": pip install "rlprune[device]"'
     ]
-
-
-def small_model() -> bytes:
-    """Two 3x3 convolutions and a classifier, as ONNX."""
-    import numpy as np
-    from onnx import TensorProto, helper, numpy_helper
-
-    rng = np.random.default_rng(0)
-    shapes = {"w1": (32, 3, 3, 3), "w2": (64, 32, 3, 3), "w3": (64, 10)}
-    weights = [
-        numpy_helper.from_array(rng.standard_normal(shape, dtype=np.float32), name)
-        for name, shape in shapes.items()
-    ]
-    nodes = [
-        helper.make_node("Conv", ["x", "w1"], ["a"], name="conv1", pads=[1] * 4),
-        helper.make_node("Relu", ["a"], ["b"], name="relu1"),
-        helper.make_node("Conv", ["b", "w2"], ["c"], name="conv2", pads=[1] * 4),
-        helper.make_node("Relu", ["c"], ["d"], name="relu2"),
-        helper.make_node("GlobalAveragePool", ["d"], ["e"], name="pool"),
-        helper.make_node("Flatten", ["e"], ["f"], name="flatten"),
-        helper.make_node("Gemm", ["f", "w3"], ["y"], name="head"),
-    ]
-    graph = helper.make_graph(
-        nodes,
-        "small",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, (1, 3, 16, 16))],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, (1, 10))],
-        weights,
-    )
-    opset = [helper.make_opsetid("", 17)]
-    model = helper.make_model(graph, opset_imports=opset, ir_version=8)
-    return model.SerializeToString()
 
 
 @pytest.mark.parametrize(

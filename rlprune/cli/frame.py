@@ -6,12 +6,13 @@ import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
-from rlprune.errors import RlpruneError
+from rlprune.errors import InputError, RlpruneError
 
 if TYPE_CHECKING:
     import onnx
@@ -136,6 +137,20 @@ def progress() -> Iterator[OnProgress]:
             bars.update(tasks[what], completed=done, total=total)
 
         yield move_bar
+
+
+def check_output(path: Path | None) -> None:
+    """Refuses an --output that could not be written, before any work is done for it.
+
+    Raises:
+        InputError: its folder is missing, or it is a folder itself.
+    """
+    if path is None:
+        return
+    if not path.absolute().parent.is_dir():
+        raise InputError(f"no folder {path.parent} to write {path.name} to; make it first")
+    if path.is_dir():
+        raise InputError(f"{path} is a folder; give a file's name")
 
 
 def parse_input_shapes(

@@ -10,6 +10,7 @@ import typer
 from rlprune.cli.frame import (
     InputShapes,
     Json,
+    check_output,
     parse_input_shapes,
     print_json,
     print_line,
@@ -129,6 +130,7 @@ def apply(
     import rlprune
     from rlprune.plans import PruningPlan, write_atomic
 
+    check_output(output)
     made = PruningPlan.load(plan)
     traced = load_trace(model, input_shape)
     pruned = rlprune.apply(made, traced, calibration=calibration)

@@ -13,6 +13,7 @@ from rlprune.cli.frame import (
     INFEASIBLE,
     InputShapes,
     Json,
+    check_output,
     print_json,
     print_line,
     print_table,
@@ -69,8 +70,7 @@ def plan(
     """
     if (budget_ms is None) == (budget_ratio is None):
         raise typer.BadParameter("give one of --budget-ms and --budget-ratio")
-    if output is not None and not output.absolute().parent.is_dir():
-        raise typer.BadParameter(f"no folder {output.parent}", param_hint="--output")
+    check_output(output)
     traced = load_trace(model, input_shape)
     with progress() as on_progress:
         if server is None:
