@@ -1,0 +1,204 @@
+from google.protobuf.internal import containers as _containers
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class ErrorDetail(_message.Message):
+    __slots__ = ("reason", "field", "attributes")
+    class AttributesEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    FIELD_FIELD_NUMBER: _ClassVar[int]
+    ATTRIBUTES_FIELD_NUMBER: _ClassVar[int]
+    reason: str
+    field: str
+    attributes: _containers.ScalarMap[str, str]
+    def __init__(self, reason: _Optional[str] = ..., field: _Optional[str] = ..., attributes: _Optional[_Mapping[str, str]] = ...) -> None: ...
+
+class Interval(_message.Message):
+    __slots__ = ("low", "high")
+    LOW_FIELD_NUMBER: _ClassVar[int]
+    HIGH_FIELD_NUMBER: _ClassVar[int]
+    low: float
+    high: float
+    def __init__(self, low: _Optional[float] = ..., high: _Optional[float] = ...) -> None: ...
+
+class Matrix(_message.Message):
+    __slots__ = ("row_count", "column_count", "values")
+    ROW_COUNT_FIELD_NUMBER: _ClassVar[int]
+    COLUMN_COUNT_FIELD_NUMBER: _ClassVar[int]
+    VALUES_FIELD_NUMBER: _ClassVar[int]
+    row_count: int
+    column_count: int
+    values: _containers.RepeatedScalarFieldContainer[float]
+    def __init__(self, row_count: _Optional[int] = ..., column_count: _Optional[int] = ..., values: _Optional[_Iterable[float]] = ...) -> None: ...
+
+class PlanEntry(_message.Message):
+    __slots__ = ("name", "scheme", "width", "keep", "members")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    SCHEME_FIELD_NUMBER: _ClassVar[int]
+    WIDTH_FIELD_NUMBER: _ClassVar[int]
+    KEEP_FIELD_NUMBER: _ClassVar[int]
+    MEMBERS_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    scheme: str
+    width: int
+    keep: int
+    members: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, name: _Optional[str] = ..., scheme: _Optional[str] = ..., width: _Optional[int] = ..., keep: _Optional[int] = ..., members: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class PlanFigures(_message.Message):
+    __slots__ = ("keeps", "predicted_latency_ms", "predicted_interval_ms", "macs", "params")
+    KEEPS_FIELD_NUMBER: _ClassVar[int]
+    PREDICTED_LATENCY_MS_FIELD_NUMBER: _ClassVar[int]
+    PREDICTED_INTERVAL_MS_FIELD_NUMBER: _ClassVar[int]
+    MACS_FIELD_NUMBER: _ClassVar[int]
+    PARAMS_FIELD_NUMBER: _ClassVar[int]
+    keeps: _containers.RepeatedScalarFieldContainer[int]
+    predicted_latency_ms: float
+    predicted_interval_ms: Interval
+    macs: int
+    params: int
+    def __init__(self, keeps: _Optional[_Iterable[int]] = ..., predicted_latency_ms: _Optional[float] = ..., predicted_interval_ms: _Optional[_Union[Interval, _Mapping]] = ..., macs: _Optional[int] = ..., params: _Optional[int] = ...) -> None: ...
+
+class PruningPlan(_message.Message):
+    __slots__ = ("fingerprint", "policy", "profiled", "device", "budget_ms", "feasible", "base_latency_ms", "least_latency_ms", "predicted_latency_ms", "predicted_interval_ms", "groups", "macs", "params", "reference", "note")
+    FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
+    POLICY_FIELD_NUMBER: _ClassVar[int]
+    PROFILED_FIELD_NUMBER: _ClassVar[int]
+    DEVICE_FIELD_NUMBER: _ClassVar[int]
+    BUDGET_MS_FIELD_NUMBER: _ClassVar[int]
+    FEASIBLE_FIELD_NUMBER: _ClassVar[int]
+    BASE_LATENCY_MS_FIELD_NUMBER: _ClassVar[int]
+    LEAST_LATENCY_MS_FIELD_NUMBER: _ClassVar[int]
+    PREDICTED_LATENCY_MS_FIELD_NUMBER: _ClassVar[int]
+    PREDICTED_INTERVAL_MS_FIELD_NUMBER: _ClassVar[int]
+    GROUPS_FIELD_NUMBER: _ClassVar[int]
+    MACS_FIELD_NUMBER: _ClassVar[int]
+    PARAMS_FIELD_NUMBER: _ClassVar[int]
+    REFERENCE_FIELD_NUMBER: _ClassVar[int]
+    NOTE_FIELD_NUMBER: _ClassVar[int]
+    fingerprint: str
+    policy: str
+    profiled: bool
+    device: str
+    budget_ms: float
+    feasible: bool
+    base_latency_ms: float
+    least_latency_ms: float
+    predicted_latency_ms: float
+    predicted_interval_ms: Interval
+    groups: _containers.RepeatedCompositeFieldContainer[PlanEntry]
+    macs: int
+    params: int
+    reference: PlanFigures
+    note: str
+    def __init__(self, fingerprint: _Optional[str] = ..., policy: _Optional[str] = ..., profiled: _Optional[bool] = ..., device: _Optional[str] = ..., budget_ms: _Optional[float] = ..., feasible: _Optional[bool] = ..., base_latency_ms: _Optional[float] = ..., least_latency_ms: _Optional[float] = ..., predicted_latency_ms: _Optional[float] = ..., predicted_interval_ms: _Optional[_Union[Interval, _Mapping]] = ..., groups: _Optional[_Iterable[_Union[PlanEntry, _Mapping]]] = ..., macs: _Optional[int] = ..., params: _Optional[int] = ..., reference: _Optional[_Union[PlanFigures, _Mapping]] = ..., note: _Optional[str] = ...) -> None: ...
+
+class GroupProfiles(_message.Message):
+    __slots__ = ("fingerprint", "levels", "level_count", "energy_loss", "measured_loss", "base_loss", "image_count")
+    FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
+    LEVELS_FIELD_NUMBER: _ClassVar[int]
+    LEVEL_COUNT_FIELD_NUMBER: _ClassVar[int]
+    ENERGY_LOSS_FIELD_NUMBER: _ClassVar[int]
+    MEASURED_LOSS_FIELD_NUMBER: _ClassVar[int]
+    BASE_LOSS_FIELD_NUMBER: _ClassVar[int]
+    IMAGE_COUNT_FIELD_NUMBER: _ClassVar[int]
+    fingerprint: str
+    levels: Matrix
+    level_count: _containers.RepeatedScalarFieldContainer[int]
+    energy_loss: Matrix
+    measured_loss: _containers.RepeatedCompositeFieldContainer[Matrix]
+    base_loss: float
+    image_count: int
+    def __init__(self, fingerprint: _Optional[str] = ..., levels: _Optional[_Union[Matrix, _Mapping]] = ..., level_count: _Optional[_Iterable[int]] = ..., energy_loss: _Optional[_Union[Matrix, _Mapping]] = ..., measured_loss: _Optional[_Iterable[_Union[Matrix, _Mapping]]] = ..., base_loss: _Optional[float] = ..., image_count: _Optional[int] = ...) -> None: ...
+
+class OperatorSpec(_message.Message):
+    __slots__ = ("kind", "variant", "in_width", "out_width", "in_spatial", "out_spatial", "kernel", "stride", "pads", "dilation", "groups")
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    VARIANT_FIELD_NUMBER: _ClassVar[int]
+    IN_WIDTH_FIELD_NUMBER: _ClassVar[int]
+    OUT_WIDTH_FIELD_NUMBER: _ClassVar[int]
+    IN_SPATIAL_FIELD_NUMBER: _ClassVar[int]
+    OUT_SPATIAL_FIELD_NUMBER: _ClassVar[int]
+    KERNEL_FIELD_NUMBER: _ClassVar[int]
+    STRIDE_FIELD_NUMBER: _ClassVar[int]
+    PADS_FIELD_NUMBER: _ClassVar[int]
+    DILATION_FIELD_NUMBER: _ClassVar[int]
+    GROUPS_FIELD_NUMBER: _ClassVar[int]
+    kind: str
+    variant: str
+    in_width: int
+    out_width: int
+    in_spatial: _containers.RepeatedScalarFieldContainer[int]
+    out_spatial: _containers.RepeatedScalarFieldContainer[int]
+    kernel: _containers.RepeatedScalarFieldContainer[int]
+    stride: _containers.RepeatedScalarFieldContainer[int]
+    pads: _containers.RepeatedScalarFieldContainer[int]
+    dilation: _containers.RepeatedScalarFieldContainer[int]
+    groups: int
+    def __init__(self, kind: _Optional[str] = ..., variant: _Optional[str] = ..., in_width: _Optional[int] = ..., out_width: _Optional[int] = ..., in_spatial: _Optional[_Iterable[int]] = ..., out_spatial: _Optional[_Iterable[int]] = ..., kernel: _Optional[_Iterable[int]] = ..., stride: _Optional[_Iterable[int]] = ..., pads: _Optional[_Iterable[int]] = ..., dilation: _Optional[_Iterable[int]] = ..., groups: _Optional[int] = ...) -> None: ...
+
+class ModelSubject(_message.Message):
+    __slots__ = ("fingerprint", "keeps")
+    FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
+    KEEPS_FIELD_NUMBER: _ClassVar[int]
+    fingerprint: str
+    keeps: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, fingerprint: _Optional[str] = ..., keeps: _Optional[_Iterable[int]] = ...) -> None: ...
+
+class Subject(_message.Message):
+    __slots__ = ("operator", "model")
+    OPERATOR_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    operator: OperatorSpec
+    model: ModelSubject
+    def __init__(self, operator: _Optional[_Union[OperatorSpec, _Mapping]] = ..., model: _Optional[_Union[ModelSubject, _Mapping]] = ...) -> None: ...
+
+class Session(_message.Message):
+    __slots__ = ("samples_ms",)
+    SAMPLES_MS_FIELD_NUMBER: _ClassVar[int]
+    samples_ms: _containers.RepeatedScalarFieldContainer[float]
+    def __init__(self, samples_ms: _Optional[_Iterable[float]] = ...) -> None: ...
+
+class Measurement(_message.Message):
+    __slots__ = ("device", "subject", "cpu", "wall", "control_cpu", "control_wall", "thread_count", "warmup_count", "status", "reason", "conditions")
+    DEVICE_FIELD_NUMBER: _ClassVar[int]
+    SUBJECT_FIELD_NUMBER: _ClassVar[int]
+    CPU_FIELD_NUMBER: _ClassVar[int]
+    WALL_FIELD_NUMBER: _ClassVar[int]
+    CONTROL_CPU_FIELD_NUMBER: _ClassVar[int]
+    CONTROL_WALL_FIELD_NUMBER: _ClassVar[int]
+    THREAD_COUNT_FIELD_NUMBER: _ClassVar[int]
+    WARMUP_COUNT_FIELD_NUMBER: _ClassVar[int]
+    STATUS_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    CONDITIONS_FIELD_NUMBER: _ClassVar[int]
+    device: str
+    subject: Subject
+    cpu: _containers.RepeatedCompositeFieldContainer[Session]
+    wall: _containers.RepeatedCompositeFieldContainer[Session]
+    control_cpu: _containers.RepeatedCompositeFieldContainer[Session]
+    control_wall: _containers.RepeatedCompositeFieldContainer[Session]
+    thread_count: int
+    warmup_count: int
+    status: str
+    reason: str
+    conditions: _containers.RepeatedCompositeFieldContainer[Condition]
+    def __init__(self, device: _Optional[str] = ..., subject: _Optional[_Union[Subject, _Mapping]] = ..., cpu: _Optional[_Iterable[_Union[Session, _Mapping]]] = ..., wall: _Optional[_Iterable[_Union[Session, _Mapping]]] = ..., control_cpu: _Optional[_Iterable[_Union[Session, _Mapping]]] = ..., control_wall: _Optional[_Iterable[_Union[Session, _Mapping]]] = ..., thread_count: _Optional[int] = ..., warmup_count: _Optional[int] = ..., status: _Optional[str] = ..., reason: _Optional[str] = ..., conditions: _Optional[_Iterable[_Union[Condition, _Mapping]]] = ...) -> None: ...
+
+class Condition(_message.Message):
+    __slots__ = ("name", "value")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    VALUE_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    value: str
+    def __init__(self, name: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
