@@ -1,0 +1,102 @@
+"""ONNX in, `PruningGraph` out."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from onnx import ModelProto
+
+from rlprune.graph import rules_layout  # noqa: F401  (registers its rules)
+from rlprune.graph.channels import ChannelMap, Channels
+from rlprune.graph.fingerprint import fingerprint
+from rlprune.graph.grouping import group_units
+from rlprune.graph.load import check, load_onnx
+from rlprune.graph.normal import NormalModel, normalise
+from rlprune.graph.operators import list_operators
+from rlprune.graph.rules import Scope, apply_rule
+from rlprune.graph.types import PruningGraph
+
+
+@dataclass(frozen=True)
+class OnnxTrace:
+    """A model together with what may be pruned of it."""
+
+    graph: PruningGraph
+    model: ModelProto
+    """In normal form (`normal.normalise`): equal to the file traced, every constant an initializer."""
+    channels: ChannelMap
+    normal: NormalModel
+    """Nodes, extents and known values of `model`."""
+
+
+def trace_onnx(
+    model: ModelProto | str | Path | bytes,
+    *,
+    input_shapes: Mapping[str, Sequence[int]] | None = None,
+) -> OnnxTrace:
+    """Finds what may be pruned of an ONNX model; a skeleton will do. The argument is not changed.
+
+    Args:
+        model: a path, a file's bytes, or a loaded model.
+        input_shapes: extents of graph inputs that the file leaves open, by input name. An open batch
+            size is taken as 1 and stays open.
+
+    Raises:
+        ModelError: see `load.load_onnx`; extents that are not known; shapes that contradict each other.
+        UnsupportedOperatorError: an operator whose output shape cannot be told.
+    """
+    if isinstance(model, ModelProto):
+        check(model)
+    else:
+        model = load_onnx(model)
+    normal = normalise(model, input_shapes)
+    channels = Channels(normal.shapes, normal.weights)
+    readers = Counter(name for node in normal.nodes for name in node.inputs)
+    shared = frozenset(name for name in normal.weights if readers[name] > 1)
+    scope = Scope(normal, channels)
+    for node in normal.nodes:
+        apply_rule(node, scope, shared)
+    for value in normal.model.graph.output:
+        for block in channels.blocks.get(value.name, ()):
+            channels.hold(block.ids, f"graph output {value.name!r}")
+    order = canonical_order(normal)
+    groups, held, known = group_units(normal, channels, order)
+    widths = [group.width for group in groups]
+    operators = list_operators(normal, known, widths, order)
+    shapes = tuple(normal.shapes[value.name] for value in normal.model.graph.input)
+    graph = PruningGraph(
+        fingerprint=fingerprint(widths, operators, shapes),
+        groups=groups,
+        operators=operators,
+        input_shapes=shapes,
+        held=held,
+    )
+    return OnnxTrace(graph, normal.model, known, normal)
+
+
+def canonical_order(normal: NormalModel) -> list[int]:
+    """Node indices in the order a depth-first walk from the outputs finishes them.
+
+    A topological order that does not depend on how the file happens to list parallel branches.
+    """
+    maker = {name: k for k, node in enumerate(normal.nodes) for name in node.outputs if name}
+    order: list[int] = []
+    state: dict[int, int] = {}
+    for value in normal.model.graph.output:
+        stack = [maker[value.name]] if value.name in maker else []
+        while stack:
+            index = stack[-1]
+            if state.get(index, 0) == 0:
+                state[index] = 1
+                for name in reversed(normal.nodes[index].inputs):
+                    if name in maker and state.get(maker[name], 0) == 0:
+                        stack.append(maker[name])
+            else:
+                stack.pop()
+                if state[index] == 1:
+                    state[index] = 2
+                    order.append(index)
+    return order

@@ -1,0 +1,347 @@
+"""The operators of a model that cost time, in the one form all exports of it share.
+
+A BatchNorm that the runtime folds into the convolution before it is gone, so are Identity, Dropout and
+reshapes that move nothing; a mean over all positions is a global pool whoever wrote it; a bias added
+after a product belongs to it.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from rlprune.graph.channels import ChannelMap
+from rlprune.graph.folding import axes_of
+from rlprune.graph.normal import Node, NormalModel
+from rlprune.graph.patterns import Fused, fuse
+from rlprune.graph.types import IntArray, Operator, Width
+
+_FREE = frozenset(
+    "Identity Dropout Cast Reshape Flatten Squeeze Unsqueeze Shape Size Constant".split()
+)
+_ACTIVATIONS = {
+    "Relu": "relu",
+    "LeakyRelu": "leaky_relu",
+    "PRelu": "prelu",
+    "Sigmoid": "sigmoid",
+    "Tanh": "tanh",
+    "HardSwish": "hard_swish",
+    "HardSigmoid": "hard_sigmoid",
+    "Elu": "elu",
+    "Gelu": "gelu",
+    "Softplus": "softplus",
+    "Mish": "mish",
+}
+_NORMS = {
+    "BatchNormalization": "batch",
+    "InstanceNormalization": "instance",
+    "LayerNormalization": "layer",
+    "GroupNormalization": "group",
+    "RMSNormalization": "rms",
+    "LRN": "local_response",
+}
+_POOLS = {"MaxPool": "max", "AveragePool": "average", "LpPool": "lp"}
+_GLOBAL = {
+    "GlobalMaxPool": "max",
+    "GlobalAveragePool": "average",
+    "ReduceMean": "average",
+    "ReduceMax": "max",
+    "ReduceSum": "sum",
+}
+_ABSORBERS = ("conv", "depthwise_conv", "conv_transpose", "linear")
+
+
+@dataclass
+class _Lister:
+    normal: NormalModel
+    channels: ChannelMap
+    widths: Sequence[int]
+    """Of the groups."""
+    fused: Mapping[str, Fused]
+    uses: Counter[str] = field(default_factory=Counter)
+    made_by: dict[str, int] = field(default_factory=dict)
+    """Operator (or graph input) that every tensor comes from."""
+    listed: list[Operator] = field(default_factory=list)
+
+    def width(self, name: str) -> Width:
+        """Channels of an activation as a function of the keeps."""
+        group = self.channels.total_units(name)
+        if not len(group):
+            shape = self.normal.shapes[name]
+            return Width(shape[self.channel_axes(name)[0]] if shape else 1)
+        return width_of(group, self.widths)
+
+    def channel_axes(self, name: str) -> tuple[int, ...]:
+        blocks = self.channels.blocks.get(name)
+        if blocks:
+            return blocks[0].axes
+        rank = len(self.normal.shapes[name])
+        return (1,) if rank > 1 else (0,)
+
+    def spatial(self, name: str) -> tuple[int, ...]:
+        """Extents of the axes that are neither channels nor batch."""
+        axes = self.channel_axes(name)
+        shape = self.normal.shapes[name]
+        rest = [extent for axis, extent in enumerate(shape) if axis not in axes]
+        batch = self.batch()
+        if batch in rest:
+            rest.remove(batch)
+        return tuple(rest)
+
+    def batch(self) -> int:
+        first = self.normal.model.graph.input[0].name if self.normal.model.graph.input else ""
+        shape = self.normal.shapes.get(first, ())
+        return shape[0] if shape else 1
+
+    def add(
+        self,
+        node: Node,
+        kind: str,
+        variant: str,
+        *,
+        in_width: Width | None = None,
+        source: str = "",
+        out_spatial: tuple[int, ...] | None = None,
+        kernel: Sequence[int] = (),
+        stride: Sequence[int] = (),
+        pads: Sequence[int] = (),
+        dilation: Sequence[int] = (),
+        groups: int = 1,
+        inputs: Sequence[str] = (),
+    ) -> None:
+        source = source or next(
+            (n for n in node.inputs if n and n in self.made_by), node.inputs[0] if node.inputs else ""
+        )
+        output = node.outputs[0]
+        out_width = self.width(output)
+        names = inputs or node.inputs
+        self.listed.append(
+            Operator(
+                name=node.name,
+                kind=kind,
+                variant=variant,
+                inputs=tuple(self.made_by[n] for n in names if n in self.made_by),
+                in_width=in_width or self.width(source),
+                out_width=out_width,
+                in_spatial=self.spatial(source),
+                out_spatial=self.spatial(output) if out_spatial is None else out_spatial,
+                kernel=tuple(int(k) for k in kernel),
+                stride=tuple(int(s) for s in stride),
+                pads=tuple(int(p) for p in pads),
+                dilation=tuple(int(d) for d in dilation),
+                groups=groups,
+            )
+        )
+        for name in node.outputs:
+            if name:
+                self.made_by[name] = len(self.listed) - 1
+
+    def alias(self, node: Node) -> None:
+        """The node costs nothing: its outputs come from where its input does."""
+        source = next((n for n in node.inputs if n in self.made_by), None)
+        for name in node.outputs:
+            if name and source is not None:
+                self.made_by[name] = self.made_by[source]
+
+    def constant(self, name: str) -> bool:
+        return name in self.normal.weights or name in self.normal.shape_like
+
+    def visit(self, node: Node) -> None:
+        if all(not o or o in self.normal.shape_like for o in node.outputs):
+            return
+        fused = self.fused.get(node.name)
+        if fused is not None:
+            if fused.variant:
+                self.add(node, "activation", fused.variant, source=fused.source, inputs=(fused.source,))
+            return
+        op = node.op
+        data = [n for n in node.inputs if n and not self.constant(n)]
+        if op in _FREE or not data:
+            self.alias(node)
+        elif op in ("Conv", "ConvTranspose"):
+            self._conv(node)
+        elif op == "Gemm" or (op == "MatMul" and self.constant(node.inputs[1])):
+            self.add(node, "linear", "")
+        elif op == "MatMul":
+            self.add(node, "matmul", "")
+        elif op in _NORMS:
+            if op != "BatchNormalization" or not self._absorbed(node, data[0]):
+                self.add(node, "norm", _NORMS[op])
+        elif op in _ACTIVATIONS:
+            self.add(node, "activation", _ACTIVATIONS[op])
+        elif op == "Clip":
+            self.add(node, "activation", self._clip(node))
+        elif op in _POOLS:
+            self._pool(node)
+        elif op in _GLOBAL or op.startswith("Reduce"):
+            self._global_pool(node)
+        elif op in ("Add", "Sub", "Mul", "Div"):
+            self._arithmetic(node, data)
+        elif op == "Concat":
+            self.add(node, "concat", "", in_width=self.width(node.outputs[0]))
+        elif op == "Pad":
+            if self.normal.shapes[node.inputs[0]] == self.normal.shapes[node.outputs[0]]:
+                self.alias(node)
+            else:
+                self.add(node, "pad", "")
+        elif op in ("Slice", "Split", "Gather"):
+            if self.normal.shapes[node.inputs[0]] == self.normal.shapes[node.outputs[0]]:
+                self.alias(node)
+            else:
+                self.add(node, "slice", "")
+        elif op in ("Resize", "Upsample"):
+            self.add(node, "resize", str(node.attrs.get("mode", "nearest")))
+        elif op in ("Softmax", "LogSoftmax"):
+            self.add(node, "softmax", "" if op == "Softmax" else "log")
+        elif op == "Transpose":
+            self._transpose(node)
+        elif op in ("DepthToSpace", "SpaceToDepth", "Expand", "Tile"):
+            if self.normal.shapes[node.inputs[0]] == self.normal.shapes[node.outputs[0]]:
+                self.alias(node)
+            else:
+                self.add(node, "layout", op.lower())
+        else:
+            self.add(node, "activation", op.lower())
+
+    def _conv(self, node: Node) -> None:
+        weight = self.normal.shapes[node.inputs[1]]
+        rank = len(weight) - 2
+        groups = int(node.attrs.get("group", 1))
+        per_group = weight[1] if node.op == "Conv" else weight[0] // groups
+        depthwise = groups > 1 and per_group == 1
+        kind = "conv" if node.op == "Conv" else "conv_transpose"
+        kernel = weight[2:]
+        stride = node.attrs.get("strides", [1] * rank)
+        dilation = node.attrs.get("dilations", [1] * rank)
+        if depthwise and kind == "conv":
+            kind, groups = "depthwise_conv", 0
+        self.add(
+            node,
+            kind,
+            "",
+            source=node.inputs[0],
+            kernel=kernel,
+            stride=stride,
+            pads=self._pads(node, kernel, stride, dilation),
+            dilation=dilation,
+            groups=groups,
+        )
+
+    def _pads(
+        self, node: Node, kernel: Sequence[int], stride: Sequence[int], dilation: Sequence[int]
+    ) -> list[int]:
+        """Explicit pads, whatever `auto_pad` says."""
+        rank = len(kernel)
+        mode = node.attrs.get("auto_pad", "NOTSET")
+        if mode == "NOTSET":
+            return list(node.attrs.get("pads", [0] * 2 * rank))
+        if mode == "VALID" or node.op == "ConvTranspose":
+            return [0] * 2 * rank
+        begins, ends = [], []
+        before = self.normal.shapes[node.inputs[0]][2:]
+        for extent, k, s, d in zip(before, kernel, stride, dilation, strict=True):
+            total = max((-(-extent // s) - 1) * s + (k - 1) * d + 1 - extent, 0)
+            low = total // 2 if mode == "SAME_UPPER" else total - total // 2
+            begins.append(low)
+            ends.append(total - low)
+        return begins + ends
+
+    def _absorbed(self, node: Node, source: str) -> bool:
+        """Whether the runtime folds the node into the convolution or product before it."""
+        maker = self.made_by.get(source, -1)
+        if maker < 0 or self.uses[source] != 1 or self.listed[maker].kind not in _ABSORBERS:
+            return False
+        # Only if nothing but reshapes lies between; the maker's own output has one reader.
+        if self.normal.shapes[source] != self.normal.shapes[node.outputs[0]]:
+            return False
+        self.alias(node)
+        return True
+
+    def _arithmetic(self, node: Node, data: Sequence[str]) -> None:
+        if len(data) == 1:
+            if self._absorbed(node, data[0]):
+                return
+            other = next((n for n in node.inputs if n != data[0]), "")
+            if int(np.prod(self.normal.shapes.get(other, ()), dtype=np.int64)) == 1:
+                self.add(node, "activation", "scale")
+                return
+        kind = "add" if node.op in ("Add", "Sub") else "mul"
+        self.add(node, kind, "", in_width=self.width(node.outputs[0]))
+
+    def _clip(self, node: Node) -> str:
+        bounds = []
+        for place, key in ((1, "min"), (2, "max")):
+            value = node.attrs.get(key)
+            if len(node.inputs) > place and node.inputs[place]:
+                array = self.normal.values.get(node.inputs[place])
+                value = None if array is None else float(array.ravel()[0])
+            bounds.append(value)
+        if bounds == [0.0, 6.0]:
+            return "relu6"
+        return "relu" if bounds == [0.0, None] else "clip"
+
+    def _pool(self, node: Node) -> None:
+        before, after = (self.normal.shapes[n][2:] for n in (node.inputs[0], node.outputs[0]))
+        kernel = node.attrs["kernel_shape"]
+        rank = len(kernel)
+        stride = node.attrs.get("strides", [1] * rank)
+        dilation = node.attrs.get("dilations", [1] * rank)
+        pads = self._pads(node, kernel, stride, dilation)
+        if tuple(kernel) == before and not any(pads) and set(after) == {1}:
+            self._whole(node, _POOLS[node.op])
+        elif set(kernel) == {1} and before == after:
+            self.alias(node)
+        else:
+            self.add(node, "pool", _POOLS[node.op], kernel=kernel, stride=stride, pads=pads)
+
+    def _global_pool(self, node: Node) -> None:
+        variant = _GLOBAL.get(node.op, node.op.lower())
+        shape = self.normal.shapes[node.inputs[0]]
+        if not node.op.startswith("Global"):
+            known = [self.normal.values.get(n) for n in node.inputs]
+            axes = {a % len(shape) for a in axes_of(dict(node.attrs), known, 1) or range(len(shape))}
+            rest = set(range(len(shape))) - axes - set(self.channel_axes(node.inputs[0]))
+            if any(shape[axis] != self.batch() for axis in rest) or len(rest) > 1:
+                self.add(node, "pool", variant)
+                return
+        self._whole(node, variant)
+
+    def _whole(self, node: Node, variant: str) -> None:
+        self.add(node, "global_pool", variant, source=node.inputs[0], out_spatial=())
+
+    def _transpose(self, node: Node) -> None:
+        shape = self.normal.shapes[node.inputs[0]]
+        perm = node.attrs.get("perm", range(len(shape) - 1, -1, -1))
+        moved = [p for p in perm if shape[p] > 1]
+        if moved == sorted(moved):
+            self.alias(node)
+        else:
+            self.add(node, "layout", "transpose")
+
+
+def width_of(group: IntArray, widths: Sequence[int]) -> Width:
+    """Counts the groups' entries of an axis."""
+    free = group[group >= 0]
+    found, often = np.unique(free, return_counts=True)
+    return Width(
+        const=len(group) - len(free),
+        terms=tuple((int(g), int(n) // widths[g]) for g, n in zip(found, often, strict=True)),
+    )
+
+
+def list_operators(
+    normal: NormalModel, channels: ChannelMap, widths: Sequence[int], order: Sequence[int]
+) -> tuple[Operator, ...]:
+    """Operators in canonical order; the first of a chain that a runtime fuses stands for it."""
+    lister = _Lister(normal, channels, widths, fuse(normal))
+    for node in normal.nodes:
+        lister.uses.update(node.inputs)
+    lister.uses.update(value.name for value in normal.model.graph.output)
+    for place, value in enumerate(normal.model.graph.input):
+        lister.made_by[value.name] = -1 - place
+    for index in order:
+        lister.visit(normal.nodes[index])
+    return tuple(lister.listed)

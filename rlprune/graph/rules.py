@@ -1,0 +1,399 @@
+"""What each operator says about channel ids: those that compute.
+
+One rule per operator, registered by op type; `rules_layout.py` has those that move data. A rule reads
+the blocks of its inputs, ties, holds, claims axes of weights, and puts the block of its outputs.
+Dropping a unit must change nothing but what the dropped channels themselves contribute through the
+weights that read them: an operator that mixes channels without weights (a softmax or mean over them)
+therefore holds them. An operator without a rule holds all it touches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from rlprune.graph.channels import Block, Channels
+from rlprune.graph.folding import axes_of
+from rlprune.graph.normal import Node, NormalModel
+from rlprune.graph.types import IntArray
+
+
+@dataclass(frozen=True, slots=True)
+class Scope:
+    """What a rule may look at beside its node."""
+
+    normal: NormalModel
+    channels: Channels
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self.normal.shapes[name]
+
+    def is_weight(self, name: str) -> bool:
+        return name in self.normal.weights
+
+    def blocks(self, node: Node) -> list[tuple[str, Block]]:
+        """Activation inputs that have channels."""
+        found = []
+        for name in node.inputs:
+            if name and not self.is_weight(name):
+                block = self.channels.block(name)
+                if block is not None:
+                    found.append((name, block))
+        return found
+
+
+Rule = Callable[[Node, Scope], None]
+RULES: dict[str, Rule] = {}
+
+
+def rule(*ops: str) -> Callable[[Rule], Rule]:
+    """Registers a rule for operators of the default domain (or `domain.Name`)."""
+
+    def register(function: Rule) -> Rule:
+        for op in ops:
+            RULES[op] = function
+        return function
+
+    return register
+
+
+def apply_rule(node: Node, scope: Scope, shared: frozenset[str]) -> None:
+    """Runs a node's rule; weights with other readers are held on the axes it did not claim."""
+    channels = scope.channels
+    channels.touched.clear()
+    RULES.get(node.op, hold_all)(node, scope)
+    for name in node.inputs:
+        if name in shared:
+            skip = [axis for tensor, axis in channels.touched if tensor == name]
+            channels.whole(name, f"{node.op} {node.name} reads it whole", skip=skip)
+
+
+def hold_all(node: Node, scope: Scope, why: str = "is not followed through") -> None:
+    """Everything that touches the node stays as it is."""
+    for _, block in scope.blocks(node):
+        scope.channels.hold(block.ids, f"{node.op} {node.name} {why}")
+
+
+def pass_on(node: Node, scope: Scope) -> None:
+    """Every output has the channels of the first input."""
+    block = scope.channels.block(node.inputs[0])
+    if block is not None:
+        for output in node.outputs:
+            if output and len(scope.shape(output)) == len(scope.shape(node.inputs[0])):
+                scope.channels.put(output, block.axes, block.ids)
+
+
+for _op in (
+    "Relu LeakyRelu Sigmoid Tanh HardSwish HardSigmoid Elu Selu Celu Gelu Erf Softplus Softsign Mish "
+    "Exp Log Sqrt Reciprocal Neg Abs Sign Floor Ceil Round Sin Cos Cast Identity Dropout Clip "
+    "ThresholdedRelu Shrink Not IsNaN IsInf Swish"
+).split():
+    RULES[_op] = pass_on
+
+
+@rule("Shape", "Size")
+def _shape(node: Node, scope: Scope) -> None:
+    """Extents are read anew from the pruned tensor."""
+
+
+@rule("Conv")
+def _conv(node: Node, scope: Scope) -> None:
+    data, weight = node.inputs[:2]
+    channels = scope.channels
+    if not scope.is_weight(weight) or scope.is_weight(data):
+        return hold_all(node, scope, "has a computed kernel")
+    groups = int(node.attrs.get("group", 1))
+    ids = channels.axis(data, 1, f"{node.op} {node.name} reads another axis as channels")
+    out_count, per_group = scope.shape(weight)[:2]
+    if groups == 1:
+        channels.claim(weight, (1,), ids)
+        out = channels.made(node.name, weight, 0, channels.fresh(out_count))
+    elif per_group == 1:
+        out = channels.made(node.name, weight, 0, np.repeat(ids, out_count // groups))
+    else:
+        # The same positions of every convolution group live and die together.
+        by_group = ids.reshape(groups, per_group)
+        channels.tie(by_group, by_group[:1])
+        channels.claim(weight, (1,), by_group[0])
+        unit = channels.fresh(out_count // groups)
+        out = channels.made(node.name, weight, 0, np.tile(unit, groups))
+    _bias(node, scope, 2, out)
+    channels.put(node.outputs[0], (1,), out)
+
+
+@rule("ConvTranspose")
+def _conv_transpose(node: Node, scope: Scope) -> None:
+    data, weight = node.inputs[:2]
+    channels = scope.channels
+    if not scope.is_weight(weight) or scope.is_weight(data):
+        return hold_all(node, scope, "has a computed kernel")
+    groups = int(node.attrs.get("group", 1))
+    ids = channels.axis(data, 1, f"{node.op} {node.name} reads another axis as channels")
+    in_count, per_group = scope.shape(weight)[:2]
+    if groups == 1:
+        channels.claim(weight, (0,), ids)
+        out = channels.made(node.name, weight, 1, channels.fresh(per_group))
+    elif in_count == groups:
+        out = np.repeat(channels.made(node.name, weight, 0, ids), per_group)
+    else:
+        by_group = ids.reshape(groups, in_count // groups)
+        channels.tie(by_group, by_group[:1])
+        channels.claim(weight, (0,), ids)
+        unit = channels.made(node.name, weight, 1, channels.fresh(per_group))
+        out = np.tile(unit, groups)
+    _bias(node, scope, 2, out)
+    channels.put(node.outputs[0], (1,), out)
+
+
+def _bias(node: Node, scope: Scope, place: int, ids: IntArray) -> None:
+    """Claims a bias vector, or holds the channels where the bias is computed."""
+    name = node.inputs[place] if len(node.inputs) > place else ""
+    if not name:
+        return
+    if not scope.is_weight(name):
+        scope.channels.hold(ids, f"{node.op} {node.name} has a computed bias")
+        block = scope.channels.block(name)
+        if block is not None:
+            scope.channels.hold(block.ids, f"{node.op} {node.name} has a computed bias")
+        return
+    shape = scope.shape(name)
+    if shape and shape[-1] == len(ids):
+        scope.channels.claim(name, (len(shape) - 1,), ids)
+
+
+@rule("Gemm")
+def _gemm(node: Node, scope: Scope) -> None:
+    data, weight = node.inputs[:2]
+    if not scope.is_weight(weight) or scope.is_weight(data):
+        return hold_all(node, scope, "has no constant weight")
+    read, write = (1, 0) if node.attrs.get("transB") else (0, 1)
+    place = 0 if node.attrs.get("transA") else 1
+    channels = scope.channels
+    ids = channels.axis(data, place, f"{node.op} {node.name} reads another axis as channels")
+    channels.claim(weight, (read,), ids)
+    out = channels.made(node.name, weight, write, channels.fresh(scope.shape(weight)[write]))
+    _bias(node, scope, 2, out)
+    channels.put(node.outputs[0], (1,), out)
+
+
+@rule("MatMul")
+def _matmul(node: Node, scope: Scope) -> None:
+    left, right = node.inputs
+    channels = scope.channels
+    if not scope.is_weight(right):
+        if scope.is_weight(left):
+            return hold_all(node, scope, "has its weight on the left")
+        return _attention(node, scope)
+    rank = len(scope.shape(left))
+    if len(scope.shape(right)) != 2 or scope.is_weight(left):
+        return hold_all(node, scope, "has a weight that is no matrix")
+    block = channels.block(left)
+    if block is not None and rank - 1 not in block.axes:
+        # Mixes positions; channels go through, and the positions stay.
+        channels.put(node.outputs[0], block.axes, block.ids)
+        return
+    ids = channels.axis(left, rank - 1, f"{node.op} {node.name} reads another axis as channels")
+    channels.claim(right, (0,), ids)
+    out = channels.made(node.name, right, 1, channels.fresh(scope.shape(right)[1]))
+    channels.put(node.outputs[0], (rank - 1,), out)
+
+
+def _attention(node: Node, scope: Scope) -> None:
+    """A product of two activations: whole heads live and die, heads being batch axes."""
+    channels = scope.channels
+    rank = len(scope.shape(node.outputs[0]))
+    parts: list[tuple[tuple[int, ...], IntArray]] = []
+    for name, block in scope.blocks(node):
+        shape = scope.shape(name)
+        shift = rank - len(shape)
+        axes, ids = list(block.axes), block.ids
+        batch = [axis for axis in axes if axis < len(shape) - 2 and shape[axis] > 1]
+        if not batch:
+            channels.hold(ids, f"MatMul {node.name} sums over or between channels")
+            continue
+        for axis in [axis for axis in reversed(axes) if axis not in batch]:
+            ids = channels.tie_along(ids, axes.index(axis))
+            axes.remove(axis)
+        parts.append((tuple(axis + shift for axis in axes), ids))
+    out_shape = scope.shape(node.outputs[0])
+    fits = len(parts) == 2 and parts[0][0] == parts[1][0]
+    fits = fits and all(ids.shape == tuple(out_shape[a] for a in axes) for axes, ids in parts)
+    if not fits:
+        for _, ids in parts:
+            channels.hold(ids, f"MatMul {node.name} is not an attention over whole heads")
+        return
+    channels.tie(parts[0][1], parts[1][1])
+    channels.put(node.outputs[0], *parts[0])
+
+
+@rule("BatchNormalization")
+def _batch_norm(node: Node, scope: Scope) -> None:
+    if not all(scope.is_weight(name) for name in node.inputs[1:]):
+        return hold_all(node, scope, "has computed statistics")
+    ids = scope.channels.axis(node.inputs[0], 1, f"{node.op} {node.name} normalises another axis")
+    for name in node.inputs[1:]:
+        scope.channels.claim(name, (0,), ids)
+    scope.channels.put(node.outputs[0], (1,), ids)
+
+
+@rule("InstanceNormalization")
+def _instance_norm(node: Node, scope: Scope) -> None:
+    block = scope.channels.block(node.inputs[0])
+    if block is None:
+        return
+    if block.axes == (1,) and all(scope.is_weight(name) for name in node.inputs[1:]):
+        for name in node.inputs[1:]:
+            scope.channels.claim(name, (0,), block.ids)
+    else:
+        # Exporters write GroupNorm so: [N, groups, everything else].
+        scope.channels.hold(block.ids, f"{node.op} {node.name} normalises over these channels")
+    scope.channels.put(node.outputs[0], block.axes, block.ids)
+
+
+def _hold_axes(node: Node, scope: Scope, axes: list[int], why: str) -> None:
+    """Holds channels that lie on `axes` of the first input; the output has them all."""
+    block = scope.channels.block(node.inputs[0])
+    if block is not None:
+        rank = len(scope.shape(node.inputs[0]))
+        if set(block.axes) & {axis % rank for axis in axes}:
+            scope.channels.hold(block.ids, f"{node.op} {node.name} {why}")
+        pass_on(node, scope)
+
+
+@rule("LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization")
+def _layer_norm(node: Node, scope: Scope) -> None:
+    rank = len(scope.shape(node.inputs[0]))
+    axes = list(range(int(node.attrs.get("axis", -1)) % rank, rank))
+    first = Node(node.name, node.op, node.inputs, node.outputs[:1], node.attrs)
+    _hold_axes(first, scope, axes, "normalises over these channels")
+    for name in node.inputs[1:]:
+        block = scope.channels.block(name) if name and not scope.is_weight(name) else None
+        if block is not None:
+            scope.channels.hold(block.ids, f"{node.op} {node.name} is scaled by these channels")
+
+
+@rule("GroupNormalization", "LRN")
+def _group_norm(node: Node, scope: Scope) -> None:
+    _hold_axes(node, scope, [1], "normalises over these channels")
+
+
+@rule("LpNormalization", "CumSum", "Hardmax")
+def _axis_norm(node: Node, scope: Scope) -> None:
+    rank = len(scope.shape(node.inputs[0]))
+    axis = [int(node.attrs.get("axis", -1))] if node.op != "CumSum" else list(range(rank))
+    _hold_axes(node, scope, axis, "works over these channels")
+
+
+@rule("MeanVarianceNormalization")
+def _mvn(node: Node, scope: Scope) -> None:
+    _hold_axes(node, scope, list(node.attrs.get("axes", [0, 2, 3])), "normalises over these channels")
+
+
+@rule("Softmax", "LogSoftmax")
+def _softmax(node: Node, scope: Scope) -> None:
+    rank = len(scope.shape(node.inputs[0]))
+    if scope.normal.opset() < 13:
+        axes = list(range(int(node.attrs.get("axis", 1)) % rank, rank))
+    else:
+        axes = [int(node.attrs.get("axis", -1))]
+    _hold_axes(node, scope, axes, "sums over these channels")
+
+
+@rule("MaxPool", "AveragePool", "LpPool", "GlobalAveragePool", "GlobalMaxPool", "GlobalLpPool")
+def _pool(node: Node, scope: Scope) -> None:
+    rank = len(scope.shape(node.inputs[0]))
+    _hold_axes(node, scope, list(range(2, rank)), "pools over these channels")
+
+
+@rule(
+    *"ReduceMean ReduceSum ReduceMax ReduceMin ReduceProd ReduceL1 ReduceL2 ReduceLogSum".split(),
+    *"ReduceLogSumExp ReduceSumSquare".split(),
+)
+def _reduce(node: Node, scope: Scope) -> None:
+    block = scope.channels.block(node.inputs[0])
+    if block is None:
+        return
+    rank = len(scope.shape(node.inputs[0]))
+    known = [scope.normal.values.get(name) for name in node.inputs]
+    if len(node.inputs) > 1 and node.inputs[1] and known[1] is None:
+        return hold_all(node, scope, "reduces over computed axes")
+    axes = axes_of(dict(node.attrs), known, 1)
+    if not axes:
+        axes = [] if node.attrs.get("noop_with_empty_axes") else list(range(rank))
+    reduced = {axis % rank for axis in axes}
+    if reduced & set(block.axes):
+        return hold_all(node, scope, "reduces over these channels")
+    keep = bool(node.attrs.get("keepdims", 1))
+    shift = [0 if keep else sum(r < axis for r in reduced) for axis in block.axes]
+    axes_out = tuple(axis - s for axis, s in zip(block.axes, shift, strict=True))
+    scope.channels.put(node.outputs[0], axes_out, block.ids)
+
+
+@rule(
+    *"Add Sub Mul Div Pow PRelu Where Min Max Sum Mean Mod Equal Less Greater LessOrEqual".split(),
+    *"GreaterOrEqual And Or Xor BitwiseAnd BitwiseOr".split(),
+)
+def _elementwise(node: Node, scope: Scope) -> None:
+    """Operands tie where both have channels, with numpy's broadcasting.
+
+    Where one operand has full extent and no channels, the axis cannot shrink; where a constant has full
+    extent, it is sliced in step.
+    """
+    channels = scope.channels
+    out = scope.shape(node.outputs[0])
+    rank = len(out)
+    operands = []
+    for name in node.inputs:
+        if name:
+            shape = scope.shape(name)
+            block = None if scope.is_weight(name) else channels.block(name)
+            operands.append((name, (1,) * (rank - len(shape)) + shape, rank - len(shape), block))
+    joint: set[int] = set()
+    for _, shape, shift, block in operands:
+        if block is not None:
+            if any(shape[axis + shift] != out[axis + shift] for axis in block.axes):
+                channels.hold(block.ids, f"{node.op} {node.name} spreads it over other channels")
+            else:
+                joint.update(axis + shift for axis in block.axes)
+    if not joint:
+        return
+    fixed = {
+        axis
+        for name, shape, shift, block in operands
+        for axis in joint
+        if not scope.is_weight(name)
+        and shape[axis] > 1
+        and (block is None or axis - shift not in block.axes)
+    }
+    free = tuple(sorted(joint - fixed))
+    if not free:
+        return hold_all(node, scope, "meets a tensor without prunable channels here")
+    extent = tuple(out[axis] for axis in free)
+    first: IntArray | None = None
+    for _, shape, shift, block in operands:
+        if block is None or any(shape[a + shift] != out[a + shift] for a in block.axes):
+            continue
+        axes, ids = [axis + shift for axis in block.axes], block.ids
+        for axis in [axis for axis in reversed(axes) if axis in fixed]:
+            ids = channels.tie_along(ids, axes.index(axis))
+            axes.remove(axis)
+        if not axes:
+            continue
+        ids = ids.reshape([out[a] if a in axes else 1 for a in free])
+        full = np.broadcast_to(ids, extent)
+        if first is None:
+            first = full
+        channels.tie(first, full)
+    assert first is not None
+    for name, shape, shift, _ in operands:
+        if scope.is_weight(name):
+            axes = [axis for axis in free if shape[axis] > 1]
+            ids = first
+            for place in reversed(range(len(free))):
+                if free[place] not in axes:
+                    ids = channels.tie_along(ids, place)
+            if axes:
+                channels.claim(name, tuple(axis - shift for axis in axes), ids)
+    channels.put(node.outputs[0], free, np.asarray(first))
