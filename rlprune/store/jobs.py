@@ -10,8 +10,6 @@ from __future__ import annotations
 import json
 import uuid
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from enum import StrEnum
 from typing import Any
 
 import sqlalchemy as sa
@@ -20,6 +18,7 @@ from rlprune.errors import ConflictError, InputError, NotFoundError
 from rlprune.latency.types import Measurement, ModelSubject
 from rlprune.store import encoding, schema
 from rlprune.store.encoding import Subject
+from rlprune.store.records import Job, JobState
 from rlprune.store.store import Store
 
 MAX_FAILURES = 3
@@ -31,40 +30,6 @@ SUBJECTS_PER_JOB = 16
 """Small, so that progress shows and a killed worker loses little."""
 MAX_SUBJECTS = 1024
 """Of one job that was asked for by name."""
-
-
-class JobState(StrEnum):
-    """Where a job stands; the last three are final."""
-
-    PENDING = "pending"
-    LEASED = "leased"
-    DONE = "done"
-    """Every subject was reported, at least one with samples."""
-    FAILED = "failed"
-    """Every subject was reported, none could be measured."""
-    PARKED = "parked"
-    """Three leases ended without a complete report."""
-
-    @property
-    def open(self) -> bool:
-        """Whether the job may still bring measurements."""
-        return self in (JobState.PENDING, JobState.LEASED)
-
-
-@dataclass(frozen=True, slots=True)
-class Job:
-    """Some subjects to measure on one device."""
-
-    job_id: str
-    device: str
-    subjects: tuple[Subject, ...]
-    fingerprint: str
-    """Of the skeleton that the worker needs; empty where operators alone are measured."""
-    state: JobState
-    failure_count: int
-    """Leases that ended without a complete report."""
-    reason: str
-    """Why it is failed or parked."""
 
 
 class JobQueue:

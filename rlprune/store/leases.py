@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import uuid
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 import sqlalchemy as sa
@@ -19,34 +19,11 @@ import sqlalchemy as sa
 from rlprune.errors import InputError, LeaseError
 from rlprune.latency.types import Measurement
 from rlprune.store import encoding, schema
-from rlprune.store.encoding import Subject
-from rlprune.store.jobs import Job, JobState, conflict, end_leases, job_of_row, subjects_left
+from rlprune.store.jobs import conflict, end_leases, job_of_row, subjects_left
+from rlprune.store.records import Job, JobState, Lease, ReportAnswer
 from rlprune.store.store import Store, insert_measurements, touch_device
 
 _SEEN_SEC = 10.0  # an idle worker is noted no more often; every note is a write
-
-
-@dataclass(frozen=True, slots=True)
-class Lease:
-    """The right of one worker to report one job, until `end_sec`."""
-
-    lease_id: str
-    job: Job
-    left: tuple[Subject, ...]
-    """The job's subjects that nobody has reported yet."""
-    end_sec: float
-    """By the store's clock."""
-
-
-@dataclass(frozen=True, slots=True)
-class ReportAnswer:
-    """What became of a report."""
-
-    job_id: str
-    state: str
-    accepted_count: int
-    generation: int
-    """Of the device, after this report."""
 
 
 class Leases:
@@ -192,7 +169,7 @@ class Leases:
             )
             answer = ReportAnswer(
                 job.job_id,
-                str(changes.get("state", job.state)),
+                JobState(changes.get("state", job.state)),
                 len(measurements),
                 int(generation or 0),
             )
@@ -259,7 +236,8 @@ def _first_answer(connection: sa.Connection, request_id: str, content: str) -> R
         return None
     if found.content_digest != content:
         raise conflict(request_id)
-    return ReportAnswer(**json.loads(found.answer))
+    answer = json.loads(found.answer)
+    return ReportAnswer(**{**answer, "state": JobState(answer["state"])})
 
 
 def _check_of_job(measurements: Sequence[Measurement], job: Job) -> None:

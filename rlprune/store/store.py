@@ -12,7 +12,6 @@ import json
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 
 import sqlalchemy as sa
 
@@ -22,36 +21,13 @@ from rlprune.latency.types import Measurement
 from rlprune.plans import PruningPlan
 from rlprune.store import encoding, schema
 from rlprune.store.database import Database
+from rlprune.store.records import DeviceRecord, PlanRecord
 
 Clock = Callable[[], float]
 """Seconds since the epoch."""
 
 DEFAULT_PAGE_SIZE = 50
 MAX_PAGE_SIZE = 1000
-
-
-@dataclass(frozen=True, slots=True)
-class DeviceRecord:
-    """A device that registered or was measured on."""
-
-    key: str
-    description: dict[str, str]
-    """What the device said of itself: runtime, runtime_version, thread_count, machine, ..."""
-    first_seen_sec: float
-    last_seen_sec: float
-    """By the store's clock, seconds since the epoch."""
-    measurement_count: int
-    generation: int
-    """Grows with every accepted measurement; what was computed at another generation is stale."""
-
-
-@dataclass(frozen=True, slots=True)
-class PlanRecord:
-    """A plan as it was stored."""
-
-    plan_id: str
-    plan: PruningPlan
-    created_sec: float
 
 
 class Store:

@@ -12,8 +12,9 @@ from rlprune.errors import ConflictError, InputError, LeaseError, NotFoundError
 from rlprune.latency.types import Measurement, ModelSubject, OperatorSpec
 from rlprune.store import Store, open_store
 from rlprune.store.encoding import subject_key
-from rlprune.store.jobs import PARK_SEC, SUBJECTS_PER_JOB, Job, JobQueue, JobState
-from rlprune.store.leases import Lease, Leases
+from rlprune.store.jobs import PARK_SEC, SUBJECTS_PER_JOB, JobQueue
+from rlprune.store.leases import Leases
+from rlprune.store.records import Job, JobState, Lease
 
 DEVICE = "board-1"
 FINGERPRINT = "ab" * 32

@@ -1,0 +1,90 @@
+"""What a store and a server tell: devices, plans, jobs and leases as plain data, free of SQL."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from rlprune.plans import PruningPlan
+from rlprune.store.encoding import Subject
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceRecord:
+    """A device that registered or was measured on."""
+
+    key: str
+    description: dict[str, str]
+    """What the device said of itself: runtime, runtime_version, thread_count, machine, ..."""
+    first_seen_sec: float
+    last_seen_sec: float
+    """By the store's clock, seconds since the epoch."""
+    measurement_count: int
+    generation: int
+    """Grows with every accepted measurement; what was computed at another generation is stale."""
+
+
+@dataclass(frozen=True, slots=True)
+class PlanRecord:
+    """A plan as it was stored."""
+
+    plan_id: str
+    plan: PruningPlan
+    created_sec: float
+
+
+class JobState(StrEnum):
+    """Where a job stands; the last three are final."""
+
+    PENDING = "pending"
+    LEASED = "leased"
+    DONE = "done"
+    """Every subject was reported, at least one with samples."""
+    FAILED = "failed"
+    """Every subject was reported, none could be measured."""
+    PARKED = "parked"
+    """Three leases ended without a complete report."""
+
+    @property
+    def open(self) -> bool:
+        """Whether the job may still bring measurements."""
+        return self in (JobState.PENDING, JobState.LEASED)
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """Some subjects to measure on one device."""
+
+    job_id: str
+    device: str
+    subjects: tuple[Subject, ...]
+    fingerprint: str
+    """Of the skeleton that the worker needs; empty where operators alone are measured."""
+    state: JobState
+    failure_count: int
+    """Leases that ended without a complete report."""
+    reason: str
+    """Why it is failed or parked."""
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """The right of one worker to report one job, until `end_sec`."""
+
+    lease_id: str
+    job: Job
+    left: tuple[Subject, ...]
+    """The job's subjects that nobody has reported yet."""
+    end_sec: float
+    """By the store's clock."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReportAnswer:
+    """What became of a report."""
+
+    job_id: str
+    state: JobState
+    accepted_count: int
+    generation: int
+    """Of the device, after this report."""
