@@ -1,4 +1,4 @@
-"""From "this is missing" to measurements: what the in-process planner and the device worker share."""
+"""From what is missing to measurements: the in-process planner and the device worker share this."""
 
 from __future__ import annotations
 

@@ -75,27 +75,31 @@ class MeasureConfig:
     """Runs thrown away at a session's start, at least: the first ones allocate memory."""
     warmup_ms: float = 1.0
     """Warm-up goes on until it has run this long."""
-    min_sample_ms: float = 0.5
+    min_sample_ms: float = 0.4
     """A sample repeats the model until it has run about this long. Short, since a quiet moment is:
     what one sample loses in precision, many of them in quiet moments win back."""
     sample_count: int = 6
     """Undisturbed samples wanted per session."""
-    max_sample_count: int = 18
-    """Samples per session after which it is left at that."""
+    max_sample_count: int = 16
+    """Samples per session after which it is left at that, however disturbed they were."""
+    max_session_ms: float = 200.0
+    """Sampling a session ends after this long (once `min_kept_count` samples are there)."""
     min_kept_count: int = 3
     """Samples kept per session, the least disturbed, even if every one was disturbed."""
     session_count: int = 4
-    """Fresh sessions per subject; even, since what is loaded first runs 1-2 % slower and subject and
-    control take turns in that."""
-    extra_session_count: int = 2
+    """Fresh sessions per subject; even, since what is loaded first runs 1-2 % slower, and subject
+    and control take turns in that."""
+    min_session_count: int = 2
+    """Sessions that count, the quietest, even if every one was disturbed."""
+    extra_session_count: int = 4
     """Further sessions for a subject that is unstable after those."""
     max_control_ratio: float = 1.08
     """A sample is disturbed where a control sample beside it took longer than this many times the
     control's quick ones (their 5th percentile over the whole call)."""
     max_wall_ratio: float = 1.15
     """... or where its wall time exceeds this many times its CPU time (one thread)."""
-    max_spread_ratio: float = 0.08
-    """Unstable where the sessions' ratios to the control range over more than this share."""
+    max_error_ratio: float = 0.03
+    """Unstable where the standard error of the sessions' ratios to the control is above this."""
     max_drift_ratio: float = 0.3
     """Unstable where the control itself ranges over more than this share between sessions."""
     seed: int = 0
@@ -115,8 +119,8 @@ def measure(
     """Measures every subject, in the order given, one Measurement each.
 
     Without a control a small canary model takes its place; the condition `control` says which of
-    the two it was (`given` or `canary`). The outer loop is over sessions and the inner over subjects,
-    so that a slow minute touches one session of all of them instead of all sessions of one.
+    the two it was (`given` or `canary`). The outer loop is over sessions and the inner over
+    subjects, so that a slow minute touches one session of all instead of all sessions of one.
     """
     config = config or MeasureConfig()
     bench = _Bench(runtime, control or canary_model(), config, clock)
@@ -125,9 +129,9 @@ def measure(
     done = 0
     left = trials
     for session in range(config.session_count + config.extra_session_count):
-        if session == config.session_count:
-            left = [trial for trial in trials if bench.verdict(trial)[0] == "unstable"]
-            planned += len(left) * config.extra_session_count
+        if session >= config.session_count:
+            left = [trial for trial in left if bench.verdict(trial)[0] == "unstable"]
+            planned += len(left)
         for trial in left:
             if not trial.failure:
                 bench.run_session(trial)
@@ -181,9 +185,12 @@ class _Bench:
                 subject = self._load(trial.model, loaded)
                 control = self._load(self.control, loaded, "control: ")
             beside.append(self._control_sample(control))
+            until = self.clock().wall_ns + config.max_session_ms * 1e6
             while len(samples) < config.max_sample_count:
                 samples.append(subject.sample(self.clock))
                 beside.append(self._control_sample(control))
+                if len(samples) >= config.min_kept_count and self.clock().wall_ns > until:
+                    break
                 if (
                     len(samples) >= config.sample_count
                     and np.count_nonzero(self._stress(samples, beside) <= config.max_control_ratio)
@@ -202,19 +209,25 @@ class _Bench:
         trial.load_average = os.getloadavg()[0] if hasattr(os, "getloadavg") else float("nan")
 
     def kept(self, trial: _Trial) -> list[tuple[list[_Sample], list[_Sample]]]:
-        """Per session the samples that count, and the control samples beside them.
+        """Per session that counts: the samples that count, and the control samples beside them.
 
         Judged by all that is known of the control by now, not by what was known when they were
-        taken.
+        taken. Sessions without enough undisturbed samples count only where too few have them.
         """
+        config = self.config
+        quietest: list[float] = []
         chosen = []
         for samples, beside in zip(trial.sessions, trial.controls, strict=True):
             stress = self._stress(samples, beside)
-            limit = np.sort(stress)[min(self.config.min_kept_count, len(stress)) - 1]
-            kept = np.flatnonzero(stress <= max(limit, self.config.max_control_ratio))
+            limit = float(np.sort(stress)[min(config.min_kept_count, len(stress)) - 1])
+            kept = np.flatnonzero(stress <= max(limit, config.max_control_ratio))
             around = np.union1d(kept, kept + 1)
             chosen.append(([samples[i] for i in kept], [beside[i] for i in around]))
-        return chosen
+            quietest.append(limit)
+        count = sum(limit <= config.max_control_ratio for limit in quietest)
+        count = max(count, min(config.min_session_count, len(quietest)))
+        best = np.argsort(quietest, kind="stable")[:count]
+        return [chosen[index] for index in sorted(best)]
 
     def verdict(self, trial: _Trial) -> tuple[str, str]:
         """Status and reason as things stand."""
@@ -226,9 +239,10 @@ class _Bench:
         for name, values in (("run", own), ("run of the control", control)):
             if not np.all(np.isfinite(values)) or np.min(values) <= 0:
                 return "failed", f"the clock gave {np.min(values)} ms for a {name}"
-        spread, drift = _spread(own / control), _spread(control)
-        if spread > self.config.max_spread_ratio:
-            return "unstable", f"ratios to the control range over {spread:.1%} of their median"
+        error = _error_ratio(own / control)
+        drift = float(np.ptp(control) / np.median(control))
+        if error > self.config.max_error_ratio:
+            return "unstable", f"the ratio to the control is uncertain by {error:.1%}"
         if drift > self.config.max_drift_ratio:
             return "unstable", f"the control drifted over {drift:.0%} of its median"
         return "ok", ""
@@ -253,6 +267,7 @@ class _Bench:
                 ("control", "given" if given else "canary"),
                 ("ended_unix_sec", f"{time.time():.0f}"),
                 ("load_average", f"{trial.load_average:.2f}"),
+                ("session_count", str(len(trial.sessions))),
                 ("sample_count", str(taken)),
                 ("dropped_sample_count", str(taken - sum(len(samples) for samples, _ in kept))),
                 ("repeat_count", str(trial.repeat_count)),
@@ -360,12 +375,14 @@ def random_inputs(model: onnx.ModelProto, *, seed: int = 0) -> dict[str, Array]:
     return feeds
 
 
-def _spread(values: FloatArray) -> float:
-    """Range over median; of four sessions or more the one farthest out is forgiven."""
+def _error_ratio(values: FloatArray) -> float:
+    """Standard error over median; of four values or more the one farthest out is forgiven."""
     centre = float(np.median(values))
     if len(values) >= 4:
         values = np.delete(values, np.argmax(np.abs(values - centre)))
-    return float((values.max() - values.min()) / centre)
+    if len(values) < 2:
+        return 0.0
+    return float(np.std(values, ddof=1) / np.sqrt(len(values)) / centre)
 
 
 def _table(sessions: Iterable[list[_Sample]], name: str) -> tuple[tuple[float, ...], ...]:
