@@ -21,10 +21,10 @@ from safetensors.numpy import save as save_tensors
 from rlprune.errors import PolicyError
 from rlprune.plans import write_atomic
 from rlprune.policy.network import Network
+from rlprune.task.episode import ACTION_SIZE, ActionMode
 from rlprune.task.observe import OBSERVATION_VERSION, SLOTS
 
 FORMAT = "rlprune.policy/1"
-ACTION_SIZES = {"offset": 1, "correction": 2, "ratio": 1}
 TENSORS_NAME = "policy.safetensors"
 JSON_NAME = "policy.json"
 MAX_BYTES = 64 << 20
@@ -50,8 +50,8 @@ class PolicyArtifact:
     """A network, what it expects to see, how its output is meant, and where it came from."""
 
     network: Network
-    action: str
-    """`offset`, `correction` or `ratio`, as `rlprune.task.dynamics` understands them."""
+    action: ActionMode
+    """How its output is meant; see `rlprune.task.episode`."""
     seed: int
     validation: Score | None = None
     """On the models that chose it among its population; optimistic for that reason."""
@@ -102,9 +102,9 @@ class PolicyArtifact:
                 )
             _check_slots(path, description)
             action = str(description["action"])
-            if action not in ACTION_SIZES:
+            if action not in ACTION_SIZE:
                 raise PolicyError(
-                    f"{path}: unknown action {action!r}, known: {', '.join(ACTION_SIZES)}"
+                    f"{path}: unknown action {action!r}, known: {', '.join(ACTION_SIZE)}"
                 )
             network = Network.from_tensors(load_tensors(content))
             score = description["validation"]
@@ -120,10 +120,10 @@ class PolicyArtifact:
             )
         except (KeyError, TypeError, ValueError, SafetensorError) as error:
             raise PolicyError(f"{path}: policy is damaged ({error!r}); train it again") from error
-        if network.observation_size != len(SLOTS) or network.action_size != ACTION_SIZES[action]:
+        if network.observation_size != len(SLOTS) or network.action_size != ACTION_SIZE[action]:
             raise PolicyError(
                 f"{path}: network maps {network.observation_size} slots to {network.action_size} "
-                f"actions, {action!r} needs {len(SLOTS)} to {ACTION_SIZES[action]}"
+                f"actions, {action!r} needs {len(SLOTS)} to {ACTION_SIZE[action]}"
             )
         return artifact
 

@@ -67,6 +67,7 @@ class KnapsackPolicy:
 
 def _largest_within(task: PruningTask, candidates: IntArray, budget_ms: FloatArray) -> IntArray:
     """The last of candidates [C, G], ordered by what they keep, within each budget -> [B, G]."""
-    within = task.tables.upper_ms(candidates)[None] <= np.asarray(budget_ms)[:, None]  # [B, C]
+    upper = task.tables.upper_ms(candidates)
+    within = np.asarray(upper[None] <= np.asarray(budget_ms)[:, None])  # [B, C]
     last = len(candidates) - 1 - np.argmax(within[:, ::-1], axis=1)
     return np.where(within.any(1)[:, None], candidates[last], least_keeps(task))

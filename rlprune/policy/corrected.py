@@ -56,7 +56,7 @@ class CorrectedKnapsackPolicy:
 
     def bent(self, task: PruningTask) -> FloatArray:
         """The corrected loss curves [G, L]: 0 at full width, non-increasing in the level."""
-        return bend(task, np.asarray(self.numbers)[None])[0]
+        return np.asarray(bend(task, np.asarray(self.numbers)[None])[0])
 
     def save(self, path: str | Path) -> None:
         """Writes the numbers as JSON."""
@@ -132,7 +132,8 @@ def bend(task: PruningTask, numbers: FloatArray) -> FloatArray:
     below = np.clip(0.25 * np.exp(named["extreme_below"]), 0.05, 0.9)[:, None, None]
     # Keeping next to nothing of a group costs more than its own curve, taken alone, tells.
     cut = np.maximum(below - ratio[None], 0.0) / below
-    return bent + np.expm1(np.maximum(named["extreme_penalty"], 0.0))[:, None, None] * cut**2
+    penalty = np.expm1(np.maximum(named["extreme_penalty"], 0.0))[:, None, None]
+    return np.asarray(bent + penalty * cut**2)
 
 
 Progress = Callable[[int, int], None]

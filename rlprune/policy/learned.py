@@ -13,7 +13,7 @@ import numpy as np
 
 from rlprune.graph.types import FloatArray, IntArray
 from rlprune.policy.artifact import PolicyArtifact
-from rlprune.task.dynamics import plan_with
+from rlprune.task.episode import plan_with
 from rlprune.task.task import PruningTask
 
 
@@ -43,5 +43,5 @@ class LearnedPolicy:
             task,
             np.asarray(budget_ms, dtype=np.float64),
             self.artifact.network.act,
-            action=self.artifact.action,
+            self.artifact.action,
         )

@@ -76,7 +76,7 @@ class Network:
         for weight, bias in self.layers[:-1]:
             hidden = np.tanh(hidden @ weight.T + bias)
         weight, bias = self.layers[-1]
-        return np.clip(hidden @ weight.T + bias, -1.0, 1.0)
+        return np.asarray(np.clip(hidden @ weight.T + bias, -1.0, 1.0), dtype=np.float32)
 
     def tensors(self) -> dict[str, NDArray[np.float32]]:
         """Named float32 tensors, as `from_tensors` reads them."""

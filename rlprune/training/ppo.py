@@ -23,6 +23,7 @@ from stable_baselines3 import PPO
 
 from rlprune.errors import PolicyError
 from rlprune.policy.network import Float32Array, Network, Normalizer
+from rlprune.task.episode import ActionMode
 from rlprune.task.task import PruningTask
 from rlprune.training.vec import TaskVecEnv
 
@@ -33,7 +34,7 @@ CHECKPOINT_FORMAT = "rlprune.checkpoint/1"
 class AgentConfig:
     """What tells one agent of a population from another."""
 
-    action: str = "offset"
+    action: ActionMode = "offset"
     seed: int = 0
     hidden: tuple[int, ...] = (64, 64)
     rows: int = 256

@@ -21,7 +21,7 @@ from rlprune.latency.types import MACS_DEVICE
 from rlprune.planning import latency_model, task_for
 from rlprune.policy.artifact import PolicyArtifact, Score
 from rlprune.policy.learned import LearnedPolicy
-from rlprune.task.objective import SurrogateObjective
+from rlprune.task.objective import objective_of
 from rlprune.task.observe import OBSERVATION_VERSION
 from rlprune.task.taskdir import RecordedModel, load_model_dir
 from rlprune.training.select import NamedTask, outcomes, relative_gain, score
@@ -217,7 +217,7 @@ def training_tasks(
     store = open_store() if store is None else store
     tasks: list[NamedTask] = []
     skipped: list[str] = []
-    objectives = {name: SurrogateObjective.fit(model) for name, model in models.items()}
+    objectives = {name: objective_of(model) for name, model in models.items()}
     for device in dict.fromkeys((MACS_DEVICE, *devices)):
         count = len(tasks)
         for name, model in models.items():

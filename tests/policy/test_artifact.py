@@ -14,8 +14,9 @@ from safetensors.numpy import load_file, save_file
 
 from rlprune.errors import PolicyError
 from rlprune.policy import get_policy
-from rlprune.policy.artifact import ACTION_SIZES, PolicyArtifact, Score
+from rlprune.policy.artifact import PolicyArtifact, Score
 from rlprune.policy.network import Network, Normalizer
+from rlprune.task.episode import ACTION_SIZE, ActionMode
 from rlprune.task.observe import SLOTS
 
 
@@ -32,9 +33,9 @@ def random_network(seed: int = 0, *, inputs: int = len(SLOTS), actions: int = 1)
     return Network(Normalizer.fit(rng.normal(1, 2, (100, inputs))), layers)
 
 
-def artifact(action: str = "offset") -> PolicyArtifact:
+def artifact(action: ActionMode = "offset") -> PolicyArtifact:
     return PolicyArtifact(
-        random_network(actions=ACTION_SIZES[action]),
+        random_network(actions=ACTION_SIZE[action]),
         action,
         seed=3,
         validation=Score(0.1, 0.05, 0.15, 0.4, ("a", "b")),
