@@ -182,7 +182,7 @@ def random_tables(
 
     noise > 0 multiplies every entry by a random factor: fewer channels may then cost more.
     """
-    rate = {"conv": 1e-3, "depthwise_conv": 4e-3, "linear": 5e-4}
+    rate = {"conv": 1e-4, "depthwise_conv": 4e-4, "linear": 5e-5}  # ms per thousand MACs
 
     def cost(op: Operator, in_width: IntArray, out_width: IntArray) -> FloatArray:
         ins, outs = in_width[:, None], out_width[None, :]

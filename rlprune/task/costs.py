@@ -1,8 +1,8 @@
 """A task's latency tables, indexed by level instead of keep count, for searches over plans.
 
 `LatencyTables` answers for keep counts; a search asks thousands of times what every group at every
-level would cost. On the levels' lattice an operator's table index is linear in the groups' levels, so
-one addition and one gather per (operator touched by a group, level) answer for all groups at once.
+level would cost. Level by level an operator's table index is linear in the groups' shifts, so one
+addition and one gather per (operator that a group touches, level) answer for all groups at once.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ class LevelCosts:
         return np.asarray(self.flat_ms[self._table_index(choice)[0]].sum(-1) + self.overhead_ms)
 
     def moves_ms(self, choice: IntArray) -> tuple[FloatArray, FloatArray]:
-        """Latency of the plans [R], and exactly what moving one group alone adds to it [R, G, L]."""
+        """Latency of plans [R], and exactly what moving one group alone adds [R, G, L]."""
         total, own = self._table_index(choice)
         latency = self.flat_ms[total].sum(-1) + self.overhead_ms
         moves = np.zeros((*choice.shape, self.index.shape[1]))
@@ -96,3 +96,12 @@ class LevelCosts:
             moves[:, self.costly] = np.add.reduceat(cost, self.group_start, axis=1)
             moves -= np.take_along_axis(moves, choice[:, :, None], axis=2)
         return latency, moves
+
+    def group_moves_ms(self, choice: IntArray, group: int) -> tuple[FloatArray, FloatArray]:
+        """As `moves_ms`, for one group: latency [R], and what moving it adds [R, L]."""
+        total, own = self._table_index(choice)
+        latency = self.flat_ms[total].sum(-1) + self.overhead_ms
+        first, last = np.searchsorted(self.group, [group, group + 1])
+        rest = total[:, self.operator[first:last]] - own[:, first:last]
+        cost = self.flat_ms[rest[:, :, None] + self.index[first:last]].sum(1)  # [R, L]
+        return latency, cost - cost[np.arange(len(choice)), choice[:, group], None]

@@ -1,8 +1,9 @@
 """The latency knapsack: least summed loss within a latency budget (HALP, Shen et al., 2021).
 
 An operator's cost depends on its in- *and* out-width, so the cost of a group's level depends on its
-neighbours' levels. `solve` linearises the tables at the current plan, solves the separable knapsack,
-and repeats; what comes out is held against the true tables, repaired and improved by exchanges.
+neighbours' levels. `solve` linearises the tables at the current plan, solves the separable
+knapsack, and repeats; the outcome is held against the true tables, repaired, and improved by
+exchanges.
 Every row is solved for itself: a row's answer does not depend on the others in its batch.
 """
 
@@ -15,7 +16,7 @@ import numpy as np
 from rlprune.graph.types import FloatArray, IntArray
 from rlprune.profile.energy import loss_curve
 from rlprune.task.costs import LevelCosts
-from rlprune.task.separable import BINS, MARGIN, Programme, greedy
+from rlprune.task.separable import MARGIN, Programme, greedy
 from rlprune.task.task import PruningTask
 
 ROUNDS = 6
@@ -44,12 +45,27 @@ def solve(task: PruningTask, budget_ms: FloatArray, *, loss: FloatArray | None =
 def least_keeps(task: PruningTask) -> IntArray:
     """Keeps [G] of the least `upper_ms` found; where fewer channels never cost more, of the least.
 
-    Fewer channels need not be cheaper (ARCHITECTURE section 6), so single groups are moved, from the
-    least and from the full widths, until none helps.
+    Fewer channels need not be cheaper (ARCHITECTURE section 6), so single groups are moved, from
+    the least and from the full widths, until none helps.
     """
     if not task.group_count:
         return np.zeros(0, dtype=np.int64)
-    return task.keeps_at(_least_choice(LevelCosts.of(task.tables), task.level_count)[None])[0]
+    choice = _least_choice(LevelCosts.of(task.tables), task.level_count)
+    return np.asarray(task.keeps_at(choice[None])[0])
+
+
+def summed_curves(task: PruningTask, loss: FloatArray | None, rows: int) -> FloatArray:
+    """What is summed [B, G, L]: `loss`, or the task's own curve; of equal levels the fuller wins.
+
+    A loss clipped at zero is common where the calibration images are few; that nothing was seen to
+    be lost is no reason to drop channels that the budget has room for. The difference is `TIE` of
+    the curves' range.
+    """
+    curve = loss_curve(task.profiles, task.graph) if loss is None else np.asarray(loss)
+    curve = np.broadcast_to(curve, (rows, *curve.shape[-2:]))
+    spread = np.maximum(np.ptp(curve, axis=(1, 2)), 1e-12)
+    hair: FloatArray = TIE * spread[:, None, None] * (1.0 - task.levels / task.levels[:, -1:])
+    return curve + hair
 
 
 @dataclass(frozen=True)
@@ -66,12 +82,11 @@ class _Problem:
 
     @staticmethod
     def of(task: PruningTask, budget_ms: FloatArray, loss: FloatArray | None) -> _Problem:
-        curve = loss_curve(task.profiles, task.graph) if loss is None else loss
         return _Problem(
             costs=LevelCosts.of(task.tables),
             levels=task.levels,
             level_count=task.level_count,
-            loss=_without_ties(np.asarray(curve, dtype=np.float64), task.levels, len(budget_ms)),
+            loss=summed_curves(task, loss, len(budget_ms)),
             # A hair inside, so that the product below never exceeds the budget by rounding.
             limit=budget_ms / task.tables.interval_ratio[1] * (1 - 1e-12),
         )
@@ -86,18 +101,7 @@ class _Problem:
         """Summed loss of plans [B, ..., G] -> [B, ...]."""
         wide = choice.reshape(len(choice), -1, choice.shape[-1])  # [B, K, G]
         picked = np.take_along_axis(self.loss, wide.transpose(0, 2, 1), 2)  # [B, G, K]
-        return picked.sum(1).reshape(choice.shape[:-1])
-
-
-def _without_ties(curve: FloatArray, levels: IntArray, rows: int) -> FloatArray:
-    """Curves [B, G, L] in which, of two levels that lose the same, the fuller one wins by a hair.
-
-    A loss clipped at zero is common where the calibration images are few; that nothing was seen to
-    be lost is no reason to drop channels that the budget has room for.
-    """
-    curve = np.broadcast_to(curve, (rows, *curve.shape[-2:]))
-    spread = np.maximum(np.ptp(curve, axis=(1, 2)), 1e-12)
-    return curve + TIE * spread[:, None, None] * (1.0 - levels / levels[:, -1:])
+        return np.asarray(picked.sum(1).reshape(choice.shape[:-1]))
 
 
 def _solve(problem: _Problem) -> IntArray:
@@ -126,7 +130,7 @@ def _uniform(problem: _Problem, least: IntArray) -> IntArray:
     share = problem.levels / problem.levels[:, -1:]
     ratios = np.linspace(0.05, 1.0, 20)
     plans = np.abs(share[None] - ratios[:, None, None]).argmin(-1)  # [20, G]
-    fits = problem.costs.latency_ms(plans)[None] <= problem.limit[:, None]  # [B, 20]
+    fits = np.less_equal(problem.costs.latency_ms(plans)[None], problem.limit[:, None])  # [B, 20]
     largest = len(ratios) - 1 - fits[:, ::-1].argmax(1)
     return np.where(fits.any(1)[:, None], plans[largest], least)
 
@@ -156,7 +160,7 @@ def _settle(problem: _Problem, starts: IntArray) -> IntArray:
 
 
 def _shrink(problem: _Problem, choice: IntArray) -> IntArray:
-    """Takes channels away, least loss per ms saved first, until plans [R, G] fit or nothing helps."""
+    """Drops channels, least loss per ms saved first, until plans [R, G] fit or nothing helps."""
     choice = choice.copy()
     active = np.arange(len(choice))
     for _ in range(4 * choice.shape[1]):
@@ -179,7 +183,7 @@ def _shrink(problem: _Problem, choice: IntArray) -> IntArray:
 
 
 def _exchange(problem: _Problem, best: IntArray) -> IntArray:
-    """Moves one or two groups at a time while that lowers the loss of plans [B, G] within budget."""
+    """Moves one or two groups at a time while that lowers the loss of plans [B, G] that fit."""
     best = best.copy()
     levels = problem.levels.shape[1]
     active = np.arange(len(best))
@@ -263,4 +267,4 @@ def _least_choice(costs: LevelCosts, level_count: IntArray) -> IntArray:
             break
         row = np.flatnonzero(helps)
         choice[row, move[row] // levels] = move[row] % levels
-    return choice[costs.latency_ms(choice).argmin()]
+    return np.asarray(choice[costs.latency_ms(choice).argmin()])

@@ -46,7 +46,7 @@ def greedy(cost: FloatArray, loss: FloatArray, capacity: FloatArray) -> IntArray
             break
         after = np.where(best > 0, after, level)
         extras.append(np.take_along_axis(cost, after, 2) - np.take_along_axis(cost, level, 2))
-        # Hull slopes fall by construction; the minimum keeps rounding from reordering a group's steps.
+        # Hull slopes fall by construction; the minimum keeps rounding from reordering steps.
         steepest = np.minimum(steepest, best)
         ratios.append(steepest)
         level = after
@@ -81,10 +81,10 @@ class Programme:
     def solve(cost: FloatArray, loss: FloatArray, capacity: FloatArray) -> Programme:
         """Solves for cost [B, G, L], loss [B, G, L] and capacity [B] (for the sum of costs).
 
-        A cost is rounded to the *nearest* step: always rounding up would forbid, at 30 groups, plans
-        that use the last 6 % of the budget. So `plans` proposes, and the true tables decide.
+        A cost is rounded to the *nearest* step: always rounding up would forbid, at 30 groups,
+        plans that use the last 6 % of the budget. So `plans` proposes, the true tables decide.
         """
-        rows, groups, levels = cost.shape
+        rows, groups = cost.shape[:2]
         above = cost - cost.min(-1, keepdims=True)
         room = capacity - cost.min(-1).sum(-1)
         # Beyond what all groups could spend there is nothing to resolve.
@@ -97,18 +97,13 @@ class Programme:
         choice = np.empty((groups, rows, width), dtype=np.int8)
         padded = np.full((rows, 2 * width), np.inf)  # left half: budgets below zero
         windows = np.lib.stride_tricks.sliding_window_view(padded, width, axis=1)
-        row = np.arange(rows)
+        row = np.arange(rows)[:, None]
         for group in range(groups - 1, -1, -1):
             padded[:, width:] = value[group + 1]
-            best = np.full((rows, width), np.inf)
-            taken = np.zeros((rows, width), dtype=np.int8)
-            for level in range(levels):
-                candidate = windows[row, width - steps[:, group, level]]
-                candidate += loss[:, group, level, None]
-                better = candidate < best
-                np.copyto(best, candidate, where=better)
-                np.copyto(taken, np.int8(level), where=better)
-            value[group], choice[group] = best, taken
+            candidates = windows[row, width - steps[:, group]]  # [B, L, R]
+            candidates += loss[:, group, :, None]
+            choice[group] = candidates.argmin(1)
+            value[group] = candidates.min(1)
         return Programme(value, choice, steps, unit)
 
     def plans(self) -> IntArray:

@@ -13,7 +13,7 @@ from rlprune.profile.types import GroupProfiles
 
 
 class Objective(Protocol):
-    """What a plan loses (nats above the unpruned model) on a model that evaluations were recorded of."""
+    """What a plan loses (nats above the unpruned model) on a model that was evaluated."""
 
     def loss(self, keeps: IntArray) -> FloatArray:
         """Pessimistic expected loss for keeps [B, G] -> [B]."""
@@ -55,3 +55,7 @@ class PruningTask:
     def keeps_at(self, choice: IntArray) -> IntArray:
         """Level indices [B, G] -> keep counts [B, G]."""
         return np.asarray(self.levels[np.arange(self.group_count), choice])
+
+    def choice_of(self, keeps: IntArray) -> IntArray:
+        """Keep counts [B, G], each a level of its group, -> level indices [B, G]."""
+        return np.asarray((self.levels < keeps[..., None]).sum(-1), dtype=np.int64)

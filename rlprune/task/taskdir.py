@@ -1,7 +1,7 @@
-"""The on-disk form of what training needs of one model: its graph, profiles and recorded evaluations.
+"""The on-disk form of what training needs of one model: graph, profiles, recorded evaluations.
 
-A model directory holds `graph.json`, `profiles.npz` and `evaluations.npz`. No weights, no images, and
-nothing that is unpickled when read, so a directory from elsewhere can do no harm.
+A model directory holds `graph.json`, `profiles.npz` and `evaluations.npz`. No weights, no images,
+and nothing that is unpickled when read, so a directory from elsewhere can do no harm.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from rlprune.profile.types import GroupProfiles
 class Evaluations:
     """Losses of whole plans of one model, after statistics correction, on images of their own.
 
-    The images are disjoint from those the profiles were measured on (ARCHITECTURE section 5, no leaks).
+    The images are disjoint from those the profiles were measured on (ARCHITECTURE section 5).
     """
 
     keeps: IntArray
