@@ -14,6 +14,8 @@ from small_onnx import small_onnx
 
 from rlprune.plans import PruningPlan
 
+MACS = ("--budget-ratio", 0.5, "--device", "macs", "--policy", "knapsack")
+
 
 def test_trace_lists_groups_with_their_share(rlprune: Rlprune, model: Path) -> None:
     report = answer(rlprune("trace", model, "--json"))
@@ -32,7 +34,7 @@ def test_trace_lists_groups_with_their_share(rlprune: Rlprune, model: Path) -> N
 
 
 def test_plan_for_macs_prints_every_field(rlprune: Rlprune, model: Path) -> None:
-    plan = answer(rlprune("plan", model, "--budget-ratio", 0.5, "--device", "macs", "--json"))
+    plan = answer(rlprune("plan", model, *MACS, "--json"))
     assert {
         "fingerprint", "policy", "profiled", "device", "budget_ms", "base_latency_ms",
         "least_latency_ms", "predicted_latency_ms", "predicted_interval_ms", "groups", "macs",
@@ -57,8 +59,7 @@ def test_every_policy_meets_the_budget(rlprune: Rlprune, model: Path, policy: st
 
 
 def test_plan_then_apply_gives_a_smaller_model_that_runs(rlprune: Rlprune, model: Path) -> None:
-    ask = ("plan", model, "--budget-ratio", 0.5, "--device", "macs", "--policy", "knapsack")
-    shown = rlprune(*ask, "-o", "plan.json")
+    shown = rlprune("plan", model, *MACS, "-o", "plan.json")
     assert shown.exit_code == 0 and "knapsack" in shown.stdout
     plan = PruningPlan.load("plan.json")
     figures = answer(rlprune("apply", "plan.json", model, "-o", "pruned.onnx", "--json"))
