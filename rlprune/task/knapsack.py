@@ -12,6 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from rlprune.graph.types import FloatArray, IntArray
 from rlprune.profile.energy import loss_curve
@@ -130,9 +131,11 @@ def _uniform(problem: _Problem, least: IntArray) -> IntArray:
     share = problem.levels / problem.levels[:, -1:]
     ratios = np.linspace(0.05, 1.0, 20)
     plans = np.abs(share[None] - ratios[:, None, None]).argmin(-1)  # [20, G]
-    fits = np.less_equal(problem.costs.latency_ms(plans)[None], problem.limit[:, None])  # [B, 20]
+    fits: NDArray[np.bool_] = np.less_equal(
+        problem.costs.latency_ms(plans)[None], problem.limit[:, None]
+    )  # [B, 20]
     largest = len(ratios) - 1 - fits[:, ::-1].argmax(1)
-    return np.where(fits.any(1)[:, None], plans[largest], least)
+    return np.where(fits.any(1, keepdims=True), plans[largest], least)
 
 
 def _settle(problem: _Problem, starts: IntArray) -> IntArray:

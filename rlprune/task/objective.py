@@ -24,6 +24,7 @@ FEATURE_SETS = ("sum", "widths", "curves", "coupled")
 """Each holds the summed profile losses; then keep ratios and squares; own losses; both, and each
 ratio times the mean ratio."""
 _RIDGES = (0.01, 0.1, 1.0, 10.0, 100.0, 1000.0)
+_LEAST_SCALE = 0.02
 _MEMBERS = 16
 _FOLDS = 5
 _LEAST_RECORDS = 40
@@ -42,12 +43,12 @@ class SpreadObjective(Protocol):
 def reward_scale(objective: Objective, keeps: IntArray) -> FloatArray:
     """What a reward of 1 is worth at reference plans [B, G], in the objective's unit [B].
 
-    The objective's own spread where it has recorded plans; else a tenth of the reference's loss. In
-    any case at least 0.01, or noise around plans that lose nothing would drown everything else.
+    The objective's own spread where it has recorded plans; else a quarter of the reference's loss. In
+    any case at least 0.02, or noise around plans that lose nothing would drown everything else.
     """
     if isinstance(objective, SpreadObjective):
-        return np.maximum(objective.spread(keeps), 0.01)
-    return np.maximum(0.1 * objective.loss(keeps), 0.01)
+        return np.maximum(objective.spread(keeps), _LEAST_SCALE)
+    return np.maximum(0.25 * objective.loss(keeps), _LEAST_SCALE)
 
 
 @dataclass(frozen=True)
