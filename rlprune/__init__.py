@@ -84,16 +84,24 @@ def _trace(
     if isinstance(model, OnnxTrace):
         return model
     # Who holds a module has imported torch; who has not cannot hold one, and is spared the import.
-    torch = sys.modules.get("torch")
-    if torch is not None:
+    if "torch" in sys.modules:
+        from torch import nn
+
         from rlprune.graph.from_torch import TorchTrace, trace_torch
 
         if isinstance(model, TorchTrace):
             return model
-        if isinstance(model, torch.nn.Module):
+        if isinstance(model, nn.Module):
             if example_inputs is None:
                 raise InputError("a torch module is traced with example_inputs; give a tensor")
             return trace_torch(model, example_inputs)
+    import onnx
+
+    if not isinstance(model, str | Path | bytes | onnx.ModelProto):
+        raise InputError(
+            f"cannot trace a {type(model).__name__}; give an ONNX file's path or bytes, a ModelProto, "
+            "or a torch module"
+        )
     return trace_onnx(model, input_shapes=input_shapes)
 
 

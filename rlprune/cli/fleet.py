@@ -31,20 +31,24 @@ StoreUrl = Annotated[
 ]
 
 
+def _token() -> str | None:
+    return os.environ.get(TOKEN_VARIABLE) or None
+
+
 def connect(server: str, ca_file: Path | None) -> Client:
     """A client of `server`, with the token of the environment."""
     from rlprune.service.client import Client
 
-    return Client(server, token=os.environ.get(TOKEN_VARIABLE, ""), ca_file=ca_file)
+    return Client(server, token=_token(), ca_file=ca_file)
 
 
 def serve(
     listen: Annotated[str, typer.Option(metavar="HOST:PORT")] = "127.0.0.1:50051",
     store: StoreUrl = None,
-    cert_file: Annotated[
+    tls_cert: Annotated[
         Path | None, typer.Option(metavar="FILE.pem", help="The server's certificate chain.")
     ] = None,
-    key_file: Annotated[
+    tls_key: Annotated[
         Path | None, typer.Option(metavar="FILE.pem", help="The certificate's private key.")
     ] = None,
     as_json: Json = False,
@@ -53,9 +57,18 @@ def serve(
 
     Beyond loopback it starts only with a certificate and a token, read from RLPRUNE_TOKEN.
     """
+    import logging
+
     from rlprune.service.server import serve
 
-    raise NotImplementedError
+    def announce(address: str) -> None:
+        if as_json:
+            print_json({"listening": address})
+        else:
+            print_line(f"listening on {address}")
+
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
+    serve(listen, store, _token(), tls_cert, tls_key, on_ready=announce)
 
 
 def work(

@@ -108,8 +108,8 @@ def _shares(graph: PruningGraph) -> tuple[FloatArray, FloatArray]:
     widths = graph.widths
     without = np.tile(widths, (len(widths), 1))  # [G, G]: row g has group g gone
     np.fill_diagonal(without, 0)
-    macs, params = graph.macs(widths), graph.params(widths)
-    return 1 - graph.macs(without) / max(macs, 1), 1 - graph.params(without) / max(params, 1)
+    macs, params = max(int(graph.macs(widths)), 1), max(int(graph.params(widths)), 1)
+    return 1 - graph.macs(without) / macs, 1 - graph.params(without) / params
 
 
 def apply(

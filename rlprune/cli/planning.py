@@ -113,31 +113,31 @@ def plan(
 
 
 def _print_plan(plan: PruningPlan) -> None:
-    reference = {} if plan.reference is None else dict(enumerate(plan.reference.keeps))
+    from rlprune.latency.types import MACS_DEVICE
+
+    unit = "M MACs" if plan.device == MACS_DEVICE else "ms"
     print_line(f"graph {plan.fingerprint[:12]}   device {plan.device}   policy {plan.policy}")
-    print_table(
-        ("group", "width", "keep", "knapsack"),
-        [
-            (entry.name, str(entry.width), str(entry.keep), str(reference.get(index, "")))
-            for index, entry in enumerate(plan.groups)
-        ],
-    )
+    rows = [(entry.name, str(entry.width), str(entry.keep)) for entry in plan.groups]
+    reference = plan.reference
+    if reference is None or reference.keeps == tuple(plan.keeps):
+        print_table(("group", "width", "keep"), rows)
+    else:
+        beside = [(*row, str(keep)) for row, keep in zip(rows, reference.keeps, strict=True)]
+        print_table(("group", "width", "keep", "knapsack"), beside)
     low, high = plan.predicted_interval_ms
-    lines = [
-        f"budget     {plan.budget_ms:.4g} ms   of {plan.base_latency_ms:.4g} unpruned, "
-        f"least {plan.least_latency_ms:.4g}",
-        f"predicted  {plan.predicted_latency_ms:.4g} ms   90 % within {low:.4g} .. {high:.4g}",
-        f"           {_size(plan)}",
-    ]
-    if plan.reference is not None:
-        lines.append(
-            f"knapsack   {plan.reference.predicted_latency_ms:.4g} ms   {_size(plan.reference)}"
-        )
+    print_line(
+        f"budget     {plan.budget_ms:.4g} {unit} of {plan.base_latency_ms:.4g}; "
+        f"the least possible is {plan.least_latency_ms:.4g}"
+    )
+    print_line(f"predicted  {_figures(plan, unit)}; 90 % within {low:.4g} .. {high:.4g} {unit}")
+    if reference is not None:
+        print_line(f"knapsack   {_figures(reference, unit)}")
     if plan.note:
-        lines.append(f"note       {plan.note}")
-    for line in lines:
-        print_line(line)
+        print_line(f"note       {plan.note}")
 
 
-def _size(figures: PruningPlan | PlanFigures) -> str:
-    return f"{figures.macs / 1e6:.2f} M MACs, {figures.params:,} parameters"
+def _figures(figures: PruningPlan | PlanFigures, unit: str) -> str:
+    return (
+        f"{figures.predicted_latency_ms:.4g} {unit}, {figures.macs / 1e6:.4g} M MACs, "
+        f"{figures.params:,} parameters"
+    )
