@@ -4,7 +4,7 @@ Weights and buffers are cut by name with the ONNX trace's channel map; the attri
 layers follow. Where the forward code has widths written into it (the padded shortcut of an option-A
 ResNet, `view(-1, 1024)`, split sizes, channel slices) the copy is a `torch.fx` graph module in
 which those numbers are replaced (surgery.torch_graph). Every result is checked, on random weights,
-against the uncut module whose consumers of the dropped channels are zeroed; what differs is refused.
+against the uncut module with the consumers of dropped channels zeroed; what differs is refused.
 """
 
 from __future__ import annotations
