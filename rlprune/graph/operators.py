@@ -180,6 +180,8 @@ class _Lister:
             self._global_pool(node)
         elif op in ("Add", "Sub", "Mul", "Div"):
             self._arithmetic(node, data)
+        elif op == "Concat" and len(data) == len(node.inputs) == 1:
+            self.alias(node)
         elif op == "Concat":
             self.add(node, "concat", "", in_width=self.width(node.outputs[0]))
         elif op == "Pad":

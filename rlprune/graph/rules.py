@@ -390,10 +390,11 @@ def _elementwise(node: Node, scope: Scope) -> None:
     for name, shape, shift, _ in operands:
         if scope.is_weight(name):
             axes = [axis for axis in free if shape[axis] > 1]
+            if not axes:
+                continue
             ids = first
             for place in reversed(range(len(free))):
                 if free[place] not in axes:
                     ids = channels.tie_along(ids, place)
-            if axes:
-                channels.claim(name, tuple(axis - shift for axis in axes), ids)
+            channels.claim(name, tuple(axis - shift for axis in axes), ids)
     channels.put(node.outputs[0], free, np.asarray(first))
