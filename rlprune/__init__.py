@@ -99,8 +99,8 @@ def _trace(
 
     if not isinstance(model, str | Path | bytes | onnx.ModelProto):
         raise InputError(
-            f"cannot trace a {type(model).__name__}; give an ONNX file's path or bytes, a ModelProto, "
-            "or a torch module"
+            f"cannot trace a {type(model).__name__}; give an ONNX file's path or bytes, "
+            "a ModelProto, or a torch module"
         )
     return trace_onnx(model, input_shapes=input_shapes)
 

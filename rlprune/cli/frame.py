@@ -60,7 +60,7 @@ def say(line: str) -> None:
 
 def print_json(value: Any) -> None:
     """One JSON value on stdout; NaN, which JSON has not, as null."""
-    print(json.dumps(_plain(value), indent=2, allow_nan=False))
+    print(json.dumps(_plain(value), indent=2, allow_nan=False), flush=True)
 
 
 def _plain(value: Any) -> Any:
