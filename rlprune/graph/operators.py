@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -65,6 +65,8 @@ class _Lister:
     made_by: dict[str, int] = field(default_factory=dict)
     """Operator (or graph input) that every tensor comes from."""
     listed: list[Operator] = field(default_factory=list)
+    slices: dict[str, Node] = field(default_factory=dict)
+    """Outputs of slicing nodes that nobody has read so far."""
 
     def width(self, name: str) -> Width:
         """Channels of an activation as a function of the keeps."""
@@ -135,9 +137,16 @@ class _Lister:
                 groups=groups,
             )
         )
-        for name in node.outputs:
-            if name:
-                self.made_by[name] = len(self.listed) - 1
+        self.made_by[output] = len(self.listed) - 1
+
+    def slice_when_read(self, name: str) -> None:
+        """Lists the slice that makes a tensor, at its first reader.
+
+        One Split is so the same as several Slices, wherever the file puts them.
+        """
+        node = self.slices.pop(name, None)
+        if node is not None:
+            self.add(replace(node, outputs=(name,)), "slice", "")
 
     def alias(self, node: Node) -> None:
         """The node costs nothing: its outputs come from where its input does."""
@@ -152,6 +161,8 @@ class _Lister:
     def visit(self, node: Node) -> None:
         if all(not o or o in self.normal.shape_like for o in node.outputs):
             return
+        for name in node.inputs:
+            self.slice_when_read(name)
         fused = self.fused.get(node.name)
         if fused is not None:
             if fused.variant:
@@ -193,7 +204,7 @@ class _Lister:
             if self.normal.shapes[node.inputs[0]] == self.normal.shapes[node.outputs[0]]:
                 self.alias(node)
             else:
-                self.add(node, "slice", "")
+                self.slices.update((name, node) for name in node.outputs if name)
         elif op in ("Resize", "Upsample"):
             self.add(node, "resize", str(node.attrs.get("mode", "nearest")))
         elif op in ("Softmax", "LogSoftmax"):
@@ -346,4 +357,6 @@ def list_operators(
         lister.made_by[value.name] = -1 - place
     for index in order:
         lister.visit(normal.nodes[index])
+    for value in normal.model.graph.output:
+        lister.slice_when_read(value.name)
     return tuple(lister.listed)
