@@ -15,11 +15,12 @@ from typing import Any
 import sqlalchemy as sa
 
 from rlprune.errors import ConflictError, InputError, NotFoundError
+from rlprune.graph.types import PruningGraph
 from rlprune.latency.types import Measurement, ModelSubject
 from rlprune.store import encoding, schema
 from rlprune.store.encoding import Subject
 from rlprune.store.records import Job, JobState
-from rlprune.store.store import Store
+from rlprune.store.store import Store, insert_graph
 
 MAX_FAILURES = 3
 """Leases that may end without a complete report before the job is parked, and failed measurements
@@ -40,9 +41,16 @@ class JobQueue:
         self._database = store.database
 
     def enqueue(
-        self, device: str, subjects: Sequence[Subject], *, fingerprint: str = ""
+        self,
+        device: str,
+        subjects: Sequence[Subject],
+        *,
+        fingerprint: str = "",
+        graph: tuple[PruningGraph, bytes] | None = None,
     ) -> list[Job]:
         """Sees to it that every subject is in an open job; returns those jobs, old and new.
+
+        A `graph` with its skeleton is put in the same transaction.
 
         Raises:
             NotFoundError: the device is unknown.
@@ -57,6 +65,8 @@ class JobQueue:
                 .where(schema.devices.c.device == device)
                 .with_for_update()
             ).all()
+            if graph is not None:
+                insert_graph(self._database, connection, graph, self._store.clock())
             jobs: list[Job] = []
             for job in _open_jobs(connection, device):
                 keys = {encoding.subject_key(subject) for subject in job.subjects}
@@ -71,9 +81,17 @@ class JobQueue:
         return jobs
 
     def request(
-        self, device: str, subjects: Sequence[Subject], *, request_id: str, fingerprint: str = ""
+        self,
+        device: str,
+        subjects: Sequence[Subject],
+        *,
+        request_id: str,
+        fingerprint: str = "",
+        graph: tuple[PruningGraph, bytes] | None = None,
     ) -> Job:
         """One new job of exactly these subjects; the same request_id gets the same job.
+
+        A `graph` with its skeleton is put in the same transaction.
 
         Raises:
             NotFoundError: the device is unknown.
@@ -91,6 +109,8 @@ class JobQueue:
         row = {**self._row(device, subjects, fingerprint), "request_id": request_id}
         with self._database.write() as connection:
             if self._database.insert_new(connection, schema.jobs, row):
+                if graph is not None:
+                    insert_graph(self._database, connection, graph, self._store.clock())
                 return job_of_row(row)
             query = sa.select(schema.jobs).where(schema.jobs.c.request_id == request_id)
             found = connection.execute(query).mappings().one()

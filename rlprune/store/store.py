@@ -46,16 +46,7 @@ class Store:
     def put_graph(self, graph: PruningGraph, skeleton: bytes) -> None:
         """Keeps a graph and its skeleton; the first one of a fingerprint stays."""
         with self.database.write() as connection:
-            self.database.insert_new(
-                connection,
-                schema.graphs,
-                {
-                    "fingerprint": graph.fingerprint,
-                    "graph": graph.to_json(),
-                    "skeleton": skeleton,
-                    "created_sec": self.clock(),
-                },
-            )
+            insert_graph(self.database, connection, (graph, skeleton), self.clock())
 
     def graph(self, fingerprint: str) -> PruningGraph:
         """The graph of a fingerprint.
@@ -186,7 +177,12 @@ class Store:
     # Plans
 
     def put_plan(
-        self, plan: PruningPlan, *, request_id: str = "", content: bytes | None = None
+        self,
+        plan: PruningPlan,
+        *,
+        request_id: str = "",
+        content: bytes | None = None,
+        graph: tuple[PruningGraph, bytes] | None = None,
     ) -> str:
         """Keeps a plan; returns its id.
 
@@ -195,6 +191,7 @@ class Store:
         Args:
             content: what was asked, to tell a repeated request from another one under the same id;
                 the plan itself where None.
+            graph: put in the same transaction, with its skeleton.
 
         Raises:
             ConflictError: the same request_id came with other content.
@@ -212,6 +209,8 @@ class Store:
         }
         with self.database.write() as connection:
             if self.database.insert_new(connection, schema.plans, values):
+                if graph is not None:
+                    insert_graph(self.database, connection, graph, self.clock())
                 return str(values["plan_id"])
             first = _plan_of_request(connection, request_id, content_digest)
         assert first is not None, "only a row with this request_id can stand in the way"
@@ -256,9 +255,7 @@ class Store:
         Raises:
             InputError: page_size negative, or a token that was not given out for this `device`.
         """
-        if page_size < 0:
-            raise InputError(f"page_size {page_size} is negative", field="page_size")
-        limit = min(page_size or DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE)
+        limit = page_limit(page_size)
         query = sa.select(schema.plans).order_by(schema.plans.c.seq.desc()).limit(limit + 1)
         if device:
             query = query.where(schema.plans.c.device == device)
@@ -268,6 +265,32 @@ class Store:
             rows = connection.execute(query).mappings().all()
         token = _token(int(rows[limit - 1]["seq"]), device) if len(rows) > limit else ""
         return [_plan_record(row) for row in rows[:limit]], token
+
+
+def page_limit(page_size: int) -> int:
+    """Rows on a page that was asked for with `page_size`; InputError if that is negative."""
+    if page_size < 0:
+        raise InputError(f"page_size {page_size} is negative", field="page_size")
+    return min(page_size or DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE)
+
+
+def insert_graph(
+    database: Database,
+    connection: sa.Connection,
+    graph: tuple[PruningGraph, bytes],
+    now_sec: float,
+) -> None:
+    """Keeps a graph and its skeleton within a transaction, if the fingerprint is new."""
+    database.insert_new(
+        connection,
+        schema.graphs,
+        {
+            "fingerprint": graph[0].fingerprint,
+            "graph": graph[0].to_json(),
+            "skeleton": graph[1],
+            "created_sec": now_sec,
+        },
+    )
 
 
 def touch_device(

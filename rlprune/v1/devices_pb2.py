@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from rlprune.v1 import types_pb2 as rlprune_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18rlprune/v1/devices.proto\x12\nrlprune.v1\x1a\x16rlprune/v1/types.proto\"\xf9\x01\n\x06\x44\x65vice\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x38\n\x0b\x64\x65scription\x18\x02 \x03(\x0b\x32#.rlprune.v1.Device.DescriptionEntry\x12\x16\n\x0e\x66irst_seen_sec\x18\x03 \x01(\x01\x12\x15\n\rlast_seen_sec\x18\x04 \x01(\x01\x12\x19\n\x11measurement_count\x18\x05 \x01(\x03\x12\x12\n\ngeneration\x18\x06 \x01(\x03\x12\x16\n\x0eopen_job_count\x18\x07 \x01(\x05\x1a\x32\n\x10\x44\x65scriptionEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xa1\x01\n\x15RegisterDeviceRequest\x12\x0b\n\x03key\x18\x01 \x01(\t\x12G\n\x0b\x64\x65scription\x18\x02 \x03(\x0b\x32\x32.rlprune.v1.RegisterDeviceRequest.DescriptionEntry\x1a\x32\n\x10\x44\x65scriptionEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\";\n\x12ListDevicesRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"S\n\x13ListDevicesResponse\x12#\n\x07\x64\x65vices\x18\x01 \x03(\x0b\x32\x12.rlprune.v1.Device\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"x\n\x19RequestMeasurementRequest\x12\x0e\n\x06\x64\x65vice\x18\x01 \x01(\t\x12%\n\x08subjects\x18\x02 \x03(\x0b\x32\x13.rlprune.v1.Subject\x12\x10\n\x08skeleton\x18\x03 \x01(\x0c\x12\x12\n\nrequest_id\x18\x04 \x01(\t\"\xdc\x01\n\x03Job\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x02 \x01(\t\x12#\n\x05state\x18\x03 \x01(\x0e\x32\x14.rlprune.v1.JobState\x12%\n\x08subjects\x18\x04 \x03(\x0b\x32\x13.rlprune.v1.Subject\x12\x13\n\x0b\x66ingerprint\x18\x05 \x01(\t\x12\x15\n\rfailure_count\x18\x06 \x01(\x05\x12\x0e\n\x06reason\x18\x07 \x01(\t\x12-\n\x0cmeasurements\x18\x08 \x03(\x0b\x32\x17.rlprune.v1.Measurement\"\x1f\n\rGetJobRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\")\n\x12GetSkeletonRequest\x12\x13\n\x0b\x66ingerprint\x18\x01 \x01(\t\"\'\n\x13GetSkeletonResponse\x12\x10\n\x08skeleton\x18\x01 \x01(\x0c\"1\n\x0cLeaseRequest\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x02 \x01(\t\"u\n\rLeaseResponse\x12\x1c\n\x03job\x18\x01 \x01(\x0b\x32\x0f.rlprune.v1.Job\x12\x10\n\x08lease_id\x18\x02 \x01(\t\x12!\n\x04left\x18\x03 \x03(\x0b\x32\x13.rlprune.v1.Subject\x12\x11\n\tlease_sec\x18\x04 \x01(\x01\" \n\x0cRenewRequest\x12\x10\n\x08lease_id\x18\x01 \x01(\t\"\"\n\rRenewResponse\x12\x11\n\tlease_sec\x18\x01 \x01(\x01\"\x83\x01\n\rReportRequest\x12\x10\n\x08lease_id\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12-\n\x0cmeasurements\x18\x03 \x03(\x0b\x32\x17.rlprune.v1.Measurement\x12\x0c\n\x04\x64one\x18\x04 \x01(\x08\x12\x0f\n\x07release\x18\x05 \x01(\x08\"q\n\x0eReportResponse\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12#\n\x05state\x18\x02 \x01(\x0e\x32\x14.rlprune.v1.JobState\x12\x16\n\x0e\x61\x63\x63\x65pted_count\x18\x03 \x01(\x05\x12\x12\n\ngeneration\x18\x04 \x01(\x03*\x92\x01\n\x08JobState\x12\x19\n\x15JOB_STATE_UNSPECIFIED\x10\x00\x12\x15\n\x11JOB_STATE_PENDING\x10\x01\x12\x14\n\x10JOB_STATE_LEASED\x10\x02\x12\x12\n\x0eJOB_STATE_DONE\x10\x03\x12\x14\n\x10JOB_STATE_FAILED\x10\x04\x12\x14\n\x10JOB_STATE_PARKED\x10\x05\x32\xb9\x04\n\rDeviceService\x12G\n\x0eRegisterDevice\x12!.rlprune.v1.RegisterDeviceRequest\x1a\x12.rlprune.v1.Device\x12N\n\x0bListDevices\x12\x1e.rlprune.v1.ListDevicesRequest\x1a\x1f.rlprune.v1.ListDevicesResponse\x12L\n\x12RequestMeasurement\x12%.rlprune.v1.RequestMeasurementRequest\x1a\x0f.rlprune.v1.Job\x12\x34\n\x06GetJob\x12\x19.rlprune.v1.GetJobRequest\x1a\x0f.rlprune.v1.Job\x12N\n\x0bGetSkeleton\x12\x1e.rlprune.v1.GetSkeletonRequest\x1a\x1f.rlprune.v1.GetSkeletonResponse\x12<\n\x05Lease\x12\x18.rlprune.v1.LeaseRequest\x1a\x19.rlprune.v1.LeaseResponse\x12<\n\x05Renew\x12\x18.rlprune.v1.RenewRequest\x1a\x19.rlprune.v1.RenewResponse\x12?\n\x06Report\x12\x19.rlprune.v1.ReportRequest\x1a\x1a.rlprune.v1.ReportResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18rlprune/v1/devices.proto\x12\nrlprune.v1\x1a\x16rlprune/v1/types.proto\"\xf9\x01\n\x06\x44\x65vice\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x38\n\x0b\x64\x65scription\x18\x02 \x03(\x0b\x32#.rlprune.v1.Device.DescriptionEntry\x12\x16\n\x0e\x66irst_seen_sec\x18\x03 \x01(\x01\x12\x15\n\rlast_seen_sec\x18\x04 \x01(\x01\x12\x19\n\x11measurement_count\x18\x05 \x01(\x03\x12\x12\n\ngeneration\x18\x06 \x01(\x03\x12\x16\n\x0eopen_job_count\x18\x07 \x01(\x05\x1a\x32\n\x10\x44\x65scriptionEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xa1\x01\n\x15RegisterDeviceRequest\x12\x0b\n\x03key\x18\x01 \x01(\t\x12G\n\x0b\x64\x65scription\x18\x02 \x03(\x0b\x32\x32.rlprune.v1.RegisterDeviceRequest.DescriptionEntry\x1a\x32\n\x10\x44\x65scriptionEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\";\n\x12ListDevicesRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"S\n\x13ListDevicesResponse\x12#\n\x07\x64\x65vices\x18\x01 \x03(\x0b\x32\x12.rlprune.v1.Device\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"x\n\x19RequestMeasurementRequest\x12\x0e\n\x06\x64\x65vice\x18\x01 \x01(\t\x12%\n\x08subjects\x18\x02 \x03(\x0b\x32\x13.rlprune.v1.Subject\x12\x10\n\x08skeleton\x18\x03 \x01(\x0c\x12\x12\n\nrequest_id\x18\x04 \x01(\t\"\xf4\x01\n\x03Job\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x02 \x01(\t\x12#\n\x05state\x18\x03 \x01(\x0e\x32\x14.rlprune.v1.JobState\x12%\n\x08subjects\x18\x04 \x03(\x0b\x32\x13.rlprune.v1.Subject\x12\x13\n\x0b\x66ingerprint\x18\x05 \x01(\t\x12\x15\n\rfailure_count\x18\x06 \x01(\x05\x12\x0e\n\x06reason\x18\x07 \x01(\t\x12-\n\x0cmeasurements\x18\x08 \x03(\x0b\x32\x17.rlprune.v1.Measurement\x12\x16\n\x0ereported_count\x18\t \x01(\x05\":\n\rGetJobRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x19\n\x11with_measurements\x18\x02 \x01(\x08\")\n\x12GetSkeletonRequest\x12\x13\n\x0b\x66ingerprint\x18\x01 \x01(\t\"\'\n\x13GetSkeletonResponse\x12\x10\n\x08skeleton\x18\x01 \x01(\x0c\"1\n\x0cLeaseRequest\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x02 \x01(\t\"u\n\rLeaseResponse\x12\x1c\n\x03job\x18\x01 \x01(\x0b\x32\x0f.rlprune.v1.Job\x12\x10\n\x08lease_id\x18\x02 \x01(\t\x12!\n\x04left\x18\x03 \x03(\x0b\x32\x13.rlprune.v1.Subject\x12\x11\n\tlease_sec\x18\x04 \x01(\x01\" \n\x0cRenewRequest\x12\x10\n\x08lease_id\x18\x01 \x01(\t\"\"\n\rRenewResponse\x12\x11\n\tlease_sec\x18\x01 \x01(\x01\"\x83\x01\n\rReportRequest\x12\x10\n\x08lease_id\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12-\n\x0cmeasurements\x18\x03 \x03(\x0b\x32\x17.rlprune.v1.Measurement\x12\x0c\n\x04\x64one\x18\x04 \x01(\x08\x12\x0f\n\x07release\x18\x05 \x01(\x08\"q\n\x0eReportResponse\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12#\n\x05state\x18\x02 \x01(\x0e\x32\x14.rlprune.v1.JobState\x12\x16\n\x0e\x61\x63\x63\x65pted_count\x18\x03 \x01(\x05\x12\x12\n\ngeneration\x18\x04 \x01(\x03*\x92\x01\n\x08JobState\x12\x19\n\x15JOB_STATE_UNSPECIFIED\x10\x00\x12\x15\n\x11JOB_STATE_PENDING\x10\x01\x12\x14\n\x10JOB_STATE_LEASED\x10\x02\x12\x12\n\x0eJOB_STATE_DONE\x10\x03\x12\x14\n\x10JOB_STATE_FAILED\x10\x04\x12\x14\n\x10JOB_STATE_PARKED\x10\x05\x32\xb9\x04\n\rDeviceService\x12G\n\x0eRegisterDevice\x12!.rlprune.v1.RegisterDeviceRequest\x1a\x12.rlprune.v1.Device\x12N\n\x0bListDevices\x12\x1e.rlprune.v1.ListDevicesRequest\x1a\x1f.rlprune.v1.ListDevicesResponse\x12L\n\x12RequestMeasurement\x12%.rlprune.v1.RequestMeasurementRequest\x1a\x0f.rlprune.v1.Job\x12\x34\n\x06GetJob\x12\x19.rlprune.v1.GetJobRequest\x1a\x0f.rlprune.v1.Job\x12N\n\x0bGetSkeleton\x12\x1e.rlprune.v1.GetSkeletonRequest\x1a\x1f.rlprune.v1.GetSkeletonResponse\x12<\n\x05Lease\x12\x18.rlprune.v1.LeaseRequest\x1a\x19.rlprune.v1.LeaseResponse\x12<\n\x05Renew\x12\x18.rlprune.v1.RenewRequest\x1a\x19.rlprune.v1.RenewResponse\x12?\n\x06Report\x12\x19.rlprune.v1.ReportRequest\x1a\x1a.rlprune.v1.ReportResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,8 +36,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_DEVICE_DESCRIPTIONENTRY']._serialized_options = b'8\001'
   _globals['_REGISTERDEVICEREQUEST_DESCRIPTIONENTRY']._loaded_options = None
   _globals['_REGISTERDEVICEREQUEST_DESCRIPTIONENTRY']._serialized_options = b'8\001'
-  _globals['_JOBSTATE']._serialized_start=1578
-  _globals['_JOBSTATE']._serialized_end=1724
+  _globals['_JOBSTATE']._serialized_start=1629
+  _globals['_JOBSTATE']._serialized_end=1775
   _globals['_DEVICE']._serialized_start=65
   _globals['_DEVICE']._serialized_end=314
   _globals['_DEVICE_DESCRIPTIONENTRY']._serialized_start=264
@@ -53,25 +53,25 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_REQUESTMEASUREMENTREQUEST']._serialized_start=626
   _globals['_REQUESTMEASUREMENTREQUEST']._serialized_end=746
   _globals['_JOB']._serialized_start=749
-  _globals['_JOB']._serialized_end=969
-  _globals['_GETJOBREQUEST']._serialized_start=971
-  _globals['_GETJOBREQUEST']._serialized_end=1002
-  _globals['_GETSKELETONREQUEST']._serialized_start=1004
-  _globals['_GETSKELETONREQUEST']._serialized_end=1045
-  _globals['_GETSKELETONRESPONSE']._serialized_start=1047
-  _globals['_GETSKELETONRESPONSE']._serialized_end=1086
-  _globals['_LEASEREQUEST']._serialized_start=1088
-  _globals['_LEASEREQUEST']._serialized_end=1137
-  _globals['_LEASERESPONSE']._serialized_start=1139
-  _globals['_LEASERESPONSE']._serialized_end=1256
-  _globals['_RENEWREQUEST']._serialized_start=1258
-  _globals['_RENEWREQUEST']._serialized_end=1290
-  _globals['_RENEWRESPONSE']._serialized_start=1292
-  _globals['_RENEWRESPONSE']._serialized_end=1326
-  _globals['_REPORTREQUEST']._serialized_start=1329
-  _globals['_REPORTREQUEST']._serialized_end=1460
-  _globals['_REPORTRESPONSE']._serialized_start=1462
-  _globals['_REPORTRESPONSE']._serialized_end=1575
-  _globals['_DEVICESERVICE']._serialized_start=1727
-  _globals['_DEVICESERVICE']._serialized_end=2296
+  _globals['_JOB']._serialized_end=993
+  _globals['_GETJOBREQUEST']._serialized_start=995
+  _globals['_GETJOBREQUEST']._serialized_end=1053
+  _globals['_GETSKELETONREQUEST']._serialized_start=1055
+  _globals['_GETSKELETONREQUEST']._serialized_end=1096
+  _globals['_GETSKELETONRESPONSE']._serialized_start=1098
+  _globals['_GETSKELETONRESPONSE']._serialized_end=1137
+  _globals['_LEASEREQUEST']._serialized_start=1139
+  _globals['_LEASEREQUEST']._serialized_end=1188
+  _globals['_LEASERESPONSE']._serialized_start=1190
+  _globals['_LEASERESPONSE']._serialized_end=1307
+  _globals['_RENEWREQUEST']._serialized_start=1309
+  _globals['_RENEWREQUEST']._serialized_end=1341
+  _globals['_RENEWRESPONSE']._serialized_start=1343
+  _globals['_RENEWRESPONSE']._serialized_end=1377
+  _globals['_REPORTREQUEST']._serialized_start=1380
+  _globals['_REPORTREQUEST']._serialized_end=1511
+  _globals['_REPORTRESPONSE']._serialized_start=1513
+  _globals['_REPORTRESPONSE']._serialized_end=1626
+  _globals['_DEVICESERVICE']._serialized_start=1778
+  _globals['_DEVICESERVICE']._serialized_end=2347
 # @@protoc_insertion_point(module_scope)

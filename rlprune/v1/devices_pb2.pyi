@@ -92,7 +92,7 @@ class RequestMeasurementRequest(_message.Message):
     def __init__(self, device: _Optional[str] = ..., subjects: _Optional[_Iterable[_Union[_types_pb2.Subject, _Mapping]]] = ..., skeleton: _Optional[bytes] = ..., request_id: _Optional[str] = ...) -> None: ...
 
 class Job(_message.Message):
-    __slots__ = ("job_id", "device", "state", "subjects", "fingerprint", "failure_count", "reason", "measurements")
+    __slots__ = ("job_id", "device", "state", "subjects", "fingerprint", "failure_count", "reason", "measurements", "reported_count")
     JOB_ID_FIELD_NUMBER: _ClassVar[int]
     DEVICE_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
@@ -101,6 +101,7 @@ class Job(_message.Message):
     FAILURE_COUNT_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
     MEASUREMENTS_FIELD_NUMBER: _ClassVar[int]
+    REPORTED_COUNT_FIELD_NUMBER: _ClassVar[int]
     job_id: str
     device: str
     state: JobState
@@ -109,13 +110,16 @@ class Job(_message.Message):
     failure_count: int
     reason: str
     measurements: _containers.RepeatedCompositeFieldContainer[_types_pb2.Measurement]
-    def __init__(self, job_id: _Optional[str] = ..., device: _Optional[str] = ..., state: _Optional[_Union[JobState, str]] = ..., subjects: _Optional[_Iterable[_Union[_types_pb2.Subject, _Mapping]]] = ..., fingerprint: _Optional[str] = ..., failure_count: _Optional[int] = ..., reason: _Optional[str] = ..., measurements: _Optional[_Iterable[_Union[_types_pb2.Measurement, _Mapping]]] = ...) -> None: ...
+    reported_count: int
+    def __init__(self, job_id: _Optional[str] = ..., device: _Optional[str] = ..., state: _Optional[_Union[JobState, str]] = ..., subjects: _Optional[_Iterable[_Union[_types_pb2.Subject, _Mapping]]] = ..., fingerprint: _Optional[str] = ..., failure_count: _Optional[int] = ..., reason: _Optional[str] = ..., measurements: _Optional[_Iterable[_Union[_types_pb2.Measurement, _Mapping]]] = ..., reported_count: _Optional[int] = ...) -> None: ...
 
 class GetJobRequest(_message.Message):
-    __slots__ = ("job_id",)
+    __slots__ = ("job_id", "with_measurements")
     JOB_ID_FIELD_NUMBER: _ClassVar[int]
+    WITH_MEASUREMENTS_FIELD_NUMBER: _ClassVar[int]
     job_id: str
-    def __init__(self, job_id: _Optional[str] = ...) -> None: ...
+    with_measurements: bool
+    def __init__(self, job_id: _Optional[str] = ..., with_measurements: _Optional[bool] = ...) -> None: ...
 
 class GetSkeletonRequest(_message.Message):
     __slots__ = ("fingerprint",)

@@ -1,0 +1,296 @@
+"""What a user writes: `Client("host:port").plan("model.onnx", device="...", budget_ms=8)`.
+
+The model stays here: traced here, profiled here, and sent as a skeleton without weights. Importing
+this imports neither torch nor ray nor a runtime nor a database.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from rlprune.errors import BudgetError, InputError, MeasurementError, UnavailableError
+from rlprune.graph.types import IntArray
+from rlprune.latency.types import MACS_DEVICE, Measurement, ModelSubject
+from rlprune.planning import check_budget, profile_model
+from rlprune.plans import PruningPlan
+from rlprune.profile.types import GroupProfiles, keep_levels
+from rlprune.service.channel import Channel
+from rlprune.service.device_messages import device_from, job_from, subject_to
+from rlprune.service.plan_messages import plan_from, profiles_to, record_from
+from rlprune.store.records import DeviceRecord, Job, JobState, PlanRecord
+from rlprune.v1 import devices_pb2, plans_pb2
+
+if TYPE_CHECKING:
+    import onnx
+
+    from rlprune.graph.from_onnx import OnnxTrace
+
+    Model = str | Path | bytes | onnx.ModelProto | OnnxTrace
+
+OnProgress = Callable[[str, int, int], None]
+"""(what is being done, how much is done, of how much)."""
+
+FIRST_POLL_SEC = 0.1
+MAX_POLL_SEC = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class PlanAnswer:
+    """What a server answers to one planning question."""
+
+    plan: PruningPlan | None
+    """None while the device has measured nothing that a latency could be predicted from."""
+    plan_id: str
+    """Empty without a plan."""
+    pending_job_ids: tuple[str, ...]
+    """Jobs that the device has still to do for this model."""
+    measured: bool
+    """Whether the latencies come from measurements of the device."""
+
+
+class Client:
+    """A planning server, as a user sees it. May be used from several threads; `with` closes it."""
+
+    def __init__(
+        self,
+        target: str,
+        *,
+        token: str | None = None,
+        tls_ca: str | Path | None = None,
+        patience_sec: float = 5.0,
+    ) -> None:
+        """See `channel.Channel`; the first call connects."""
+        self._channel = Channel(target, token=token, tls_ca=tls_ca, patience_sec=patience_sec)
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Ends the connection."""
+        self._channel.close()
+
+    def plan(
+        self,
+        model: Model,
+        *,
+        device: str,
+        budget_ms: float | None = None,
+        budget_ratio: float | None = None,
+        policy: str = "learned",
+        calibration: str | Path | None = None,
+        round_to: int = 8,
+        min_keep: int = 1,
+        input_shapes: Mapping[str, Sequence[int]] | None = None,
+        wait: bool = True,
+        timeout_sec: float = 600.0,
+        on_progress: OnProgress | None = None,
+    ) -> PruningPlan:
+        """How many channels each group may keep, so that the model runs on `device` in time.
+
+        Args:
+            model: path, bytes or `onnx.ModelProto` of an ONNX model, or a trace of one.
+            device: a key as `devices` has it, or `macs`.
+            budget_ms: latency that the pruned model must not exceed; either this or
+            budget_ratio: the same as a share (0-1] of the unpruned model's predicted latency.
+            policy: learned, corrected, knapsack, global or uniform.
+            calibration: `.npz` with `x` and `y`; losses are measured on it, on this machine.
+            round_to: keep counts are multiples of this, or the full width.
+            min_keep: no group keeps fewer.
+            input_shapes: shapes of inputs whose extents the file leaves open, by name.
+            wait: for what the device has still to measure; without, the plan is what is known now.
+            timeout_sec: how long to wait for that.
+            on_progress: told what is being measured, here and on the device.
+
+        Returns:
+            The plan; `feasible` is False where no plan is within the budget.
+
+        Raises:
+            InputError: what was given is refused; the subclass says what (model, budget, ...).
+            NotFoundError: the server does not know the device; names those it knows.
+            MeasurementError: the device cannot run what would have to be measured.
+            UnavailableError: no answer, or the device has not measured enough in time.
+        """
+        request = plans_pb2.CreatePlanRequest(device=device, policy=policy)
+        if (budget_ms is None) == (budget_ratio is None):
+            raise BudgetError("give either budget_ms or budget_ratio", field="budget_ms")
+        if budget_ms is not None:
+            request.budget_ms = check_budget(budget_ms)
+        if budget_ratio is not None:
+            request.budget_ratio = check_budget(budget_ratio, "budget_ratio")
+        if round_to < 1 or min_keep < 1:
+            raise InputError(f"round_to {round_to} and min_keep {min_keep} must be at least 1")
+        trace = _trace(model, input_shapes)
+        levels, level_count = keep_levels(trace.graph, round_to=round_to, min_keep=min_keep)
+        profiles = profile_model(trace, levels, level_count, calibration, on_progress=on_progress)
+        deadline = time.monotonic() + timeout_sec
+        while True:
+            answer = self.create_plan(trace, profiles, request)
+            if not wait or not answer.pending_job_ids:
+                break
+            self._wait(answer.pending_job_ids, device, deadline, on_progress)
+        if answer.plan is None:
+            raise UnavailableError(
+                f"device {device!r} has not measured this model yet; "
+                f"{len(answer.pending_job_ids)} jobs wait for its worker",
+                field="device",
+            )
+        answer.plan.check(trace.graph)
+        return answer.plan
+
+    def create_plan(
+        self,
+        trace: OnnxTrace,
+        profiles: GroupProfiles | None,
+        request: plans_pb2.CreatePlanRequest,
+    ) -> PlanAnswer:
+        """One call of CreatePlan: `request` (budget, device, policy) about a traced model."""
+        from rlprune.graph.skeleton import strip
+
+        asked = plans_pb2.CreatePlanRequest()
+        asked.CopyFrom(request)
+        asked.skeleton = strip(trace.model)
+        if profiles is not None:
+            asked.profiles.CopyFrom(profiles_to(profiles))
+        asked.request_id = asked.request_id or uuid.uuid4().hex
+        found = self._channel.call("PlanService/CreatePlan", asked, plans_pb2.CreatePlanResponse)
+        return PlanAnswer(
+            plan=plan_from(found.plan) if found.HasField("plan") else None,
+            plan_id=found.plan_id,
+            pending_job_ids=tuple(found.pending_job_ids),
+            measured=found.measured,
+        )
+
+    def get_plan(self, plan_id: str) -> PruningPlan:
+        """A stored plan; NotFoundError if there is none."""
+        request = plans_pb2.GetPlanRequest(plan_id=plan_id)
+        found = self._channel.call("PlanService/GetPlan", request, plans_pb2.StoredPlan)
+        return plan_from(found.plan)
+
+    def plans(self, *, device: str = "") -> Iterator[PlanRecord]:
+        """All stored plans (for one device), newest first; fetched page by page."""
+        request = plans_pb2.ListPlansRequest(device=device)
+        while True:
+            page = self._channel.call("PlanService/ListPlans", request, plans_pb2.ListPlansResponse)
+            yield from (record_from(record) for record in page.plans)
+            request.page_token = page.next_page_token
+            if not request.page_token:
+                return
+
+    def devices(self) -> list[DeviceRecord]:
+        """All devices that the server knows, by key."""
+        found: list[DeviceRecord] = []
+        request = devices_pb2.ListDevicesRequest()
+        while True:
+            page = self._channel.call(
+                "DeviceService/ListDevices", request, devices_pb2.ListDevicesResponse
+            )
+            found += [device_from(device) for device in page.devices]
+            request.page_token = page.next_page_token
+            if not request.page_token:
+                return found
+
+    def measure(
+        self,
+        model: Model,
+        keeps: IntArray,
+        device: str,
+        *,
+        input_shapes: Mapping[str, Sequence[int]] | None = None,
+        timeout_sec: float = 600.0,
+        on_progress: OnProgress | None = None,
+    ) -> list[Measurement]:
+        """Has the device measure variants of a model now, and waits for it.
+
+        Args:
+            keeps: keep counts, one variant per row [N, G], or one variant [G].
+
+        Returns:
+            One measurement per row. What the device could not run has `status` "failed".
+
+        Raises:
+            NotFoundError: unknown device; names the known ones.
+            MeasurementError: the device's workers gave the job up.
+            UnavailableError: no answer in time.
+        """
+        from rlprune.graph.skeleton import strip
+
+        if device == MACS_DEVICE:
+            raise InputError("'macs' is counted, not measured; give a device", field="device")
+        trace = _trace(model, input_shapes)
+        rows = np.atleast_2d(np.asarray(keeps, dtype=np.int64))
+        subjects = [
+            ModelSubject(trace.graph.fingerprint, tuple(int(keep) for keep in row)) for row in rows
+        ]
+        request = devices_pb2.RequestMeasurementRequest(
+            device=device,
+            subjects=[subject_to(subject) for subject in dict.fromkeys(subjects)],
+            skeleton=strip(trace.model),
+            request_id=uuid.uuid4().hex,
+        )
+        job_id = self._channel.call(
+            "DeviceService/RequestMeasurement", request, devices_pb2.Job
+        ).job_id
+        self._wait([job_id], device, time.monotonic() + timeout_sec, on_progress)
+        job, _, measurements = self._job(job_id, with_measurements=True)
+        if job.state is JobState.PARKED:
+            raise MeasurementError(f"device {device!r} gave up: {job.reason}", field="device")
+        found = {measurement.subject: measurement for measurement in measurements}
+        return [found[subject] for subject in subjects]
+
+    def _wait(
+        self,
+        job_ids: Sequence[str],
+        device: str,
+        deadline: float,
+        on_progress: OnProgress | None,
+    ) -> None:
+        """Returns when none of the jobs is open any more."""
+        jobs = {job_id: self._job(job_id)[:2] for job_id in job_ids}
+        poll_sec = FIRST_POLL_SEC
+        while True:
+            if on_progress is not None:
+                done = sum(reported for _, reported in jobs.values())
+                total = sum(len(job.subjects) for job, _ in jobs.values())
+                on_progress(f"measuring on {device}", done, total)
+            still = [job_id for job_id, (job, _) in jobs.items() if job.state.open]
+            if not still:
+                return
+            if time.monotonic() + poll_sec > deadline:
+                raise UnavailableError(
+                    f"device {device!r} has {len(still)} of {len(jobs)} jobs still to do; is "
+                    "`rlprune work` running there? Ask again later: what is measured is kept",
+                    field="device",
+                )
+            time.sleep(poll_sec)
+            poll_sec = min(1.5 * poll_sec, MAX_POLL_SEC)
+            # The oldest is done first, so one look a round is enough until it is.
+            for job_id in still:
+                jobs[job_id] = self._job(job_id)[:2]
+                if jobs[job_id][0].state.open:
+                    break
+
+    def _job(
+        self, job_id: str, *, with_measurements: bool = False
+    ) -> tuple[Job, int, list[Measurement]]:
+        request = devices_pb2.GetJobRequest(job_id=job_id, with_measurements=with_measurements)
+        found = self._channel.call("DeviceService/GetJob", request, devices_pb2.Job)
+        job, measurements = job_from(found)
+        return job, found.reported_count, measurements
+
+
+def _trace(model: Model, input_shapes: Mapping[str, Sequence[int]] | None) -> OnnxTrace:
+    from rlprune.graph.from_onnx import OnnxTrace, trace_onnx
+
+    if isinstance(model, OnnxTrace):
+        return model
+    return trace_onnx(model, input_shapes=input_shapes)

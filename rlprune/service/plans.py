@@ -1,0 +1,171 @@
+"""PlanService: from a question to a plan, or to the jobs that must be done first.
+
+Everything is checked and computed before the first write, so a refused call changes nothing.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+from rlprune.errors import BudgetError, InputError, MeasurementError, NotFoundError, PolicyError
+from rlprune.graph.types import PruningGraph
+from rlprune.latency.types import MACS_DEVICE
+from rlprune.planning import check_budget, latency_model, make_plan, task_for
+from rlprune.plans import PruningPlan
+from rlprune.policy import POLICY_NAMES, Policy, get_policy
+from rlprune.profile.energy import shape_profiles
+from rlprune.profile.types import GroupProfiles, keep_levels
+from rlprune.service.models import Skeletons
+from rlprune.service.plan_messages import plan_to, profiles_from, record_to
+from rlprune.store import Store
+from rlprune.store.encoding import Subject, check_fingerprint, check_request_id, subject_key
+from rlprune.store.jobs import JobQueue
+from rlprune.store.records import Job
+from rlprune.v1 import plans_pb2
+
+DEFAULT_ROUND_TO = 8
+MAX_ROUND_TO = 1024
+
+
+class PlanService:
+    """The rpcs of `rlprune.v1.PlanService` over one store; called from many threads."""
+
+    def __init__(self, store: Store, jobs: JobQueue, skeletons: Skeletons) -> None:
+        self._store = store
+        self._jobs = jobs
+        self._skeletons = skeletons
+        # Policies are read from files of the package, which do not change while it runs.
+        self._policy = lru_cache(maxsize=None)(get_policy)
+
+    def create_plan(self, request: plans_pb2.CreatePlanRequest) -> plans_pb2.CreatePlanResponse:
+        """See plans.proto."""
+        content = request.SerializeToString(deterministic=True)
+        if request.request_id:
+            check_request_id(request.request_id)
+            plan_id = self._store.plan_of_request(request.request_id, content)
+            if plan_id is not None:
+                return _answer(self._store.plan(plan_id), plan_id, [])
+        policy = self._policy_of(request)
+        _check_budget(request)
+        graph, brought = self._graph_of(request)
+        profiles = _profiles_of(request, graph)
+        device = request.device
+        if device != MACS_DEVICE:
+            self._store.device(device)
+        plan = self._plan(request, graph, profiles, policy)
+        missing = self._missing(graph, profiles, device, needed=plan is None)
+        # All is well: from here on things are written.
+        plan_id = ""
+        if plan is not None:
+            plan_id = self._store.put_plan(
+                plan, request_id=request.request_id, content=content, graph=brought
+            )
+        queued: list[Job] = []
+        if missing:
+            queued = self._jobs.enqueue(
+                device, missing, fingerprint=graph.fingerprint, graph=brought
+            )
+        return _answer(plan, plan_id, queued)
+
+    def get_plan(self, request: plans_pb2.GetPlanRequest) -> plans_pb2.StoredPlan:
+        """See plans.proto."""
+        return record_to(self._store.plan_record(request.plan_id))
+
+    def list_plans(self, request: plans_pb2.ListPlansRequest) -> plans_pb2.ListPlansResponse:
+        """See plans.proto."""
+        records, token = self._store.plans(
+            page_size=request.page_size, page_token=request.page_token, device=request.device
+        )
+        return plans_pb2.ListPlansResponse(
+            plans=[record_to(record) for record in records], next_page_token=token
+        )
+
+    def _policy_of(self, request: plans_pb2.CreatePlanRequest) -> Policy:
+        name = request.policy or "learned"
+        if name not in POLICY_NAMES:
+            # Never handed on: get_policy would read a path of the server's.
+            raise PolicyError(
+                f"no policy {name[:80]!r} on this server; give {', '.join(POLICY_NAMES)}",
+                field="policy",
+            )
+        return self._policy(name)
+
+    def _graph_of(
+        self, request: plans_pb2.CreatePlanRequest
+    ) -> tuple[PruningGraph, tuple[PruningGraph, bytes] | None]:
+        """The graph in question, and the same with its skeleton where the request brought one."""
+        which = request.WhichOneof("model")
+        if which == "skeleton":
+            brought = self._skeletons.trace(request.skeleton)
+            return brought[0], brought
+        if which == "fingerprint":
+            return self._store.graph(check_fingerprint(request.fingerprint)), None
+        raise InputError("give a skeleton, or the fingerprint of one sent before", field="skeleton")
+
+    def _plan(
+        self,
+        request: plans_pb2.CreatePlanRequest,
+        graph: PruningGraph,
+        profiles: GroupProfiles,
+        policy: Policy,
+    ) -> PruningPlan | None:
+        """The plan; None where nothing has been measured that latencies could be predicted from."""
+        try:
+            task = task_for(graph, profiles, self._store, request.device)
+        except (NotFoundError, MeasurementError):
+            return None
+        budget_ms = request.budget_ms
+        if request.WhichOneof("budget") == "budget_ratio":
+            budget_ms = request.budget_ratio * task.base_ms
+        return make_plan(task, policy, budget_ms, device=request.device)
+
+    def _missing(
+        self, graph: PruningGraph, profiles: GroupProfiles, device: str, *, needed: bool
+    ) -> list[Subject]:
+        """What the device has still to measure for this graph and can.
+
+        Raises:
+            MeasurementError: it is `needed` for a plan, and the device cannot measure it.
+        """
+        if device == MACS_DEVICE:
+            return []
+        model = latency_model(self._store, device)
+        missing = list(model.missing(graph, profiles.levels, profiles.level_count))
+        hopeless = self._jobs.unmeasurable(device) if missing else {}
+        left = [subject for subject in missing if subject_key(subject) not in hopeless]
+        if needed and not left:
+            reason = hopeless[subject_key(missing[0])] if missing else "nothing is left to measure"
+            raise MeasurementError(
+                f"device {device!r} cannot measure what this model needs: {reason}", field="device"
+            )
+        return left
+
+
+def _check_budget(request: plans_pb2.CreatePlanRequest) -> None:
+    which = request.WhichOneof("budget")
+    if which is None:
+        raise BudgetError("give budget_ms or budget_ratio", field="budget_ms")
+    check_budget(getattr(request, which), which)
+
+
+def _profiles_of(request: plans_pb2.CreatePlanRequest, graph: PruningGraph) -> GroupProfiles:
+    if request.HasField("profiles"):
+        if request.round_to:
+            raise InputError("with profiles, their levels decide; leave it out", field="round_to")
+        return profiles_from(request.profiles, graph)
+    round_to = request.round_to or DEFAULT_ROUND_TO
+    if not 1 <= round_to <= MAX_ROUND_TO:
+        raise InputError(f"round_to {round_to} is not within 1..{MAX_ROUND_TO}", field="round_to")
+    return shape_profiles(graph, *keep_levels(graph, round_to=round_to))
+
+
+def _answer(
+    plan: PruningPlan | None, plan_id: str, jobs: list[Job]
+) -> plans_pb2.CreatePlanResponse:
+    return plans_pb2.CreatePlanResponse(
+        plan=None if plan is None else plan_to(plan),
+        plan_id=plan_id,
+        pending_job_count=len(jobs),
+        pending_job_ids=[job.job_id for job in jobs],
+        measured=plan is not None and plan.device != MACS_DEVICE,
+    )
