@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 TOKEN_VARIABLE = "RLPRUNE_TOKEN"
 """Where commands find the token: an option would show it in the list of processes."""
 
-CaFile = Annotated[
+TlsCa = Annotated[
     Path | None,
     typer.Option(metavar="FILE.pem", help="Certificate that vouches for the server; turns TLS on."),
 ]
@@ -35,11 +35,11 @@ def _token() -> str | None:
     return os.environ.get(TOKEN_VARIABLE) or None
 
 
-def connect(server: str, ca_file: Path | None) -> Client:
+def connect(server: str, tls_ca: Path | None) -> Client:
     """A client of `server`, with the token of the environment."""
     from rlprune.service.client import Client
 
-    return Client(server, token=_token(), ca_file=ca_file)
+    return Client(server, token=_token(), tls_ca=tls_ca)
 
 
 def serve(
@@ -74,7 +74,7 @@ def serve(
 def work(
     server: Server,
     threads: Annotated[int, typer.Option(min=1, help="Threads the runtime computes on.")] = 1,
-    ca_file: CaFile = None,
+    tls_ca: TlsCa = None,
     as_json: Json = False,
 ) -> None:
     """Measure here what a server's plans need.
@@ -89,14 +89,14 @@ def devices(
         str | None, typer.Option(metavar="HOST:PORT", help="Ask a server, not the local store.")
     ] = None,
     store: StoreUrl = None,
-    ca_file: CaFile = None,
+    tls_ca: TlsCa = None,
     as_json: Json = False,
 ) -> None:
     """List the devices that plans are made for."""
     from rlprune.store import open_store
 
     if server is not None:
-        with connect(server, ca_file) as client:
+        with connect(server, tls_ca) as client:
             found = client.devices()
     else:
         with closing(open_store(store)) as opened:
@@ -105,7 +105,7 @@ def devices(
         print_json(
             [
                 {
-                    "device": record.device,
+                    "device": record.key,
                     "measurement_count": record.measurement_count,
                     "last_seen_sec": record.last_seen_sec,
                     "description": record.description,
@@ -123,7 +123,7 @@ def devices(
         ("device", "measurements", "last seen"),
         [
             (
-                record.device,
+                record.key,
                 str(record.measurement_count),
                 time.strftime("%Y-%m-%d %H:%M", time.localtime(record.last_seen_sec)),
             )

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rlprune.cli.fleet import CaFile, connect
+from rlprune.cli.fleet import TlsCa, connect
 from rlprune.cli.frame import (
     INFEASIBLE,
     InputShapes,
@@ -44,7 +44,7 @@ def plan(
     server: Annotated[
         str | None, typer.Option(metavar="HOST:PORT", help="Ask a server, not this machine.")
     ] = None,
-    ca_file: CaFile = None,
+    tls_ca: TlsCa = None,
     policy: Annotated[
         str,
         typer.Option(
@@ -70,10 +70,14 @@ def plan(
     """
     if (budget_ms is None) == (budget_ratio is None):
         raise typer.BadParameter("give one of --budget-ms and --budget-ratio")
+    if server is not None and device is None:
+        raise typer.BadParameter(
+            f"which? `rlprune devices --server {server}`", param_hint="--device"
+        )
     check_output(output)
     traced = load_trace(model, input_shape)
     with progress() as on_progress:
-        if server is None:
+        if server is None or device is None:
             from rlprune.planning import plan_model
 
             made = plan_model(
@@ -88,7 +92,7 @@ def plan(
                 on_progress=on_progress,
             )
         else:
-            with connect(server, ca_file) as client:
+            with connect(server, tls_ca) as client:
                 made = client.plan(
                     traced,
                     device=device,
