@@ -142,9 +142,13 @@ class LatencyTables:
             if blocks
             else np.zeros(0, np.int64),
             out_count=np.array([block.shape[1] for block in blocks], dtype=np.int64),
-            in_incidence=np.array([a[0] for a in in_axes], dtype=np.int64).reshape(len(in_axes), groups),
+            in_incidence=np.array([a[0] for a in in_axes], dtype=np.int64).reshape(
+                len(in_axes), groups
+            ),
             in_base=np.array([a[1] for a in in_axes], dtype=np.int64),
-            out_incidence=np.array([a[0] for a in out_axes], dtype=np.int64).reshape(len(in_axes), groups),
+            out_incidence=np.array([a[0] for a in out_axes], dtype=np.int64).reshape(
+                len(in_axes), groups
+            ),
             out_base=np.array([a[1] for a in out_axes], dtype=np.int64),
             in_step=np.array([a[2] for a in in_axes], dtype=np.int64),
             out_step=np.array([a[2] for a in out_axes], dtype=np.int64),

@@ -1,0 +1,201 @@
+"""What an operator costs at any widths, from what it cost at a few.
+
+A regression over everything measured on the device (log-linear in MACs, bytes and kind) gives the
+shape; what each form of operator departs from it is interpolated between its own measured points
+by a Gaussian process in the logarithms of the widths. So measured points are reproduced to within
+their noise, and a form that was never measured still gets an answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from rlprune.graph.types import FloatArray, IntArray, Operator, Width
+from rlprune.latency.operators import form
+from rlprune.latency.types import OperatorSpec
+
+PRIOR_MACS_PER_MS = 1e7
+PRIOR_BYTES_PER_MS = 5e6
+"""A modest core, for the regression to start from; data overrule it."""
+PRIOR_FIXED_MS = 5e-4
+MIN_MS = 1e-5
+"""No operator costs less: a nanosecond's hundredth keeps logarithms finite."""
+
+OFFSET_SD = 1.0
+"""How far a form may depart from the regression as a whole (natural logarithm)."""
+SHAPE_SD = 0.3
+"""... and how far at one width relative to another."""
+SHAPE_LENGTH = 1.5
+"""Doublings of a width over which a departure fades."""
+ALIGNMENTS = (8, 4)
+"""Widths that are whole multiples of these run on other kernels than the rest (ORT: 44 channels
+0.76 ms, 45 channels 1.21 ms, 48 channels 0.75 ms); a point says little about another alignment."""
+RIDGE = 0.1
+
+
+@dataclass(frozen=True)
+class CostPoint:
+    """One measured operator, net of the call overhead."""
+
+    spec: OperatorSpec
+    ms: float
+    log_sd: float
+    """Standard error of the logarithm of `ms`."""
+
+
+@dataclass(frozen=True)
+class OperatorCosts:
+    """Milliseconds of operators on one device, not yet calibrated to whole models."""
+
+    kinds: tuple[str, ...]
+    weights: FloatArray
+    """Of the regression's features."""
+    residuals: Mapping[OperatorSpec, _Residual]
+
+    @staticmethod
+    def fit(points: Sequence[CostPoint]) -> OperatorCosts:
+        """Points in any order; equal points, equal costs."""
+        ordered = sorted(points, key=lambda point: (point.spec, point.ms))
+        kinds = tuple(sorted({point.spec.kind for point in ordered}))
+        by_form: dict[OperatorSpec, list[CostPoint]] = {}
+        for point in ordered:
+            by_form.setdefault(form(point.spec), []).append(point)
+        empty = OperatorCosts(kinds, np.zeros(3 + len(kinds)), {})
+        if not ordered:
+            return empty
+        designs, targets = [], []
+        for key, own in by_form.items():
+            ins, outs = _widths(own)
+            prior, features = empty._features(key, ins, outs)
+            designs.append(features)
+            targets.append(np.log([max(point.ms, MIN_MS) for point in own]) - prior)
+        design, target = np.concatenate(designs), np.concatenate(targets)
+        gram = design.T @ design + RIDGE * np.eye(design.shape[1])
+        weights = np.asarray(np.linalg.solve(gram, design.T @ target), dtype=np.float64)
+        start = OperatorCosts(kinds, weights, {})
+        residuals = {}
+        for key, own in by_form.items():
+            ins, outs = _widths(own)
+            logs = _monotone(ins, outs, own)
+            residuals[key] = _Residual.fit(
+                ins, outs, logs - start._regression(key, ins, outs), [point.log_sd for point in own]
+            )
+        return OperatorCosts(kinds, weights, residuals)
+
+    def ms(self, key: OperatorSpec, ins: IntArray, outs: IntArray) -> FloatArray:
+        """ms of a form of operator at pairs of in- and out-widths, [N] and [N] -> [N]."""
+        log_ms = self._regression(key, ins, outs)
+        residual = self.residuals.get(key)
+        if residual is not None:
+            log_ms = log_ms + residual.at(ins, outs)
+        return np.exp(log_ms)
+
+    def _regression(self, key: OperatorSpec, ins: IntArray, outs: IntArray) -> FloatArray:
+        prior, features = self._features(key, ins, outs)
+        return np.asarray(prior + features @ self.weights)
+
+    def _features(
+        self, key: OperatorSpec, ins: IntArray, outs: IntArray
+    ) -> tuple[FloatArray, FloatArray]:
+        """Log ms of a roofline [N], and what the regression corrects it by [N, F]."""
+        op = _operator(key)
+        macs = op.macs_at(_aligned(ins), _aligned(outs)) + np.zeros(len(ins))
+        weights = op.params_at(ins, outs)
+        cells = (
+            int(np.prod(key.in_spatial, dtype=np.int64)),
+            int(np.prod(key.out_spatial, dtype=np.int64)),
+        )
+        traffic = 4.0 * (ins * cells[0] + outs * cells[1] + weights)
+        compute, memory = macs / PRIOR_MACS_PER_MS, traffic / PRIOR_BYTES_PER_MS
+        prior = np.log(PRIOR_FIXED_MS + compute + memory)
+        one_hot = np.array([float(kind == key.kind) for kind in self.kinds])
+        features = np.column_stack(
+            [
+                np.ones(len(ins)),
+                prior - np.log(0.02),
+                np.log((PRIOR_FIXED_MS + compute) / (PRIOR_FIXED_MS + memory)),
+                np.broadcast_to(one_hot, (len(ins), len(one_hot))),
+            ]
+        )
+        return prior, features
+
+
+@dataclass(frozen=True)
+class _Residual:
+    """A Gaussian process over the widths of one form."""
+
+    places: FloatArray
+    weights: FloatArray
+
+    @staticmethod
+    def fit(
+        ins: IntArray, outs: IntArray, values: FloatArray, log_sd: Sequence[float]
+    ) -> _Residual:
+        places = _places(ins, outs)
+        kernel = _kernel(places, places) + np.diag(np.square(np.maximum(log_sd, 1e-3)))
+        return _Residual(places, np.linalg.solve(kernel, values))
+
+    def at(self, ins: IntArray, outs: IntArray) -> FloatArray:
+        return np.asarray(_kernel(_places(ins, outs), self.places) @ self.weights)
+
+
+def _kernel(a: FloatArray, b: FloatArray) -> FloatArray:
+    """Covariance [A, B] of departures at places [A, D] and [B, D]."""
+    distance = np.square(a[:, None, :] - b[None, :, :]).sum(-1)
+    return np.asarray(OFFSET_SD**2 + SHAPE_SD**2 * np.exp(-0.5 * distance))
+
+
+def _places(ins: IntArray, outs: IntArray) -> FloatArray:
+    """Where widths lie for the kernel [N, 4]: logarithms, and how well aligned they are."""
+    columns = []
+    for widths in (ins, outs):
+        columns.append(np.log2(np.maximum(widths, 1)) / SHAPE_LENGTH)
+        columns.append(sum((widths % by != 0).astype(np.float64) for by in ALIGNMENTS))
+    return np.column_stack(columns)
+
+
+def _monotone(ins: IntArray, outs: IntArray, points: Sequence[CostPoint]) -> FloatArray:
+    """Log ms, lowered where a wider operator of like alignment came out cheaper, as far as noise
+    may have done that: wider is never cheaper unless it was clearly measured so."""
+    logs = np.log([max(point.ms, MIN_MS) for point in points])
+    noise = np.array([point.log_sd for point in points])
+    places = _places(ins, outs)
+    wider = np.all(places[None, :, 0::2] >= places[:, None, 0::2], axis=-1)
+    alike = np.all(places[None, :, 1::2] == places[:, None, 1::2], axis=-1)
+    least = np.where(wider & alike, logs[None, :], np.inf).min(-1)
+    return np.asarray(np.maximum(least, logs - 2.0 * noise))
+
+
+def _aligned(widths: IntArray) -> IntArray:
+    """Widths as kernels see them: rounded up to whole blocks, where more than one block."""
+    block = ALIGNMENTS[0]
+    return np.where(widths > block, -(-widths // block) * block, widths)
+
+
+def _widths(points: Sequence[CostPoint]) -> tuple[IntArray, IntArray]:
+    return (
+        np.array([point.spec.in_width for point in points], dtype=np.int64),
+        np.array([point.spec.out_width for point in points], dtype=np.int64),
+    )
+
+
+def _operator(key: OperatorSpec) -> Operator:
+    """The form as a graph's operator, for its MACs and parameters."""
+    return Operator(
+        name="",
+        kind=key.kind,
+        variant=key.variant,
+        inputs=(),
+        in_width=Width(),
+        out_width=Width(),
+        in_spatial=key.in_spatial,
+        out_spatial=key.out_spatial,
+        kernel=key.kernel,
+        stride=key.stride,
+        pads=key.pads,
+        dilation=key.dilation,
+        groups=key.groups,
+    )

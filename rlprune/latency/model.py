@@ -1,0 +1,213 @@
+"""`LatencyModel`: everything known of a device's speed, and what should be measured next.
+
+Three layers: what operators cost alone (`costs`), what that is worth inside a model of this graph
+(`calibrate`), and an interval from plans left out of the fit. The same measurements in the same
+order give the same model; a fit takes milliseconds, so it is made anew whenever reports come in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from rlprune.graph.types import FloatArray, IntArray, Operator, PruningGraph
+from rlprune.latency.calibrate import Calibration, PlanRows, calibrate, operator_keys
+from rlprune.latency.costs import CostPoint, OperatorCosts
+from rlprune.latency.operators import OVERHEAD, calibration_keeps, operator_specs
+from rlprune.latency.tables import LatencyTables
+from rlprune.latency.types import Measurement, ModelSubject, OperatorSpec
+
+CALIBRATION_COUNT = 11
+"""Whole models wanted per graph: the unpruned one and ten plans."""
+MAX_ATTEMPT_COUNT = 18
+"""... and tried, where some come out unstable or failed."""
+
+DEFAULT_CALL_MS = 0.008
+MIN_LOG_SD = 0.01
+"""No operator is known better than this, whatever its sessions say."""
+
+
+@dataclass(frozen=True)
+class LatencyModel:
+    """Latency on one device."""
+
+    device: str
+    costs: OperatorCosts
+    call_ms: float
+    """What a call of the runtime costs besides its operators."""
+    rows: tuple[PlanRows, ...]
+    """Whole-model measurements, one entry per graph."""
+    measured: frozenset[OperatorSpec]
+    """Operators that were tried, whatever came of it."""
+    attempts: Mapping[str, Mapping[tuple[int, ...], str]]
+    """Per fingerprint the plans that were tried, and the best status of each."""
+
+    @staticmethod
+    def fit(
+        device: str, measurements: Sequence[Measurement], graphs: Mapping[str, PruningGraph]
+    ) -> LatencyModel:
+        """Of all of a device's measurements; without any, every prediction is a rough guess.
+
+        Measurements of other devices and of graphs that are not in `graphs` are left out.
+        """
+        own = [one for one in measurements if one.device == device]
+        operators = [one for one in own if isinstance(one.subject, OperatorSpec)]
+        calls, points = _operator_points([one for one in operators if one.status != "failed"])
+        attempts: dict[str, dict[tuple[int, ...], str]] = {}
+        plans: dict[str, list[Measurement]] = {}
+        for one in own:
+            if isinstance(one.subject, ModelSubject):
+                tried = attempts.setdefault(one.subject.fingerprint, {})
+                if tried.get(one.subject.keeps) != "ok":
+                    tried[one.subject.keeps] = one.status
+                if one.status != "failed":
+                    plans.setdefault(one.subject.fingerprint, []).append(one)
+        return LatencyModel(
+            device=device,
+            costs=OperatorCosts.fit(points),
+            call_ms=calls,
+            rows=tuple(
+                _plan_rows(graphs[fingerprint], plans[fingerprint])
+                for fingerprint in sorted(plans.keys() & graphs.keys())
+            ),
+            measured=frozenset(
+                one.subject for one in operators if isinstance(one.subject, OperatorSpec)
+            ),
+            attempts=attempts,
+        )
+
+    def calibration(self, graph: PruningGraph) -> Calibration:
+        """Factors and interval for this graph."""
+        return calibrate(graph, self.costs, self.call_ms, self.rows)
+
+    def compile(
+        self, graph: PruningGraph, levels: IntArray, level_count: IntArray
+    ) -> LatencyTables:
+        """Tables over the keep levels, calibration multiplied in."""
+        calibration = self.calibration(graph)
+        # Equal operators have equal producers and so equal keys.
+        keys = dict(zip(graph.operators, operator_keys(graph), strict=True))
+
+        def cost(op: Operator, in_width: IntArray, out_width: IntArray) -> FloatArray:
+            key = keys[op]
+            ins = np.repeat(in_width, len(out_width))
+            outs = np.tile(out_width, len(in_width))
+            ms = self.costs.ms(key[1], ins, outs) * calibration.factor(key)
+            return np.asarray(ms.reshape(len(in_width), len(out_width)))
+
+        return LatencyTables.compile(
+            self.device,
+            graph,
+            levels,
+            level_count,
+            cost,
+            overhead_ms=calibration.overhead_ms,
+            interval_ratio=calibration.interval_ratio,
+        )
+
+    def missing(
+        self, graph: PruningGraph, levels: IntArray, level_count: IntArray
+    ) -> list[OperatorSpec | ModelSubject]:
+        """What should be measured before plans for this graph are worth much; empty: ready.
+
+        What was tried and failed is not asked for again; plans that came out unstable are made up
+        for by others, within reason.
+        """
+        wanted: list[OperatorSpec | ModelSubject] = [
+            spec for spec in operator_specs(graph, levels, level_count) if spec not in self.measured
+        ]
+        tried = self.attempts.get(graph.fingerprint, {})
+        settled = sum(status == "ok" for status in tried.values())
+        room = min(CALIBRATION_COUNT - settled, MAX_ATTEMPT_COUNT - len(tried))
+        if room > 0:
+            plans = calibration_keeps(
+                graph, levels, level_count, count=CALIBRATION_COUNT + len(tried)
+            )
+            fresh = [keeps for keeps in map(_counts, plans) if keeps not in tried]
+            wanted += [ModelSubject(graph.fingerprint, keeps) for keeps in fresh[:room]]
+        return wanted
+
+
+def _counts(keeps: IntArray) -> tuple[int, ...]:
+    return tuple(int(keep) for keep in keeps)
+
+
+def _operator_points(measurements: Sequence[Measurement]) -> tuple[float, list[CostPoint]]:
+    """The call overhead in ms, and every operator net of it.
+
+    Ratios to the canary times the canary's usual latency: so the machine's slow days drop out.
+    """
+    canary = _canary_ms(measurements)
+    gross: dict[OperatorSpec, list[tuple[float, float]]] = {}
+    for one in measurements:
+        assert isinstance(one.subject, OperatorSpec)
+        ms = one.latency_ms if np.isnan(canary) else one.control_ratio * canary
+        if np.isfinite(ms) and ms > 0:
+            gross.setdefault(one.subject, []).append((ms, _log_sd(one)))
+    pooled = {spec: _pool(values) for spec, values in gross.items()}
+    call = pooled.pop(OVERHEAD, (DEFAULT_CALL_MS, 0.0))[0]
+    points = []
+    for spec, (ms, log_sd) in pooled.items():
+        # An operator about as dear as an empty call is known to be cheap, and not much more.
+        net = max(ms - call, 0.05 * ms)
+        points.append(CostPoint(spec, net, min(1.0, log_sd * ms / net + MIN_LOG_SD)))
+    return call, points
+
+
+def _canary_ms(measurements: Sequence[Measurement]) -> float:
+    controls = [one.control_ms for one in measurements if np.isfinite(one.control_ms)]
+    return float(np.median(controls)) if len(controls) == len(measurements) > 0 else float("nan")
+
+
+def _plan_rows(graph: PruningGraph, measurements: Sequence[Measurement]) -> PlanRows:
+    """One row per plan, and one for the unpruned model, which every control measured."""
+    controls = [one.control_ms for one in measurements if _has_control(one)]
+    base_ms = float(np.median(controls)) if controls else float("nan")
+    by_plan: dict[tuple[int, ...], list[tuple[float, float, bool]]] = {}
+    for one in measurements:
+        assert isinstance(one.subject, ModelSubject)
+        ms = one.control_ratio * base_ms if _has_control(one) else one.latency_ms
+        if np.isfinite(ms) and ms > 0:
+            row = (ms, _log_sd(one), one.status == "ok")
+            by_plan.setdefault(one.subject.keeps, []).append(row)
+    rows = []
+    widths = _counts(graph.widths)
+    if np.isfinite(base_ms):
+        by_plan.pop(widths, None)
+        rows.append((widths, base_ms, MIN_LOG_SD / np.sqrt(len(controls)), True))
+    for keeps, values in by_plan.items():
+        ms, log_sd = _pool([(ms, log_sd) for ms, log_sd, _ in values])
+        rows.append((keeps, ms, log_sd, any(ok for _, _, ok in values)))
+    return PlanRows(
+        graph=graph,
+        keeps=np.array([row[0] for row in rows], dtype=np.int64).reshape(-1, len(graph.groups)),
+        ms=np.array([row[1] for row in rows], dtype=np.float64),
+        log_sd=np.array([row[2] for row in rows], dtype=np.float64),
+        trusted=np.array([row[3] for row in rows], dtype=np.float64),
+    )
+
+
+def _has_control(one: Measurement) -> bool:
+    """Whether the control was the unpruned model."""
+    return bool(one.control_cpu_ms) and dict(one.conditions).get("control") != "canary"
+
+
+def _log_sd(one: Measurement) -> float:
+    """Standard error of the latency's logarithm, from how far its sessions are apart."""
+    samples = one.cpu_ms if one.thread_count == 1 else one.wall_ms
+    control = one.control_cpu_ms if one.thread_count == 1 else one.control_wall_ms
+    logs = np.log([max(np.median(session), 1e-9) for session in samples])
+    if control:
+        logs = logs - np.log([max(np.median(session), 1e-9) for session in control])
+    if len(logs) < 2:
+        return 0.1
+    return float(np.clip(np.std(logs, ddof=1) / np.sqrt(len(logs)), MIN_LOG_SD, 1.0))
+
+
+def _pool(values: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    """Several (ms, log sd) of one subject: their median, and what is left of the error."""
+    middle = float(np.median([ms for ms, _ in values]))
+    log_sd = float(np.median([sd for _, sd in values])) / np.sqrt(len(values))
+    return middle, max(float(log_sd), MIN_LOG_SD)
