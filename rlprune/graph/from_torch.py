@@ -10,14 +10,17 @@ from __future__ import annotations
 import copy
 import io
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import onnx
 from onnx import numpy_helper
 
 from rlprune.errors import MissingExtraError, ModelError
+from rlprune.graph.folding import LAYOUT, Array
 from rlprune.graph.from_onnx import OnnxTrace, trace_onnx
+from rlprune.graph.normal import read_nodes
 from rlprune.graph.types import PruningGraph
 
 try:
@@ -38,6 +41,9 @@ class TorchTrace:
     module: nn.Module
     """A copy, in the mode the caller's module was in, without its hooks."""
     inputs: tuple[Tensor, ...]
+    moved: Mapping[str, tuple[str, tuple[int, ...]]]
+    """Weights that the twin holds transposed or with other axes: its name there, and for each axis
+    of the weight the axis it became (-1: none)."""
 
     @property
     def graph(self) -> PruningGraph:
@@ -58,7 +64,8 @@ def trace_torch(module: nn.Module, example_inputs: Tensor | Sequence[Tensor]) ->
     inputs = tuple(tensor.detach().clone() for tensor in given)
     snapshot = detached_copy(module)
     model = export_onnx(snapshot, inputs)
-    return TorchTrace(onnx=trace_onnx(model), module=snapshot, inputs=inputs)
+    trace = trace_onnx(model)
+    return TorchTrace(trace, snapshot, inputs, _moved_weights(model, trace.normal.weights))
 
 
 def detached_copy(module: nn.Module) -> nn.Module:
@@ -110,7 +117,7 @@ def export_onnx(
             torch.onnx.export(
                 twin,
                 inputs,
-                file,
+                file,  # type: ignore[arg-type]  # annotated for the newer exporter only
                 output_names=list(output_names) or None,
                 # Eval-mode training flags, yet BatchNorm stays a node with its own tensors.
                 training=torch.onnx.TrainingMode.PRESERVE,
@@ -129,6 +136,48 @@ def export_onnx(
             array = value.detach().cpu().contiguous().numpy()
             initializer.CopyFrom(numpy_helper.from_array(array, initializer.name))
     return model
+
+
+def _moved_weights(
+    model: onnx.ModelProto, weights: frozenset[str]
+) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """Follows weights through Transpose, Unsqueeze and the like to their place in normal form.
+
+    Each axis is followed by moving, in place of the weight, an array of the coordinates along it.
+    """
+    shapes = {t.name: tuple(t.dims) for t in model.graph.initializer if t.name not in weights}
+    constants: dict[str, Array] = {}
+    coordinates: dict[str, tuple[str, Sequence[Array]]] = {}
+    moved: dict[str, tuple[str, tuple[int, ...]]] = {}
+    for node in read_nodes(model):
+        if node.op == "Constant" and isinstance(node.attrs.get("value"), onnx.TensorProto):
+            constants[node.outputs[0]] = numpy_helper.to_array(node.attrs["value"])
+        source = node.inputs[0] if node.inputs else ""
+        others = [constants.get(name) for name in node.inputs[1:]]
+        if node.op not in LAYOUT or any(value is None for value in others):
+            continue
+        if source in shapes:
+            name, along = source, list(np.indices(shapes[source]))
+        elif source in coordinates:
+            name, along = coordinates[source][0], list(coordinates[source][1])
+        else:
+            continue
+        if node.op != "Cast":
+            along = [LAYOUT[node.op](dict(node.attrs), array, *others) for array in along]
+        target = node.outputs[0]
+        coordinates[target] = name, along
+        if target in weights:
+            moved.setdefault(name, (target, tuple(_axis_of(array) for array in along)))
+    return moved
+
+
+def _axis_of(coordinate: Array) -> int:
+    """The axis along which the array counts 0, 1, 2, ...; -1 where there is none."""
+    for axis, size in enumerate(coordinate.shape):
+        line = np.arange(size).reshape([-1 if k == axis else 1 for k in range(coordinate.ndim)])
+        if size > 1 and (coordinate == line).all():
+            return axis
+    return -1
 
 
 def _tell_apart(module: nn.Module) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
@@ -89,10 +90,11 @@ class _Cut:
     def __init__(self, trace: TorchTrace, kept: list[IntArray]) -> None:
         self._channels = trace.onnx.channels
         self._kept = kept
-        known = {item.name for item in trace.onnx.model.graph.initializer}
-        shared = {id(t): name for name, t in named_tensors(trace.module) if name in known}
+        places = {name: (name, tuple(range(8))) for name in trace.onnx.normal.weights}
+        places |= trace.moved
         # The exporter gives a shared tensor one of its names.
-        self._file_name = {
+        shared = {id(t): places[name] for name, t in named_tensors(trace.module) if name in places}
+        self._places = {
             name: shared[id(tensor)]
             for name, tensor in named_tensors(trace.module)
             if id(tensor) in shared
@@ -105,9 +107,10 @@ class _Cut:
 
     def positions(self, name: str, axis: int, size: int) -> IntArray:
         """Positions of that axis that stay, ascending; all where the trace does not know it."""
-        return kept_positions(
-            self._channels, self._file_name.get(name, name), axis, size, self._kept
-        )
+        there, axes = self._places.get(name, ("", ()))
+        if axis >= len(axes) or axes[axis] < 0:
+            return np.arange(size, dtype=np.int64)
+        return kept_positions(self._channels, there, axes[axis], size, self._kept)
 
     def tensor(self, name: str, tensor: Tensor) -> Tensor:
         """The part of it that stays."""
@@ -119,7 +122,7 @@ class _Cut:
 
     def wide_side(self, name: str, size: int) -> int:
         """Channels that stay on the side of a grouped convolution its weight lists per group."""
-        data = self._data[self._file_name.get(name, name)]
+        data = self._data[self._places[name][0]]
         return len(kept_positions(self._channels, data, 1, size, self._kept))
 
 

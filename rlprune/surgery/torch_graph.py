@@ -8,7 +8,7 @@ that the fx graph computes, and nothing has to be matched by order or by name of
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,13 +16,18 @@ import torch
 from torch import Tensor, fx, nn
 
 from rlprune.errors import ModelError
-from rlprune.graph.from_onnx import ChannelMap, trace_onnx
+from rlprune.graph.channels import ChannelMap
+from rlprune.graph.from_onnx import trace_onnx
 from rlprune.graph.from_torch import TorchTrace, export_onnx
 from rlprune.graph.types import IntArray
 
 _SIZES_AT = {"view": 1, "reshape": 1, "expand": 1, "new_zeros": 1, "zeros": 0, "unflatten": 2}
 """Functions whose arguments from here on are the sizes of their result."""
-_PARTS = {"split": Tensor.split, "chunk": Tensor.chunk, "tensor_split": Tensor.tensor_split}
+_PARTS: dict[str, Callable[[Tensor, Any], Sequence[Tensor]]] = {
+    "split": Tensor.split,
+    "chunk": Tensor.chunk,
+    "tensor_split": Tensor.tensor_split,
+}
 """Functions that cut an axis into parts; all become `torch.split` with sizes."""
 
 
@@ -223,7 +228,7 @@ def _rewrite_parts(node: fx.Node, x: fx.Node, shape: tuple[int, ...], widths: _W
     stays = widths.kept(x, axis)
     if len(stays) == shape[axis]:
         return
-    parts = method(torch.arange(shape[axis]), spec)  # type: ignore[operator]
+    parts = method(torch.arange(shape[axis]), spec)
     node.op, node.target = "call_function", torch.split
     node.args = (x, [int(np.isin(part.numpy(), stays).sum()) for part in parts], axis)
     node.kwargs = {}
