@@ -48,6 +48,7 @@ class DeviceClient:
         patience_sec: float = 5.0,
     ) -> None:
         """See `channel.Channel`."""
+        self.target = target
         self._channel = Channel(target, token=token, tls_ca=tls_ca, patience_sec=patience_sec)
 
     def close(self) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from functools import lru_cache
 
-from rlprune.errors import BudgetError, InputError, MeasurementError, NotFoundError, PolicyError
+from rlprune.errors import BudgetError, InputError, MeasurementError, PolicyError
 from rlprune.graph.types import PruningGraph
 from rlprune.latency.types import MACS_DEVICE
 from rlprune.planning import check_budget, latency_model, make_plan, task_for
@@ -110,14 +110,14 @@ class PlanService:
         policy: Policy,
     ) -> PruningPlan | None:
         """The plan; None where nothing has been measured that latencies could be predicted from."""
-        try:
-            task = task_for(graph, profiles, self._store, request.device)
-        except (NotFoundError, MeasurementError):
+        device = request.device
+        if device != MACS_DEVICE and self._store.sample_count(device) == 0:
             return None
+        task = task_for(graph, profiles, self._store, device)
         budget_ms = request.budget_ms
         if request.WhichOneof("budget") == "budget_ratio":
             budget_ms = request.budget_ratio * task.base_ms
-        return make_plan(task, policy, budget_ms, device=request.device)
+        return make_plan(task, policy, budget_ms, device=device)
 
     def _missing(
         self, graph: PruningGraph, profiles: GroupProfiles, device: str, *, needed: bool
@@ -134,7 +134,7 @@ class PlanService:
         hopeless = self._jobs.unmeasurable(device) if missing else {}
         left = [subject for subject in missing if subject_key(subject) not in hopeless]
         if needed and not left:
-            reason = hopeless[subject_key(missing[0])] if missing else "nothing is left to measure"
+            reason = next(iter(hopeless.values()), "every measurement so far failed")
             raise MeasurementError(
                 f"device {device!r} cannot measure what this model needs: {reason}", field="device"
             )

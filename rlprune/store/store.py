@@ -174,6 +174,13 @@ class Store:
             found = connection.execute(query).all()
         return [encoding.measurement_from_json(subject, body) for subject, body in found]
 
+    def sample_count(self, device: str) -> int:
+        """Measurements of a device that have samples, that is, did not fail."""
+        rows = schema.measurements.c
+        query = sa.select(sa.func.count()).where(rows.device == device, rows.status != "failed")
+        with self.database.read() as connection:
+            return int(connection.scalar(query) or 0)
+
     # Plans
 
     def put_plan(

@@ -1,0 +1,287 @@
+"""The worker on a device: lease a job, measure it, report, and again.
+
+Connects outwards only. A lease is renewed while the measuring goes on; where it is lost, measuring
+stops and nothing is reported. Results are reported a part at a time, so a killed worker loses
+little. A server that is restarted is waited for. SIGTERM and Ctrl+C give the job back and end
+cleanly. Runs without torch, ray and gymnasium.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import platform
+import signal
+import threading
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import FrameType
+
+from rlprune.errors import LeaseError, NotFoundError, RlpruneError, UnavailableError
+from rlprune.latency.collect import measure_subjects, skeleton_models
+from rlprune.latency.device import local_device_key
+from rlprune.latency.measure import MeasureConfig
+from rlprune.latency.types import Measurement
+from rlprune.runtime import Runtime, get_runtime
+from rlprune.service.device_client import DeviceClient, LeasedJob
+from rlprune.store.encoding import Subject
+
+LOG = logging.getLogger("rlprune.device")
+
+OnProgress = Callable[[str, int, int], None]
+"""(what is being done, how much is done, of how much)."""
+
+MeasurePart = Callable[[Sequence[Subject], Callable[[int, int], None]], list[Measurement]]
+"""Measures some subjects of a job, one Measurement each; calls back often, and lets pass what that
+raises. The seam for measuring in a child process."""
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerConfig:
+    """How a worker behaves; the defaults suit a board on a network."""
+
+    poll_sec: float = 1.0
+    """Pause after a lease that brought nothing."""
+    max_backoff_sec: float = 30.0
+    """Longest pause between attempts to reach a server that does not answer."""
+    part_size: int = 16
+    """Subjects measured in turns and reported at once."""
+    measure: MeasureConfig = MeasureConfig()  # noqa: RUF009  (frozen)
+    """How each subject is measured; thread_count is the worker's own."""
+
+
+def work(
+    server: str,
+    *,
+    token: str | None = None,
+    tls_ca: str | Path | None = None,
+    thread_count: int = 1,
+    runtime: str = "ort",
+    once: bool = False,
+    stop: threading.Event | None = None,
+    config: WorkerConfig | None = None,
+    on_progress: OnProgress | None = None,
+) -> int:
+    """Measures what `server` asks of this device until it is stopped; returns the jobs finished.
+
+    Args:
+        server: HOST:PORT.
+        token: what the server asks for, if anything.
+        tls_ca: PEM file of the certificate that vouches for the server.
+        thread_count: threads the runtime computes on; part of the device key.
+        runtime: name of the runtime that executes models.
+        once: return when nothing is left to do, and raise where the server does not answer.
+        stop: ends the work when set; SIGTERM and Ctrl+C do too, in the main thread.
+        on_progress: told how far the current job is.
+
+    Raises:
+        MissingExtraError: the runtime is not installed.
+        AuthenticationError: the token is missing or wrong.
+        UnavailableError: the server does not answer, with `once`.
+    """
+    config = config or WorkerConfig()
+    chosen = get_runtime(runtime)
+    key = local_device_key(chosen, thread_count=thread_count)
+    client = DeviceClient(server, token=token, tls_ca=tls_ca)
+    worker = _Worker(client, chosen, key, thread_count, config, on_progress)
+    try:
+        with _stopped_by_signals(stop or threading.Event()) as ended:
+            return worker.run(ended, once=once)
+    finally:
+        client.close()
+
+
+class _Stopped(Exception):
+    """Raised inside a measurement when the worker is to end."""
+
+
+class _Worker:
+    def __init__(
+        self,
+        client: DeviceClient,
+        runtime: Runtime,
+        key: str,
+        thread_count: int,
+        config: WorkerConfig,
+        on_progress: OnProgress | None,
+    ) -> None:
+        self._client = client
+        self._runtime = runtime
+        self._key = key
+        self._config = config
+        self._measure = replace(config.measure, thread_count=thread_count)
+        self._on_progress = on_progress
+        # One worker, one lease: a worker that asks again gets the job it holds.
+        self._worker_id = f"{platform.node()[:60]}-{os.getpid()}-{uuid.uuid4().hex[:12]}"
+
+    def run(self, stop: threading.Event, *, once: bool) -> int:
+        finished = 0
+        registered = False
+        backoff_sec = self._config.poll_sec
+        while not stop.is_set():
+            try:
+                if not registered:
+                    self._register()
+                    registered = True
+                job = self._client.lease(self._worker_id, self._key)
+                if job is None and once:
+                    return finished
+                if job is not None:
+                    finished += self._do(job, stop)
+                else:
+                    stop.wait(self._config.poll_sec)
+                backoff_sec = self._config.poll_sec
+            except NotFoundError:
+                registered = False  # another store than before: introduce ourselves again
+            except LeaseError as error:
+                LOG.warning("%s", error)
+            except UnavailableError as error:
+                if once:
+                    raise
+                LOG.warning("%s; trying again in %.0f s", error, backoff_sec)
+                stop.wait(backoff_sec)
+                backoff_sec = min(2 * backoff_sec, self._config.max_backoff_sec)
+        return finished
+
+    def _register(self) -> None:
+        description = {
+            "runtime": self._runtime.name,
+            "runtime_version": self._runtime.version,
+            "thread_count": str(self._measure.thread_count),
+            "machine": platform.machine(),
+            "system": platform.platform()[:200],
+            "python": platform.python_version(),
+        }
+        self._client.register_device(self._key, description)
+        LOG.info("measuring for %s as %s", self._client.target, self._key)
+
+    def _do(self, job: LeasedJob, stop: threading.Event) -> int:
+        """Measures and reports a leased job; 1 if it was finished, 0 if it was given back."""
+        measure_part = self._measure_here(job)
+        total = len(job.job.subjects)
+        size = self._config.part_size
+        parts = [job.left[start : start + size] for start in range(0, len(job.left), size)]
+        with _Renewal(self._client, job) as renewal:
+
+            def checkpoint(done: int, planned: int) -> None:
+                if stop.is_set():
+                    raise _Stopped
+                if renewal.lost:
+                    raise LeaseError(f"lease of job {job.job.job_id} was lost while measuring")
+
+            try:
+                for number, part in enumerate(parts):
+                    checkpoint(0, 0)
+                    if self._on_progress is not None:
+                        done = total - len(job.left) + number * size
+                        self._on_progress("measuring", done, total)
+                    measurements = measure_part(part, checkpoint)
+                    self._client.report(
+                        job.lease_id,
+                        uuid.uuid4().hex,
+                        measurements,
+                        done=number == len(parts) - 1,
+                    )
+                if not parts:  # a worker before us reported all, but never got to say "done"
+                    self._client.report(job.lease_id, uuid.uuid4().hex, [], done=True)
+            except _Stopped:
+                self._client.report(job.lease_id, uuid.uuid4().hex, [], release=True)
+                return 0
+        if self._on_progress is not None:
+            self._on_progress("measuring", total, total)
+        return 1
+
+    def _measure_here(self, job: LeasedJob) -> MeasurePart:
+        """Measures in this process; what the device cannot run becomes a failed measurement."""
+        skeletons: dict[str, bytes] = {}
+        if job.job.fingerprint:
+            skeletons[job.job.fingerprint] = self._client.skeleton(job.job.fingerprint)
+        model_of = skeleton_models(skeletons.__getitem__)
+
+        def measure_part(
+            part: Sequence[Subject], checkpoint: Callable[[int, int], None]
+        ) -> list[Measurement]:
+            try:
+                return measure_subjects(
+                    part,
+                    model_of=model_of,
+                    device=self._key,
+                    runtime=self._runtime,
+                    config=self._measure,
+                    on_progress=checkpoint,
+                )
+            except (_Stopped, LeaseError):
+                raise
+            except RlpruneError as error:
+                LOG.warning("cannot measure: %s", error)
+                reason = str(error)[:500]
+                return [
+                    Measurement(
+                        self._key,
+                        subject,
+                        (),
+                        (),
+                        thread_count=self._measure.thread_count,
+                        status="failed",
+                        reason=reason,
+                    )
+                    for subject in part
+                ]
+
+        return measure_part
+
+
+class _Renewal:
+    """Renews a lease from a thread of its own until left; `lost` says that the lease has ended."""
+
+    def __init__(self, client: DeviceClient, job: LeasedJob) -> None:
+        self._client = client
+        self._lease_id = job.lease_id
+        self._pause_sec = max(job.lease_sec / 3, 0.05)
+        self._ended = threading.Event()
+        self._lost = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="rlprune-renew", daemon=True)
+
+    @property
+    def lost(self) -> bool:
+        return self._lost.is_set()
+
+    def __enter__(self) -> _Renewal:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while not self._ended.wait(self._pause_sec):
+            try:
+                self._client.renew(self._lease_id)
+            except UnavailableError as error:
+                LOG.warning("renewing: %s", error)  # the lease may outlive the outage
+            except RlpruneError as error:
+                LOG.warning("renewing: %s", error)
+                self._lost.set()
+                return
+
+
+@contextmanager
+def _stopped_by_signals(stop: threading.Event) -> Iterator[threading.Event]:
+    """Sets `stop` on SIGTERM and Ctrl+C while it lasts; only the main thread is told of them."""
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+
+    def end(signal_number: int, frame: FrameType | None) -> None:
+        stop.set()
+
+    before = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
