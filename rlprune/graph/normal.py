@@ -17,7 +17,15 @@ from typing import Any
 
 import numpy as np
 import onnx
-from onnx import ModelProto, NodeProto, TensorProto, TypeProto, helper, numpy_helper, shape_inference
+from onnx import (
+    ModelProto,
+    NodeProto,
+    TensorProto,
+    TypeProto,
+    helper,
+    numpy_helper,
+    shape_inference,
+)
 
 from rlprune.errors import ModelError, UnsupportedOperatorError
 from rlprune.graph.folding import (
@@ -184,10 +192,9 @@ class _Pass:
 
     def _infer(self, node: Node, proto: NodeProto) -> None:
         inputs = {name: _type_proto(*self.types[name]) for name in node.inputs if name}
+        # Floats too: the scales of a Resize decide about its extents.
         data = {
-            name: make_tensor(name, self.values[name])
-            for name in inputs
-            if name in self.values and self.values[name].dtype.kind in "iub"
+            name: make_tensor(name, self.values[name]) for name in inputs if name in self.values
         }
         version = self.opsets.get(proto.domain)
         try:
@@ -346,7 +353,9 @@ def _input_shapes(
             keep_open = bool(dims) and dims[0] == -1 and stated[0] == 1
             dims = [-1 if keep_open and k == 0 else d for k, d in enumerate(stated)]
         if any(d == -1 for d in dims[1:]):
-            example = "x".join("1" if k == 0 else str(d) if d > 0 else "N" for k, d in enumerate(dims))
+            example = "x".join(
+                "1" if k == 0 else str(d) if d > 0 else "N" for k, d in enumerate(dims)
+            )
             raise ModelError(
                 f"input {value.name!r} is {_text(dims)}: its extents must be known; "
                 f"say them with --input-shape {value.name}={example}",
