@@ -8,6 +8,7 @@ network give equal graphs up to names, and so one `fingerprint`.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -99,12 +100,12 @@ class Operator:
 
     def macs_at(self, in_width: IntArray, out_width: IntArray) -> IntArray:
         """Multiply-accumulates of one inference (batch 1); 0 for operators without weights."""
-        cells = int(np.prod(self.out_spatial, dtype=np.int64))
-        taps = int(np.prod(self.kernel, dtype=np.int64))
+        cells = math.prod(self.out_spatial)
+        taps = math.prod(self.kernel)
         if self.kind == "conv":
             return in_width * out_width // self.groups * (taps * cells)
         if self.kind == "conv_transpose":
-            in_cells = int(np.prod(self.in_spatial, dtype=np.int64))
+            in_cells = math.prod(self.in_spatial)
             return in_width * out_width // self.groups * (taps * in_cells)
         if self.kind == "depthwise_conv":
             return out_width * (taps * cells)
@@ -114,7 +115,7 @@ class Operator:
 
     def params_at(self, in_width: IntArray, out_width: IntArray) -> IntArray:
         """Weights and one bias per output; 0 for operators without weights."""
-        taps = int(np.prod(self.kernel, dtype=np.int64))
+        taps = math.prod(self.kernel)
         if self.kind in ("conv", "conv_transpose"):
             return in_width * out_width // self.groups * taps + out_width
         if self.kind == "depthwise_conv":
