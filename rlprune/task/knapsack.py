@@ -21,7 +21,7 @@ from rlprune.task.separable import MARGIN, Programme, greedy
 from rlprune.task.task import PruningTask
 
 ROUNDS = 6
-"""Linearisations from each start; the trial tasks settle within three to five."""
+"""Linearisations from each start, and half as many programmes; most tasks settle in three."""
 EXCHANGES = 24
 """Exchanges of one or two groups' levels at most, after the last programme."""
 TIE = 1e-7
@@ -46,8 +46,8 @@ def solve(task: PruningTask, budget_ms: FloatArray, *, loss: FloatArray | None =
 def least_keeps(task: PruningTask) -> IntArray:
     """Keeps [G] of the least `upper_ms` found; where fewer channels never cost more, of the least.
 
-    Fewer channels need not be cheaper (ARCHITECTURE section 6), so single groups are moved, from
-    the least and from the full widths, until none helps.
+    Fewer channels need not be cheaper (ARCHITECTURE section 6); where they are not, single groups
+    are moved, from the least and from the full widths, until none helps.
     """
     if not task.group_count:
         return np.zeros(0, dtype=np.int64)
@@ -107,23 +107,36 @@ class _Problem:
 
 def _solve(problem: _Problem) -> IntArray:
     """Level indices [B, G]."""
-    costs, limit = problem.costs, problem.limit
-    least = _least_choice(costs, problem.level_count)
-    best = np.repeat(least[None], len(limit), axis=0)
-    full = problem.level_count - 1
-    starts = np.stack([best, np.broadcast_to(full, best.shape), _uniform(problem, least)])
-    for candidate in _settle(problem, starts):
-        best = _better(problem, best, candidate)
-    for _ in range(2):
-        latency, moves = costs.moves_ms(best)
-        programme = Programme.solve(moves, problem.loss, limit - latency)
-        plans = programme.plans()  # [B, K, G]
-        plans = np.concatenate([plans, _shrink(problem, plans[:, MARGIN])[:, None]], axis=1)
-        improved = _best_of(problem, best, plans)
-        if (improved == best).all():
+    rows = len(problem.limit)
+    least = np.repeat(_least_choice(problem.costs, problem.level_count)[None], rows, axis=0)
+    full = np.broadcast_to(problem.level_count - 1, least.shape)
+    settled = _settle(problem, np.stack([least, full, _uniform(problem, least)]))  # [S, B, G]
+    # Different starts often reach the same plan, which is then improved only once.
+    fresh = np.ones(settled.shape[:2], dtype=np.bool_)
+    for start in range(1, len(settled)):
+        fresh[start] = ~(settled[start] == settled[:start]).all(-1).any(0)
+    owner = np.nonzero(fresh)[1]  # [N]
+    part = problem.rows(owner)
+    plans = _improve(part, _best_of(part, least[owner], settled[fresh][:, None]))
+    order = np.lexsort((part.total(plans), owner))
+    return np.asarray(plans[order[np.unique(owner[order], return_index=True)[1]]])
+
+
+def _improve(problem: _Problem, best: IntArray) -> IntArray:
+    """Programmes around plans [N, G], then exchanges, until neither helps."""
+    best = best.copy()
+    active = np.arange(len(best))
+    for _ in range(ROUNDS // 2):
+        part, now = problem.rows(active), best[active]
+        latency, moves = part.costs.moves_ms(now)
+        plans = Programme.solve(moves, part.loss, part.limit - latency).plans()  # [N, K, G]
+        repaired = _shrink(part, plans[:, MARGIN])[:, None]
+        after = _exchange(part, _best_of(part, now, np.concatenate([plans, repaired], axis=1)))
+        best[active] = after
+        active = active[(after != now).any(1)]
+        if not len(active):
             break
-        best = improved
-    return _exchange(problem, best)
+    return best
 
 
 def _uniform(problem: _Problem, least: IntArray) -> IntArray:
@@ -253,13 +266,12 @@ def _best_of(problem: _Problem, best: IntArray, plans: IntArray) -> IntArray:
     return np.where(better[:, None], plans[row, pick], best)
 
 
-def _better(problem: _Problem, best: IntArray, candidate: IntArray) -> IntArray:
-    return _best_of(problem, best, candidate[:, None])
-
-
 def _least_choice(costs: LevelCosts, level_count: IntArray) -> IntArray:
     """Level indices [G] of the least latency that moving single groups finds from both ends."""
-    choice = np.stack([np.zeros_like(level_count), level_count - 1])
+    choice = np.zeros((1, len(level_count)), dtype=np.int64)
+    if costs.moves_ms(choice)[1].min() >= 0.0:
+        return choice[0]  # as on most devices, fewer channels are cheaper
+    choice = np.concatenate([choice, level_count[None] - 1])
     levels = costs.index.shape[1]
     for _ in range(4 * len(level_count)):
         latency, moves = costs.moves_ms(choice)

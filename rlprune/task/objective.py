@@ -43,8 +43,8 @@ class SpreadObjective(Protocol):
 def reward_scale(objective: Objective, keeps: IntArray) -> FloatArray:
     """What a reward of 1 is worth at reference plans [B, G], in the objective's unit [B].
 
-    The objective's own spread where it has recorded plans; else a quarter of the reference's loss. In
-    any case at least 0.02, or noise around plans that lose nothing would drown everything else.
+    The objective's own spread where it has recorded plans; else a quarter of the reference's loss.
+    In any case at least 0.02, or noise around plans that lose nothing would drown everything else.
     """
     if isinstance(objective, SpreadObjective):
         return np.maximum(objective.spread(keeps), _LEAST_SCALE)

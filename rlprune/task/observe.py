@@ -7,6 +7,7 @@ they change: with the task, with the episode (its budget and its loss curves), w
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -187,8 +188,7 @@ class EpisodeEncoder:
             ],
             axis=1,
         )
-        finite = np.nan_to_num(wide, posinf=LIMIT, neginf=-LIMIT)
-        return np.asarray(np.clip(finite, -LIMIT, LIMIT), dtype=np.float32)
+        return np.asarray(np.clip(wide, -LIMIT, LIMIT), dtype=np.float32)
 
     def _step_block(
         self, group: int, plan: IntArray, latency_ms: FloatArray, moves_ms: FloatArray,
@@ -370,7 +370,7 @@ def _place(graph: PruningGraph) -> list[FloatArray]:
     depthwise, shared = np.zeros(groups), np.zeros(groups)
     producers, consumers = np.zeros(groups), np.zeros(groups)
     for op in graph.operators:
-        extent = float(np.prod(op.out_spatial))
+        extent = float(math.prod(op.out_spatial))
         for group, _ in op.out_width.terms:
             cells[group] = max(cells[group], extent)
             if op.kind == "depthwise_conv":

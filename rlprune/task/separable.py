@@ -97,13 +97,9 @@ class Programme:
         choice = np.empty((groups, rows, width), dtype=np.int8)
         padded = np.full((rows, 2 * width), np.inf)  # left half: budgets below zero
         windows = np.lib.stride_tricks.sliding_window_view(padded, width, axis=1)
-        row = np.arange(rows)[:, None]
         for group in range(groups - 1, -1, -1):
             padded[:, width:] = value[group + 1]
-            candidates = windows[row, width - steps[:, group]]  # [B, L, R]
-            candidates += loss[:, group, :, None]
-            choice[group] = candidates.argmin(1)
-            value[group] = candidates.min(1)
+            _least(windows, width - steps[:, group], loss[:, group], value[group], choice[group])
         return Programme(value, choice, steps, unit)
 
     def plans(self) -> IntArray:
@@ -117,3 +113,33 @@ class Programme:
             plans[..., group] = level
             left = left - self.steps[row, group, level]
         return plans
+
+
+def _least(
+    windows: FloatArray,
+    start: IntArray,
+    loss: FloatArray,
+    value: FloatArray,
+    choice: NDArray[np.int8],
+) -> None:
+    """Writes, per row and budget, the least of windows[b, start[b, l]] + loss[b, l], and its level.
+
+    The first of equal levels wins. Two ways to the same result, each several times faster than the
+    other at its end: few calls for few rows, few passes over memory for many.
+    """
+    row = np.arange(len(start))
+    if len(start) <= 8:
+        candidates = windows[row[:, None], start]  # [B, L, R]
+        candidates += loss[..., None]
+        choice[:] = candidates.argmin(1)
+        value[:] = candidates.min(1)
+        return
+    value[:] = np.inf
+    choice[:] = 0
+    better = np.empty(value.shape, dtype=np.bool_)
+    for level in range(start.shape[1]):
+        candidate = windows[row, start[:, level]]
+        candidate += loss[:, level, None]
+        np.less(candidate, value, out=better)
+        np.minimum(candidate, value, out=value)
+        np.maximum(choice, better.view(np.int8) * np.int8(level), out=choice)
