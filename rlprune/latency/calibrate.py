@@ -84,9 +84,6 @@ class Calibration:
     def interval_ratio(self) -> tuple[float, float]:
         return float(np.exp(-self.half_width)), float(np.exp(self.half_width))
 
-    def factor(self, key: Key) -> float:
-        return self.factors[key]
-
 
 def calibrate(
     graph: PruningGraph, costs: OperatorCosts, call_ms: float, rows: Sequence[PlanRows]

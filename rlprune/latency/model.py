@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import median
 
 import numpy as np
 
 from rlprune.graph.types import FloatArray, IntArray, Operator, PruningGraph
-from rlprune.latency.calibrate import Calibration, PlanRows, calibrate, operator_keys
+from rlprune.latency.calibrate import Calibration, Key, PlanRows, calibrate, operator_keys
 from rlprune.latency.costs import CostPoint, OperatorCosts
 from rlprune.latency.operators import OVERHEAD, calibration_keeps, operator_specs
 from rlprune.latency.tables import LatencyTables
@@ -90,12 +91,17 @@ class LatencyModel:
         # Equal operators have equal producers and so equal keys.
         keys = dict(zip(graph.operators, operator_keys(graph), strict=True))
 
+        known: dict[tuple[Key, bytes, bytes], FloatArray] = {}  # nets repeat themselves
+
         def cost(op: Operator, in_width: IntArray, out_width: IntArray) -> FloatArray:
             key = keys[op]
-            ins = np.repeat(in_width, len(out_width))
-            outs = np.tile(out_width, len(in_width))
-            ms = self.costs.ms(key[1], ins, outs) * calibration.factor(key)
-            return np.asarray(ms.reshape(len(in_width), len(out_width)))
+            place = (key, in_width.tobytes(), out_width.tobytes())
+            if place not in known:
+                ins = np.repeat(in_width, len(out_width))
+                outs = np.tile(out_width, len(in_width))
+                ms = self.costs.ms(key[1], ins, outs) * calibration.factors[key]
+                known[place] = ms.reshape(len(in_width), len(out_width))
+            return known[place]
 
         return LatencyTables.compile(
             self.device,
@@ -198,9 +204,9 @@ def _log_sd(one: Measurement) -> float:
     """Standard error of the latency's logarithm, from how far its sessions are apart."""
     samples = one.cpu_ms if one.thread_count == 1 else one.wall_ms
     control = one.control_cpu_ms if one.thread_count == 1 else one.control_wall_ms
-    logs = np.log([max(np.median(session), 1e-9) for session in samples])
+    logs = np.log([max(median(session), 1e-9) for session in samples])
     if control:
-        logs = logs - np.log([max(np.median(session), 1e-9) for session in control])
+        logs = logs - np.log([max(median(session), 1e-9) for session in control])
     if len(logs) < 2:
         return 0.1
     return float(np.clip(np.std(logs, ddof=1) / np.sqrt(len(logs)), MIN_LOG_SD, 1.0))
