@@ -15,9 +15,8 @@ from rlprune.graph.folding import ints, slice_index
 from rlprune.graph.from_onnx import OnnxTrace
 from rlprune.graph.load import is_skeleton
 from rlprune.graph.normal import Node, is_hollow
-from rlprune.graph.rules import Scope
 from rlprune.graph.rules_layout import pad_counts
-from rlprune.graph.types import FloatArray, IntArray
+from rlprune.graph.types import FloatArray, IntArray, PruningGraph
 from rlprune.surgery.importance import unit_scores
 
 BoolArray = NDArray[np.bool_]
@@ -30,6 +29,13 @@ def kept_units(scores: Sequence[FloatArray], keeps: IntArray) -> list[IntArray]:
         order = np.argsort(-score, kind="stable")
         chosen.append(np.sort(order[: int(keep)]).astype(np.int64))
     return chosen
+
+
+def check_keeps(graph: PruningGraph, keeps: IntArray) -> None:
+    """Raises PlanError unless every group has a keep count from 1 to its width."""
+    keeps, widths = np.asarray(keeps), graph.widths
+    if keeps.shape != widths.shape or (keeps < 1).any() or (keeps > widths).any():
+        raise PlanError(f"keeps {keeps.tolist()} do not fit groups of width {widths.tolist()}")
 
 
 def prune_onnx(
@@ -45,10 +51,7 @@ def prune_onnx(
     Raises:
         PlanError: keeps of the wrong shape or out of range.
     """
-    keeps = np.asarray(keeps)
-    widths = trace.graph.widths
-    if keeps.shape != widths.shape or (keeps < 1).any() or (keeps > widths).any():
-        raise PlanError(f"keeps {keeps.tolist()} do not fit groups of width {widths.tolist()}")
+    check_keeps(trace.graph, keeps)
     kept = kept_units(unit_scores(trace) if scores is None else scores, keeps)
     return cut(trace, kept)
 
@@ -123,18 +126,12 @@ class _Surgeon:
             return
         if is_hollow(source):
             extents = self.shape(source.name)
-            target.CopyFrom(
-                TensorProto(name=source.name, data_type=source.data_type, dims=extents)
-            )
+            target.CopyFrom(TensorProto(name=source.name, data_type=source.data_type, dims=extents))
             return
         array = numpy_helper.to_array(source)
         for axis, mask in masks.items():
             array = np.compress(mask, array, axis=axis)
         target.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(array), source.name))
-
-    def scope(self) -> Scope:
-        # Rules' helpers read only the normal model from here.
-        return Scope(self.trace.normal, None)  # type: ignore[arg-type]
 
     def known(self, node: Node) -> list[NDArray[np.int64] | None]:
         return [self.trace.normal.values.get(name) for name in node.inputs]
@@ -250,7 +247,7 @@ def _gather(surgeon: _Surgeon, node: Node, copy: NodeProto) -> list[TensorProto]
 def _pad(surgeon: _Surgeon, node: Node, copy: NodeProto) -> list[TensorProto]:
     """Of the channels a shortcut pads with, as many as are left on each side."""
     rank = len(surgeon.trace.normal.shapes[node.inputs[0]])
-    counts = pad_counts(node, surgeon.scope(), rank)
+    counts = pad_counts(node, surgeon.trace.normal, rank)
     masks = surgeon.shrunk(node.outputs[0])
     if counts is None or not masks:
         return []

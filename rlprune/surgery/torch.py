@@ -21,7 +21,7 @@ from rlprune.errors import ModelError
 from rlprune.graph.from_torch import TorchTrace, detached_copy, named_tensors
 from rlprune.graph.types import FloatArray, IntArray
 from rlprune.surgery.importance import unit_scores
-from rlprune.surgery.onnx import kept_units
+from rlprune.surgery.onnx import check_keeps, kept_units
 from rlprune.surgery.torch_graph import kept_positions, rewrite_widths
 
 TOLERANCE = 1e-3
@@ -41,6 +41,7 @@ def prune_torch(
         PlanError: `keeps` does not fit the graph.
         ModelError: the forward code depends on widths in a way that cannot be followed.
     """
+    check_keeps(trace.graph, keeps)
     kept = kept_units(unit_scores(trace.onnx) if scores is None else scores, keeps)
     cut = _Cut(trace, kept)
     probe = detached_copy(trace.module).eval()

@@ -57,21 +57,37 @@ def rewrite_widths(module: nn.Module, trace: TorchTrace, kept: list[IntArray]) -
         ModelError: torch.fx cannot follow the forward code, or not to the same graph.
     """
     try:
-        rewritten = fx.symbolic_trace(module)
+        tracer = _Tracer()
+        rewritten = fx.GraphModule(module, tracer.trace(module), type(module).__name__)
+        shapes = _Shapes(rewritten)
+        shapes.run(*trace.inputs)
     except Exception as error:  # tracing runs forward code, which may raise anything
         raise ModelError(
             f"module {type(trace.module).__name__} cannot be cut: its forward code has widths "
             f"written into it and torch.fx cannot trace it ({str(error).splitlines()[0][:200]}); "
             "prune its ONNX export instead"
         ) from error
-    shapes = _Shapes(rewritten)
-    shapes.run(*trace.inputs)
     widths = _Widths(rewritten, trace, kept, shapes.shapes)
     for node in rewritten.graph.nodes:
         _rewrite(node, widths)
     rewritten.graph.lint()
     rewritten.recompile()
     return rewritten
+
+
+class _Tracer(fx.Tracer):
+    """Knows into how many parts `chunk` and `split` cut, so that code may loop over them."""
+
+    def create_proxy(self, *args: Any, **kwargs: Any) -> Any:
+        proxy: Any = super().create_proxy(*args, **kwargs)
+        node = proxy.node
+        if node.op in ("call_function", "call_method") and _name(node) in _PARTS:
+            spec = node.args[1] if len(node.args) > 1 else None
+            if isinstance(spec, list | tuple) and _name(node) == "split":
+                return tuple(proxy[index] for index in range(len(spec)))
+            if isinstance(spec, int) and _name(node) == "chunk":
+                return tuple(proxy[index] for index in range(spec))
+        return proxy
 
 
 class _Shapes(fx.Interpreter):
