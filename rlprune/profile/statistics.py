@@ -192,9 +192,9 @@ def fold(
     del graph.node[:]
     graph.node.extend(nodes)
     read = {name for node in nodes for name in node.input} | {o.name for o in graph.output}
-    unread = [tensor for tensor in graph.initializer if tensor.name not in read]
-    for tensor in unread:
-        graph.initializer.remove(tensor)
+    kept = [tensor for tensor in graph.initializer if tensor.name in read]
+    del graph.initializer[:]
+    graph.initializer.extend(kept)
     return made
 
 
@@ -258,11 +258,12 @@ def _moment_nodes(site: Site, raw: str, opset: int) -> list[onnx.NodeProto]:
         nodes.append(helper.make_node("Flatten", [raw], [data], axis=-1))
 
     def mean(source: str, output: str) -> None:
+        node = helper.make_node("ReduceMean", [source], [output], keepdims=0)
         if opset >= 18:
-            inputs, attributes = [source, _axes_name(site)], {}
+            node.input.append(_axes_name(site))
         else:
-            inputs, attributes = [source], {"axes": list(site.reduced)}
-        nodes.append(helper.make_node("ReduceMean", inputs, [output], keepdims=0, **attributes))
+            node.attribute.append(helper.make_attribute("axes", site.reduced))
+        nodes.append(node)
 
     mean(data, f"{name}//found_mean")
     # Two passes over a square are a third faster here than one ReduceSumSquare (ORT 1.31, Xeon).
