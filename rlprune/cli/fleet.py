@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rlprune.cli.frame import Json, print_json, print_line, print_table
+from rlprune.cli.frame import Json, print_json, print_line, print_table, progress
 
 if TYPE_CHECKING:
     from rlprune.service.client import Client
@@ -35,6 +35,12 @@ def _token() -> str | None:
     return os.environ.get(TOKEN_VARIABLE) or None
 
 
+def _log_to_stderr() -> None:
+    import logging
+
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
+
+
 def connect(server: str, tls_ca: Path | None) -> Client:
     """A client of `server`, with the token of the environment."""
     from rlprune.service.client import Client
@@ -55,10 +61,9 @@ def serve(
 ) -> None:
     """Answer plan requests over gRPC.
 
-    Beyond loopback it starts only with a certificate and a token, read from RLPRUNE_TOKEN.
+    Beyond loopback it starts only with a certificate and a token, read from RLPRUNE_TOKEN. Ctrl+C
+    lets running calls finish and ends with exit code 0.
     """
-    import logging
-
     from rlprune.service.server import serve
 
     def announce(address: str) -> None:
@@ -67,21 +72,37 @@ def serve(
         else:
             print_line(f"listening on {address}")
 
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
+    _log_to_stderr()
     serve(listen, store, _token(), tls_cert, tls_key, on_ready=announce)
 
 
 def work(
     server: Server,
     threads: Annotated[int, typer.Option(min=1, help="Threads the runtime computes on.")] = 1,
+    once: Annotated[bool, typer.Option("--once", help="End when nothing is left to do.")] = False,
     tls_ca: TlsCa = None,
     as_json: Json = False,
 ) -> None:
     """Measure here what a server's plans need.
 
-    Connects out only, and goes on until interrupted.
+    Connects out only. Goes on until interrupted, then gives its job back and ends with exit code 0.
     """
-    raise NotImplementedError
+    from rlprune.device.worker import work
+
+    _log_to_stderr()
+    with progress() as on_progress:
+        finished = work(
+            server,
+            token=_token(),
+            tls_ca=tls_ca,
+            thread_count=threads,
+            once=once,
+            on_progress=on_progress,
+        )
+    if as_json:
+        print_json({"jobs_finished": finished})
+    else:
+        print_line(f"{finished} jobs finished")
 
 
 def devices(

@@ -20,6 +20,7 @@ from rlprune.task.taskdir import read_npz, write_npz
 
 if TYPE_CHECKING:
     from rlprune.graph.from_onnx import OnnxTrace
+    from rlprune.runtime import Runtime
     from rlprune.store import Store
 
 OnProgress = Callable[[str, int, int], None]
@@ -27,6 +28,11 @@ OnProgress = Callable[[str, int, int], None]
 
 PROFILE_FORMAT = "rlprune.profile/1"
 """Part of every kept profile's name: a new way of measuring finds none of the old."""
+
+MEASURE_ROUNDS = 4
+"""How often what came out unstable is made up for before planning with what there is."""
+MEASURE_PART = 48
+"""Subjects measured in turns, and lost if the program is interrupted."""
 
 
 def plan_model(
@@ -137,49 +143,77 @@ def _measured_device(
     device: str | None,
     on_progress: OnProgress | None,
 ) -> str:
-    """The device to plan for, with everything this model needs measured and in the store."""
-    from rlprune.graph.skeleton import strip
-    from rlprune.runtime import get_runtime
-
+    """The device to plan for, with what this model needs measured and in the store."""
     if device == MACS_DEVICE:
         return device
-    runtime = None
-    local = ""
-    try:
-        from rlprune.latency.device import local_device_key
+    from rlprune.latency.device import local_device_key
+    from rlprune.runtime import get_runtime
 
+    try:
         runtime = get_runtime()
-        local = local_device_key(runtime)
     except MissingExtraError:
         if device is None:
             raise
-    device = local if device is None else device
-    if device != local and store.generation(device) == 0:
-        raise nothing_measured(store, device)
-    missing = latency_model(store, device).missing(
-        trace.graph, profiles.levels, profiles.level_count
-    )
-    if not missing:
+        runtime = None
+    if runtime is not None and device in (None, local_device_key(runtime)):
+        device = local_device_key(runtime)
+        _measure_missing(trace, profiles, store, device, runtime, on_progress)
         return device
-    if runtime is None or device != local:
+    assert device is not None
+    if store.generation(device) == 0:
+        raise nothing_measured(store, device)
+    if trace.graph.fingerprint not in latency_model(store, device).attempts:
         raise NotFoundError(
-            f"device {device!r} has not measured {len(missing)} operators or variants this model "
-            "needs; plan with --server, whose worker on that device measures them",
+            f"device {device!r} has not measured this model; ask the server that its worker "
+            "reports to (--server)",
             field="device",
         )
+    return device
+
+
+def _measure_missing(
+    trace: OnnxTrace,
+    profiles: GroupProfiles,
+    store: Store,
+    device: str,
+    runtime: Runtime,
+    on_progress: OnProgress | None,
+) -> None:
+    """Measures until the latency model has what it wants; every part is kept once it is done."""
+    from rlprune.graph.skeleton import strip
     from rlprune.latency.collect import measure_subjects, trace_models
 
-    store.put_graph(trace.graph, strip(trace.model))
-    store.add_measurements(
-        measure_subjects(
-            missing,
-            model_of=trace_models(trace),
-            device=device,
-            runtime=runtime,
-            on_progress=_named(on_progress, "measuring this machine"),
+    done = 0
+    for _ in range(MEASURE_ROUNDS):
+        missing = latency_model(store, device).missing(
+            trace.graph, profiles.levels, profiles.level_count
         )
-    )
-    return device
+        if not missing:
+            return
+        if done == 0:
+            store.put_graph(trace.graph, strip(trace.model))
+        total = done + len(missing)
+        for start in range(0, len(missing), MEASURE_PART):
+            part = missing[start : start + MEASURE_PART]
+
+            def tell(
+                now: int, of: int, done: int = done, size: int = len(part), total: int = total
+            ) -> None:
+                if on_progress is not None:
+                    on_progress("measuring this machine", done + size * now // of, total)
+
+            measured = measure_subjects(
+                part,
+                model_of=trace_models(trace),
+                device=device,
+                runtime=runtime,
+                on_progress=tell,
+            )
+            store.add_measurements(measured)
+            done += len(part)
+
+
+# --- measured profiles, kept beside the local store ----------------------------------------------
 
 
 def _profile_path(key: str) -> Path:
