@@ -14,6 +14,9 @@ import numpy as np
 from rlprune.graph.types import FloatArray, IntArray
 from rlprune.latency.tables import LatencyTables
 
+GREATEST_SHARED = 256
+"""Where more pairs of groups share operators, as in a DenseNet, there are no edges to look at."""
+
 
 @dataclass(frozen=True)
 class LevelCosts:
@@ -39,6 +42,12 @@ class LevelCosts:
     """Where the pairs of each group that touches any operator start."""
     costly: IntArray
     """The groups that touch any operator, ascending."""
+    shared: IntArray
+    """Two pairs of one operator, where costs do not add up [X, 2]; ordered by groups."""
+    edges: IntArray
+    """The groups of each run of `shared` [E, 2]."""
+    edge_start: IntArray
+    """Where each run starts [E]."""
 
     @staticmethod
     def of(tables: LatencyTables) -> LevelCosts:
@@ -58,6 +67,9 @@ class LevelCosts:
         by_operator = np.argsort(operator, kind="stable")
         touched, operator_start = np.unique(operator[by_operator], return_index=True)
         costly = np.flatnonzero(counts)
+        shared = _shared(operator[by_operator], by_operator)
+        shared = shared[np.lexsort((group[shared[:, 1]], group[shared[:, 0]]))]
+        edges, edge_start = np.unique(group[shared], axis=0, return_index=True)
         return LevelCosts(
             flat_ms=tables.flat_ms,
             overhead_ms=tables.overhead_ms,
@@ -70,6 +82,9 @@ class LevelCosts:
             touched=touched,
             group_start=tables.pair_start[:-1][costly],
             costly=costly,
+            shared=shared,
+            edges=edges,
+            edge_start=edge_start,
         )
 
     def _table_index(self, choice: IntArray) -> tuple[IntArray, IntArray]:
@@ -97,6 +112,24 @@ class LevelCosts:
             moves -= np.take_along_axis(moves, choice[:, :, None], axis=2)
         return latency, moves
 
+    def edge_moves_ms(self, choice: IntArray, moves_ms: FloatArray) -> FloatArray:
+        """What moving the two groups of every edge adds, exactly [R, E, L, L].
+
+        moves_ms [R, G, L] as from `moves_ms`.
+        """
+        total, own = self._table_index(choice)
+        one, two = self.shared.T
+        rest = total[:, self.operator[one]] - own[:, one] - own[:, two]  # [R, X]
+        index = rest[..., None, None] + self.index[one][:, :, None] + self.index[two][:, None]
+        cost = self.flat_ms[index]  # [R, X, L, L]
+        here, there = choice[:, self.group[one]], choice[:, self.group[two]]
+        first = np.take_along_axis(cost, there[..., None, None], 3)
+        second = np.take_along_axis(cost, here[..., None, None], 2)
+        both = np.take_along_axis(first, here[..., None, None], 2)
+        beyond = np.add.reduceat(cost - first - second + both, self.edge_start, axis=1)
+        left, right = self.edges.T
+        return np.asarray(beyond + moves_ms[:, left, :, None] + moves_ms[:, right, None, :])
+
     def group_moves_ms(self, choice: IntArray, group: int) -> tuple[FloatArray, FloatArray]:
         """As `moves_ms`, for one group: latency [R], and what moving it adds [R, L]."""
         total, own = self._table_index(choice)
@@ -105,3 +138,15 @@ class LevelCosts:
         rest = total[:, self.operator[first:last]] - own[:, first:last]
         cost = self.flat_ms[rest[:, :, None] + self.index[first:last]].sum(1)  # [R, L]
         return latency, cost - cost[np.arange(len(choice)), choice[:, group], None]
+
+
+def _shared(operator: IntArray, pairs: IntArray) -> IntArray:
+    """All two-element subsets of the pairs of one operator [X, 2]; none where they are too many.
+
+    operator [P] ascending, of pairs [P], which ascend by group within one operator.
+    """
+    counts = np.unique(operator, return_counts=True)[1]
+    if int((counts * (counts - 1) // 2).sum()) > GREATEST_SHARED:
+        return np.zeros((0, 2), dtype=np.int64)
+    one, two = np.nonzero(np.triu(operator[:, None] == operator, 1))
+    return np.stack([pairs[one], pairs[two]], axis=1)

@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 
 from rlprune.graph.types import FloatArray, IntArray
 from rlprune.task.costs import LevelCosts
-from rlprune.task.knapsack import least_keeps, solve
+from rlprune.task.knapsack import latency_limit, least_keeps, solve
 from rlprune.task.observe import Encoder, EpisodeEncoder
 from rlprune.task.reference import Reference, reference
 from rlprune.task.task import PruningTask
@@ -91,9 +91,8 @@ class Episode:
         self.frame = frame
         self.action: ActionMode = action
         self.loss = loss
-        upper = frame.task.tables.interval_ratio[1]
         self.budget_ms = np.maximum(budget_ms, frame.budget_range_ms[0])
-        self._limit = self.budget_ms / upper
+        self._limit = latency_limit(frame.task, self.budget_ms)
         self.reference: Reference = reference(frame.task, self.budget_ms, loss=loss)
         self.plan = self.reference.choice.copy()
         """Level indices [B, G]: choices so far, and the rest as the reference would now have it."""

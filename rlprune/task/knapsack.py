@@ -55,6 +55,15 @@ def least_keeps(task: PruningTask) -> IntArray:
     return np.asarray(task.keeps_at(choice[None])[0])
 
 
+def latency_limit(task: PruningTask, budget_ms: FloatArray) -> FloatArray:
+    """The greatest latencies [B] whose upper end is within the budgets, to the last digit."""
+    upper = task.tables.interval_ratio[1]
+    limit = budget_ms / upper
+    above = np.nextafter(limit, np.inf)
+    limit = np.where(above * upper <= budget_ms, above, limit)
+    return np.where(limit * upper <= budget_ms, limit, np.nextafter(limit, -np.inf))
+
+
 def summed_curves(task: PruningTask, loss: FloatArray | None, rows: int) -> FloatArray:
     """What is summed [B, G, L]: `loss`, or the task's own curve; of equal levels the fuller wins.
 
@@ -88,8 +97,7 @@ class _Problem:
             levels=task.levels,
             level_count=task.level_count,
             loss=summed_curves(task, loss, len(budget_ms)),
-            # A hair inside, so that the product below never exceeds the budget by rounding.
-            limit=budget_ms / task.tables.interval_ratio[1] * (1 - 1e-12),
+            limit=latency_limit(task, budget_ms),
         )
 
     def rows(self, index: IntArray) -> _Problem:
@@ -219,11 +227,33 @@ def _exchange(problem: _Problem, best: IntArray) -> IntArray:
         plans[row, slot, second // levels] = second % levels
         after = _best_of(part, now, plans)
         moved = (after != now).any(1)
+        if len(part.costs.edges) and not moved.all():
+            stuck = np.flatnonzero(~moved)
+            after[stuck] = _move_neighbours(
+                part.rows(stuck), now[stuck], slack[stuck], added[stuck], moves[stuck]
+            )
+            moved = (after != now).any(1)
         best[active] = after
         active = active[moved]
         if not len(active):
             break
     return best
+
+
+def _move_neighbours(
+    problem: _Problem, now: IntArray, slack: FloatArray, added: FloatArray, moves: FloatArray
+) -> IntArray:
+    """Plans [A, G] with the best move of two groups that share an operator, where one helps."""
+    cost = problem.costs.edge_moves_ms(now, moves)  # [A, E, L, L]
+    left, right = problem.costs.edges.T
+    total = added[:, left, :, None] + added[:, right, None, :]
+    total = np.where(cost <= slack[:, None, None, None], total, np.inf).reshape(len(now), -1)
+    edge, one, two = np.unravel_index(total.argmin(1), cost.shape[1:])
+    plans = now.copy()
+    row = np.arange(len(now))
+    plans[row, left[edge]] = one
+    plans[row, right[edge]] = two
+    return _best_of(problem, now, plans[:, None])
 
 
 def _pairs(
@@ -270,7 +300,7 @@ def _least_choice(costs: LevelCosts, level_count: IntArray) -> IntArray:
     """Level indices [G] of the least latency that moving single groups finds from both ends."""
     choice = np.zeros((1, len(level_count)), dtype=np.int64)
     if costs.moves_ms(choice)[1].min() >= 0.0:
-        return choice[0]  # as on most devices, fewer channels are cheaper
+        return np.asarray(choice[0])  # as on most devices, fewer channels are cheaper
     choice = np.concatenate([choice, level_count[None] - 1])
     levels = costs.index.shape[1]
     for _ in range(4 * len(level_count)):

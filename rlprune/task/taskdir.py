@@ -160,7 +160,7 @@ def read_npz(path: Path) -> dict[str, NDArray[Any]]:
         ValueError: damaged, or holding objects. OSError: not readable.
     """
     try:
-        with np.load(path, allow_pickle=False) as data:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as data:
             return {name: data[name] for name in data.files}
     except (zipfile.BadZipFile, EOFError) as error:
         raise ValueError(f"{path.name} is damaged: {error}") from error

@@ -1,0 +1,171 @@
+"""What the environments promise to anyone who knows Gymnasium."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium
+import numpy as np
+import pytest
+from gymnasium.utils.env_checker import check_env
+from gymnasium.vector import AutoresetMode
+from stable_baselines3.common.env_checker import check_env as check_for_sb3
+from synthetic import random_task
+
+from rlprune.task.episode import ActionMode
+from rlprune.task.knapsack import solve
+from rlprune.task.task import PruningTask
+from rlprune_envs import ChannelPruningEnv, ChannelPruningVectorEnv, example_task
+
+NAME = "rlprune_envs:rlprune/ChannelPruning-v0"
+MODES: tuple[ActionMode, ...] = ("offset", "correction", "ratio")
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_made_by_name_it_passes_both_checkers(mode: ActionMode) -> None:
+    env = gymnasium.make(NAME, action=mode).unwrapped
+    check_env(env, skip_render_check=True)
+    check_for_sb3(env)
+
+
+def test_made_by_name_without_arguments_it_runs() -> None:
+    env = gymnasium.make(NAME)
+    _, info = env.reset(seed=1)
+    assert info["budget_ms"] > 0
+    over = False
+    while not over:
+        _, _, over, truncated, info = env.step(env.action_space.sample())
+        assert not truncated
+    assert info["latency_ms"] <= info["budget_ms"]
+    assert info["keeps"].shape == (4,)
+
+
+def test_same_seed_same_episode() -> None:
+    env = ChannelPruningEnv([random_task(0), random_task(1)])
+    first, _ = env.reset(seed=5)
+    again, _ = env.reset(seed=5)
+    other, _ = env.reset(seed=6)
+    assert np.array_equal(first, again)
+    assert not np.array_equal(first, other)
+
+
+def test_action_zero_keeps_what_the_knapsack_keeps() -> None:
+    task = random_task(2)
+    env = ChannelPruningEnv([task], withheld_ratio=0.0)
+    _, info = env.reset(seed=0, options={"budget_ms": 1.0})
+    over, total = False, 0.0
+    while not over:
+        _, reward, over, _, info = env.step(np.zeros(1, np.float32))
+        total += reward
+    assert total == 0.0
+    budget = np.array([info["budget_ms"]])
+    curve = env._current.episode.loss
+    assert np.array_equal(info["keeps"], solve(task, budget, loss=curve)[0])
+
+
+def test_options_choose_task_and_budget() -> None:
+    tasks = [random_task(0), random_task(1)]
+    env = ChannelPruningEnv(tasks)
+    _, info = env.reset(seed=0, options={"task": 1, "budget_ms": 1e9})
+    assert info == {"task": 1, "budget_ms": 1e9}
+
+
+def test_no_tasks_at_all_are_refused() -> None:
+    with pytest.raises(ValueError, match="tasks is empty"):
+        ChannelPruningEnv([])
+
+
+def rollout_single(
+    task: PruningTask, seed: int, mode: ActionMode, actions: np.ndarray
+) -> list[tuple[np.ndarray, float, bool, dict[str, Any]]]:
+    """Steps of one env under actions [T, A], reset whenever an episode ends."""
+    env = ChannelPruningEnv([task], action=mode)
+    observation, _ = env.reset(seed=seed)
+    seen: list[tuple[np.ndarray, float, bool, dict[str, Any]]] = [(observation, 0.0, False, {})]
+    for action in actions:
+        observation, reward, over, _, info = env.step(action)
+        if over:
+            info["last"] = observation
+            observation, _ = env.reset()
+        seen.append((observation, reward, over, info))
+    return seen
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_vector_equals_single_step_for_step(mode: ActionMode) -> None:
+    tasks = [random_task(0, group_count=4), random_task(1, group_count=6, noise=0.2)]
+    vector = ChannelPruningVectorEnv(tasks, num_envs=6, action=mode)
+    size = vector.single_action_space.shape[0]
+    actions = np.random.default_rng(0).uniform(-1, 1, (15, 6, size)).astype(np.float32)
+    singles = [
+        rollout_single(tasks[0 if row < 3 else 1], 40 + row, mode, actions[:, row])
+        for row in range(6)
+    ]
+    observations, _ = vector.reset(seed=40)
+    assert np.allclose(observations, [steps[0][0] for steps in singles], atol=1e-5)
+    for turn, action in enumerate(actions, start=1):
+        observations, rewards, ended, truncated, infos = vector.step(action)
+        assert not truncated.any()
+        for row, steps in enumerate(singles):
+            observation, reward, over, info = steps[turn]
+            assert np.allclose(observations[row], observation, atol=1e-5)
+            assert rewards[row] == pytest.approx(reward, abs=1e-9)
+            assert ended[row] == over
+            if over:
+                assert infos["_final_obs"][row] and infos["_final_info"][row]
+                assert np.allclose(infos["final_obs"][row], info["last"], atol=1e-5)
+                assert np.array_equal(infos["final_info"]["keeps"][row], info["keeps"])
+                for name in ("loss", "budget_ms", "latency_ms", "scale", "reference_loss"):
+                    assert infos["final_info"][name][row] == pytest.approx(info[name])
+            elif "_final_obs" in infos:
+                assert not infos["_final_obs"][row]
+
+
+def test_rows_of_one_task_end_together_and_begin_again_in_the_same_step() -> None:
+    tasks = [random_task(0, group_count=3), random_task(1, group_count=5)]
+    vector = ChannelPruningVectorEnv(tasks, num_envs=4)
+    assert vector.metadata["autoreset_mode"] is AutoresetMode.SAME_STEP
+    vector.reset(seed=0)
+    ends = np.array([vector.step(np.zeros((4, 1), np.float32))[2] for _ in range(15)])
+    assert np.array_equal(np.flatnonzero(ends[:, 0]), [2, 5, 8, 11, 14])
+    assert np.array_equal(np.flatnonzero(ends[:, 3]), [4, 9, 14])
+    assert np.array_equal(ends[:, 0], ends[:, 1]) and np.array_equal(ends[:, 2], ends[:, 3])
+
+
+def test_more_tasks_than_rows_are_served_in_turn() -> None:
+    tasks = [random_task(seed, group_count=2 + seed) for seed in range(3)]
+    vector = ChannelPruningVectorEnv(tasks, num_envs=1)
+    vector.reset(seed=0)
+    ends = [bool(vector.step(np.zeros((1, 1), np.float32))[2][0]) for _ in range(9)]
+    assert np.flatnonzero(ends).tolist() == [1, 4, 8]  # after 2, then 3, then 4 steps
+
+
+def test_made_as_vector_it_has_the_right_spaces() -> None:
+    vector = gymnasium.make_vec(NAME, num_envs=5)
+    single = gymnasium.make(NAME)
+    assert vector.single_observation_space == single.observation_space
+    assert vector.action_space.shape == (5, 1)
+    observations, _ = vector.reset(seed=2)
+    assert observations in vector.observation_space
+
+
+def test_measured_latency_reaches_the_reward_of_both() -> None:
+    def twice(task: PruningTask, keeps: np.ndarray) -> np.ndarray:
+        return task.tables.upper_ms(keeps) * 2
+
+    task = example_task()
+    env = ChannelPruningEnv([task], latency="measured", measure=twice)
+    env.reset(seed=0)
+    for _ in range(3):
+        assert env.step(np.zeros(1, np.float32))[1] == 0.0
+    assert env.step(np.zeros(1, np.float32))[1] < -1.0
+    vector = ChannelPruningVectorEnv([task], num_envs=3, latency="measured", measure=twice)
+    vector.reset(seed=0)
+    rewards = [vector.step(np.zeros((3, 1), np.float32))[1] for _ in range(4)]
+    assert (rewards[-1] < -1.0).all()
+
+
+def test_seeds_that_do_not_match_the_rows_are_refused() -> None:
+    vector = ChannelPruningVectorEnv(num_envs=2)
+    with pytest.raises(ValueError, match="3 seeds for 2"):
+        vector.reset(seed=[1, 2, 3])
