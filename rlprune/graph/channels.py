@@ -1,13 +1,13 @@
 """Which channels must live or die together.
 
-Every channel axis of every tensor carries an array of ids, one per position. An operator's rule says
-which ids are equal (`tie`), which are new (`fresh`), and which cannot be pruned (`hold`). When every
-rule has spoken, the classes of equal ids are the *units*; units that appear equally often in exactly
-the same places form a *group*. Anything not understood is held, so a mistake costs savings, never a
-wrong network.
+Every channel axis of every tensor carries an array of ids, one per position. An operator's rule
+says which ids are equal (`tie`), which are new (`fresh`), and which cannot be pruned (`hold`). When
+every rule has spoken, the classes of equal ids are the *units*; units that appear equally often in
+exactly the same places form a *group*. Anything not understood is held, so a mistake costs savings,
+never a wrong network.
 
-The idea is that of dependency graphs (Fang et al., DepGraph, CVPR 2023), on ids instead of layers, so
-that concats, shuffles, repeats and slices need no special cases.
+The idea is that of dependency graphs (Fang et al., DepGraph, CVPR 2023), on ids instead of layers,
+so that concats, shuffles, repeats and slices need no special cases.
 """
 
 from __future__ import annotations
@@ -119,7 +119,9 @@ class Channels:
         self.blocks[name].append(Block(axes, ids))
 
     def made(self, node: str, name: str, axis: int, ids: IntArray) -> IntArray:
-        """A weight axis that makes channels: claims it with new `ids`, or those of an earlier reader."""
+        """A weight axis that makes channels: claims it with new `ids`, or those of an earlier
+        reader.
+        """
         self.claim(name, (axis,), ids)
         self.producers.append(Producer(node, name, axis))
         return next(block.ids for block in self.blocks[name] if axis in block.axes)
@@ -147,7 +149,9 @@ class Channels:
         if block is not None:
             self.hold(block.ids, reason)
         ids = self.fresh(self.shapes[name][axis])
-        self.hold(ids, reason if block is not None else "comes from a graph input or a fixed tensor")
+        self.hold(
+            ids, reason if block is not None else "comes from a graph input or a fixed tensor"
+        )
         return ids
 
     def solve(self) -> tuple[IntArray, NDArrayReasons]:
@@ -236,7 +240,9 @@ def _components(count: int, left: list[IntArray], right: list[IntArray]) -> IntA
 
 @dataclass(frozen=True)
 class ChannelMap:
-    """For every axis of every tensor of a traced model, which unit of which group each position is."""
+    """For every axis of every tensor of a traced model, which unit of which group each position
+    is.
+    """
 
     shapes: Mapping[str, tuple[int, ...]]
     blocks: Mapping[str, tuple[Block, ...]]
@@ -263,9 +269,7 @@ class ChannelMap:
                     unit = self.unit_of[block.ids]
                     if varying_axes(group * (self.unit_of.max(initial=0) + 2) + unit) != [place]:
                         break
-                    index = tuple(
-                        slice(None) if k == place else 0 for k in range(block.ids.ndim)
-                    )
+                    index = tuple(slice(None) if k == place else 0 for k in range(block.ids.ndim))
                     return group[index], unit[index]
                 return group, self.unit_of[block.ids]
         fixed = np.full(extent, -1, dtype=np.int64)

@@ -6,7 +6,7 @@ the layout operators but never computed with, so that a model and its skeleton f
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -35,7 +35,8 @@ def ints(array: Array | None) -> list[int] | None:
 def reshape_target(shape: Sequence[int], target: Sequence[int], allow_zero: bool) -> list[int]:
     """ONNX Reshape's output shape."""
     out = [
-        shape[k] if d == 0 and not allow_zero and k < len(shape) else d for k, d in enumerate(target)
+        shape[k] if d == 0 and not allow_zero and k < len(shape) else d
+        for k, d in enumerate(target)
     ]
     if -1 in out:
         rest = int(np.prod([d for d in out if d != -1], dtype=np.int64))
@@ -104,7 +105,9 @@ def _constant_of_shape(attrs: Attrs, shape: Array) -> Array:
 
 
 def _reshape(attrs: Attrs, x: Array, target: Array) -> Array:
-    return x.reshape(reshape_target(x.shape, [int(d) for d in target], bool(attrs.get("allowzero"))))
+    return x.reshape(
+        reshape_target(x.shape, [int(d) for d in target], bool(attrs.get("allowzero")))
+    )
 
 
 def _flatten(attrs: Attrs, x: Array) -> Array:
@@ -159,6 +162,13 @@ def _reduce_prod(attrs: Attrs, x: Array, axes: Array | None = None) -> Array:
     return np.asarray(np.prod(x, axis=None if which is None else tuple(which), keepdims=keep))
 
 
+def _fold_pairs(pick: np.ufunc, arrays: Sequence[Array]) -> Array:
+    result = arrays[0]
+    for array in arrays[1:]:
+        result = pick(result, array)
+    return np.asarray(result)
+
+
 LAYOUT: dict[str, Callable[..., Array]] = {
     "Identity": lambda _, x: x,
     "Reshape": _reshape,
@@ -191,8 +201,8 @@ ARITHMETIC: dict[str, Callable[..., Array]] = {
     "Abs": lambda _, a: np.abs(a),
     "Floor": lambda _, a: np.floor(a),
     "Ceil": lambda _, a: np.ceil(a),
-    "Min": lambda _, *a: np.minimum.reduce(np.broadcast_arrays(*a)),
-    "Max": lambda _, *a: np.maximum.reduce(np.broadcast_arrays(*a)),
+    "Min": lambda _, *a: _fold_pairs(np.minimum, a),
+    "Max": lambda _, *a: _fold_pairs(np.maximum, a),
     "Equal": lambda _, a, b: a == b,
     "Less": lambda _, a, b: a < b,
     "Greater": lambda _, a, b: a > b,
@@ -201,12 +211,12 @@ ARITHMETIC: dict[str, Callable[..., Array]] = {
     "Not": lambda _, a: ~a,
     "And": lambda _, a, b: a & b,
     "Or": lambda _, a, b: a | b,
-    "Where": lambda _, c, a, b: np.where(c, a, b),
+    "Where": lambda _, c, a, b: np.asarray(np.where(c, a, b)),
 }
 """Operators evaluated on small constants."""
 
 
-def constant_value(attrs: Attrs) -> Array | None:
+def constant_value(attrs: Mapping[str, Any]) -> Array | None:
     """What a Constant node holds, but for a `value` tensor, whose data may be large."""
     for key, dtype in (("value_int", np.int64), ("value_float", np.float32)):
         if key in attrs:

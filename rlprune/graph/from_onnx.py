@@ -26,7 +26,9 @@ class OnnxTrace:
 
     graph: PruningGraph
     model: ModelProto
-    """In normal form (`normal.normalise`): equal to the file traced, every constant an initializer."""
+    """In normal form (`normal.normalise`): equal to the file traced, every constant an
+    initializer.
+    """
     channels: ChannelMap
     normal: NormalModel
     """Nodes, extents and known values of `model`."""
@@ -40,13 +42,13 @@ def trace_onnx(
     """Finds what may be pruned of an ONNX model; a skeleton will do. The argument is not changed.
 
     Args:
-        model: a path, a file's bytes, or a loaded model.
-        input_shapes: extents of graph inputs that the file leaves open, by input name. An open batch
+        model: a path, a file's bytes, or a loaded model. input_shapes: extents of graph inputs that
+        the file leaves open, by input name. An open batch
             size is taken as 1 and stays open.
 
     Raises:
-        ModelError: see `load.load_onnx`; extents that are not known; shapes that contradict each other.
-        UnsupportedOperatorError: an operator whose output shape cannot be told.
+        ModelError: see `load.load_onnx`; extents that are not known; shapes that contradict each
+        other. UnsupportedOperatorError: an operator whose output shape cannot be told.
     """
     if isinstance(model, ModelProto):
         check(model)

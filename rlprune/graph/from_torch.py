@@ -20,8 +20,8 @@ from onnx import numpy_helper
 from rlprune.errors import MissingExtraError, ModelError
 from rlprune.graph.folding import LAYOUT, Array
 from rlprune.graph.from_onnx import OnnxTrace, trace_onnx
-from rlprune.graph.normal import read_nodes
 from rlprune.graph.types import PruningGraph
+from rlprune.graph.walk import read_nodes
 
 try:
     import torch

@@ -10,8 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rlprune.graph.channels import ChannelMap, Channels, Producer
-from rlprune.graph.normal import Node, NormalModel
+from rlprune.graph.normal import NormalModel
 from rlprune.graph.types import Group, Held, IntArray, Member
+from rlprune.graph.walk import Node
 
 
 def group_units(

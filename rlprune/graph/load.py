@@ -30,7 +30,7 @@ OPSETS = range(11, 27)
 SKELETON_KEY = "rlprune.skeleton"
 """`metadata_props` key that marks a model whose weights were reduced to shapes (`skeleton.py`)."""
 
-_ITEM_BITS = {
+_ITEM_BITS: dict[int, int] = {
     TensorProto.FLOAT: 32,
     TensorProto.DOUBLE: 64,
     TensorProto.FLOAT16: 16,
@@ -101,7 +101,8 @@ def check(model: ModelProto) -> None:
     opset = {entry.domain: entry.version for entry in model.opset_import}.get("")
     if opset is None or opset not in OPSETS:
         raise ModelError(
-            f"opset {opset} is not within {OPSETS.start}..{OPSETS.stop - 1}; export again", field="model"
+            f"opset {opset} is not within {OPSETS.start}..{OPSETS.stop - 1}; export again",
+            field="model",
         )
     _check_nodes(model)
     skeleton = is_skeleton(model)
@@ -218,7 +219,8 @@ def _embed(tensor: TensorProto, folder: Path, budget: int) -> None:
         stated = int(entries.get("length", str(length)))
         if offset < 0 or stated != length or length > budget:
             raise ModelError(
-                f"external data of {tensor.name!r} has the wrong length or is too large", field="model"
+                f"external data of {tensor.name!r} has the wrong length or is too large",
+                field="model",
             )
         # O_NOFOLLOW: a link that appeared after the test above is not followed either.
         handle = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0))
@@ -226,7 +228,9 @@ def _embed(tensor: TensorProto, folder: Path, budget: int) -> None:
             file.seek(offset)
             data = file.read(length)
     except (OSError, ValueError) as error:
-        raise ModelError(f"cannot read external data {location!r}: {error}", field="model") from error
+        raise ModelError(
+            f"cannot read external data {location!r}: {error}", field="model"
+        ) from error
     if len(data) != length:
         raise ModelError(f"external data {location!r} is cut short", field="model")
     tensor.raw_data = data
@@ -258,7 +262,9 @@ def _check_nodes(model: ModelProto) -> None:
         for attribute in node.attribute:
             if attribute.type in (AttributeProto.GRAPH, AttributeProto.GRAPHS):
                 raise UnsupportedOperatorError(
-                    name, node.op_type, "control flow is not analysed; export with static control flow"
+                    name,
+                    node.op_type,
+                    "control flow is not analysed; export with static control flow",
                 )
             if attribute.type in (AttributeProto.SPARSE_TENSOR, AttributeProto.SPARSE_TENSORS):
                 raise UnsupportedOperatorError(name, node.op_type, "sparse tensors are not read")
@@ -274,7 +280,9 @@ def _check_names(model: ModelProto) -> None:
         name = node.name or f"#{index}"
         for tensor in node.input:
             if tensor and tensor not in known:
-                why = "a cycle, or nodes out of order" if tensor in made_later else "nothing makes it"
+                why = (
+                    "a cycle, or nodes out of order" if tensor in made_later else "nothing makes it"
+                )
                 raise ModelError(
                     f"node {name!r} ({node.op_type}) reads {tensor!r}: {why}", field="model"
                 )

@@ -1,13 +1,12 @@
 """The operators of a model that cost time, in the one form all exports of it share.
 
-A BatchNorm that the runtime folds into the convolution before it is gone, so are Identity, Dropout and
-reshapes that move nothing; a mean over all positions is a global pool whoever wrote it; a bias added
-after a product belongs to it.
+A BatchNorm that the runtime folds into the convolution before it is gone, so are Identity, Dropout
+and reshapes that move nothing; a mean over all positions is a global pool whoever wrote it; a bias
+added after a product belongs to it.
 """
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -15,12 +14,14 @@ import numpy as np
 
 from rlprune.graph.channels import ChannelMap
 from rlprune.graph.folding import axes_of
-from rlprune.graph.normal import Node, NormalModel
+from rlprune.graph.normal import NormalModel
 from rlprune.graph.patterns import Fused, fuse
+from rlprune.graph.rules_layout import pad_counts
 from rlprune.graph.types import IntArray, Operator, Width
+from rlprune.graph.walk import Node
 
 _FREE = frozenset(
-    "Identity Dropout Cast Reshape Flatten Squeeze Unsqueeze Shape Size Constant".split()
+    ("Identity", "Dropout", "Cast", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Shape", "Size")
 )
 _ACTIVATIONS = {
     "Relu": "relu",
@@ -61,10 +62,13 @@ class _Lister:
     widths: Sequence[int]
     """Of the groups."""
     fused: Mapping[str, Fused]
-    uses: Counter[str] = field(default_factory=Counter)
+    readers: dict[str, list[Node]] = field(default_factory=dict)
+    outputs: frozenset[str] = frozenset()
     made_by: dict[str, int] = field(default_factory=dict)
     """Operator (or graph input) that every tensor comes from."""
     listed: list[Operator] = field(default_factory=list)
+    padded: dict[str, Node] = field(default_factory=dict)
+    """Outputs of zero pads that the convolution after them takes over."""
     slices: dict[str, Node] = field(default_factory=dict)
     """Outputs of slicing nodes that nobody has read so far."""
 
@@ -106,6 +110,7 @@ class _Lister:
         *,
         in_width: Width | None = None,
         source: str = "",
+        in_spatial: tuple[int, ...] | None = None,
         out_spatial: tuple[int, ...] | None = None,
         kernel: Sequence[int] = (),
         stride: Sequence[int] = (),
@@ -115,7 +120,8 @@ class _Lister:
         inputs: Sequence[str] = (),
     ) -> None:
         source = source or next(
-            (n for n in node.inputs if n and n in self.made_by), node.inputs[0] if node.inputs else ""
+            (n for n in node.inputs if n and n in self.made_by),
+            node.inputs[0] if node.inputs else "",
         )
         output = node.outputs[0]
         out_width = self.width(output)
@@ -128,7 +134,7 @@ class _Lister:
                 inputs=tuple(self.made_by[n] for n in names if n in self.made_by),
                 in_width=in_width or self.width(source),
                 out_width=out_width,
-                in_spatial=self.spatial(source),
+                in_spatial=self.spatial(source) if in_spatial is None else in_spatial,
                 out_spatial=self.spatial(output) if out_spatial is None else out_spatial,
                 kernel=tuple(int(k) for k in kernel),
                 stride=tuple(int(s) for s in stride),
@@ -166,7 +172,9 @@ class _Lister:
         fused = self.fused.get(node.name)
         if fused is not None:
             if fused.variant:
-                self.add(node, "activation", fused.variant, source=fused.source, inputs=(fused.source,))
+                self.add(
+                    node, "activation", fused.variant, source=fused.source, inputs=(fused.source,)
+                )
             return
         op = node.op
         data = [n for n in node.inputs if n and not self.constant(n)]
@@ -196,7 +204,10 @@ class _Lister:
         elif op == "Concat":
             self.add(node, "concat", "", in_width=self.width(node.outputs[0]))
         elif op == "Pad":
-            if self.normal.shapes[node.inputs[0]] == self.normal.shapes[node.outputs[0]]:
+            if self._is_taken_over(node):
+                self.padded[node.outputs[0]] = node
+                self.alias(node)
+            elif self.normal.shapes[node.inputs[0]] == self.normal.shapes[node.outputs[0]]:
                 self.alias(node)
             else:
                 self.add(node, "pad", "")
@@ -231,14 +242,21 @@ class _Lister:
         dilation = node.attrs.get("dilations", [1] * rank)
         if depthwise and kind == "conv":
             kind, groups = "depthwise_conv", 0
+        pads = self._pads(node, kernel, stride, dilation)
+        source = node.inputs[0]
+        if source in self.padded:
+            pad = self.padded[source]
+            begins, ends = pad_counts(pad, self.normal, rank + 2) or ([], [])
+            pads = [own + more for own, more in zip(pads, begins[2:] + ends[2:], strict=True)]
+            source = pad.inputs[0]
         self.add(
             node,
             kind,
             "",
-            source=node.inputs[0],
+            source=source,
             kernel=kernel,
             stride=stride,
-            pads=self._pads(node, kernel, stride, dilation),
+            pads=pads,
             dilation=dilation,
             groups=groups,
         )
@@ -262,10 +280,38 @@ class _Lister:
             ends.append(total - low)
         return begins + ends
 
+    def _is_taken_over(self, node: Node) -> bool:
+        """Whether a pad is zeros around a map that one convolution alone reads.
+
+        Runtimes and the newer exporter merge the two.
+        """
+        readers = self.readers.get(node.outputs[0], [])
+        rank = len(self.normal.shapes[node.inputs[0]])
+        counts = pad_counts(node, self.normal, rank)
+        if len(readers) != 1 or readers[0].op != "Conv" or counts is None:
+            return False
+        value = node.attrs.get("value", 0.0)
+        if len(node.inputs) > 2 and node.inputs[2]:
+            fill = self.normal.values.get(node.inputs[2])
+            value = 1.0 if fill is None else float(fill.ravel()[0])
+        return (
+            value == 0.0
+            and node.attrs.get("mode", "constant") == "constant"
+            and readers[0].attrs.get("auto_pad", "NOTSET") == "NOTSET"
+            and readers[0].inputs[0] == node.outputs[0]
+            and not any(counts[0][:2] + counts[1][:2])
+            and min(counts[0] + counts[1]) >= 0
+        )
+
     def _absorbed(self, node: Node, source: str) -> bool:
         """Whether the runtime folds the node into the convolution or product before it."""
         maker = self.made_by.get(source, -1)
-        if maker < 0 or self.uses[source] != 1 or self.listed[maker].kind not in _ABSORBERS:
+        if (
+            maker < 0
+            or len(self.readers.get(source, ())) != 1
+            or source in self.outputs
+            or self.listed[maker].kind not in _ABSORBERS
+        ):
             return False
         # Only if nothing but reshapes lies between; the maker's own output has one reader.
         if self.normal.shapes[source] != self.normal.shapes[node.outputs[0]]:
@@ -315,7 +361,9 @@ class _Lister:
         shape = self.normal.shapes[node.inputs[0]]
         if not node.op.startswith("Global"):
             known = [self.normal.values.get(n) for n in node.inputs]
-            axes = {a % len(shape) for a in axes_of(dict(node.attrs), known, 1) or range(len(shape))}
+            axes = {
+                a % len(shape) for a in axes_of(dict(node.attrs), known, 1) or range(len(shape))
+            }
             rest = set(range(len(shape))) - axes - set(self.channel_axes(node.inputs[0]))
             if any(shape[axis] != self.batch() for axis in rest) or len(rest) > 1:
                 self.add(node, "pool", variant)
@@ -323,7 +371,11 @@ class _Lister:
         self._whole(node, variant)
 
     def _whole(self, node: Node, variant: str) -> None:
-        self.add(node, "global_pool", variant, source=node.inputs[0], out_spatial=())
+        # A row that was widened to a map for the pooling is a row.
+        extents = list(self.spatial(node.inputs[0]))
+        while len(extents) > 1 and extents[0] == 1:
+            del extents[0]
+        self.add(node, "global_pool", variant, in_spatial=tuple(extents), out_spatial=())
 
     def _transpose(self, node: Node) -> None:
         shape = self.normal.shapes[node.inputs[0]]
@@ -350,9 +402,10 @@ def list_operators(
 ) -> tuple[Operator, ...]:
     """Operators in canonical order; the first of a chain that a runtime fuses stands for it."""
     lister = _Lister(normal, channels, widths, fuse(normal))
+    lister.outputs = frozenset(value.name for value in normal.model.graph.output)
     for node in normal.nodes:
-        lister.uses.update(node.inputs)
-    lister.uses.update(value.name for value in normal.model.graph.output)
+        for name in node.inputs:
+            lister.readers.setdefault(name, []).append(node)
     for place, value in enumerate(normal.model.graph.input):
         lister.made_by[value.name] = -1 - place
     for index in order:

@@ -1,8 +1,8 @@
 """Activations that exporters spell out in arithmetic, recognised as one.
 
-The older exporter writes Gelu as `x * (erf(x / sqrt 2) + 1) * 0.5`, HardSigmoid and HardSwish appear as
-clipped lines. Runtimes fuse these, and the newer exporter writes them as one node, so that a plan must
-see one operator either way.
+The older exporter writes Gelu as `x * (erf(x / sqrt 2) + 1) * 0.5`, HardSigmoid and HardSwish
+appear as clipped lines. Runtimes fuse these, and the newer exporter writes them as one node, so
+that a plan must see one operator either way.
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from rlprune.graph.normal import Node, NormalModel
+from rlprune.graph.normal import NormalModel
+from rlprune.graph.walk import Node
 
 
 @dataclass(frozen=True, slots=True)

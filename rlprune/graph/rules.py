@@ -1,10 +1,10 @@
 """What each operator says about channel ids: those that compute.
 
-One rule per operator, registered by op type; `rules_layout.py` has those that move data. A rule reads
-the blocks of its inputs, ties, holds, claims axes of weights, and puts the block of its outputs.
-Dropping a unit must change nothing but what the dropped channels themselves contribute through the
-weights that read them: an operator that mixes channels without weights (a softmax or mean over them)
-therefore holds them. An operator without a rule holds all it touches.
+One rule per operator, registered by op type; `rules_layout.py` has those that move data. A rule
+reads the blocks of its inputs, ties, holds, claims axes of weights, and puts the block of its
+outputs. Dropping a unit must change nothing but what the dropped channels themselves contribute
+through the weights that read them: an operator that mixes channels without weights (a softmax or
+mean over them) therefore holds them. An operator without a rule holds all it touches.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ import numpy as np
 
 from rlprune.graph.channels import Block, Channels
 from rlprune.graph.folding import axes_of
-from rlprune.graph.normal import Node, NormalModel
+from rlprune.graph.normal import NormalModel
 from rlprune.graph.types import IntArray
+from rlprune.graph.walk import Node
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,11 +49,11 @@ Rule = Callable[[Node, Scope], None]
 RULES: dict[str, Rule] = {}
 
 
-def rule(*ops: str) -> Callable[[Rule], Rule]:
-    """Registers a rule for operators of the default domain (or `domain.Name`)."""
+def rule(operators: str) -> Callable[[Rule], Rule]:
+    """Registers a rule for operators of the default domain (or `domain.Name`), by their names."""
 
     def register(function: Rule) -> Rule:
-        for op in ops:
+        for op in operators.split():
             RULES[op] = function
         return function
 
@@ -85,15 +86,14 @@ def pass_on(node: Node, scope: Scope) -> None:
                 scope.channels.put(output, block.axes, block.ids)
 
 
-for _op in (
-    "Relu LeakyRelu Sigmoid Tanh HardSwish HardSigmoid Elu Selu Celu Gelu Erf Softplus Softsign Mish "
-    "Exp Log Sqrt Reciprocal Neg Abs Sign Floor Ceil Round Sin Cos Cast Identity Dropout Clip "
-    "ThresholdedRelu Shrink Not IsNaN IsInf Swish"
-).split():
-    RULES[_op] = pass_on
+rule(
+    "Relu LeakyRelu Sigmoid Tanh HardSwish HardSigmoid Elu Selu Celu Gelu Erf Softplus "
+    "Softsign Mish Exp Log Sqrt Reciprocal Neg Abs Sign Floor Ceil Round Sin Cos Cast "
+    "Identity Dropout Clip ThresholdedRelu Shrink Not IsNaN IsInf Swish"
+)(pass_on)
 
 
-@rule("Shape", "Size")
+@rule("Shape Size")
 def _shape(node: Node, scope: Scope) -> None:
     """Extents are read anew from the pruned tensor."""
 
@@ -262,7 +262,7 @@ def _hold_axes(node: Node, scope: Scope, axes: list[int], why: str) -> None:
         pass_on(node, scope)
 
 
-@rule("LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization")
+@rule("LayerNormalization RMSNormalization SimplifiedLayerNormalization")
 def _layer_norm(node: Node, scope: Scope) -> None:
     rank = len(scope.shape(node.inputs[0]))
     axes = list(range(int(node.attrs.get("axis", -1)) % rank, rank))
@@ -274,12 +274,12 @@ def _layer_norm(node: Node, scope: Scope) -> None:
             scope.channels.hold(block.ids, f"{node.op} {node.name} is scaled by these channels")
 
 
-@rule("GroupNormalization", "LRN")
+@rule("GroupNormalization LRN")
 def _group_norm(node: Node, scope: Scope) -> None:
     _hold_axes(node, scope, [1], "normalises over these channels")
 
 
-@rule("LpNormalization", "CumSum", "Hardmax")
+@rule("LpNormalization CumSum Hardmax")
 def _axis_norm(node: Node, scope: Scope) -> None:
     rank = len(scope.shape(node.inputs[0]))
     axis = [int(node.attrs.get("axis", -1))] if node.op != "CumSum" else list(range(rank))
@@ -288,10 +288,12 @@ def _axis_norm(node: Node, scope: Scope) -> None:
 
 @rule("MeanVarianceNormalization")
 def _mvn(node: Node, scope: Scope) -> None:
-    _hold_axes(node, scope, list(node.attrs.get("axes", [0, 2, 3])), "normalises over these channels")
+    _hold_axes(
+        node, scope, list(node.attrs.get("axes", [0, 2, 3])), "normalises over these channels"
+    )
 
 
-@rule("Softmax", "LogSoftmax")
+@rule("Softmax LogSoftmax")
 def _softmax(node: Node, scope: Scope) -> None:
     rank = len(scope.shape(node.inputs[0]))
     if scope.normal.opset() < 13:
@@ -301,15 +303,15 @@ def _softmax(node: Node, scope: Scope) -> None:
     _hold_axes(node, scope, axes, "sums over these channels")
 
 
-@rule("MaxPool", "AveragePool", "LpPool", "GlobalAveragePool", "GlobalMaxPool", "GlobalLpPool")
+@rule("MaxPool AveragePool LpPool GlobalAveragePool GlobalMaxPool GlobalLpPool")
 def _pool(node: Node, scope: Scope) -> None:
     rank = len(scope.shape(node.inputs[0]))
     _hold_axes(node, scope, list(range(2, rank)), "pools over these channels")
 
 
 @rule(
-    *"ReduceMean ReduceSum ReduceMax ReduceMin ReduceProd ReduceL1 ReduceL2 ReduceLogSum".split(),
-    *"ReduceLogSumExp ReduceSumSquare".split(),
+    "ReduceMean ReduceSum ReduceMax ReduceMin ReduceProd ReduceL1 ReduceL2 ReduceLogSum "
+    "ReduceLogSumExp ReduceSumSquare"
 )
 def _reduce(node: Node, scope: Scope) -> None:
     block = scope.channels.block(node.inputs[0])
@@ -332,14 +334,14 @@ def _reduce(node: Node, scope: Scope) -> None:
 
 
 @rule(
-    *"Add Sub Mul Div Pow PRelu Where Min Max Sum Mean Mod Equal Less Greater LessOrEqual".split(),
-    *"GreaterOrEqual And Or Xor BitwiseAnd BitwiseOr".split(),
+    "Add Sub Mul Div Pow PRelu Where Min Max Sum Mean Mod Equal Less Greater LessOrEqual "
+    "GreaterOrEqual And Or Xor BitwiseAnd BitwiseOr"
 )
 def _elementwise(node: Node, scope: Scope) -> None:
     """Operands tie where both have channels, with numpy's broadcasting.
 
-    Where one operand has full extent and no channels, the axis cannot shrink; where a constant has full
-    extent, it is sliced in step.
+    Where one operand has full extent and no channels, the axis cannot shrink; where a constant has
+    full extent, it is sliced in step.
     """
     channels = scope.channels
     out = scope.shape(node.outputs[0])

@@ -6,12 +6,13 @@ import numpy as np
 
 from rlprune.graph.channels import MAX_IDS, Block
 from rlprune.graph.folding import axes_of, ints, slice_index
-from rlprune.graph.normal import Node
+from rlprune.graph.normal import NormalModel
 from rlprune.graph.rules import Scope, hold_all, pass_on, rule
 from rlprune.graph.types import IntArray
+from rlprune.graph.walk import Node
 
 
-@rule("Reshape", "Flatten")
+@rule("Reshape Flatten")
 def _reshape(node: Node, scope: Scope) -> None:
     block = scope.channels.block(node.inputs[0])
     if block is None:
@@ -24,9 +25,7 @@ def _reshape(node: Node, scope: Scope) -> None:
     scope.channels.put(node.outputs[0], moved.axes, moved.ids)
 
 
-def reshape_block(
-    block: Block, before: tuple[int, ...], after: tuple[int, ...]
-) -> Block | None:
+def reshape_block(block: Block, before: tuple[int, ...], after: tuple[int, ...]) -> Block | None:
     """A block's ids after a reshape; None where they would be too many.
 
     Both shapes are cut into runs of axes of equal product; runs with channels are reshaped as one.
@@ -46,9 +45,7 @@ def reshape_block(
     ids = np.broadcast_to(ids, extent).reshape([after[axis] for axis in axes_out])
     # Axes along which the ids merely repeat are no channel axes.
     keep = [
-        k
-        for k in range(ids.ndim)
-        if ids.shape[k] > 1 and (ids != np.take(ids, [0], axis=k)).any()
+        k for k in range(ids.ndim) if ids.shape[k] > 1 and (ids != np.take(ids, [0], axis=k)).any()
     ]
     if not keep:
         longest = [k for k in range(ids.ndim) if ids.shape[k] == max(ids.shape)][:1]
@@ -57,9 +54,7 @@ def reshape_block(
     return Block(tuple(axes_out[k] for k in keep), np.ascontiguousarray(ids[index]))
 
 
-def _runs(
-    before: tuple[int, ...], after: tuple[int, ...]
-) -> list[tuple[list[int], list[int]]]:
+def _runs(before: tuple[int, ...], after: tuple[int, ...]) -> list[tuple[list[int], list[int]]]:
     """Shortest runs of axes of equal product, in order."""
     runs: list[tuple[list[int], list[int]]] = []
     i = j = 0
@@ -234,11 +229,13 @@ def _pad(node: Node, scope: Scope) -> None:
     if block is None:
         return
     rank = len(scope.shape(node.inputs[0]))
-    begins, ends = pad_counts(node, scope, rank) or ([1] * rank, [1] * rank)
+    counts = pad_counts(node, scope.normal, rank)
+    if counts is None:
+        return hold_all(node, scope, "pads with computed counts")
+    begins, ends = counts
     touched = [axis for axis in block.axes if begins[axis] or ends[axis]]
-    known = pad_counts(node, scope, rank) is not None
     mode = node.attrs.get("mode", "constant")
-    if not known or (touched and (mode != "constant" or len(block.axes) > 1)):
+    if touched and (mode != "constant" or len(block.axes) > 1):
         return hold_all(node, scope, "pads these channels")
     if not touched:
         return pass_on(node, scope)
@@ -249,12 +246,12 @@ def _pad(node: Node, scope: Scope) -> None:
     scope.channels.put(node.outputs[0], block.axes, np.concatenate([low, block.ids, high]))
 
 
-def pad_counts(node: Node, scope: Scope, rank: int) -> tuple[list[int], list[int]] | None:
+def pad_counts(node: Node, normal: NormalModel, rank: int) -> tuple[list[int], list[int]] | None:
     """Entries put before and after every axis; None where they are computed."""
     if "pads" in node.attrs:
         pads = [int(p) for p in node.attrs["pads"]]
         return pads[:rank], pads[rank:]
-    known = [ints(scope.normal.values.get(name)) if name else None for name in node.inputs]
+    known = [ints(normal.values.get(name)) if name else None for name in node.inputs]
     if len(known) < 2 or known[1] is None:
         return None
     pads = known[1]
@@ -269,7 +266,7 @@ def pad_counts(node: Node, scope: Scope, rank: int) -> tuple[list[int], list[int
     return begins, ends
 
 
-@rule("Expand", "Resize", "Upsample")
+@rule("Expand Resize Upsample")
 def _stretch(node: Node, scope: Scope) -> None:
     """Channels go through where their own axes keep their extent."""
     block = scope.channels.block(node.inputs[0])
@@ -283,7 +280,10 @@ def _stretch(node: Node, scope: Scope) -> None:
     )
     if not static or resized_open or any(before[a] != after[a + shift] for a in block.axes):
         return hold_all(node, scope, "stretches these channels")
-    if node.op == "Resize" and node.attrs.get("coordinate_transformation_mode") == "tf_crop_and_resize":
+    if (
+        node.op == "Resize"
+        and node.attrs.get("coordinate_transformation_mode") == "tf_crop_and_resize"
+    ):
         return hold_all(node, scope, "crops while it stretches")
     scope.channels.put(node.outputs[0], tuple(a + shift for a in block.axes), block.ids)
 

@@ -2,8 +2,8 @@
 
 A skeleton is an ONNX file whose float tensors of 64 elements or more, Constant nodes included, are
 reduced to shapes. Smaller ones and all integers stay: Reshape, Slice and Clip mean nothing without
-them. It can be traced as it is, and runs as fast as the real model once filled. Names of weights stay,
-so that groups are called alike on both sides; notes, source paths and docstrings do not.
+them. It can be traced as it is, and runs as fast as the real model once filled. Names of weights
+stay, so that groups are called alike on both sides; notes, source paths and docstrings do not.
 """
 
 from __future__ import annotations
@@ -11,14 +11,13 @@ from __future__ import annotations
 import math
 
 import numpy as np
-
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from rlprune.errors import ModelError
 from rlprune.graph.folding import SMALL
 from rlprune.graph.load import FLOAT_TYPES, MAX_BYTES, SKELETON_KEY, is_skeleton, load_onnx
-from rlprune.graph.normal import is_hollow
+from rlprune.graph.walk import is_hollow
 
 _NOTE_KEPT = "pkg.torch.onnx.name_scopes"
 
@@ -116,11 +115,15 @@ def _all_tensors(model: ModelProto) -> list[TensorProto]:
 def _roles(model: ModelProto) -> dict[str, tuple[str, int, bool]]:
     """For every tensor, which operator reads it, as which input, and whether transposed."""
     roles: dict[str, tuple[str, int, bool]] = {}
-    # Backwards, so that a weight moved by Transpose or copied by Identity has its final reader's role.
+    # Backwards, so that a weight that Transpose moves has its last reader's role.
     for node in reversed(model.graph.node):
         moved = roles.get(node.output[0]) if node.output else None
         for place, name in enumerate(node.input):
-            if place == 0 and moved and node.op_type in ("Identity", "Transpose", "Reshape", "Cast"):
+            if (
+                place == 0
+                and moved
+                and node.op_type in ("Identity", "Transpose", "Reshape", "Cast")
+            ):
                 roles[name] = (moved[0], moved[1], moved[2] != (node.op_type == "Transpose"))
             else:
                 roles[name] = (node.op_type, place, _is_transposed(node))

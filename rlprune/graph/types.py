@@ -26,10 +26,11 @@ FloatArray = NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class Width:
-    """The length of a channel axis as a function of what the groups keep: const + sum(repeat * keep).
+    """The length of a channel axis as a function of what the groups keep: const + sum(repeat *
+    keep).
 
-    A concat's or padded shortcut's input is a sum of groups; an axis that a Flatten made holds every
-    channel `repeat` times.
+    A concat's or padded shortcut's input is a sum of groups; an axis that a Flatten made holds
+    every channel `repeat` times.
     """
 
     const: int = 0
@@ -74,8 +75,8 @@ class Operator:
 
     kinds: `conv` (dense or grouped), `depthwise_conv`, `conv_transpose`, `linear`, `matmul`, `norm`
     (a normalisation that no convolution can absorb), `activation`, `add`, `mul`, `concat`, `pool`,
-    `global_pool`, `pad`, `slice`, `resize`, `softmax`, `layout` (transpose, reshape that moves data).
-    A BatchNorm that a runtime folds into the convolution before it is not an operator.
+    `global_pool`, `pad`, `slice`, `resize`, `softmax`, `layout` (transpose, reshape that moves
+    data). A BatchNorm that a runtime folds into the convolution before it is not an operator.
     """
 
     name: str
@@ -193,7 +194,9 @@ class PruningGraph:
         try:
             data = json.loads(text)
             if data["format"] != FORMAT:
-                raise ModelError(f"graph format is {data['format']!r}, this version reads {FORMAT!r}")
+                raise ModelError(
+                    f"graph format is {data['format']!r}, this version reads {FORMAT!r}"
+                )
             return PruningGraph(
                 fingerprint=str(data["fingerprint"]),
                 groups=tuple(

@@ -10,8 +10,8 @@ import numpy as np
 from onnx import numpy_helper
 
 from rlprune.graph.from_onnx import OnnxTrace
-from rlprune.graph.normal import Node
 from rlprune.graph.types import FloatArray
+from rlprune.graph.walk import Node
 
 
 def unit_scores(trace: OnnxTrace, *, norm: int = 1) -> list[FloatArray]:

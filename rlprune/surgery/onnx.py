@@ -1,4 +1,6 @@
-"""A plan applied to an ONNX model: weights sliced, and every constant that names a width rewritten."""
+"""A plan applied to an ONNX model: weights sliced, and every constant that names a width
+rewritten.
+"""
 
 from __future__ import annotations
 
@@ -14,16 +16,18 @@ from rlprune.errors import PlanError
 from rlprune.graph.folding import ints, slice_index
 from rlprune.graph.from_onnx import OnnxTrace
 from rlprune.graph.load import is_skeleton
-from rlprune.graph.normal import Node, is_hollow
 from rlprune.graph.rules_layout import pad_counts
 from rlprune.graph.types import FloatArray, IntArray, PruningGraph
+from rlprune.graph.walk import Node, is_hollow
 from rlprune.surgery.importance import unit_scores
 
 BoolArray = NDArray[np.bool_]
 
 
 def kept_units(scores: Sequence[FloatArray], keeps: IntArray) -> list[IntArray]:
-    """The `keeps[g]` units of largest score of every group, ascending; of equal scores the first."""
+    """The `keeps[g]` units of largest score of every group, ascending; of equal scores the
+    first.
+    """
     chosen = []
     for score, keep in zip(scores, keeps, strict=True):
         order = np.argsort(-score, kind="stable")
@@ -213,8 +217,8 @@ def _slice(surgeon: _Surgeon, node: Node, copy: NodeProto) -> list[TensorProto]:
         axes = list(node.attrs.get("axes", range(len(starts))))
     else:
         starts, ends = ints(known[1]) or [], ints(known[2]) or []
-        axes = ints(known[3]) if len(known) > 3 and known[3] is not None else None
-        axes = axes or list(range(len(starts)))
+        stated = ints(known[3]) if len(known) > 3 else None
+        axes = stated or list(range(len(starts)))
     for place, axis in enumerate(axes):
         mask = masks.get(axis % len(shape))
         if mask is not None:

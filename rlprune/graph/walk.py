@@ -1,0 +1,301 @@
+"""One walk through a model's nodes, at one batch size: extents, types, and constants folded.
+
+ONNX's own inference tells extents, node by node, so that the values folded so far (Reshape targets
+computed in the graph) can be used for the next node.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import (
+    ModelProto,
+    NodeProto,
+    TensorProto,
+    TypeProto,
+    helper,
+    numpy_helper,
+    shape_inference,
+)
+
+from rlprune.errors import ModelError, UnsupportedOperatorError
+from rlprune.graph.folding import (
+    ARITHMETIC,
+    LAYOUT,
+    Array,
+    constant_value,
+    make_tensor,
+    readable,
+)
+from rlprune.graph.load import check_shape
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """A node with its attributes as Python values."""
+
+    name: str
+    op: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    attrs: Mapping[str, Any]
+    scope: str = ""
+    """Module path that the exporter noted, e.g. `layer1.0.conv1`; empty where it noted none."""
+
+
+@dataclass
+class Weight:
+    """A constant: its proto (or another's, moved), extents, and values where they may be read."""
+
+    dims: Shape
+    elem_type: int
+    proto: TensorProto | None = None
+    array: Array | None = None
+    origin: str = ""
+    """Name of the tensor it is an untouched copy of."""
+
+
+@dataclass
+class Walk:
+    """One walk through the nodes at one batch size."""
+
+    nodes: Sequence[Node]
+    protos: Sequence[NodeProto]
+    opsets: Mapping[str, int]
+    weights: dict[str, Weight]
+    types: dict[str, tuple[int, Shape]]
+    declared: Mapping[str, tuple[int, Shape]]
+    values: dict[str, Array] = field(default_factory=dict)
+
+    def run(self) -> None:
+        for name, weight in self.weights.items():
+            self.types[name] = (weight.elem_type, weight.dims)
+            if weight.array is not None:
+                self.values[name] = weight.array
+        for node, proto in zip(self.nodes, self.protos, strict=True):
+            if not self._fold(node, proto):
+                self._infer(node, proto)
+
+    def _fold(self, node: Node, proto: NodeProto) -> bool:
+        """Evaluates a node of constants; False where it has to stay."""
+        if node.op == "Constant":
+            return self._constant(node)
+        if node.op in ("Shape", "Size"):
+            shape = self.types[node.inputs[0]][1]
+            if node.op == "Shape":
+                part = shape[node.attrs.get("start", 0) : node.attrs.get("end", len(shape))]
+                self._know(node.outputs[0], np.array(part, dtype=np.int64))
+            else:
+                self._know(node.outputs[0], np.array(np.prod(shape, dtype=np.int64)))
+            return True
+        if node.op in ("Dropout",) or not node.inputs or not proto.output[0]:
+            return False
+        first = self.weights.get(node.inputs[0])
+        rest = [self.values.get(name) for name in node.inputs[1:] if name]
+        if first is not None and first.array is None and node.op in LAYOUT:
+            if any(value is None for value in rest):
+                return False
+            return self._move(node, first, [value for value in rest if value is not None])
+        known = [self.values.get(name) for name in node.inputs if name]
+        if node.op not in ARITHMETIC or any(value is None for value in known) or "" in node.inputs:
+            return False
+        try:
+            with np.errstate(all="ignore"):
+                result = np.asarray(ARITHMETIC[node.op](dict(node.attrs), *known))
+        except (ValueError, IndexError, TypeError, KeyError, OverflowError):
+            return False
+        if not readable(result.dtype, result.size) and node.op not in LAYOUT:
+            return False
+        self._know(node.outputs[0], result)
+        return True
+
+    def _constant(self, node: Node) -> bool:
+        name = node.outputs[0]
+        value = constant_value(node.attrs)
+        if value is not None:
+            self._know(name, value)
+            return True
+        proto = node.attrs.get("value")
+        if not isinstance(proto, TensorProto):
+            raise UnsupportedOperatorError(node.name, "Constant", "holds no tensor of numbers")
+        self.weights[name] = weight_of(proto)
+        self.types[name] = (proto.data_type, tuple(proto.dims))
+        array = self.weights[name].array
+        if array is not None:
+            self.values[name] = array
+        return True
+
+    def _know(self, name: str, array: Array) -> None:
+        elem = helper.np_dtype_to_tensor_dtype(array.dtype)
+        check_shape(name, array.shape)
+        self.types[name] = (elem, array.shape)
+        self.weights[name] = Weight(array.shape, elem, array=array)
+        if readable(array.dtype, array.size):
+            self.values[name] = array
+
+    def _move(self, node: Node, weight: Weight, rest: list[Array]) -> bool:
+        """Moves a weight for good; with only its shape known (a skeleton), moves the shape."""
+        name = node.outputs[0]
+        if node.op == "Identity":
+            self.weights[name] = replace(weight)
+            self.types[name] = (weight.elem_type, weight.dims)
+            return True
+        if node.op in ("Expand", "Cast"):
+            return False
+        hollow = weight.proto is not None and is_hollow(weight.proto)
+        try:
+            if hollow:
+                # A broadcast scalar stands in for the data that is not there.
+                data: Array = np.broadcast_to(np.zeros((), np.bool_), weight.dims)
+            else:
+                data = to_array(weight)
+            moved = LAYOUT[node.op](dict(node.attrs), data, *rest)
+        except (ValueError, IndexError, TypeError):
+            return False
+        check_shape(name, moved.shape)
+        self.types[name] = (weight.elem_type, moved.shape)
+        if hollow:
+            proto = TensorProto(name=name, data_type=weight.elem_type, dims=moved.shape)
+            self.weights[name] = Weight(moved.shape, weight.elem_type, proto=proto)
+        else:
+            self.weights[name] = weight_of(make_tensor(name, moved))
+        return True
+
+    def _infer(self, node: Node, proto: NodeProto) -> None:
+        inputs = {name: _type_proto(*self.types[name]) for name in node.inputs if name}
+        # Floats too: the scales of a Resize decide about its extents.
+        data = {
+            name: make_tensor(name, self.values[name]) for name in inputs if name in self.values
+        }
+        version = self.opsets.get(proto.domain)
+        try:
+            schema = onnx.defs.get_schema(node.op, version or 1, proto.domain)
+        except onnx.defs.SchemaError:
+            self._declare(node)
+            return
+        try:
+            found = shape_inference.infer_node_outputs(
+                schema,
+                proto,
+                inputs,
+                data,
+                opset_imports=[helper.make_opsetid(d, v) for d, v in self.opsets.items()],
+            )
+        except (shape_inference.InferenceError, RuntimeError, ValueError) as error:
+            why = " ".join(str(error).split())[:200]
+            raise ModelError(f"node {node.name!r} ({node.op}): shapes do not fit: {why}") from error
+        for name in node.outputs:
+            if name:
+                shape = _shape(found.get(name))
+                if shape is None:
+                    self._declare(node)
+                    return
+                check_shape(name, shape)
+                self.types[name] = (found[name].tensor_type.elem_type, shape)
+
+    def _declare(self, node: Node) -> None:
+        """Takes the output shapes the file states for an operator that cannot be inferred."""
+        for name in node.outputs:
+            if name and name in self.declared:
+                self.types[name] = self.declared[name]
+            elif name:
+                raise UnsupportedOperatorError(
+                    node.name, node.op, f"the shape of its output {name!r} cannot be told"
+                )
+
+
+def walk(
+    model: ModelProto, nodes: Sequence[Node], inputs: Mapping[str, tuple[int, Shape]], batch: int
+) -> Walk:
+    types = {
+        name: (elem, tuple(batch if d < 0 else d for d in shape))
+        for name, (elem, shape) in inputs.items()
+    }
+    declared = {}
+    for value in (*model.graph.value_info, *model.graph.output):
+        shape = _shape(value.type)
+        if shape is not None:
+            declared[value.name] = (value.type.tensor_type.elem_type, shape)
+    result = Walk(
+        nodes,
+        list(model.graph.node),
+        {e.domain if e.domain != "ai.onnx" else "": e.version for e in model.opset_import},
+        {t.name: weight_of(t) for t in model.graph.initializer},
+        types,
+        declared,
+    )
+    result.run()
+    return result
+
+
+def read_nodes(model: ModelProto) -> list[Node]:
+    """Nodes with unique, non-empty names."""
+    taken: Counter[str] = Counter()
+    nodes = []
+    for proto in model.graph.node:
+        base = proto.name or f"{proto.op_type}_{proto.output[0] if proto.output else ''}"
+        taken[base] += 1
+        name = base if taken[base] == 1 else f"{base}#{taken[base]}"
+        op = proto.op_type if proto.domain in ("", "ai.onnx") else f"{proto.domain}.{proto.op_type}"
+        attrs = {a.name: _attribute(a) for a in proto.attribute}
+        nodes.append(Node(name, op, tuple(proto.input), tuple(proto.output), attrs, _scope(proto)))
+    return nodes
+
+
+def weight_of(proto: TensorProto) -> Weight:
+    """A constant tensor, its values read where they may decide about the graph."""
+    dims = tuple(proto.dims)
+    weight = Weight(dims, proto.data_type, proto=proto, origin=proto.name)
+    dtype = helper.tensor_dtype_to_np_dtype(proto.data_type)
+    if readable(dtype, int(np.prod(dims, dtype=np.int64))) and not is_hollow(proto):
+        weight.array = numpy_helper.to_array(proto)
+    return weight
+
+
+def is_hollow(proto: TensorProto) -> bool:
+    """Whether a skeleton's tensor: a shape without data."""
+    if proto.HasField("raw_data") or 0 in proto.dims:
+        return False
+    fields = (proto.float_data, proto.int32_data, proto.int64_data, proto.double_data)
+    return not any(len(values) for values in (*fields, proto.uint64_data))
+
+
+def to_array(weight: Weight) -> Array:
+    if weight.array is not None:
+        return weight.array
+    assert weight.proto is not None
+    return numpy_helper.to_array(weight.proto)
+
+
+def _shape(kind: TypeProto | None) -> Shape | None:
+    if kind is None or not kind.HasField("tensor_type") or not kind.tensor_type.HasField("shape"):
+        return None
+    dims = kind.tensor_type.shape.dim
+    if any(not d.HasField("dim_value") for d in dims):
+        return None
+    return tuple(d.dim_value for d in dims)
+
+
+def _type_proto(elem: int, shape: Shape) -> TypeProto:
+    return helper.make_tensor_type_proto(elem, shape)
+
+
+def _attribute(attribute: onnx.AttributeProto) -> Any:
+    value = helper.get_attribute_value(attribute)
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else value
+
+
+def _scope(proto: NodeProto) -> str:
+    """Module path from the newer exporter's notes: `['', 'layer1', 'layer1.0', 'relu']`."""
+    for entry in proto.metadata_props:
+        if entry.key == "pkg.torch.onnx.name_scopes" and len(entry.value) < 4096:
+            scopes = [part.strip(" '\"") for part in entry.value.strip("[]").split(",")]
+            return scopes[-2] if len(scopes) > 1 else ""
+    return ""
