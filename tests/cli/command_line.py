@@ -19,11 +19,12 @@ def answer(result: Result) -> Any:
     return json.loads(result.stdout)
 
 
-def refusal(result: Result, folder: Path) -> str:
-    """The one line of a refused command, which left no file behind."""
+def refusal(result: Result, folder: Path, *, also: tuple[str, ...] = ()) -> str:
+    """The one line of a refused command, which left no file behind but `also`."""
     assert result.exit_code == 1, result.output
     assert result.stdout == ""
     (line,) = result.stderr.splitlines()
     assert line.startswith("error: ")
-    assert {path.name for path in folder.iterdir()} <= {"model.onnx", "plan.json", "data.npz"}
+    there = {path.name.removesuffix("-wal").removesuffix("-shm") for path in folder.iterdir()}
+    assert there <= {"model.onnx", "plan.json", "data.npz", *also}
     return line.removeprefix("error: ")
