@@ -73,8 +73,10 @@ class OperatorCosts:
             designs.append(features)
             targets.append(np.log([max(point.ms, MIN_MS) for point in own]) - prior)
         design, target = np.concatenate(designs), np.concatenate(targets)
-        gram = design.T @ design + RIDGE * np.eye(design.shape[1])
-        weights = np.asarray(np.linalg.solve(gram, design.T @ target), dtype=np.float64)
+        noise = np.array([point.log_sd for own in by_form.values() for point in own])
+        trust = SHAPE_SD**2 / (SHAPE_SD**2 + noise**2)
+        gram = design.T @ (trust[:, None] * design) + RIDGE * np.eye(design.shape[1])
+        weights = np.asarray(np.linalg.solve(gram, design.T @ (trust * target)), dtype=np.float64)
         start = OperatorCosts(kinds, weights, {})
         residuals = {}
         for key, own in by_form.items():

@@ -201,7 +201,7 @@ class _Draft:
         graph = helper.make_graph(self.nodes, "operator", self.inputs, [result], self.weights)
         model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)])
         model.ir_version = IR_VERSION
-        return model
+        return onnx.shape_inference.infer_shapes(model)
 
 
 def operator_model(spec: OperatorSpec) -> onnx.ModelProto:

@@ -1,0 +1,39 @@
+"""Device keys: safe to store and send, and different where latencies are not comparable."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from rlprune.latency.device import local_device_key
+
+
+@dataclass
+class Named:
+    name: str = "ort"
+    version: str = "1.31.1"
+
+    def load(self, model: bytes, *, thread_count: int = 1) -> None: ...
+
+
+def test_names_runtime_hardware_threads_precision_and_batch() -> None:
+    key = local_device_key(Named())
+    assert re.fullmatch(r"[a-z0-9._-]{1,120}", key)
+    assert key.startswith("ort-1.31.1.") and key.endswith(".t1.f32.b1")
+    assert key == local_device_key(Named())
+
+
+def test_differs_where_latencies_are_not_comparable() -> None:
+    keys = {
+        local_device_key(Named()),
+        local_device_key(Named(version="1.32.0")),
+        local_device_key(Named(name="ncnn")),
+        local_device_key(Named(), thread_count=2),
+        local_device_key(Named(), batch=4),
+    }
+    assert len(keys) == 5
+
+
+def test_stays_a_key_whatever_the_runtime_calls_itself() -> None:
+    key = local_device_key(Named(name="O R/T!", version="1." + "9" * 300), thread_count=16)
+    assert re.fullmatch(r"[a-z0-9._-]{1,120}", key) and key.endswith(".t16.f32.b1")
