@@ -7,18 +7,16 @@ they change: with the task, with the episode (its budget and its loss curves), w
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rlprune.graph.types import FloatArray, IntArray, PruningGraph
-from rlprune.latency.tables import LatencyTables
-from rlprune.profile.types import GroupProfiles
+from rlprune.graph.types import FloatArray, IntArray
 from rlprune.task.costs import LevelCosts
 from rlprune.task.reference import Reference
 from rlprune.task.task import PruningTask
+from rlprune.task.traits import TASK_SLOTS, later, later_mean, task_block
 
 OBSERVATION_VERSION = 1
 """Grows when a slot changes its meaning, its place or its scale; artifacts name theirs."""
@@ -29,35 +27,6 @@ KEEP_RATIOS = (0.25, 0.5, 0.75)
 
 _SAMPLES = ("least", "25", "50", "75")
 
-TASK_SLOTS = (
-    "log_width",  # log2(width) / 8
-    "position",  # place of the group in topological order, 0-1
-    "log_group_count",  # log2(groups) / 6
-    "least_keep",  # least level over width
-    "level_count",  # levels / 16
-    "kernel",  # greatest kernel extent among producers / 7
-    "stride",  # log2 of the greatest stride among producers
-    "depthwise",  # 1 where a depthwise convolution works on the group
-    "producers",  # log2(1 + weighted operators that produce it) / 3
-    "consumers",  # log2(1 + weighted operators that read it) / 3
-    "stream",  # 1 where several operators produce it (a residual stream)
-    "shared_input",  # 1 where a reader's input holds more than this group
-    "log_cells",  # log2(positions of its feature map) / 16
-    "macs_share",  # log1p(groups * share of the MACs in operators it touches) / 2; so the next two
-    "params_share",
-    "latency_share",
-    "macs_saved_50",  # likewise, MACs that halving it saves
-    "later_latency_mean",  # latency_share over the groups still to come
-    "later_latency_max",
-    "overhead_share",  # device: cost outside of operators, share of base
-    "weightless_share",  # device: cost of operators without MACs, share of base
-    "dense_rate",  # device: log of ms per MAC over the model's mean, / 2; 0 where there are none
-    "depthwise_rate",
-    "linear_rate",
-    "reversal",  # device: share of latency steps, level to level, that go the wrong way
-    "jump",  # device: greatest step of a group's latency over its mean step, log, mean over groups
-    "interval",  # device: relative upper end of the prediction interval - 1
-)
 EPISODE_SLOTS = (
     "profiled",  # 1 where losses measured on data are present
     "energetic",  # 1 where weight energies are present
@@ -93,7 +62,6 @@ STEP_SLOTS = (
 )
 SLOTS: tuple[str, ...] = (*TASK_SLOTS, *EPISODE_SLOTS, *STEP_SLOTS)
 
-_WEIGHTED = ("conv", "conv_transpose", "depthwise_conv", "linear")
 _EPS = 1e-12
 
 
@@ -123,7 +91,7 @@ class Encoder:
         return Encoder(
             task=task,
             costs=costs,
-            block=_task_block(task, costs, float(latency[0])),
+            block=task_block(task, costs, float(latency[0])),
             energy=np.zeros((task.group_count, 4)) if energy is None else _sample(energy, sampling),
             sampling=sampling,
             base_ms=float(latency[0]),
@@ -262,19 +230,6 @@ def _value(gain_ms: FloatArray, cost_ms: FloatArray) -> FloatArray:
     return np.asarray(np.log(np.maximum(gain_ms, 1e-9) / np.maximum(cost_ms, 1e-9)) / 2)
 
 
-def _later(values: FloatArray, reduce: np.ufunc) -> FloatArray:
-    """Reduction over the groups after each one [..., G]; 0 for the last."""
-    backwards = reduce.accumulate(values[..., ::-1], axis=-1)[..., ::-1]
-    later = np.zeros_like(values)
-    later[..., :-1] = backwards[..., 1:]
-    return later
-
-
-def _later_mean(values: FloatArray) -> FloatArray:
-    count = np.maximum(values.shape[-1] - 1 - np.arange(values.shape[-1]), 1)
-    return np.asarray(_later(values, np.add) / count)
-
-
 def _episode_block(
     encoder: Encoder,
     reference: Reference,
@@ -313,142 +268,9 @@ def _episode_block(
         np.log1p(own / norm[:, None]),
         per_row(own.sum(1) / total),
         per_row(np.log1p(price * encoder.range_ms / total)),
-        _later_mean(half),
-        _later(half, np.maximum),
-        _later_mean(keep),
-        _later(keep, np.minimum),
+        later_mean(half),
+        later(half, np.maximum),
+        later_mean(keep),
+        later(keep, np.minimum),
     ]
     return np.stack(columns, axis=-1)
-
-
-def _task_block(task: PruningTask, costs: LevelCosts, base_ms: float) -> FloatArray:
-    graph, tables = task.graph, task.tables
-    groups = task.group_count
-    widths = graph.widths
-    latency = tables.operator_ms(widths[None])[0]  # [O]
-    macs, params = _work(graph)
-
-    def touched(amount: FloatArray) -> FloatArray:
-        share = amount / max(float(amount.sum()), _EPS)
-        sums = np.bincount(costs.group, weights=share[costs.operator], minlength=groups)
-        return np.log1p(groups * sums) / 2
-
-    latency_share = touched(latency)
-    place = _place(graph)
-    traits = _device_traits(task, costs, latency, macs, base_ms)
-    columns = [
-        np.log2(widths) / 8,
-        (np.arange(groups) + 0.5) / max(groups, 1),
-        np.full(groups, np.log2(max(groups, 1)) / 6),
-        task.levels[:, 0] / widths,
-        task.level_count / 16,
-        *place,
-        touched(macs),
-        touched(params),
-        latency_share,
-        _macs_saved(graph, tables, costs, macs),
-        _later_mean(latency_share),
-        _later(latency_share, np.maximum),
-        *(np.full(groups, trait) for trait in traits),
-    ]
-    return np.stack(columns, axis=-1)
-
-
-def _work(graph: PruningGraph) -> tuple[FloatArray, FloatArray]:
-    """MACs and parameters of every operator of the unpruned model [O]."""
-    widths = graph.widths
-    pairs = [(op, op.in_width.at(widths), op.out_width.at(widths)) for op in graph.operators]
-    macs = [int(op.macs_at(ins, outs)) for op, ins, outs in pairs]
-    params = [int(op.params_at(ins, outs)) for op, ins, outs in pairs]
-    return np.array(macs, dtype=np.float64), np.array(params, dtype=np.float64)
-
-
-def _place(graph: PruningGraph) -> list[FloatArray]:
-    """The slots kernel .. log_cells, each [G]."""
-    groups = len(graph.groups)
-    kernel, stride, cells = np.ones(groups), np.ones(groups), np.ones(groups)
-    depthwise, shared = np.zeros(groups), np.zeros(groups)
-    producers, consumers = np.zeros(groups), np.zeros(groups)
-    for op in graph.operators:
-        extent = float(math.prod(op.out_spatial))
-        for group, _ in op.out_width.terms:
-            cells[group] = max(cells[group], extent)
-            if op.kind == "depthwise_conv":
-                depthwise[group] = 1.0
-            if op.kind in _WEIGHTED:
-                kernel[group] = max(kernel[group], *op.kernel, 1)
-                stride[group] = max(stride[group], *op.stride, 1)
-                producers[group] += op.kind != "depthwise_conv"
-        for group, _ in op.in_width.terms:
-            if op.kind in _WEIGHTED and op.kind != "depthwise_conv":
-                consumers[group] += 1
-                shared[group] = max(shared[group], float(len(op.in_width.terms) > 1))
-    return [
-        kernel / 7,
-        np.log2(stride),
-        depthwise,
-        np.log2(1 + producers) / 3,
-        np.log2(1 + consumers) / 3,
-        (producers > 1).astype(np.float64),
-        shared,
-        np.log2(cells) / 16,
-    ]
-
-
-def _macs_saved(
-    graph: PruningGraph, tables: LatencyTables, costs: LevelCosts, macs: FloatArray
-) -> FloatArray:
-    operator, group = costs.operator, costs.group
-    half = graph.widths[group] / 2
-    in_width = tables.in_incidence @ graph.widths
-    in_total = np.array([op.in_width.const for op in graph.operators], dtype=np.int64) + in_width
-    out_total = tables.out_incidence @ graph.widths + np.array(
-        [op.out_width.const for op in graph.operators], dtype=np.int64
-    )
-    dense = np.array([op.kind != "depthwise_conv" for op in graph.operators], dtype=np.bool_)
-    fewer_in = half * tables.in_incidence[operator, group] / np.maximum(in_total[operator], 1)
-    fewer_out = half * tables.out_incidence[operator, group] / np.maximum(out_total[operator], 1)
-    left = (1 - fewer_in * dense[operator]) * (1 - fewer_out)
-    share = macs[operator] * (1 - left) / max(float(macs.sum()), _EPS)
-    groups = len(graph.groups)
-    return np.asarray(np.log1p(groups * np.bincount(group, weights=share, minlength=groups)) / 2)
-
-
-def _device_traits(
-    task: PruningTask, costs: LevelCosts, latency: FloatArray, macs: FloatArray, base_ms: float
-) -> list[float]:
-    """The slots overhead_share .. interval."""
-    base = max(base_ms, _EPS)
-    kinds = np.array([op.kind for op in task.graph.operators])
-    mean_rate = float(latency[macs > 0].sum()) / max(float(macs.sum()), 1.0)
-
-    def rate(*names: str) -> float:
-        chosen = np.isin(kinds, names) & (macs > 0)
-        if not chosen.any():
-            return 0.0
-        own = float(latency[chosen].sum() / macs[chosen].sum())
-        return float(np.log(max(own, _EPS) / max(mean_rate, _EPS)) / 2)
-
-    _, moves = costs.moves_ms((task.level_count - 1)[None])
-    step = np.diff(moves[0], axis=1)  # [G, L-1]; 0 in the padding
-    travelled = np.abs(step).sum()
-    reversal = float(np.maximum(-step, 0).sum() / max(travelled, _EPS))
-    count = np.maximum(task.level_count - 1, 1)
-    mean_step = np.maximum(np.abs(step).sum(1) / count, _EPS)
-    greatest = np.abs(step).max(1, initial=0.0)
-    jump = float(np.log(np.maximum(greatest / mean_step, 1.0)).mean()) if len(count) else 0.0
-    return [
-        task.tables.overhead_ms / base,
-        float(latency[macs == 0].sum()) / base,
-        rate("conv", "conv_transpose"),
-        rate("depthwise_conv"),
-        rate("linear"),
-        reversal,
-        jump,
-        task.tables.interval_ratio[1] - 1.0,
-    ]
-
-
-def shown(profiles: GroupProfiles) -> tuple[bool, bool]:
-    """Whether measured losses and weight energies are there to be shown."""
-    return profiles.measured_loss is not None, profiles.energy_loss is not None

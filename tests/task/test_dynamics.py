@@ -234,7 +234,7 @@ def test_serving_a_budget_below_the_least_gives_the_least_plan() -> None:
     assert np.array_equal(keeps[0], least_keeps(task))
 
 
-def test_reference_looks_up_its_own_choice_and_prices_fall_with_budget() -> None:
+def test_reference_is_the_knapsack_and_more_budget_leaves_less_to_lose() -> None:
     task = random_task(8, group_count=8)
     least, base = PlanningFrame.of(task).budget_range_ms
     budget_ms = least + (base - least) * np.linspace(0.1, 0.9, 9)
@@ -245,7 +245,7 @@ def test_reference_looks_up_its_own_choice_and_prices_fall_with_budget() -> None
     _, to_go, price = found.lookup(0, remaining)
     curve = loss_curve(task.profiles, task.graph)
     loss = curve[np.arange(8), found.choice].sum(1)
-    assert (to_go <= loss + 1e-3 * curve[:, 0].sum()).all()
+    assert (to_go <= loss + 0.02 * curve[:, 0].sum()).all()
     assert (price >= 0).all()
     richer = found.lookup(0, remaining * 1.5 + 0.01)
     assert (richer[1] <= to_go + 1e-12).all()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 from synthetic import chain_graph, random_task, resnet_like, task_of
 
@@ -45,10 +47,12 @@ def test_few_values_are_cut_off() -> None:
 
 def test_every_slot_tells_something_apart() -> None:
     dynamics = [
-        PruningDynamics(random_task(s, group_count=6, noise=0.2 * (s % 2)), withheld_ratio=0.5)
+        PruningDynamics(random_task(s, group_count=3 + s, noise=0.2 * (s % 2)), withheld_ratio=0.5)
         for s in range(12)
     ]
-    seen = np.concatenate([episode_observations(d, 8, 3).reshape(-1, len(SLOTS)) for d in dynamics])
+    seen = np.concatenate(
+        [episode_observations(d, 8, s).reshape(-1, len(SLOTS)) for s, d in enumerate(dynamics)]
+    )
     still = [name for name, spread in zip(SLOTS, seen.std(0), strict=True) if spread < 1e-6]
     assert still == ["interval"]  # the synthetic tables all have one interval
 
@@ -66,8 +70,6 @@ def test_withheld_curves_are_not_shown() -> None:
 def test_scale_of_the_device_does_not_show() -> None:
     graph = chain_graph([16, 32, 24])
     slow = task_of(graph, seed=1)
-    from dataclasses import replace
-
     tables = replace(
         slow.tables, flat_ms=slow.tables.flat_ms * 8, overhead_ms=slow.tables.overhead_ms * 8
     )
