@@ -1,8 +1,8 @@
 """The answer: how many units each group keeps, and what that is predicted to cost.
 
-A plan holds no weights and no indices: which channels survive is decided where the weights are. It is
-a plain JSON file that outlives any server and can be replayed. The module is called `plans` because
-`rlprune.plan(...)` is the function that makes one.
+A plan holds no weights and no indices: which channels survive is decided where the weights are. It
+is a plain JSON file that outlives any server and can be replayed. The module is called `plans`
+because `rlprune.plan(...)` is the function that makes one.
 """
 
 from __future__ import annotations
@@ -82,7 +82,12 @@ class PruningPlan:
         return np.array([entry.keep for entry in self.groups], dtype=np.int64)
 
     def check(self, graph: PruningGraph) -> None:
-        """Raises PlanMismatchError unless the plan is for `graph`, PlanError if it cannot be applied."""
+        """Refuses a plan that cannot be applied to `graph`.
+
+        Raises:
+            PlanMismatchError: it is for another graph.
+            PlanError: it asks for what the graph cannot give.
+        """
         if self.fingerprint != graph.fingerprint:
             raise PlanMismatchError(
                 f"plan is for graph {self.fingerprint[:12]}, model is {graph.fingerprint[:12]}; "
@@ -91,11 +96,14 @@ class PruningPlan:
             )
         if len(self.groups) != len(graph.groups):
             raise PlanError(
-                f"plan has {len(self.groups)} groups, model has {len(graph.groups)}", field="plan.groups"
+                f"plan has {len(self.groups)} groups, model has {len(graph.groups)}",
+                field="plan.groups",
             )
         for entry, group in zip(self.groups, graph.groups, strict=True):
             if entry.scheme not in SCHEMES:
-                raise PlanError(f"group {entry.name!r}: unknown scheme {entry.scheme!r}", field="plan.groups")
+                raise PlanError(
+                    f"group {entry.name!r}: unknown scheme {entry.scheme!r}", field="plan.groups"
+                )
             if not 1 <= entry.keep <= group.width:
                 raise PlanError(
                     f"group {group.name!r}: keep {entry.keep} is not within 1..{group.width}",
@@ -156,7 +164,9 @@ class PruningPlan:
                 note=str(data["note"]),
             )
         except (KeyError, TypeError, ValueError) as error:
-            raise PlanError(f"plan is damaged ({error!r}); make it again with `rlprune plan`") from error
+            raise PlanError(
+                f"plan is damaged ({error!r}); make it again with `rlprune plan`"
+            ) from error
 
     def save(self, path: str | Path) -> None:
         """Writes the plan; either the whole file is there afterwards or nothing changed."""
