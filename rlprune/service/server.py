@@ -42,6 +42,7 @@ THREAD_COUNT = 8
 MAX_CONCURRENT = 64
 """Calls beyond this are refused at once (RESOURCE_EXHAUSTED) instead of queueing past their end."""
 MAX_MESSAGE_BYTES = 32 * 2**20
+_POLLS = ("Lease", "Renew", "GetJob")  # many a minute, and told only where they are refused
 _HEALTH = "/grpc.health.v1.Health/"
 
 
@@ -240,7 +241,8 @@ def _guarded(
             wire.refuse_internal(context, LOG, method.full_name)
         finally:
             took_ms = 1000 * (time.perf_counter() - began)
-            LOG.info("%s %.1f ms %s", method.full_name, took_ms, outcome)
+            level = logging.DEBUG if method.name in _POLLS and outcome == "OK" else logging.INFO
+            LOG.log(level, "%s %.1f ms %s", method.full_name, took_ms, outcome)
 
     return answer
 
