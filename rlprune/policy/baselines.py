@@ -70,4 +70,4 @@ def _largest_within(task: PruningTask, candidates: IntArray, budget_ms: FloatArr
     upper = task.tables.upper_ms(candidates)
     within = np.asarray(upper[None] <= np.asarray(budget_ms)[:, None])  # [B, C]
     last = len(candidates) - 1 - np.argmax(within[:, ::-1], axis=1)
-    return np.where(within.any(1)[:, None], candidates[last], least_keeps(task))
+    return np.where(np.asarray(within.any(1))[:, None], candidates[last], least_keeps(task))

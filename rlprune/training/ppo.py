@@ -89,7 +89,8 @@ class Agent:
         self.interval = 0
         self._env = TaskVecEnv(tasks, config.rows, config.action, options=config.env)
         if normalizer is None:
-            normalizer = fit_normalizer(self._env, seed=config.seed)
+            longest = max(task.group_count for task in tasks)
+            normalizer = fit_normalizer(self._env, seed=config.seed, steps=longest)
         self._env.normalizer = normalizer
         self._model = PPO(
             "MlpPolicy",
@@ -224,8 +225,8 @@ def agent_config(data: Mapping[str, Any]) -> AgentConfig:
     return AgentConfig(**{**data, "hidden": tuple(data["hidden"])})
 
 
-def fit_normalizer(env: TaskVecEnv, *, seed: int, steps: int = 64) -> Normalizer:
-    """Mean and scale of what a narrow random policy sees.
+def fit_normalizer(env: TaskVecEnv, *, seed: int, steps: int) -> Normalizer:
+    """Mean and scale of what a narrow random policy sees in `steps` steps of every row.
 
     Fixed before the first update rather than running: all agents of a run then see the same scale,
     so one may take over another's weights, and what is exported is what was trained.
