@@ -20,14 +20,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
 
-from rlprune.errors import LeaseError, NotFoundError, RlpruneError, UnavailableError
+from rlprune.errors import InputError, LeaseError, NotFoundError, RlpruneError, UnavailableError
 from rlprune.latency.collect import measure_subjects, skeleton_models
 from rlprune.latency.device import local_device_key
 from rlprune.latency.measure import MeasureConfig
 from rlprune.latency.types import Measurement
 from rlprune.runtime import Runtime, get_runtime
 from rlprune.service.device_client import DeviceClient, LeasedJob
-from rlprune.store.encoding import Subject
+from rlprune.store.encoding import Subject, check_measurement
 
 LOG = logging.getLogger("rlprune.device")
 
@@ -134,8 +134,10 @@ class _Worker:
                 else:
                     stop.wait(self._config.poll_sec)
                 backoff_sec = self._config.poll_sec
-            except NotFoundError:
-                registered = False  # another store than before: introduce ourselves again
+            except NotFoundError as error:
+                LOG.warning("%s; introducing this device again", error)  # another store than before
+                registered = False
+                stop.wait(self._config.poll_sec)
             except LeaseError as error:
                 LOG.warning("%s", error)
             except UnavailableError as error:
@@ -205,7 +207,7 @@ class _Worker:
             part: Sequence[Subject], checkpoint: Callable[[int, int], None]
         ) -> list[Measurement]:
             try:
-                return measure_subjects(
+                measurements = measure_subjects(
                     part,
                     model_of=model_of,
                     device=self._key,
@@ -217,21 +219,29 @@ class _Worker:
                 raise
             except RlpruneError as error:
                 LOG.warning("cannot measure: %s", error)
-                reason = str(error)[:500]
-                return [
-                    Measurement(
-                        self._key,
-                        subject,
-                        (),
-                        (),
-                        thread_count=self._measure.thread_count,
-                        status="failed",
-                        reason=reason,
-                    )
-                    for subject in part
-                ]
+                return [self._failed(subject, str(error)) for subject in part]
+            return [self._checked(measurement) for measurement in measurements]
 
         return measure_part
+
+    def _checked(self, measurement: Measurement) -> Measurement:
+        """The measurement, or that it failed where a server would refuse it (a coarse clock)."""
+        try:
+            check_measurement(measurement)
+        except InputError as error:
+            return self._failed(measurement.subject, str(error))
+        return measurement
+
+    def _failed(self, subject: Subject, reason: str) -> Measurement:
+        return Measurement(
+            device=self._key,
+            subject=subject,
+            cpu_ms=(),
+            wall_ms=(),
+            thread_count=self._measure.thread_count,
+            status="failed",
+            reason=reason[:500],
+        )
 
 
 class _Renewal:

@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 OnProgress = Callable[[str, int, int], None]
 """(what is being done, how much is done, of how much)."""
 
+PLAN_TIMEOUT_SEC = 120.0
+"""Of one CreatePlan: a large model is traced once, and a device's tables fitted once a report."""
 FIRST_POLL_SEC = 0.1
 MAX_POLL_SEC = 1.0
 
@@ -162,7 +164,12 @@ class Client:
         if profiles is not None:
             asked.profiles.CopyFrom(profiles_to(profiles))
         asked.request_id = asked.request_id or uuid.uuid4().hex
-        found = self._channel.call("PlanService/CreatePlan", asked, plans_pb2.CreatePlanResponse)
+        found = self._channel.call(
+            "PlanService/CreatePlan",
+            asked,
+            plans_pb2.CreatePlanResponse,
+            timeout_sec=PLAN_TIMEOUT_SEC,
+        )
         return PlanAnswer(
             plan=plan_from(found.plan) if found.HasField("plan") else None,
             plan_id=found.plan_id,

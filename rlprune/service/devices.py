@@ -64,7 +64,7 @@ class DeviceService:
     ) -> devices_pb2.Job:
         """See devices.proto."""
         check_request_id(request.request_id)
-        self._store.device(request.device)
+        self._store.last_seen_sec(request.device)  # refuses unknown ones
         subjects = subjects_from(request.subjects, field="subjects")
         brought = self._skeletons.trace(request.skeleton) if request.skeleton else None
         graph = brought[0] if brought else self._known_graph(subjects)
@@ -81,11 +81,11 @@ class DeviceService:
 
     def get_job(self, request: devices_pb2.GetJobRequest) -> devices_pb2.Job:
         """See devices.proto."""
-        job, measurements = self._jobs.job(request.job_id)
+        job = self._jobs.job(request.job_id)
         return job_to(
             job,
-            measurements if request.with_measurements else (),
-            reported_count=len({measurement.subject for measurement in measurements}),
+            self._jobs.reported(job.job_id) if request.with_measurements else (),
+            reported_count=self._jobs.reported_count(job.job_id),
         )
 
     def get_skeleton(

@@ -51,7 +51,7 @@ class PlanService:
         profiles = _profiles_of(request, graph)
         device = request.device
         if device != MACS_DEVICE:
-            self._store.device(device)
+            self._store.last_seen_sec(device)  # refuses unknown ones
         plan = self._plan(request, graph, profiles, policy)
         missing = self._missing(graph, profiles, device, needed=plan is None)
         # All is well: from here on things are written.

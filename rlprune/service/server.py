@@ -91,6 +91,7 @@ def start(
     """
     if api_implementation.Type() == "python":
         raise InputError("protobuf runs without its compiled part; install its binary wheel")
+    reflection = _reflection()
     host, port = _split(listen)
     credentials = _credentials(tls_cert, tls_key)
     if not _is_loopback(host) and (credentials is None or not token):
@@ -119,7 +120,11 @@ def start(
         raise InputError(
             f"cannot listen on {listen}: the port is taken or may not be bound", field="listen"
         ) from error
-    opened = store if isinstance(store, Store) else open_store(store)
+    try:
+        opened = store if isinstance(store, Store) else open_store(store)
+    except BaseException:
+        server.stop(None)  # gives the port back
+        raise
     running = Server(
         server, opened, f"{target.rpartition(':')[0]}:{bound}", own_store=opened is not store
     )
@@ -132,7 +137,10 @@ def start(
             _handlers(device_service, DeviceService(opened, jobs, leases, skeletons)),
         )
     )
-    _add_reflection(server)
+    names = [service.full_name for service in _services()]
+    reflection.enable_server_reflection(
+        [*names, health.SERVICE_NAME, reflection.SERVICE_NAME], server
+    )
     server.start()
     running.set_serving()
     LOG.info("listening on %s, store %s", running.address, opened.database)
@@ -251,15 +259,12 @@ def _snake(name: str) -> str:
     return "".join(f"_{letter.lower()}" if letter.isupper() else letter for letter in name)[1:]
 
 
-def _add_reflection(server: grpc.Server) -> None:
+def _reflection() -> Any:
     try:
         from grpc_reflection.v1alpha import reflection
     except ModuleNotFoundError as error:
         raise MissingExtraError("serving", "service") from error
-    names = [service.full_name for service in _services()]
-    reflection.enable_server_reflection(
-        [*names, health.SERVICE_NAME, reflection.SERVICE_NAME], server
-    )
+    return reflection
 
 
 def _split(listen: str) -> tuple[str, int]:

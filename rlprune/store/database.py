@@ -162,7 +162,6 @@ def _engine(url: sa.URL) -> sa.Engine:
         # (SQLAlchemy docs, SQLite dialect, "Serializable isolation / Savepoints").
         connection.isolation_level = None
         connection.execute("PRAGMA synchronous=FULL")
-        connection.execute("PRAGMA foreign_keys=ON")
 
     @sa.event.listens_for(engine, "begin")
     def _on_begin(connection: sa.Connection) -> None:

@@ -56,7 +56,7 @@ class JobQueue:
             NotFoundError: the device is unknown.
         """
         _check_subjects(subjects, fingerprint)
-        self._store.device(device)
+        self._store.last_seen_sec(device)  # refuses unknown ones
         wanted = {encoding.subject_key(subject): subject for subject in subjects}
         with self._database.write() as connection:
             # Two askers at once would each queue the same: the device's row is their turnstile.
@@ -105,7 +105,7 @@ class JobQueue:
                 f"a job has 1 to {MAX_SUBJECTS} different subjects, not {len(subjects)}",
                 field="subjects",
             )
-        self._store.device(device)
+        self._store.last_seen_sec(device)  # refuses unknown ones
         row = {**self._row(device, subjects, fingerprint), "request_id": request_id}
         with self._database.write() as connection:
             if self._database.insert_new(connection, schema.jobs, row):
@@ -143,22 +143,34 @@ class JobQueue:
                     found.setdefault(encoding.subject_key(subject), job.reason)
         return found
 
-    def job(self, job_id: str) -> tuple[Job, list[Measurement]]:
-        """A job and what was reported for it so far.
+    def job(self, job_id: str) -> Job:
+        """A job as it stands now.
 
         Raises:
             NotFoundError: there is none with this id.
         """
-        rows = schema.measurements.c
         with self._database.read() as connection:
             row = _job_row(connection, job_id)
-            query = sa.select(rows.subject, rows.body).where(rows.job_id == job_id)
-            found = connection.execute(query.order_by(rows.seq)).all()
         if row["state"] == JobState.LEASED and row["lease_end_sec"] <= self._store.clock():
             with self._database.write() as connection:
                 end_leases(connection, self._store.clock())
                 row = _job_row(connection, job_id)
-        return job_of_row(row), [encoding.measurement_from_json(*item) for item in found]
+        return job_of_row(row)
+
+    def reported_count(self, job_id: str) -> int:
+        """Subjects of a job that were reported so far."""
+        rows = schema.measurements.c
+        query = sa.select(sa.func.count(rows.subject.distinct())).where(rows.job_id == job_id)
+        with self._database.read() as connection:
+            return int(connection.scalar(query) or 0)
+
+    def reported(self, job_id: str) -> list[Measurement]:
+        """What was reported for a job so far, in order of arrival."""
+        rows = schema.measurements.c
+        query = sa.select(rows.subject, rows.body).where(rows.job_id == job_id).order_by(rows.seq)
+        with self._database.read() as connection:
+            found = connection.execute(query).all()
+        return [encoding.measurement_from_json(*item) for item in found]
 
     def open_jobs(self, device: str) -> list[Job]:
         """Jobs of a device that are pending or leased, oldest first."""

@@ -46,13 +46,13 @@ class Leases:
         if not 1 <= len(worker_id) <= 120:
             raise InputError("worker_id must have 1 to 120 characters", field="worker_id")
         now = self._store.clock()
-        record = self._store.device(device)
+        last_seen_sec = self._store.last_seen_sec(device)
         rows = schema.jobs.c
         ended = sa.and_(rows.state == JobState.LEASED, rows.lease_end_sec <= now)
         held = sa.and_(rows.state == JobState.LEASED, rows.worker_id == worker_id)
         pending = rows.state == JobState.PENDING
         mine = sa.select(schema.jobs).where(rows.device == device).order_by(rows.seq).limit(1)
-        if record.last_seen_sec > now - _SEEN_SEC:
+        if last_seen_sec > now - _SEEN_SEC:
             # Most polls find nothing: they cost a read, not a write.
             with self._database.read() as connection:
                 if connection.execute(mine.where(sa.or_(ended, held, pending))).first() is None:

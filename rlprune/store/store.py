@@ -105,42 +105,46 @@ class Store:
                 )
         return self.device(device)
 
-    def device(self, device: str) -> DeviceRecord:
-        """One device.
+    def last_seen_sec(self, device: str) -> float:
+        """When a device was last heard of; the cheap way to see that it is known.
 
         Raises:
             NotFoundError: unknown; names the known ones.
         """
-        known = self.devices()
-        for record in known:
-            if record.key == device:
-                return record
-        names = ", ".join([record.key for record in known[:20]] + ["macs"])
+        query = sa.select(schema.devices.c.last_seen_sec).where(schema.devices.c.device == device)
+        with self.database.read() as connection:
+            found = connection.scalar(query)
+            if found is not None:
+                return float(found)
+            rows = sa.select(schema.devices.c.device).order_by(schema.devices.c.device).limit(20)
+            names = ", ".join([*connection.scalars(rows), "macs"])
         raise NotFoundError(f"device {device!r} is unknown; known are: {names}", field="device")
 
+    def device(self, device: str) -> DeviceRecord:
+        """One device; raises as `last_seen_sec`."""
+        self.last_seen_sec(device)
+        return self._devices(schema.devices.c.device == device)[0]
+
     def devices(self) -> list[DeviceRecord]:
-        """All devices by name."""
-        counts = (
-            sa.select(schema.measurements.c.device, sa.func.count().label("count"))
-            .group_by(schema.measurements.c.device)
-            .subquery()
+        """All devices by key."""
+        return self._devices(sa.true())
+
+    def _devices(self, which: sa.ColumnElement[bool]) -> list[DeviceRecord]:
+        count = (
+            sa.select(sa.func.count())
+            .where(schema.measurements.c.device == schema.devices.c.device)
+            .scalar_subquery()
         )
-        query = (
-            sa.select(schema.devices, sa.func.coalesce(counts.c["count"], 0).label("count"))
-            .select_from(
-                schema.devices.outerjoin(counts, counts.c.device == schema.devices.c.device)
-            )
-            .order_by(schema.devices.c.device)
-        )
+        query = sa.select(schema.devices, count.label("measurement_count")).where(which)
         with self.database.read() as connection:
-            rows = connection.execute(query).mappings().all()
+            rows = connection.execute(query.order_by(schema.devices.c.device)).mappings().all()
         return [
             DeviceRecord(
                 key=row["device"],
                 description=json.loads(row["description"]),
                 first_seen_sec=row["first_seen_sec"],
                 last_seen_sec=row["last_seen_sec"],
-                measurement_count=row["count"],
+                measurement_count=row["measurement_count"],
                 generation=row["generation"],
             )
             for row in rows

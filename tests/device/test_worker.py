@@ -109,9 +109,9 @@ def test_what_cannot_be_measured_is_reported_as_failed(server: Server, store: St
     store.register_device(KEY)
     job = JobQueue(store).request(KEY, [TWISTED, CONV], request_id="q1")
     assert work(server.address, once=True, config=QUICK) == 1
-    done, measurements = JobQueue(store).job(job.job_id)
-    found = {measurement.subject: measurement for measurement in measurements}
-    assert done.state is JobState.DONE and found[CONV].latency_ms > 0
+    queue = JobQueue(store)
+    found = {measurement.subject: measurement for measurement in queue.reported(job.job_id)}
+    assert queue.job(job.job_id).state is JobState.DONE and found[CONV].latency_ms > 0
     assert found[TWISTED].status == "failed" and found[TWISTED].reason
 
 
@@ -155,7 +155,7 @@ def test_a_long_measurement_keeps_its_lease(
 
     monkeypatch.setattr(worker_module, "measure_subjects", slow)
     assert work(server.address, once=True, config=QUICK) == 1
-    done, _ = queue.job(job.job_id)
+    done = queue.job(job.job_id)
     assert (done.state, done.failure_count) == (JobState.DONE, 0)
 
 
@@ -213,9 +213,9 @@ def test_sigterm_gives_the_job_back_and_ends_cleanly(server: Server, store: Stor
             for n in range(1, 13)
         ]
         job = queue.request(KEY, specs, request_id="q1")
-        until(lambda: queue.job(job.job_id)[0].state is JobState.LEASED)
+        until(lambda: queue.job(job.job_id).state is JobState.LEASED)
         process.send_signal(signal.SIGTERM)
         assert process.wait(30) == 0
         assert process.stdout.read().strip() == "0", "the job was not finished"
-    given_back, _ = queue.job(job.job_id)
+    given_back = queue.job(job.job_id)
     assert (given_back.state, given_back.failure_count) == (JobState.PENDING, 0)

@@ -48,7 +48,7 @@ class Rig:
         return lease
 
     def state(self, job: Job) -> JobState:
-        return self.jobs.job(job.job_id)[0].state
+        return self.jobs.job(job.job_id).state
 
 
 @pytest.fixture
@@ -68,9 +68,12 @@ def test_a_job_is_leased_reported_and_done(rig: Rig) -> None:
     assert (part.state, part.accepted_count, part.generation) == ("leased", 1, 1)
     whole = rig.leases.report(lease.lease_id, "r2", [measured(subjects[1])], done=True)
     assert (whole.state, whole.accepted_count, whole.generation) == ("done", 1, 2)
-    done, measurements = rig.jobs.job(job.job_id)
-    assert done.state is JobState.DONE
-    assert measurements == rig.store.measurements(DEVICE) == [measured(s) for s in subjects]
+    assert rig.state(job) is JobState.DONE and rig.jobs.reported_count(job.job_id) == 2
+    assert (
+        rig.jobs.reported(job.job_id)
+        == rig.store.measurements(DEVICE)
+        == [measured(s) for s in subjects]
+    )
     assert rig.leases.lease("worker-1", DEVICE) is None
 
 
@@ -164,7 +167,7 @@ def test_three_failures_park_a_job_and_its_subjects_rest_for_an_hour(rig: Rig) -
         rig.now += 61.0
     assert rig.leases.lease("worker-9", DEVICE) is None
     assert rig.state(job) is JobState.PARKED
-    assert "never finished" in rig.jobs.job(job.job_id)[0].reason
+    assert "never finished" in rig.jobs.job(job.job_id).reason
     assert list(rig.jobs.unmeasurable(DEVICE)) == [subject_key(spec(16))]
     rig.now += PARK_SEC
     assert rig.jobs.unmeasurable(DEVICE) == {}
@@ -174,7 +177,7 @@ def test_releasing_counts_as_no_failure(rig: Rig) -> None:
     (job,) = rig.jobs.enqueue(DEVICE, [spec(8)])
     for attempt in range(4):
         rig.leases.report(rig.lease().lease_id, f"r{attempt}", [], release=True)
-    found, _ = rig.jobs.job(job.job_id)
+    found = rig.jobs.job(job.job_id)
     assert (found.state, found.failure_count) == (JobState.PENDING, 0)
 
 
