@@ -20,6 +20,15 @@ from rlprune.surgery.onnx import prune_onnx
 ModelOf = Callable[[ModelSubject], onnx.ModelProto]
 """The model of a subject; with empty `keeps` the unpruned one, which serves as the control."""
 
+OPERATOR_CONFIG = MeasureConfig(
+    sample_count=5,
+    max_sample_count=12,
+    max_session_ms=15.0,
+    extra_session_count=1,
+    max_error_ratio=0.06,
+)
+"""Operators are features, calibrated to whole models afterwards: many, each only roughly."""
+
 MODELS_AT_ONCE = 6
 """Whole models held in memory and measured in turns."""
 
@@ -38,9 +47,12 @@ def measure_subjects(
     `model_of` is asked for each model shortly before it is measured, and once per fingerprint with
     empty keeps. Where it refuses, the measurement says `failed` and why.
 
+    With a `config` operators are measured by it too, else by `OPERATOR_CONFIG`.
+
     Returns:
         One Measurement per distinct subject: operators first, then models, each in order given.
     """
+    operator_config = config or OPERATOR_CONFIG
     config = config or MeasureConfig()
     distinct = list(dict.fromkeys(subjects))
     operators = [subject for subject in distinct if isinstance(subject, OperatorSpec)]
@@ -58,7 +70,7 @@ def measure_subjects(
         [(spec, operator_model(spec)) for spec in operators],
         device=device,
         runtime=runtime,
-        config=config,
+        config=operator_config,
         on_progress=progress(),
     )
     for fingerprint in dict.fromkeys(subject.fingerprint for subject in models):

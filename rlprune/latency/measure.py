@@ -29,7 +29,7 @@ import numpy as np
 import onnx
 
 from rlprune.errors import MeasurementError
-from rlprune.graph.types import FloatArray
+from rlprune.graph.types import FloatArray, IntArray
 from rlprune.latency.operators import canary_model
 from rlprune.latency.types import Measurement, ModelSubject, OperatorSpec
 from rlprune.runtime.base import Array, Runtime, Session
@@ -38,6 +38,9 @@ try:
     import resource
 except ImportError:  # Windows has no context-switch counts; wall against CPU time must do there
     resource = None  # type: ignore[assignment]
+
+MIN_SHARE = 0.2
+"""A subject's sample takes at least about this share of its control's."""
 
 Subject = OperatorSpec | ModelSubject
 Progress = Callable[[int, int], None]
@@ -82,15 +85,11 @@ class MeasureConfig:
     """Undisturbed samples wanted per session."""
     max_sample_count: int = 16
     """Samples per session after which it is left at that, however disturbed they were."""
-    max_session_ms: float = 200.0
-    """Sampling a session ends after this long (once `min_kept_count` samples are there)."""
-    min_kept_count: int = 3
-    """Samples kept per session, the least disturbed, even if every one was disturbed."""
+    max_session_ms: float = 300.0
+    """Sampling a session ends after this long (once half the samples wanted are there)."""
     session_count: int = 4
     """Fresh sessions per subject; even, since what is loaded first runs 1-2 % slower, and subject
     and control take turns in that."""
-    min_session_count: int = 2
-    """Sessions that count, the quietest, even if every one was disturbed."""
     extra_session_count: int = 4
     """Further sessions for a subject that is unstable after those."""
     max_control_ratio: float = 1.08
@@ -184,12 +183,15 @@ class _Bench:
             else:
                 subject = self._load(trial.model, loaded)
                 control = self._load(self.control, loaded, "control: ")
+            # A plan that is much smaller than its control costs next to nothing to repeat.
+            ratio = control.sample_ms / subject.sample_ms
+            subject.repeat_count *= max(1, round(MIN_SHARE * ratio))
             beside.append(self._control_sample(control))
             until = self.clock().wall_ns + config.max_session_ms * 1e6
             while len(samples) < config.max_sample_count:
                 samples.append(subject.sample(self.clock))
                 beside.append(self._control_sample(control))
-                if len(samples) >= config.min_kept_count and self.clock().wall_ns > until:
+                if 2 * len(samples) >= config.sample_count and self.clock().wall_ns > until:
                     break
                 if (
                     len(samples) >= config.sample_count
@@ -211,23 +213,21 @@ class _Bench:
     def kept(self, trial: _Trial) -> list[tuple[list[_Sample], list[_Sample]]]:
         """Per session that counts: the samples that count, and the control samples beside them.
 
-        Judged by all that is known of the control by now, not by what was known when they were
-        taken. Sessions without enough undisturbed samples count only where too few have them.
+        The undisturbed ones, if they are half as many as were wanted; else the less disturbed half
+        of what there is, since too few would trade one noise for another. Likewise the sessions.
+        Judged by all that is known of the control by now, not by what was known at the time.
         """
         config = self.config
-        quietest: list[float] = []
         chosen = []
+        typical: list[float] = []
         for samples, beside in zip(trial.sessions, trial.controls, strict=True):
             stress = self._stress(samples, beside)
-            limit = float(np.sort(stress)[min(config.min_kept_count, len(stress)) - 1])
-            kept = np.flatnonzero(stress <= max(limit, config.max_control_ratio))
+            kept = _quiet(stress, config.max_control_ratio, config.sample_count)
             around = np.union1d(kept, kept + 1)
             chosen.append(([samples[i] for i in kept], [beside[i] for i in around]))
-            quietest.append(limit)
-        count = sum(limit <= config.max_control_ratio for limit in quietest)
-        count = max(count, min(config.min_session_count, len(quietest)))
-        best = np.argsort(quietest, kind="stable")[:count]
-        return [chosen[index] for index in sorted(best)]
+            typical.append(float(np.max(stress[kept])))
+        best = _quiet(np.array(typical), config.max_control_ratio, config.session_count)
+        return [chosen[index] for index in best]
 
     def verdict(self, trial: _Trial) -> tuple[str, str]:
         """Status and reason as things stand."""
@@ -311,7 +311,9 @@ class _Loaded:
 
     session: Session
     feeds: Mapping[str, Array]
-    repeat_count: int
+    repeat_count: int = 1
+    sample_ms: float = 1.0
+    """What a sample was seen to take, at best."""
 
     @staticmethod
     def load(
@@ -319,7 +321,7 @@ class _Loaded:
     ) -> _Loaded:
         feeds = random_inputs(model, seed=config.seed)
         session = runtime.load(model.SerializeToString(), thread_count=config.thread_count)
-        loaded = _Loaded(session, feeds, 1)
+        loaded = _Loaded(session, feeds)
         runs: list[float] = []
         try:
             # A clock that stands still must not keep us here; the verdict will say what it is.
@@ -333,6 +335,7 @@ class _Loaded:
         # The fastest run: one slow warm-up run must not make all samples short.
         fastest = max(min(runs), 1e-3)
         loaded.repeat_count = max(1, round(config.min_sample_ms / fastest))
+        loaded.sample_ms = fastest * loaded.repeat_count
         return loaded
 
     def sample(self, clock: Clock) -> _Sample:
@@ -373,6 +376,15 @@ def random_inputs(model: onnx.ModelProto, *, seed: int = 0) -> dict[str, Array]:
             name = onnx.TensorProto.DataType.Name(tensor.elem_type)
             raise MeasurementError(f"input {value.name!r} is of type {name}; float32 is measured")
     return feeds
+
+
+def _quiet(stress: FloatArray, limit: float, wanted_count: int) -> IntArray:
+    """Indices, ascending, of what is within the limit, or of the less disturbed half."""
+    within = np.flatnonzero(stress <= limit)
+    if 2 * len(within) >= wanted_count:
+        return within
+    half = np.argsort(stress, kind="stable")[: (len(stress) + 1) // 2]
+    return np.sort(half)
 
 
 def _error_ratio(values: FloatArray) -> float:
