@@ -109,7 +109,8 @@ class LevelCosts:
             rest = total[:, self.operator] - own
             cost = self.flat_ms[rest[:, :, None] + self.index]  # [R, P, L]
             moves[:, self.costly] = np.add.reduceat(cost, self.group_start, axis=1)
-            moves -= np.take_along_axis(moves, choice[:, :, None], axis=2)
+            rows, groups = choice.shape
+            moves -= moves[np.arange(rows)[:, None], np.arange(groups), choice][..., None]
         return latency, moves
 
     def edge_moves_ms(self, choice: IntArray, moves_ms: FloatArray) -> FloatArray:

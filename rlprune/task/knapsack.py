@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from rlprune.graph.types import FloatArray, IntArray
 from rlprune.profile.energy import loss_curve
 from rlprune.task.costs import LevelCosts
-from rlprune.task.separable import MARGIN, Programme, greedy
+from rlprune.task.separable import MARGIN, Programme, at_level, greedy
 from rlprune.task.task import PruningTask
 
 ROUNDS = 6
@@ -108,9 +108,9 @@ class _Problem:
 
     def total(self, choice: IntArray) -> FloatArray:
         """Summed loss of plans [B, ..., G] -> [B, ...]."""
-        wide = choice.reshape(len(choice), -1, choice.shape[-1])  # [B, K, G]
-        picked = np.take_along_axis(self.loss, wide.transpose(0, 2, 1), 2)  # [B, G, K]
-        return np.asarray(picked.sum(1).reshape(choice.shape[:-1]))
+        rows, groups = len(choice), choice.shape[-1]
+        row = np.arange(rows).reshape(rows, *[1] * (choice.ndim - 1))
+        return np.asarray(self.loss[row, np.arange(groups), choice].sum(-1))
 
 
 def _solve(problem: _Problem) -> IntArray:
@@ -174,7 +174,7 @@ def _settle(problem: _Problem, starts: IntArray) -> IntArray:
         # ones before it does not cycle.
         model[active] = moves if turn == 0 else (model[active] + moves) / 2
         own = model[active]
-        spent = np.take_along_axis(own, now[..., None], 2).sum((1, 2))
+        spent = at_level(own, now).sum(1)
         after = greedy(own, wide.loss[active], wide.limit[active] - latency + spent)
         choice[active] = after
         active = active[(after != now).any(1)]
@@ -195,7 +195,7 @@ def _shrink(problem: _Problem, choice: IntArray) -> IntArray:
             break
         loss = problem.loss[active]
         now = choice[active]
-        added = loss - np.take_along_axis(loss, now[..., None], 2)
+        added = loss - at_level(loss, now)[..., None]
         saved = np.minimum(-moves, over[:, None, None])  # saving more than is over earns nothing
         with np.errstate(divide="ignore", invalid="ignore"):
             price = np.where(saved > 0, added / saved, np.inf).reshape(len(active), -1)
@@ -216,7 +216,7 @@ def _exchange(problem: _Problem, best: IntArray) -> IntArray:
         part = problem.rows(active)
         latency, moves = part.costs.moves_ms(now)
         slack = part.limit - latency
-        added = part.loss - np.take_along_axis(part.loss, now[..., None], 2)
+        added = part.loss - at_level(part.loss, now)[..., None]
         first, second = _pairs(
             moves.reshape(len(now), -1), added.reshape(len(now), -1), slack, levels
         )
@@ -267,16 +267,16 @@ def _pairs(
     rows, moves = cost.shape
     row = np.arange(rows)[:, None]
     order = np.argsort(cost, axis=1, kind="stable")
-    sorted_cost = np.take_along_axis(cost, order, 1)
-    sorted_added = np.take_along_axis(added, order, 1)
+    sorted_cost = cost[row, order]
+    sorted_added = added[row, order]
     least = np.minimum.accumulate(sorted_added, axis=1)
     fresh = np.concatenate([np.ones((rows, 1), bool), sorted_added[:, 1:] < least[:, :-1]], axis=1)
     holder = np.maximum.accumulate(np.where(fresh, np.arange(moves), 0), axis=1)
     room = slack[:, None] - cost
     within = np.stack([np.searchsorted(sorted_cost[r], room[r], side="right") for r in range(rows)])
     at = np.maximum(within - 1, 0)
-    partner = np.take_along_axis(order, np.take_along_axis(holder, at, 1), 1)  # [A, M]
-    total = added + np.take_along_axis(added, partner, 1)
+    partner = order[row, holder[row, at]]  # [A, M]
+    total = added + added[row, partner]
     possible = (within > 0) & (partner // levels != np.arange(moves) // levels)
     total = np.where(possible, total, np.inf)
     first = np.argsort(total, axis=1, kind="stable")[:, :count]

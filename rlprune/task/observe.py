@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from rlprune.graph.types import FloatArray, IntArray
 from rlprune.task.costs import LevelCosts
 from rlprune.task.reference import Reference
+from rlprune.task.separable import at_level
 from rlprune.task.task import PruningTask
 from rlprune.task.traits import TASK_SLOTS, later, later_mean, task_block
 
@@ -181,8 +182,8 @@ class EpisodeEncoder:
         )
         width = task.levels[:, -1]
         kept = (task.keeps_at(plan) - reference.keeps) / width  # [B, G]
-        before = np.take_along_axis(self.loss, reference.choice[..., None], 2).sum((1, 2))
-        now = np.take_along_axis(self.loss, plan[..., None], 2).sum((1, 2))
+        before = at_level(self.loss, reference.choice).sum(1)
+        now = at_level(self.loss, plan).sum(1)
         total = self.norm * task.group_count
         return np.stack(
             [
@@ -243,7 +244,7 @@ def _episode_block(
     rows, groups = loss.shape[:2]
     sampled = np.log1p(_sample(loss, encoder.sampling) / norm[:, None, None])  # [B, G, 4]
     keep = reference.keeps / task.levels[:, -1]
-    own = np.take_along_axis(loss, reference.choice[..., None], 2)[..., 0]
+    own = at_level(loss, reference.choice)
     latency = encoder.costs.latency_ms(reference.choice)
     remaining = reference.rest_ms(0, reference.choice) + limit_ms - latency
     price = reference.lookup(0, remaining)[2]

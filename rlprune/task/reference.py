@@ -14,7 +14,7 @@ import numpy as np
 from rlprune.graph.types import FloatArray, IntArray
 from rlprune.task.costs import LevelCosts
 from rlprune.task.knapsack import solve, summed_curves
-from rlprune.task.separable import BINS, Programme
+from rlprune.task.separable import BINS, Programme, at_level
 from rlprune.task.task import PruningTask
 
 PRICE_STEPS = BINS // 16
@@ -39,8 +39,7 @@ class Reference:
 
     def rest_ms(self, group: int, choice: IntArray) -> FloatArray:
         """What plans [B, G] spend on groups `group`.. at the frozen costs [B]."""
-        above = np.take_along_axis(self.above_ms[:, group:], choice[:, group:, None], 2)
-        return np.asarray(above.sum((1, 2)))
+        return np.asarray(at_level(self.above_ms[:, group:], choice[:, group:]).sum(1))
 
     def lookup(
         self, group: int, remaining_ms: FloatArray

@@ -9,16 +9,25 @@ every budget left, which is what a reference needs.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rlprune.graph.types import FloatArray, IntArray
 
+Scalar = TypeVar("Scalar", bound=np.generic)
+
 BINS = 256
 """Steps in which a budget is counted."""
 MARGIN = 8
 """Steps that tables reach beyond the budget: rounding may have overcharged a plan that fits."""
+
+
+def at_level(values: NDArray[Scalar], level: IntArray) -> NDArray[Scalar]:
+    """values [R, G, L] at level [R, G] -> [R, G]."""
+    rows, groups = level.shape
+    return values[np.arange(rows)[:, None], np.arange(groups), level]
 
 
 def greedy(cost: FloatArray, loss: FloatArray, capacity: FloatArray) -> IntArray:
@@ -30,38 +39,38 @@ def greedy(cost: FloatArray, loss: FloatArray, capacity: FloatArray) -> IntArray
         capacity: [R], for the sum of costs; below the cheapest plan gives the cheapest plan.
     """
     rows, groups, levels = cost.shape
-    level = cost.argmin(-1)[..., None]  # [R, G, 1]
-    path = [level]
-    ratios: list[FloatArray] = []
-    extras: list[FloatArray] = []
-    steepest = np.full((rows, groups, 1), np.inf)
+    row = np.arange(rows)[:, None]
+    level = cost.argmin(-1)  # [R, G]
+    here = at_level(cost, level)
+    room = capacity - here.sum(-1)
+    path, ratios, extras = [level], [], []
+    steepest = np.full((rows, groups), np.inf)
     for _ in range(levels - 1):
-        extra = cost - np.take_along_axis(cost, level, 2)
-        gain = np.take_along_axis(loss, level, 2) - loss
+        extra = cost - here[..., None]
+        gain = at_level(loss, level)[..., None] - loss
         with np.errstate(divide="ignore", invalid="ignore"):
             ratio = np.where((gain > 0) & (extra > 0), gain / extra, -1.0)
-        after = ratio.argmax(-1)[..., None]
-        best = np.take_along_axis(ratio, after, 2)
+        after = ratio.argmax(-1)
+        best = at_level(ratio, after)
         if (best < 0).all():
             break
-        after = np.where(best > 0, after, level)
-        extras.append(np.take_along_axis(cost, after, 2) - np.take_along_axis(cost, level, 2))
+        level = np.where(best > 0, after, level)
+        there = at_level(cost, level)
+        extras.append(there - here)
         # Hull slopes fall by construction; the minimum keeps rounding from reordering steps.
         steepest = np.minimum(steepest, best)
         ratios.append(steepest)
-        level = after
         path.append(level)
+        here = there
     if not ratios:
-        return np.asarray(level[..., 0])
-    slope = np.concatenate(ratios, axis=2).reshape(rows, -1)  # [R, G * K]
-    extra = np.concatenate(extras, axis=2).reshape(rows, -1)
+        return np.asarray(level)
+    slope = np.stack(ratios, axis=2).reshape(rows, -1)  # [R, G * K]
     order = np.argsort(-slope, axis=1, kind="stable")
-    spent = np.cumsum(np.take_along_axis(extra, order, 1), axis=1)
-    fits = spent <= (capacity - cost.min(-1).sum(-1))[:, None]
-    taken = np.zeros_like(fits)
-    np.put_along_axis(taken, order, fits & (np.take_along_axis(slope, order, 1) > 0), axis=1)
+    spent = np.cumsum(np.stack(extras, axis=2).reshape(rows, -1)[row, order], axis=1)
+    taken = np.zeros(slope.shape, dtype=np.bool_)
+    taken[row, order] = (spent <= room[:, None]) & (slope[row, order] > 0)
     count = taken.reshape(rows, groups, -1).sum(-1)
-    return np.take_along_axis(np.concatenate(path, axis=2), count[..., None], 2)[..., 0]
+    return at_level(np.stack(path, axis=2), count)
 
 
 @dataclass(frozen=True)
