@@ -147,7 +147,7 @@ class Walk:
             self.weights[name] = replace(weight)
             self.types[name] = (weight.elem_type, weight.dims)
             return True
-        if node.op in ("Expand", "Cast"):
+        if node.op == "Cast":
             return False
         hollow = weight.proto is not None and is_hollow(weight.proto)
         try:
@@ -157,6 +157,8 @@ class Walk:
             else:
                 data = to_array(weight)
             moved = LAYOUT[node.op](dict(node.attrs), data, *rest)
+            if moved.size > data.size:
+                return False
         except (ValueError, IndexError, TypeError):
             return False
         check_shape(name, moved.shape)
