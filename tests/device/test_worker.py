@@ -54,7 +54,7 @@ def store(tmp_path: Path) -> Iterator[Store]:
 
 @pytest.fixture
 def server(store: Store) -> Iterator[Server]:
-    server = start("127.0.0.1:0", store, lease_sec=2.0)
+    server = start("127.0.0.1:0", store, lease_sec=4.0)
     yield server
     server.stop(0.5)
 
@@ -150,7 +150,7 @@ def test_a_long_measurement_keeps_its_lease(
     job = queue.request(KEY, [CONV], request_id="q1")
 
     def slow(subjects: object, **_: object) -> list[Measurement]:
-        time.sleep(3.0)  # longer than the lease of 2 s
+        time.sleep(5.0)  # longer than the lease of 4 s
         return [Measurement(KEY, CONV, ((1.0,),), ((1.0,),))]
 
     monkeypatch.setattr(worker_module, "measure_subjects", slow)
