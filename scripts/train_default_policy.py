@@ -28,6 +28,7 @@ from rlprune.policy.baselines import GlobalMagnitudePolicy, UniformPolicy
 from rlprune.policy.corrected import CorrectedKnapsackPolicy, fit_corrected
 from rlprune.policy.learned import LearnedPolicy
 from rlprune.store import open_store
+from rlprune.task.episode import ActionMode
 from rlprune.training.population import Member, network_of, ray_session, run_population
 from rlprune.training.run import ACTIONS, load_models, population_configs, training_tasks
 from rlprune.training.select import (
@@ -110,14 +111,19 @@ def train_on(
     chooser: str,
     options: argparse.Namespace,
     directory: Path,
-    actions: Sequence[str] = ACTIONS,
+    actions: Sequence[ActionMode] = ACTIONS,
 ) -> list[Member]:
     """A population on every model but those left out and the one that chooses."""
     seen = [named.task for named in tasks if named.model not in {*left_out, chooser}]
     return run_population(
         seen,
         [named for named in tasks if named.model == chooser],
-        population_configs(options.agents, actions, options.seed),
+        population_configs(
+            options.agents,
+            actions,
+            round_steps=options.steps // options.rounds,
+            seed=options.seed,
+        ),
         steps=options.steps,
         rounds=options.rounds,
         directory=directory,
@@ -129,7 +135,7 @@ def train_on(
     )
 
 
-def best_of(members: Sequence[Member], action: str) -> LearnedPolicy:
+def best_of(members: Sequence[Member], action: ActionMode) -> LearnedPolicy:
     """The best round's policy of one action mode, by the model that chooses."""
     own = [m for m in members if m.config.action == action and m.best_round]
     best = max(own, key=lambda member: member.best_gain)
@@ -157,7 +163,7 @@ def write_card(
     artifact: PolicyArtifact,
     tasks: Sequence[NamedTask],
     unseen: Results,
-    action: str,
+    action: ActionMode,
     minutes: float,
 ) -> None:
     """`card.md` for people and `card.json` for programs, with the same figures."""
@@ -194,9 +200,9 @@ def write_card(
         "## How such policies do on models they have not seen",
         "",
         "Each model was left out once; the policy was trained and chosen on the others. Figures "
-        "are the recorded objective's (surrogates of recorded evaluations), not live evaluations; the "
-        "interval is a 90 % bootstrap over models, then cells. Gain is the knapsack's loss minus "
-        f"the policy's, at budgets `least + b (base - least)`, b in {list(SCORE_SHARES)}.",
+        "are the recorded objective's (surrogates of recorded evaluations), not live evaluations; "
+        "the interval is a 90 % bootstrap over models, then cells. Gain is the knapsack's loss "
+        f"minus the policy's, at budgets `least + b (base - least)`, b in {list(SCORE_SHARES)}.",
         "",
         "| policy | gain [nats] | 90 % interval | share of the knapsack's loss saved "
         "| groups that differ from the reference |",

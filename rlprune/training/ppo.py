@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -44,10 +44,10 @@ class AgentConfig:
     log_std_init: float = -1.5
     """PPO starts narrow; SB3's default noise is bang-bang on this scale."""
     gae_lambda: float = 0.98
-    n_steps: int = 64
+    n_steps: int = 32
     """Steps of every row between two updates."""
-    batch_size: int = 8192
-    n_epochs: int = 4
+    batch_size: int = 1024
+    n_epochs: int = 5
     clip_range: float = 0.2
     env: Mapping[str, Any] = field(default_factory=dict)
     """Further options of the environment."""
@@ -91,7 +91,7 @@ class Agent:
         if normalizer is None:
             longest = max(task.group_count for task in tasks)
             normalizer = fit_normalizer(self._env, seed=config.seed, steps=longest)
-        self._env.normalizer = normalizer
+        self._set_normalizer(normalizer)
         self._model = PPO(
             "MlpPolicy",
             self._env,
@@ -112,10 +112,8 @@ class Agent:
             device="cpu",
         )
 
-    @property
-    def normalizer(self) -> Normalizer:
-        """How observations are scaled before the network sees them; fixed for life."""
-        return self._env.normalizer
+    def _set_normalizer(self, normalizer: Normalizer) -> None:
+        self.normalizer = self._env.normalizer = normalizer
 
     def train(self, steps: int) -> Progress:
         """One interval of at least `steps` environment steps."""
@@ -124,7 +122,8 @@ class Agent:
         self._model.ep_info_buffer = None
         self._model.learn(steps, reset_num_timesteps=False, log_interval=None)  # type: ignore[arg-type]
         self.interval += 1
-        returns = [info["r"] for info in self._model.ep_info_buffer or ()]
+        infos: Iterable[dict[str, float]] = self._model.ep_info_buffer or ()
+        returns = [info["r"] for info in infos]
         return Progress(
             interval=self.interval,
             steps=self._model.num_timesteps,
@@ -134,7 +133,7 @@ class Agent:
     def predict(self, observations: Float32Array) -> Float32Array:
         """SB3's own deterministic actions for raw observations [B, D] -> [B, A]."""
         actions, _ = self._model.predict(
-            self.normalizer(observations),  # type: ignore[arg-type]
+            self.normalizer(observations),
             deterministic=True,
         )
         return np.asarray(actions, dtype=np.float32)
@@ -195,12 +194,12 @@ class Agent:
         tensors, header = _read_checkpoint(better)
         rng = np.random.default_rng([self.config.seed, self.interval])
         self.config = replace(agent_config(header["config"]).perturbed(rng), seed=self.config.seed)
-        self._env.normalizer = Normalizer(
-            tensors["normalizer.mean"].numpy(), tensors["normalizer.scale"].numpy()
+        self._set_normalizer(
+            Normalizer(tensors["normalizer.mean"].numpy(), tensors["normalizer.scale"].numpy())
         )
         self._load_weights(tensors)
         with torch.no_grad():
-            self._model.policy.log_std += float(rng.choice([-0.3, 0.0, 0.3]))
+            self._model.policy.log_std.add_(float(rng.choice([-0.3, 0.0, 0.3])))
         self._model.learning_rate = self.config.learning_rate
         self._model._setup_lr_schedule()
         self._model.ent_coef = self.config.ent_coef

@@ -21,6 +21,7 @@ from rlprune.latency.types import MACS_DEVICE
 from rlprune.planning import latency_model, task_for
 from rlprune.policy.artifact import PolicyArtifact, Score
 from rlprune.policy.learned import LearnedPolicy
+from rlprune.task.episode import ActionMode
 from rlprune.task.objective import objective_of
 from rlprune.task.observe import OBSERVATION_VERSION
 from rlprune.task.taskdir import RecordedModel, load_model_dir
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 OnProgress = Callable[[str, int, int], None]
 """(what is being done, how much is done, of how much)."""
 
-ACTIONS = ("offset", "correction")
+ACTIONS: tuple[ActionMode, ...] = ("offset", "correction")
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,7 @@ def train(
     store: Store | None = None,
     devices: Sequence[str] = (),
     validation: Sequence[str] = (),
-    actions: Sequence[str] = ACTIONS,
+    actions: Sequence[ActionMode] = ACTIONS,
     agents: int = 2,
     steps: int = 500_000,
     rounds: int = 8,
@@ -124,7 +125,7 @@ def train(
     from rlprune.training.population import network_of, ray_session, run_population
 
     directory = Path(out)
-    configs = population_configs(agents, actions, seed)
+    configs = population_configs(agents, actions, round_steps=steps // rounds, seed=seed)
     identity = {
         "models": {name: model.graph.fingerprint for name, model in models.items()},
         "validation": sorted(chosen),
@@ -238,14 +239,27 @@ def training_tasks(
     return tasks, tuple(skipped)
 
 
-def population_configs(agents: int, actions: Sequence[str], seed: int) -> list[AgentConfig]:
-    """Different seeds, modes in turn, and settings spread around the middle."""
+def population_configs(
+    agents: int, actions: Sequence[ActionMode], *, round_steps: int, seed: int
+) -> list[AgentConfig]:
+    """Different seeds, modes in turn, and settings spread around the middle.
+
+    Short rounds get smaller rollouts, so that each round still holds a few updates.
+    """
     from rlprune.training.ppo import AgentConfig
 
+    rows, n_steps = AgentConfig.rows, AgentConfig.n_steps
+    while rows * n_steps > round_steps // 4 and max(rows, n_steps) > 16:
+        rows, n_steps = (rows // 2, n_steps) if rows > n_steps else (rows, n_steps // 2)
     rng = np.random.default_rng([seed, 1])
     configs = []
     for index in range(agents):
-        middle = AgentConfig(action=actions[index % len(actions)], seed=seed * 1000 + index)
+        middle = AgentConfig(
+            action=actions[index % len(actions)],
+            seed=seed * 1000 + index,
+            rows=rows,
+            n_steps=n_steps,
+        )
         first = index < len(actions)  # every mode is tried once with the settings known to work
         configs.append(middle if first else middle.perturbed(rng))
     return configs

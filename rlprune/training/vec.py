@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from stable_baselines3.common.vec_env import VecEnv
 
 from rlprune.policy.network import Float32Array, Normalizer
+from rlprune.task.episode import ActionMode
 from rlprune.task.task import PruningTask
 from rlprune_envs import ChannelPruningVectorEnv
 
@@ -26,7 +27,7 @@ class TaskVecEnv(VecEnv):
         self,
         tasks: Sequence[PruningTask],
         rows: int,
-        action: str,
+        action: ActionMode,
         *,
         options: Mapping[str, Any] | None = None,
     ) -> None:

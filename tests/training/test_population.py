@@ -5,33 +5,20 @@ from __future__ import annotations
 import json
 import os
 import signal
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-import learnable
 import pytest
 from learnable import learnable_task
 
 from rlprune.errors import PolicyError
-from rlprune.training.population import Member, ray_session, run_population
+from rlprune.training.population import Member, run_population
 from rlprune.training.ppo import AgentConfig
 from rlprune.training.select import NamedTask
 
 TINY = AgentConfig(rows=16, n_steps=8, batch_size=64, n_epochs=1, hidden=(16,))
 TASKS = [learnable_task(0), learnable_task(1)]
 UNSEEN = [NamedTask("unseen", learnable_task(100))]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def ray_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        # Ray's first start would otherwise write a token into the home directory.
-        patch.setenv("RAY_AUTH_TOKEN", "0123456789abcdef0123456789abcdef")
-        # Its processes read the tasks' objective from this folder.
-        patch.setenv("PYTHONPATH", str(Path(learnable.__file__).parent))
-        with ray_session(None):
-            yield
 
 
 def population(directory: Path, run_id: str = "one", **options: object) -> list[Member]:

@@ -1,0 +1,21 @@
+"""One Ray cluster for all tests that need one: starting it takes longer than most of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator[None]:
+    from rlprune.training.population import ray_session
+
+    with pytest.MonkeyPatch.context() as patch:
+        # Ray's first start would otherwise write a token into the home directory.
+        patch.setenv("RAY_AUTH_TOKEN", "0123456789abcdef0123456789abcdef")
+        # Its processes read the tasks' objective from the tests' folder.
+        patch.setenv("PYTHONPATH", str(Path(__file__).parent.parent))
+        with ray_session(None):
+            yield
