@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 import onnx
@@ -19,15 +20,6 @@ from rlprune.surgery.onnx import prune_onnx
 
 ModelOf = Callable[[ModelSubject], onnx.ModelProto]
 """The model of a subject; with empty `keeps` the unpruned one, which serves as the control."""
-
-OPERATOR_CONFIG = MeasureConfig(
-    sample_count=5,
-    max_sample_count=12,
-    max_session_ms=15.0,
-    extra_session_count=1,
-    max_error_ratio=0.06,
-)
-"""Operators are features, calibrated to whole models afterwards: many, each only roughly."""
 
 MODELS_AT_ONCE = 6
 """Whole models held in memory and measured in turns."""
@@ -47,12 +39,11 @@ def measure_subjects(
     `model_of` is asked for each model shortly before it is measured, and once per fingerprint with
     empty keeps. Where it refuses, the measurement says `failed` and why.
 
-    With a `config` operators are measured by it too, else by `OPERATOR_CONFIG`.
+    `config` is how whole models are measured; operators are looked at more briefly.
 
     Returns:
         One Measurement per distinct subject: operators first, then models, each in order given.
     """
-    operator_config = config or OPERATOR_CONFIG
     config = config or MeasureConfig()
     distinct = list(dict.fromkeys(subjects))
     operators = [subject for subject in distinct if isinstance(subject, OperatorSpec)]
@@ -70,7 +61,7 @@ def measure_subjects(
         [(spec, operator_model(spec)) for spec in operators],
         device=device,
         runtime=runtime,
-        config=operator_config,
+        config=_brief(config),
         on_progress=progress(),
     )
     for fingerprint in dict.fromkeys(subject.fingerprint for subject in models):
@@ -124,6 +115,18 @@ def skeleton_models(skeleton_of: Callable[[str], bytes]) -> ModelOf:
         return traced[subject.fingerprint](subject)
 
     return model_of
+
+
+def _brief(config: MeasureConfig) -> MeasureConfig:
+    """Operators are features, calibrated to whole models later: many of them, each only roughly."""
+    return replace(
+        config,
+        sample_count=min(config.sample_count, 5),
+        max_sample_count=min(config.max_sample_count, 12),
+        max_session_ms=min(config.max_session_ms, 15.0),
+        extra_session_count=min(config.extra_session_count, 1),
+        max_error_ratio=max(config.max_error_ratio, 0.06),
+    )
 
 
 def _failed(device: str, subject: ModelSubject, reason: str, config: MeasureConfig) -> Measurement:
