@@ -57,6 +57,12 @@ def serve(
     tls_key: Annotated[
         Path | None, typer.Option(metavar="FILE.pem", help="The certificate's private key.")
     ] = None,
+    policy: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=PATH", help="Policy to serve by that name, as `train` wrote it; repeat."
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Answer plan requests over gRPC.
@@ -66,6 +72,13 @@ def serve(
     """
     from rlprune.service.server import serve
 
+    policies = {}
+    for item in policy or ():
+        name, equals, path = item.partition("=")
+        if not name or not equals or not path:
+            raise typer.BadParameter(f"--policy {item!r} is not NAME=PATH")
+        policies[name] = path
+
     def announce(address: str) -> None:
         if as_json:
             print_json({"listening": address})
@@ -73,7 +86,7 @@ def serve(
             print_line(f"listening on {address}")
 
     _log_to_stderr()
-    serve(listen, store, _token(), tls_cert, tls_key, on_ready=announce)
+    serve(listen, store, _token(), tls_cert, tls_key, policies=policies, on_ready=announce)
 
 
 def work(

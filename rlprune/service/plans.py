@@ -5,6 +5,7 @@ Everything is checked and computed before the first write, so a refused call cha
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import lru_cache
 
 from rlprune.errors import BudgetError, InputError, MeasurementError, PolicyError
@@ -30,11 +31,18 @@ MAX_ROUND_TO = 1024
 class PlanService:
     """The rpcs of `rlprune.v1.PlanService` over one store; called from many threads."""
 
-    def __init__(self, store: Store, jobs: JobQueue, skeletons: Skeletons) -> None:
+    def __init__(
+        self,
+        store: Store,
+        jobs: JobQueue,
+        skeletons: Skeletons,
+        policies: Mapping[str, Policy] | None = None,
+    ) -> None:
         self._store = store
         self._jobs = jobs
         self._skeletons = skeletons
-        # Policies are read from files of the package, which do not change while it runs.
+        self._own = dict(policies or {})
+        # The others are read from files of the package, which do not change while it runs.
         self._policy = lru_cache(maxsize=None)(get_policy)
 
     def create_plan(self, request: plans_pb2.CreatePlanRequest) -> plans_pb2.CreatePlanResponse:
@@ -82,11 +90,13 @@ class PlanService:
 
     def _policy_of(self, request: plans_pb2.CreatePlanRequest) -> Policy:
         name = request.policy or "learned"
+        if name in self._own:
+            return self._own[name]
         if name not in POLICY_NAMES:
             # Never handed on: get_policy would read a path of the server's.
+            known = ", ".join(dict.fromkeys((*POLICY_NAMES, *self._own)))
             raise PolicyError(
-                f"no policy {name[:80]!r} on this server; give {', '.join(POLICY_NAMES)}",
-                field="policy",
+                f"no policy {name[:80]!r} on this server; give {known}", field="policy"
             )
         return self._policy(name)
 

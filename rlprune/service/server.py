@@ -13,7 +13,7 @@ import logging
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent import futures
 from pathlib import Path
 from types import FrameType
@@ -26,6 +26,7 @@ from google.protobuf.message_factory import GetMessageClass
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from rlprune.errors import AuthenticationError, InputError, MissingExtraError, RlpruneError
+from rlprune.policy import get_policy
 from rlprune.service import wire
 from rlprune.service.devices import DeviceService
 from rlprune.service.models import Skeletons
@@ -84,6 +85,7 @@ def start(
     tls_cert: str | Path | None = None,
     tls_key: str | Path | None = None,
     lease_sec: float = 60.0,
+    policies: Mapping[str, str | Path] | None = None,
 ) -> Server:
     """Starts a server and returns at once; see `serve` for the arguments.
 
@@ -100,6 +102,7 @@ def start(
             "token, or listen on 127.0.0.1",
             field="listen",
         )
+    own = {name: get_policy(str(path)) for name, path in (policies or {}).items()}
     server = grpc.server(
         futures.ThreadPoolExecutor(THREAD_COUNT, thread_name_prefix="rlprune-rpc"),
         interceptors=[_TokenCheck(token)] if token else [],
@@ -133,7 +136,7 @@ def start(
     plan_service, device_service = _services()
     server.add_generic_rpc_handlers(
         (
-            _handlers(plan_service, PlanService(opened, jobs, skeletons)),
+            _handlers(plan_service, PlanService(opened, jobs, skeletons, own)),
             _handlers(device_service, DeviceService(opened, jobs, leases, skeletons)),
         )
     )
@@ -155,6 +158,7 @@ def serve(
     tls_key: str | Path | None = None,
     *,
     lease_sec: float = 60.0,
+    policies: Mapping[str, str | Path] | None = None,
     on_ready: Callable[[str], None] | None = None,
 ) -> None:
     """Serves until SIGTERM or Ctrl+C, then stops in order. Called from the main thread.
@@ -165,10 +169,12 @@ def serve(
         token: what callers must send; needed beyond loopback.
         tls_cert, tls_key: PEM files of the server's certificate chain and its key; likewise.
         lease_sec: how long a worker may be silent before its job goes to another.
+        policies: name -> trained policy's directory or file, beside or in place of those that ship.
         on_ready: told the bound HOST:PORT once calls are answered.
 
     Raises:
         InputError: the address is malformed or taken, or open to others without TLS and token.
+        PolicyError: one of `policies` cannot be read.
     """
     ended = threading.Event()
 
@@ -178,7 +184,13 @@ def serve(
     before = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         server = start(
-            listen, store_url, token=token, tls_cert=tls_cert, tls_key=tls_key, lease_sec=lease_sec
+            listen,
+            store_url,
+            token=token,
+            tls_cert=tls_cert,
+            tls_key=tls_key,
+            lease_sec=lease_sec,
+            policies=policies,
         )
         if on_ready is not None:
             on_ready(server.address)

@@ -1,0 +1,37 @@
+"""A server can be given policies of its own; callers name them, and name no paths."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from topologies import TOPOLOGIES
+
+from rlprune.errors import PolicyError
+from rlprune.graph.from_torch import trace_torch
+from rlprune.policy.corrected import NUMBERS, CorrectedKnapsackPolicy
+from rlprune.service.client import Client
+from rlprune.service.server import start
+
+
+def test_a_policy_given_to_the_server_plans_by_its_name(tmp_path: Path) -> None:
+    own = CorrectedKnapsackPolicy((0.5,) * len(NUMBERS))
+    own.save(tmp_path / "own.json")
+    trace = trace_torch(*TOPOLOGIES["resnet_b"]()).onnx
+    server = start(
+        "127.0.0.1:0", str(tmp_path / "s.sqlite"), policies={"mine": tmp_path / "own.json"}
+    )
+    try:
+        with Client(server.address) as client:
+            plan = client.plan(trace, device="macs", budget_ratio=0.7, policy="mine")
+            assert plan.policy == own.name
+            with pytest.raises(PolicyError, match="mine"):
+                client.plan(trace, device="macs", budget_ratio=0.7, policy=str(tmp_path))
+    finally:
+        server.stop(0.5)
+
+
+def test_a_server_given_a_policy_that_is_none_does_not_start(tmp_path: Path) -> None:
+    with pytest.raises(PolicyError):
+        start("127.0.0.1:0", str(tmp_path / "s.sqlite"), policies={"mine": tmp_path / "none"})
+    assert not (tmp_path / "s.sqlite").exists()
