@@ -86,7 +86,7 @@ def chain_graph(widths: list[int], *, side: int = 16) -> PruningGraph:
 def resnet_like(
     blocks: tuple[int, ...] = (9, 9, 9), *, width: int = 16, side: int = 32
 ) -> PruningGraph:
-    """A CIFAR ResNet with projection shortcuts: a stream group per stage, an inner group per block."""
+    """A CIFAR ResNet, shortcuts projected: a stream group a stage, an inner group a block."""
     groups = [Group("stem", width, ())]
     operators = [conv("stem", -1, Width(3), group_width(0), side)]
     stream = 0
