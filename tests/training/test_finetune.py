@@ -12,7 +12,15 @@ import torch
 from rlprune.errors import InputError
 from rlprune.graph.from_torch import trace_torch
 from rlprune.surgery.torch import prune_torch
-from rlprune.training.finetune import EpochRecord, Images, TrainConfig, fit, score, shifted
+from rlprune.training.finetune import (
+    EpochRecord,
+    Images,
+    TrainConfig,
+    fit,
+    reestimate,
+    score,
+    shifted,
+)
 from rlprune.training.zoo import KINDS, NetSpec, Splits, build, cifar10, digits
 
 SHARED = Path(os.environ.get("RLPRUNE_SHARED", Path(__file__).parents[3] / "shared"))
@@ -54,6 +62,18 @@ def test_a_pruned_module_wins_back_accuracy(splits: Splits) -> None:
     fit(small, few, TrainConfig(epoch_count=2, batch_size=16))
     after = score(small, splits.calibration)
     assert after.loss < before.loss and after.accuracy > before.accuracy
+
+
+def test_reestimated_statistics_are_those_of_the_images(splits: Splits) -> None:
+    module = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 1), torch.nn.BatchNorm2d(4), torch.nn.ReLU())
+    norm = module.get_submodule("1")
+    assert isinstance(norm, torch.nn.BatchNorm2d) and norm.running_mean is not None
+    module.eval()
+    reestimate(module, first(splits.train, 256))
+    with torch.no_grad():
+        seen = module.get_submodule("0")(torch.from_numpy(splits.train.x[:256]))
+    assert torch.allclose(norm.running_mean, seen.mean((0, 2, 3)), atol=1e-5)
+    assert norm.momentum == 0.1 and not norm.training
 
 
 def test_frozen_parameters_do_not_move(splits: Splits) -> None:
