@@ -106,6 +106,12 @@ class Channels:
 
     def claim(self, name: str, axes: tuple[int, ...], ids: IntArray) -> None:
         """A rule reads these axes of a weight in step with `ids`."""
+        if tuple(self.shapes[name][axis] for axis in axes) != ids.shape:
+            raise ModelError(
+                f"weight {name!r} of shape {self.shapes[name]} does not fit the "
+                f"{'x'.join(map(str, ids.shape))} channels it is used on",
+                field="model",
+            )
         self.touched.update((name, axis) for axis in axes)
         for block in self.blocks.setdefault(name, []):
             if block.axes == axes:

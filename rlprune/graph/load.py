@@ -110,13 +110,14 @@ def check(model: ModelProto) -> None:
         _check_tensor(tensor, skeleton)
     for value in (*graph.input, *graph.output):
         kind = value.type.tensor_type
+        _check_text(value.name)
         if not value.type.HasField("tensor_type") or kind.elem_type not in _ITEM_BITS:
             raise ModelError(f"{value.name!r} is not a tensor of numbers", field="model")
         check_shape(value.name, (d.dim_value for d in kind.shape.dim if d.HasField("dim_value")))
     _check_names(model)
     try:
         onnx.checker.check_model(without_weights(model), full_check=False)
-    except onnx.checker.ValidationError as error:
+    except (onnx.checker.ValidationError, ValueError, RuntimeError, TypeError) as error:
         raise ModelError(f"ONNX checker: {_one_line(error)}", field="model") from error
 
 
@@ -188,6 +189,7 @@ def _tensors(model: ModelProto) -> Iterable[TensorProto]:
     yield from model.graph.initializer
     for node in model.graph.node:
         for attribute in node.attribute:
+            _check_text(attribute.name)
             if attribute.HasField("t"):
                 yield attribute.t
             yield from attribute.tensors
@@ -239,6 +241,7 @@ def _embed(tensor: TensorProto, folder: Path, budget: int) -> None:
 
 
 def _check_tensor(tensor: TensorProto, skeleton: bool) -> None:
+    _check_text(tensor.name)
     check_shape(tensor.name, tensor.dims)
     if tensor.data_type not in _ITEM_BITS:
         kind = TensorProto.DataType.Name(tensor.data_type) if tensor.data_type < 30 else "?"
@@ -259,6 +262,8 @@ def _check_tensor(tensor: TensorProto, skeleton: bool) -> None:
 def _check_nodes(model: ModelProto) -> None:
     for index, node in enumerate(model.graph.node):
         name = node.name or (node.output[0] if node.output else str(index))
+        for text in (node.name, node.op_type, node.domain, *node.input, *node.output):
+            _check_text(text)
         for attribute in node.attribute:
             if attribute.type in (AttributeProto.GRAPH, AttributeProto.GRAPHS):
                 raise UnsupportedOperatorError(
@@ -270,6 +275,12 @@ def _check_nodes(model: ModelProto) -> None:
                 raise UnsupportedOperatorError(name, node.op_type, "sparse tensors are not read")
             if attribute.ref_attr_name:
                 raise ModelError(f"node {name!r} refers to a function's attribute", field="model")
+
+
+def _check_text(text: str) -> None:
+    # Protobuf hands out what is no UTF-8 as bytes, whatever its types say.
+    if not isinstance(text, str):
+        raise ModelError(f"name {text!r} is not UTF-8", field="model")
 
 
 def _check_names(model: ModelProto) -> None:

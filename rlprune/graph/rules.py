@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from rlprune.errors import ModelError
 from rlprune.graph.channels import Block, Channels
 from rlprune.graph.folding import axes_of
 from rlprune.graph.normal import NormalModel
@@ -64,7 +65,11 @@ def apply_rule(node: Node, scope: Scope, shared: frozenset[str]) -> None:
     """Runs a node's rule; weights with other readers are held on the axes it did not claim."""
     channels = scope.channels
     channels.touched.clear()
-    RULES.get(node.op, hold_all)(node, scope)
+    try:
+        RULES.get(node.op, hold_all)(node, scope)
+    except (ArithmeticError, LookupError, TypeError, ValueError) as error:
+        why = " ".join(str(error).split())
+        raise ModelError(f"node {node.name!r} ({node.op}) is malformed: {why}") from error
     for name in node.inputs:
         if name in shared:
             skip = [axis for tensor, axis in channels.touched if tensor == name]
