@@ -30,6 +30,8 @@ NETWORKS = (
     "cifar10_resnet32",
 )
 UNSEEN = ("cifar10_resnet20", "cifar10_resnet56")
+PASS = 75
+"""Evaluations of each network in one round over all."""
 RECORDED = REPOSITORY / "rlprune" / "policy" / "data" / "recorded"
 
 
@@ -49,12 +51,18 @@ def main() -> None:
     pack = CifarPack(shared_data(arguments.shared))
     order = np.random.default_rng(arguments.seed).permutation(pack.splits["test_reward"])
     halves = [half[: arguments.images] for half in np.array_split(order, 2)]
-    for name in arguments.networks:
-        record(pack, name, halves, arguments)
+    # All networks get some evaluations before one gets many: half a run is of use, too.
+    for count in range(PASS, arguments.evaluations + PASS, PASS):
+        for name in arguments.networks:
+            record(pack, name, halves, min(count, arguments.evaluations), arguments)
 
 
 def record(
-    pack: CifarPack, name: str, halves: list[np.ndarray], arguments: argparse.Namespace
+    pack: CifarPack,
+    name: str,
+    halves: list[np.ndarray],
+    count: int,
+    arguments: argparse.Namespace,
 ) -> None:
     started = time.monotonic()
     trace = pack.traced(name)
@@ -70,7 +78,7 @@ def record(
         pack.images(name, halves[0], trace),
         pack.images(name, halves[1], trace),
         config=RecordConfig(
-            evaluation_count=arguments.evaluations,
+            evaluation_count=count,
             worker_count=arguments.workers,
             seed=arguments.seed,
         ),

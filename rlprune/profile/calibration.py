@@ -46,7 +46,8 @@ def load_calibration(path: str | Path, trace: OnnxTrace) -> Calibration:
         CalibrationError: not such a file, or not what the traced model's input and output need.
     """
     try:
-        with np.load(path, allow_pickle=False) as data:
+        # Opened here, since np.load leaves a file open that is no whole archive.
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as data:
             missing = [name for name in ("x", "y") if name not in data]
             if missing:
                 raise CalibrationError(

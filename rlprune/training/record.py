@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+from onnx import numpy_helper
 
 from rlprune.errors import ConflictError, InputError, UnavailableError
 from rlprune.graph.from_onnx import OnnxTrace, trace_onnx
@@ -121,7 +122,7 @@ def _profile(
 ) -> GroupProfiles:
     """The measured profile, from the directory if it is complete there."""
     if (folder / "graph.json").exists():
-        return load_model_dir(folder).profiles
+        return replace(load_model_dir(folder).profiles, fingerprint=trace.graph.fingerprint)
     part = folder / "profile.part.npz"
     base = pool.base("profile")
     plans = single_group_plans(levels, level_count)
@@ -307,10 +308,13 @@ def _digest(
     tables: LatencyTables,
 ) -> str:
     """Of everything that decides what is recorded, but not how much of it."""
-    parts = [trace.model.SerializeToString(deterministic=True)]
+    # Weights by value, not the file: names in it are an exporter's and a version's own.
+    weights = [numpy_helper.to_array(tensor) for tensor in trace.model.graph.initializer]
+    large = [weight.tobytes() for weight in weights if weight.size >= 64]
+    parts = [b"".join(sorted(hashlib.sha256(weight).digest() for weight in large))]
     for images in (profile_images, objective_images):
         parts += [images.x.tobytes(), images.y.tobytes()]
-    parts += [tables.levels.tobytes(), tables.flat_ms.tobytes()]
+    parts += [tables.levels.tobytes(), tables.level_count.tobytes()]
     parts.append(f"{config.seed} {config.batch_size}".encode())
     return hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in parts)).hexdigest()
 
