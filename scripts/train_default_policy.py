@@ -93,7 +93,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             "steps": options.steps,
             "agents": options.agents,
             "left_out": asdict(held_out),
-            "left_out_relative_gain": relative_gain(unseen[f"learned ({action})"]),
         },
     )
     shutil.rmtree(options.out / "default", ignore_errors=True)
@@ -167,17 +166,20 @@ def write_card(
     minutes: float,
 ) -> None:
     """`card.md` for people and `card.json` for programs, with the same figures."""
-    rows = {name: summary(own) for name, own in unseen.items()}
+    rows = {name: score(own) for name, own in unseen.items()}
     models = sorted({named.model for named in tasks})
     each = {
-        model: {name: summary([r for r in own if r.model == model]) for name, own in unseen.items()}
+        model: {
+            name: relative_gain([r for r in own if r.model == model])
+            for name, own in unseen.items()
+        }
         for model in models
     }
     data = {
         "action": action,
         "provenance": dict(artifact.provenance),
         "validation": asdict(artifact.validation) if artifact.validation else None,
-        "left_out": rows,
+        "left_out": {name: asdict(row) for name, row in rows.items()},
         "left_out_by_model": each,
         "budget_shares": list(SCORE_SHARES),
         "minutes": round(minutes, 1),
@@ -185,8 +187,8 @@ def write_card(
     (directory / "card.json").write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
     ours = rows[f"learned ({action})"]
     peer = rows["corrected"]
-    earned = "beats" if ours["relative_gain"] > peer["relative_gain"] else "does not beat"
-    clear = "is" if ours["gain_low"] > 0 else "is not"
+    earned = "beats" if ours.saved_ratio > peer.saved_ratio else "does not beat"
+    clear = "is" if ours.saved_low > 0 else "is not"
     lines = [
         "# The default policy",
         "",
@@ -204,18 +206,20 @@ def write_card(
         "the interval is a 90 % bootstrap over models, then cells. Gain is the knapsack's loss "
         f"minus the policy's, at budgets `least + b (base - least)`, b in {list(SCORE_SHARES)}.",
         "",
-        "| policy | gain [nats] | 90 % interval | share of the knapsack's loss saved "
-        "| groups that differ from the reference |",
-        "| --- | --- | --- | --- | --- |",
+        "| policy | share of the knapsack's loss saved | 90 % interval | gain [nats] "
+        "| 90 % interval | groups that differ from the reference |",
+        "| --- | --- | --- | --- | --- | --- |",
         *(table_row(name, row) for name, row in rows.items()),
         "",
         f"The learned policy's gain {clear} clearly above zero, and it {earned} the corrected "
         "knapsack here.",
         "",
-        "| model left out | " + " | ".join(rows) + " |",
+        "Share of the knapsack's loss saved, by the model left out:",
+        "",
+        "| model | " + " | ".join(rows) + " |",
         "| --- |" + " --- |" * len(rows),
         *(
-            f"| {model} | " + " | ".join(f"{r['relative_gain']:+.1%}" for r in own.values()) + " |"
+            f"| {model} | " + " | ".join(f"{saved:+.1%}" for saved in own.values()) + " |"
             for model, own in each.items()
         ),
         "",
@@ -223,21 +227,11 @@ def write_card(
     (directory / "card.md").write_text("\n".join(lines), encoding="utf-8")
 
 
-def summary(results: Sequence[Outcome]) -> dict[str, float]:
-    own: Score = score(results)
-    return {
-        "gain": own.gain,
-        "gain_low": own.gain_low,
-        "gain_high": own.gain_high,
-        "relative_gain": relative_gain(results),
-        "differs_ratio": own.differs_ratio,
-    }
-
-
-def table_row(name: str, row: dict[str, float]) -> str:
+def table_row(name: str, row: Score) -> str:
     return (
-        f"| {name} | {row['gain']:+.4f} | {row['gain_low']:+.4f} .. {row['gain_high']:+.4f} "
-        f"| {row['relative_gain']:+.1%} | {row['differs_ratio']:.0%} |"
+        f"| {name} | {row.saved_ratio:+.1%} | {row.saved_low:+.1%} .. {row.saved_high:+.1%} "
+        f"| {row.gain:+.3f} | {row.gain_low:+.3f} .. {row.gain_high:+.3f} "
+        f"| {row.differs_ratio:.0%} |"
     )
 
 

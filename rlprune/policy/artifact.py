@@ -39,6 +39,11 @@ class Score:
     gain_low: float
     """Ends of the 90 % bootstrap interval over models and budgets."""
     gain_high: float
+    saved_ratio: float
+    """Mean gain as a share of the knapsack's loss; every model and every budget weighs the same."""
+    saved_low: float
+    """Ends of its 90 % interval."""
+    saved_high: float
     differs_ratio: float
     """Share of groups whose keep differs from the reference's; 0 means nothing was learned."""
     models: tuple[str, ...]

@@ -152,13 +152,16 @@ def fit_corrected(
 ) -> CorrectedKnapsackPolicy:
     """The numbers of least mean objective over tasks and budgets, by a small evolution strategy.
 
-    A (mu/mu_w, lambda) strategy with cumulative-free rank-mu covariance (CMA-ES's core); a task
-    without an objective is an error. Each task's losses are taken relative to the plain knapsack's
-    and divided by that gain's scale, so that no model or budget outweighs the others.
+    A (mu/mu_w, lambda) strategy with a rank-mu covariance and a falling step size (CMA-ES's core).
+    Losses are taken as a share of the plain knapsack's (of at least 0.05 nats), so that no model or
+    budget outweighs the others.
 
     Args:
         budget_shares: b in `least + b (base - least)`; 0.15 .. 0.85 by default.
         shrink: penalty on the squared numbers, which keeps what the data does not ask for at 0.
+
+    Raises:
+        ValueError: no tasks, or one without an objective.
     """
     if not tasks or any(task.objective is None for task in tasks):
         raise ValueError("fit_corrected needs tasks with objectives")
@@ -199,17 +202,15 @@ class _Case:
     task: PruningTask
     budget_ms: FloatArray
     base_loss: FloatArray
-    scale: float
 
     @staticmethod
     def of(task: PruningTask, shares: FloatArray) -> _Case:
         budget_ms = budgets_at(task, shares)
         assert task.objective is not None
-        loss = task.objective.loss(solve(task, budget_ms))
-        return _Case(task, budget_ms, loss, max(float(loss.mean()), 1e-6))
+        return _Case(task, budget_ms, task.objective.loss(solve(task, budget_ms)))
 
     def cost(self, numbers: FloatArray) -> FloatArray:
-        """Mean loss above the knapsack's over budgets, as a share of its mean: [P, n] -> [P]."""
+        """Mean over budgets of the loss above the knapsack's, as a share of that: [P, n] -> [P]."""
         curves = bend(self.task, numbers)  # [P, G, L]
         count, budgets = len(numbers), len(self.budget_ms)
         keeps = solve(
@@ -217,7 +218,7 @@ class _Case:
         )
         assert self.task.objective is not None
         loss = self.task.objective.loss(keeps).reshape(count, budgets)
-        return np.asarray((loss - self.base_loss).mean(1) / self.scale)
+        return np.asarray(((loss - self.base_loss) / np.maximum(self.base_loss, 0.05)).mean(1))
 
 
 def budgets_at(task: PruningTask, shares: FloatArray) -> FloatArray:

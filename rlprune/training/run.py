@@ -168,7 +168,6 @@ def train(
             "agents": agents,
             "learning_rate": winner.config.learning_rate,
             "ent_coef": winner.config.ent_coef,
-            "relative_gain": relative_gain(results),
         },
     )
     artifact.save(directory)

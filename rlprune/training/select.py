@@ -23,6 +23,10 @@ SCORE_SHARES = (0.15, 0.25, 0.35, 0.5, 0.65, 0.75, 0.85)
 """Budgets that policies are scored at: b in `least + b (base - least)`."""
 
 
+LEAST_LOSS = 0.05
+"""Nats; shares are taken of at least this much, or noise where nothing is lost would be a gain."""
+
+
 @dataclass(frozen=True)
 class NamedTask:
     """A task, and the name of the model it is of; tasks of one model are never split."""
@@ -78,35 +82,46 @@ def outcomes(
 
 
 def score(results: Sequence[Outcome], *, seed: int = 0, resamples: int = 2000) -> Score:
-    """Mean gain with its 90 % bootstrap interval over models, then over their cells."""
+    """Mean gains with their 90 % bootstrap intervals over models, then over their cells."""
     models = sorted({result.model for result in results})
-    gains = [np.concatenate([r.gain for r in results if r.model == m]) for m in models]
+    cells = [
+        np.concatenate([np.stack([r.gain, _saved(r)]) for r in results if r.model == m], axis=1)
+        for m in models
+    ]  # per model [2, cells]
     rng = np.random.default_rng(seed)
-    means = np.empty(resamples)
+    means = np.empty((resamples, 2))
     for index in range(resamples):
-        picked = rng.integers(len(gains), size=len(gains))
+        picked = [cells[m] for m in rng.integers(len(cells), size=len(cells))]
         means[index] = np.mean(
-            [gains[m][rng.integers(len(gains[m]), size=len(gains[m]))].mean() for m in picked]
+            [own[:, rng.integers(own.shape[1], size=own.shape[1])].mean(1) for own in picked],
+            axis=0,
         )
-    low, high = np.quantile(means, [0.05, 0.95])
+    low, high = np.quantile(means, [0.05, 0.95], axis=0)
+    gain, saved = np.mean([own.mean(1) for own in cells], axis=0)
     return Score(
-        gain=float(np.mean([g.mean() for g in gains])),
-        gain_low=float(low),
-        gain_high=float(high),
+        gain=float(gain),
+        gain_low=float(low[0]),
+        gain_high=float(high[0]),
+        saved_ratio=float(saved),
+        saved_low=float(low[1]),
+        saved_high=float(high[1]),
         differs_ratio=float(np.mean([r.differs_ratio.mean() for r in results])),
         models=tuple(models),
     )
 
 
 def relative_gain(results: Sequence[Outcome]) -> float:
-    """Mean over models of gain as a share of the knapsack's loss; what selection goes by.
+    """Mean over models of the share of the knapsack's loss saved; what selection goes by.
 
-    A share and not nats, so that one fragile model at one tight budget does not choose the policy.
+    A share and not nats, so that one fragile model or tight budget does not choose the policy.
     """
     models = sorted({result.model for result in results})
-    shares = []
-    for model in models:
-        own = [r for r in results if r.model == model]
-        lost = sum(float(r.reference_loss.sum()) for r in own)
-        shares.append(sum(float(r.gain.sum()) for r in own) / max(lost, 1e-9))
-    return float(np.mean(shares))
+    return float(
+        np.mean(
+            [np.concatenate([_saved(r) for r in results if r.model == m]).mean() for m in models]
+        )
+    )
+
+
+def _saved(result: Outcome) -> FloatArray:
+    return np.asarray(result.gain / np.maximum(result.reference_loss, LEAST_LOSS))

@@ -38,7 +38,7 @@ def artifact(action: ActionMode = "offset") -> PolicyArtifact:
         random_network(actions=ACTION_SIZE[action]),
         action,
         seed=3,
-        validation=Score(0.1, 0.05, 0.15, 0.4, ("a", "b")),
+        validation=Score(0.1, 0.05, 0.15, 0.2, 0.1, 0.3, 0.4, ("a", "b")),
         provenance={"trained_on": ["c"]},
     )
 
