@@ -24,6 +24,10 @@ from rlprune.task.episode import ActionMode
 from rlprune.task.task import PruningTask
 from rlprune_envs.single import Observation, action_space, checked_tasks, observation_space
 
+_BATCH_ROWS = 32
+_SOLVED_ROWS = 128
+"""References are solved for about this many rows of a task at once."""
+
 
 class _SubBatch:
     """Neighbouring rows that walk one task in lockstep, and the tasks they take in turn."""
@@ -48,17 +52,18 @@ class _SubBatch:
 class ChannelPruningVectorEnv(gymnasium.vector.VectorEnv[Observation, Observation, NDArray[Any]]):
     """`ChannelPruningEnv` N times: per row the same spaces, rewards, and draws from a seed.
 
-    The rows are split into as many sub-batches as there are tasks (at most N). Sub-batch s serves
-    tasks s, s + S, .. in turn, one per episode; its rows share the task, and so end together, while
-    budgets and profiles are each row's own. Row i behaves exactly as a `ChannelPruningEnv` of that
-    task seeded with seed + i.
+    The rows are split into S sub-batches. Sub-batch s serves tasks s, s + S, .. in turn, one per
+    episode; its rows share the task, and so end together, while budgets and profiles are each row's
+    own. Where a sub-batch serves one task, row i behaves exactly as a `ChannelPruningEnv` of that
+    task seeded with seed + i; where it serves several, draws come in another order.
 
     Autoreset is `AutoresetMode.SAME_STEP`: the step that ends an episode already returns the next
     one's first observation. `infos["final_obs"]` and `infos["final_info"]` (with masks `_final_obs`
     and `_final_info`) hold what the single environment would have returned, `keeps` as objects
     because tasks differ in their number of groups.
 
-    Arguments are those of `ChannelPruningEnv`, and `num_envs`.
+    Arguments are those of `ChannelPruningEnv`, `num_envs`, and `batch_count`: how many sub-batches,
+    by default as many as there are tasks, but of at least 32 rows each, since small ones are slow.
     """
 
     metadata: dict[str, Any] = {  # noqa: RUF012
@@ -71,6 +76,7 @@ class ChannelPruningVectorEnv(gymnasium.vector.VectorEnv[Observation, Observatio
         tasks: Sequence[PruningTask] | None = None,
         num_envs: int = 1,
         *,
+        batch_count: int | None = None,
         action: ActionMode = "offset",
         latency: LatencyMode = "predicted",
         measure: Measure | None = None,
@@ -81,6 +87,9 @@ class ChannelPruningVectorEnv(gymnasium.vector.VectorEnv[Observation, Observatio
         super().__init__()
         self.num_envs = num_envs
         self.render_mode = render_mode
+        tasks = checked_tasks(tasks)
+        count = batch_count or max(1, num_envs // _BATCH_ROWS)
+        count = min(len(tasks), num_envs, count)
         dynamics = [
             PruningDynamics(
                 task,
@@ -89,10 +98,10 @@ class ChannelPruningVectorEnv(gymnasium.vector.VectorEnv[Observation, Observatio
                 measure=measure,
                 budget_range=budget_range,
                 withheld_ratio=withheld_ratio,
+                ahead=max(1, _SOLVED_ROWS * count // num_envs),
             )
-            for task in checked_tasks(tasks)
+            for task in tasks
         ]
-        count = min(len(dynamics), num_envs)
         edges = np.linspace(0, num_envs, count + 1).round().astype(int)
         self._batches = [
             _SubBatch(slice(int(low), int(high)), dynamics[index::count])

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from rlprune.graph.types import FloatArray, IntArray
 from rlprune.profile.energy import loss_curve, non_increasing
-from rlprune.task.episode import ACTION_SIZE, ActionMode, Episode, PlanningFrame
+from rlprune.task.episode import ACTION_SIZE, ActionMode, Episode, PlanningFrame, Question
 from rlprune.task.objective import AdditiveObjective, reward_scale
 from rlprune.task.observe import SLOTS
 from rlprune.task.task import Objective, PruningTask
@@ -55,8 +55,12 @@ class PruningDynamics:
         measure: Measure | None = None,
         budget_range: tuple[float, float] = BUDGET_RANGE,
         withheld_ratio: float = WITHHELD_RATIO,
+        ahead: int = 1,
     ) -> None:
         """Prepares a task; its own objective rewards, or the sum of its profile's losses.
+
+        `ahead` episodes are drawn, and their references solved, at a time: with few rows that is
+        much faster, and a row's generator still draws the same in the same order.
 
         Raises:
             ValueError: an unknown mode, a range outside 0..1, no groups, or no way to measure.
@@ -85,6 +89,11 @@ class PruningDynamics:
         data_free = replace(task.profiles, measured_loss=None)
         self._energy_curve = loss_curve(data_free, task.graph)
         self._shape_curve = loss_curve(replace(data_free, energy_loss=None), task.graph)
+        self._folds = 0 if task.profiles.measured_loss is None else len(task.profiles.measured_loss)
+        self._energetic = task.profiles.energy_loss is not None
+        self._ahead = ahead
+        self._questions: list[Question] = []
+        self._drawn_by: list[np.random.Generator] = []
         self._episode: Episode | None = None
 
     @property
@@ -105,34 +114,57 @@ class PruningDynamics:
         Each draws its budget (unless given [B]), which profiles are shown, and a Bayesian bootstrap
         over the profile's folds: calibration noise should not be learned by heart.
         """
-        measured = self.task.profiles.measured_loss
-        folds = 0 if measured is None else len(measured)
-        position = np.array([rng.uniform(*self._budget_range) for rng in generators])
-        kind = np.array([rng.random() for rng in generators]) / max(self._withheld_ratio, 1e-12)
-        least, base = self.frame.budget_range_ms
-        budget = least + position * (base - least) if budget_ms is None else budget_ms
-        profiled = kind >= 1.0 if folds else np.zeros(len(generators), dtype=np.bool_)
-        energetic = (kind >= 1 / 3) & (self.task.profiles.energy_loss is not None)
-        loss = np.where(energetic[:, None, None], self._energy_curve, self._shape_curve)
-        if measured is not None:
-            weights = np.stack([rng.dirichlet(np.ones(folds)) for rng in generators])  # [B, S]
-            # einsum and not a matrix product: its sums do not depend on the size of the batch.
-            mixed = np.einsum("bs,sgl->bgl", weights, measured)
-            curves = non_increasing(mixed, self.task.level_count)
-            loss = np.where(profiled[:, None, None], curves, loss)
-        self._episode = Episode(
-            self.frame,
-            np.asarray(budget, dtype=np.float64),
-            loss,
-            action=self.action,
-            profiled=profiled,
-            energetic=energetic,
-        )
+        if budget_ms is not None:
+            question = self._ask([self._draw(generators)], np.asarray(budget_ms, np.float64))
+        else:
+            known = len(self._drawn_by) == len(generators)
+            if not known or any(
+                a is not b for a, b in zip(self._drawn_by, generators, strict=True)
+            ):
+                self._questions = []  # drawn by others: these rows have been seeded anew
+            if not self._questions:
+                self._drawn_by = list(generators)
+                draws = [self._draw(generators) for _ in range(self._ahead)]
+                asked = self._ask(draws, None)
+                edges = range(0, len(asked.budget_ms), len(generators))
+                self._questions = [asked.rows(slice(e, e + len(generators))) for e in edges]
+            question = self._questions.pop(0)
+        self._episode = Episode(self.frame, question, action=self.action)
         self._loss = self._objective.loss(self._episode.keeps)
         self._reference_loss = self._loss
         self._scale = reward_scale(self._objective, self._episode.reference.keeps)
         self._latency: FloatArray | None = None
         return self._episode.observe()
+
+    def _draw(self, generators: Sequence[np.random.Generator]) -> FloatArray:
+        """Place of the budget, what is withheld, and fold weights [B, 2 + S]; three draws a row."""
+        folds = self._folds
+        return np.array(
+            [
+                [
+                    rng.uniform(*self._budget_range),
+                    rng.random(),
+                    *(rng.dirichlet(np.ones(folds)) if folds else ()),
+                ]
+                for rng in generators
+            ]
+        )
+
+    def _ask(self, draws: Sequence[FloatArray], budget_ms: FloatArray | None) -> Question:
+        """The question of all draws, one after the other."""
+        drawn = np.concatenate(draws)
+        least, base = self.frame.budget_range_ms
+        budget = least + drawn[:, 0] * (base - least) if budget_ms is None else budget_ms
+        profiled = (drawn[:, 1] >= self._withheld_ratio) & (self._folds > 0)
+        energetic = (drawn[:, 1] >= self._withheld_ratio / 3) & self._energetic
+        loss = np.where(energetic[:, None, None], self._energy_curve, self._shape_curve)
+        measured = self.task.profiles.measured_loss
+        if measured is not None:
+            # einsum and not a matrix product: its sums do not depend on the size of the batch.
+            mixed = np.einsum("bs,sgl->bgl", drawn[:, 2:], measured)
+            curves = non_increasing(mixed, self.task.level_count)
+            loss = np.where(profiled[:, None, None], curves, loss)
+        return Question.of(self.frame, budget, loss, profiled, energetic)
 
     def step(
         self, actions: NDArray[np.floating[Any]]

@@ -65,43 +65,68 @@ class PlanningFrame:
         return self.encoder.least_ms * upper, self.encoder.base_ms * upper
 
 
-class Episode:
-    """B budgets over one task, from the first group to the last; for one thread."""
+@dataclass(frozen=True)
+class Question:
+    """What B episodes of one task start from."""
 
-    def __init__(
-        self,
+    budget_ms: FloatArray
+    """[B], none below the least plan's need."""
+    loss: FloatArray
+    """Curves the planner is shown [B, G, L]."""
+    profiled: NDArray[np.bool_]
+    """Whether each row's curves were measured [B]; shown to the policy."""
+    energetic: NDArray[np.bool_]
+    """Whether each row's energy curves are shown [B]."""
+    reference: Reference
+
+    @staticmethod
+    def of(
         frame: PlanningFrame,
         budget_ms: FloatArray,
         loss: FloatArray,
-        *,
-        action: ActionMode,
         profiled: NDArray[np.bool_],
         energetic: NDArray[np.bool_],
-    ) -> None:
-        """Starts with the reference as the current plan.
+    ) -> Question:
+        """Raises budgets to what the least plan needs, and solves for the reference."""
+        budget = np.maximum(budget_ms, frame.budget_range_ms[0])
+        found = reference(frame.task, budget, loss=loss)
+        return Question(budget, loss, profiled, energetic, found)
 
-        Args:
-            frame: of the task.
-            budget_ms: [B]; below the least plan's need, it is raised to that.
-            loss: curves the planner is shown [B, G, L].
-            action: how actions are meant.
-            profiled: whether each row's curves were measured [B]; shown to the policy.
-            energetic: whether each row's energy curves are shown [B].
-        """
+    def rows(self, index: slice) -> Question:
+        """Some of the rows."""
+        return Question(
+            self.budget_ms[index],
+            self.loss[index],
+            self.profiled[index],
+            self.energetic[index],
+            self.reference.rows(index),
+        )
+
+
+class Episode:
+    """B budgets over one task, from the first group to the last; for one thread."""
+
+    def __init__(self, frame: PlanningFrame, question: Question, *, action: ActionMode) -> None:
+        """Starts with the reference as the current plan; `action` is how actions are meant."""
         self.frame = frame
         self.action: ActionMode = action
-        self.loss = loss
-        self.budget_ms = np.maximum(budget_ms, frame.budget_range_ms[0])
+        self.loss = question.loss
+        self.budget_ms = question.budget_ms
+        self.reference = question.reference
         self._limit = latency_limit(frame.task, self.budget_ms)
-        self.reference: Reference = reference(frame.task, self.budget_ms, loss=loss)
         self.plan = self.reference.choice.copy()
         """Level indices [B, G]: choices so far, and the rest as the reference would now have it."""
         self.group = 0
         """Whose turn it is; equal to the group count when the episode is over."""
         self._encoder = EpisodeEncoder.of(
-            frame.encoder, self.reference, loss, self._limit, profiled, energetic
+            frame.encoder,
+            self.reference,
+            self.loss,
+            self._limit,
+            question.profiled,
+            question.energetic,
         )
-        self._on_reference = np.ones(len(budget_ms), dtype=np.bool_)
+        self._on_reference = np.ones(len(self.plan), dtype=np.bool_)
         self._bends = np.zeros((*self.plan.shape, 2))
         self._look()
 
@@ -244,14 +269,14 @@ def plan_with(
     frame = PlanningFrame.of(task)
     curve = loss_curve(task.profiles, task.graph)
     rows = len(budget)
-    episode = Episode(
+    question = Question.of(
         frame,
         budget,
         np.broadcast_to(curve, (rows, *curve.shape)),
-        action=action_mode,
-        profiled=np.full(rows, task.profiles.measured_loss is not None),
-        energetic=np.full(rows, task.profiles.energy_loss is not None),
+        np.full(rows, task.profiles.measured_loss is not None),
+        np.full(rows, task.profiles.energy_loss is not None),
     )
+    episode = Episode(frame, question, action=action_mode)
     while not episode.over:
         episode.act(act(episode.observe()))
     enough = budget >= frame.budget_range_ms[0]

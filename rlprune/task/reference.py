@@ -41,6 +41,16 @@ class Reference:
         """What plans [B, G] spend on groups `group`.. at the frozen costs [B]."""
         return np.asarray(at_level(self.above_ms[:, group:], choice[:, group:]).sum(1))
 
+    def rows(self, index: slice) -> Reference:
+        """The references of some rows."""
+        programme = Programme(
+            self.programme.value[:, index],
+            self.programme.choice[:, index],
+            self.programme.steps[index],
+            self.programme.unit[index],
+        )
+        return Reference(self.keeps[index], self.choice[index], programme, self.above_ms[index])
+
     def lookup(
         self, group: int, remaining_ms: FloatArray
     ) -> tuple[IntArray, FloatArray, FloatArray]:

@@ -94,7 +94,7 @@ def rollout_single(
 @pytest.mark.parametrize("mode", MODES)
 def test_vector_equals_single_step_for_step(mode: ActionMode) -> None:
     tasks = [random_task(0, group_count=4), random_task(1, group_count=6, noise=0.2)]
-    vector = ChannelPruningVectorEnv(tasks, num_envs=6, action=mode)
+    vector = ChannelPruningVectorEnv(tasks, num_envs=6, action=mode, batch_count=2)
     size = vector.single_action_space.shape[0]
     actions = np.random.default_rng(0).uniform(-1, 1, (15, 6, size)).astype(np.float32)
     singles = [
@@ -123,7 +123,7 @@ def test_vector_equals_single_step_for_step(mode: ActionMode) -> None:
 
 def test_rows_of_one_task_end_together_and_begin_again_in_the_same_step() -> None:
     tasks = [random_task(0, group_count=3), random_task(1, group_count=5)]
-    vector = ChannelPruningVectorEnv(tasks, num_envs=4)
+    vector = ChannelPruningVectorEnv(tasks, num_envs=4, batch_count=2)
     assert vector.metadata["autoreset_mode"] is AutoresetMode.SAME_STEP
     vector.reset(seed=0)
     ends = np.array([vector.step(np.zeros((4, 1), np.float32))[2] for _ in range(15)])
