@@ -2,7 +2,7 @@
 
 Operators measured alone add up to 0.9-1.4 times the model they make: activations vanish into
 convolutions, layout changes appear between them. So each form of operator in a graph gets a factor,
-fitted to whole models under several plans. Factors start from a prior (1, or 0.3 where a runtime is
+fitted to whole models under several plans. Factors start from a prior (1, or 0.1 where a runtime is
 apt to fuse), move together, then by class, then by form, as far as the data carry them: a ridge
 regression whose penalty is the inverse of that prior's covariance, factors kept at or above zero.
 """
@@ -19,8 +19,8 @@ from rlprune.latency.costs import OperatorCosts
 from rlprune.latency.operators import form, spec_at
 from rlprune.latency.types import OperatorSpec
 
-FUSED_PRIOR = 0.3
-ALL_SD, CLASS_SD, FORM_SD = 0.3, 0.1, 0.1
+FUSED_PRIOR = 0.1
+ALL_SD, CLASS_SD, FORM_SD = 0.3, 0.15, 0.15
 """How far all factors, those of a class, and each by itself may move."""
 OVERHEAD_SD = 1.0
 PLAN_SD = 0.02

@@ -48,20 +48,24 @@ def measure_subjects(
     distinct = list(dict.fromkeys(subjects))
     operators = [subject for subject in distinct if isinstance(subject, OperatorSpec)]
     models = [subject for subject in distinct if isinstance(subject, ModelSubject)]
-    total = len(distinct) * config.session_count
+    brief = _brief(config)
+    total = len(operators) * brief.session_count + len(models) * config.session_count
     results: list[Measurement] = []
 
     def progress() -> Progress | None:
         if on_progress is None:
             return None
-        before = len(results) * config.session_count
+        before = sum(
+            (brief if isinstance(one.subject, OperatorSpec) else config).session_count
+            for one in results
+        )
         return lambda done, planned: on_progress(min(before + done, total), total)
 
     results += measure(
         [(spec, operator_model(spec)) for spec in operators],
         device=device,
         runtime=runtime,
-        config=_brief(config),
+        config=brief,
         on_progress=progress(),
     )
     for fingerprint in dict.fromkeys(subject.fingerprint for subject in models):
@@ -124,6 +128,7 @@ def _brief(config: MeasureConfig) -> MeasureConfig:
         sample_count=min(config.sample_count, 5),
         max_sample_count=min(config.max_sample_count, 12),
         max_session_ms=min(config.max_session_ms, 15.0),
+        session_count=min(config.session_count, 4),
         extra_session_count=min(config.extra_session_count, 1),
         max_error_ratio=max(config.max_error_ratio, 0.06),
     )

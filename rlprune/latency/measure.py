@@ -87,7 +87,7 @@ class MeasureConfig:
     """Samples per session after which it is left at that, however disturbed they were."""
     max_session_ms: float = 300.0
     """Sampling a session ends after this long (once half the samples wanted are there)."""
-    session_count: int = 4
+    session_count: int = 6
     """Fresh sessions per subject; even, since what is loaded first runs 1-2 % slower, and subject
     and control take turns in that."""
     extra_session_count: int = 4
@@ -213,21 +213,22 @@ class _Bench:
     def kept(self, trial: _Trial) -> list[tuple[list[_Sample], list[_Sample]]]:
         """Per session that counts: the samples that count, and the control samples beside them.
 
-        The undisturbed ones, if they are half as many as were wanted; else the less disturbed half
-        of what there is, since too few would trade one noise for another. Likewise the sessions.
-        Judged by all that is known of the control by now, not by what was known at the time.
+        The undisturbed samples, if they are half as many as were wanted; else the less disturbed
+        half of what there is, since too few would trade one noise for another. The undisturbed
+        sessions likewise; else all of them, since how far they are apart says how much to trust
+        them. Judged by what is known of the control by now, not by what was known at the time.
         """
         config = self.config
         chosen = []
-        typical: list[float] = []
+        worst: list[float] = []
         for samples, beside in zip(trial.sessions, trial.controls, strict=True):
             stress = self._stress(samples, beside)
             kept = _quiet(stress, config.max_control_ratio, config.sample_count)
             around = np.union1d(kept, kept + 1)
             chosen.append(([samples[i] for i in kept], [beside[i] for i in around]))
-            typical.append(float(np.max(stress[kept])))
-        best = _quiet(np.array(typical), config.max_control_ratio, config.session_count)
-        return [chosen[index] for index in best]
+            worst.append(float(np.max(stress[kept])))
+        quiet = [one for one, s in zip(chosen, worst, strict=True) if s <= config.max_control_ratio]
+        return quiet if 2 * len(quiet) >= config.session_count else chosen
 
     def verdict(self, trial: _Trial) -> tuple[str, str]:
         """Status and reason as things stand."""

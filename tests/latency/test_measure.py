@@ -153,7 +153,7 @@ def test_with_more_threads_wall_time_counts() -> None:
 
 def test_session_ratios_that_stay_apart_are_unstable_and_say_so() -> None:
     def moody(name: str, session: int) -> float:
-        return 2.0 * (1.0 + 0.3 * (session % 3)) if name == "subject" else 4.0
+        return 2.0 * (1.0 + 0.4 * (session % 3)) if name == "subject" else 4.0
 
     bench = Bench(moody)
     one, calm = taken(bench, "subject", "other")
