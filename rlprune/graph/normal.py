@@ -166,6 +166,8 @@ def _build(
         copy.name = node.name
         if index in retarget:
             name = f"{node.outputs[0]}/shape"
+            while name in shapes:
+                name += "'"
             target = make_tensor(name, np.array(retarget[index], dtype=np.int64))
             graph.initializer.append(target)
             copy.input[1] = name

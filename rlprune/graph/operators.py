@@ -80,6 +80,13 @@ class _Lister:
             return Width(shape[self.channel_axes(name)[0]] if shape else 1)
         return width_of(group, self.widths)
 
+    def read_on(self, name: str, axis: int) -> tuple[Width, tuple[int, ...]]:
+        """Channels and other extents of an input that a weight reads on a given axis."""
+        if self.channels.blocks.get(name) and self.channel_axes(name) == (axis,):
+            return self.width(name), self.spatial(name)
+        shape = self.normal.shapes[name]
+        return Width(shape[axis]), self.without_batch([*shape[:axis], *shape[axis + 1 :]])
+
     def channel_axes(self, name: str) -> tuple[int, ...]:
         blocks = self.channels.blocks.get(name)
         if blocks:
@@ -91,7 +98,9 @@ class _Lister:
         """Extents of the axes that are neither channels nor batch."""
         axes = self.channel_axes(name)
         shape = self.normal.shapes[name]
-        rest = [extent for axis, extent in enumerate(shape) if axis not in axes]
+        return self.without_batch([e for axis, e in enumerate(shape) if axis not in axes])
+
+    def without_batch(self, rest: list[int]) -> tuple[int, ...]:
         batch = self.batch()
         if batch in rest:
             rest.remove(batch)
@@ -183,7 +192,7 @@ class _Lister:
         elif op in ("Conv", "ConvTranspose"):
             self._conv(node)
         elif op == "Gemm" or (op == "MatMul" and self.constant(node.inputs[1])):
-            self.add(node, "linear", "")
+            self._linear(node)
         elif op == "MatMul":
             self.add(node, "matmul", "")
         elif op in _NORMS:
@@ -240,8 +249,8 @@ class _Lister:
         kernel = weight[2:]
         stride = node.attrs.get("strides", [1] * rank)
         dilation = node.attrs.get("dilations", [1] * rank)
-        if depthwise and kind == "conv":
-            kind, groups = "depthwise_conv", 0
+        if depthwise:
+            kind, groups = ("depthwise_conv" if kind == "conv" else kind), 0
         pads = self._pads(node, kernel, stride, dilation)
         source = node.inputs[0]
         if source in self.padded:
@@ -254,12 +263,25 @@ class _Lister:
             kind,
             "",
             source=source,
+            in_width=self.read_on(source, 1)[0],
             kernel=kernel,
             stride=stride,
             pads=pads,
             dilation=dilation,
             groups=groups,
         )
+
+    def _linear(self, node: Node) -> None:
+        rank = len(self.normal.shapes[node.inputs[0]])
+        axis = 0 if node.attrs.get("transA") else rank - 1
+        in_width, in_spatial = self.read_on(node.inputs[0], axis)
+        block = self.channels.blocks.get(node.outputs[0])
+        out_axis = len(self.normal.shapes[node.outputs[0]]) - 1
+        if block and block[0].axes != (out_axis,):
+            # Works along the positions; the channels go through beside it.
+            self.add(node, "matmul", "")
+        else:
+            self.add(node, "linear", "", in_width=in_width, in_spatial=in_spatial)
 
     def _pads(
         self, node: Node, kernel: Sequence[int], stride: Sequence[int], dilation: Sequence[int]

@@ -97,7 +97,8 @@ class Operator:
     """As ONNX has them: all begins, then all ends."""
     dilation: tuple[int, ...] = ()
     groups: int = 1
-    """Convolution groups where fixed; 0 for `depthwise_conv`, whose groups follow the width."""
+    """Convolution groups where fixed; 0 where they follow the width (`depthwise_conv`, or a
+    `conv_transpose` that is depthwise)."""
 
     def macs_at(self, in_width: IntArray, out_width: IntArray) -> IntArray:
         """Multiply-accumulates of one inference (batch 1); 0 for operators without weights."""
@@ -107,7 +108,8 @@ class Operator:
             return in_width * out_width // self.groups * (taps * cells)
         if self.kind == "conv_transpose":
             in_cells = math.prod(self.in_spatial)
-            return in_width * out_width // self.groups * (taps * in_cells)
+            pairs = in_width * out_width // self.groups if self.groups else out_width
+            return pairs * (taps * in_cells)
         if self.kind == "depthwise_conv":
             return out_width * (taps * cells)
         if self.kind == "linear":
@@ -117,9 +119,9 @@ class Operator:
     def params_at(self, in_width: IntArray, out_width: IntArray) -> IntArray:
         """Weights and one bias per output; 0 for operators without weights."""
         taps = math.prod(self.kernel)
-        if self.kind in ("conv", "conv_transpose"):
+        if self.kind in ("conv", "conv_transpose") and self.groups:
             return in_width * out_width // self.groups * taps + out_width
-        if self.kind == "depthwise_conv":
+        if self.kind in ("depthwise_conv", "conv_transpose"):
             return out_width * (taps + 1)
         if self.kind == "linear":
             return in_width * out_width + out_width

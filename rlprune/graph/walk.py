@@ -36,6 +36,16 @@ from rlprune.graph.load import check_shape
 
 Shape = tuple[int, ...]
 
+_KEEP_SHAPE = frozenset(
+    (
+        *("Relu", "LeakyRelu", "Sigmoid", "Tanh", "HardSwish", "HardSigmoid", "Elu", "Gelu", "Erf"),
+        *("Clip", "Identity", "Softmax", "BatchNormalization", "InstanceNormalization"),
+        *("LayerNormalization", "GroupNormalization"),
+    )
+)
+"""Operators whose one output is shaped as their first input: no need, or (GroupNormalization) no
+way, to infer."""
+
 
 @dataclass(frozen=True, slots=True)
 class Node:
@@ -171,6 +181,9 @@ class Walk:
         return True
 
     def _infer(self, node: Node, proto: NodeProto) -> None:
+        if node.op in _KEEP_SHAPE and len(node.outputs) == 1 and node.inputs[0] in self.types:
+            self.types[node.outputs[0]] = self.types[node.inputs[0]]
+            return
         inputs = {name: _type_proto(*self.types[name]) for name in node.inputs if name}
         # Floats too: the scales of a Resize decide about its extents.
         data = {
@@ -190,7 +203,12 @@ class Walk:
                 data,
                 opset_imports=[helper.make_opsetid(d, v) for d, v in self.opsets.items()],
             )
-        except (shape_inference.InferenceError, RuntimeError, ValueError) as error:
+        except (
+            shape_inference.InferenceError,
+            onnx.checker.ValidationError,
+            RuntimeError,
+            ValueError,
+        ) as error:
             why = " ".join(str(error).split())[:200]
             raise ModelError(f"node {node.name!r} ({node.op}): shapes do not fit: {why}") from error
         for name in node.outputs:

@@ -141,9 +141,13 @@ class _Surgeon:
         return [self.trace.normal.values.get(name) for name in node.inputs]
 
 
-def _constant(copy: NodeProto, place: int, values: Sequence[int], what: str) -> list[TensorProto]:
+def _constant(
+    surgeon: _Surgeon, copy: NodeProto, place: int, values: object, what: str
+) -> list[TensorProto]:
     """Gives the node a constant input of its own."""
     name = f"{copy.output[0]}/{what}"
+    while name in surgeon.trace.normal.shapes:
+        name += "'"
     while len(copy.input) <= place:
         copy.input.append("")
     copy.input[place] = name
@@ -174,7 +178,11 @@ def _reshape(surgeon: _Surgeon, node: Node, copy: NodeProto) -> list[TensorProto
         return []
     target = ints(surgeon.trace.normal.values[node.inputs[1]]) or []
     return _constant(
-        copy, 1, [t if t in (0, -1) else d for t, d in zip(target, after, strict=True)], "shape"
+        surgeon,
+        copy,
+        1,
+        [t if t in (0, -1) else d for t, d in zip(target, after, strict=True)],
+        "shape",
     )
 
 
@@ -186,7 +194,7 @@ def _expand(surgeon: _Surgeon, node: Node, copy: NodeProto) -> list[TensorProto]
         return []
     shift = len(after) - len(target)
     new = [after[k + shift] if t == before[k + shift] else t for k, t in enumerate(target)]
-    return _constant(copy, 1, new, "shape")
+    return _constant(surgeon, copy, 1, new, "shape")
 
 
 def _split(surgeon: _Surgeon, node: Node, copy: NodeProto) -> list[TensorProto]:
@@ -200,7 +208,7 @@ def _split(surgeon: _Surgeon, node: Node, copy: NodeProto) -> list[TensorProto]:
     kept = [a for a in copy.attribute if a.name != "num_outputs"]
     del copy.attribute[:]
     copy.attribute.extend(kept)
-    return _constant(copy, 1, sizes, "split")
+    return _constant(surgeon, copy, 1, sizes, "split")
 
 
 def _slice(surgeon: _Surgeon, node: Node, copy: NodeProto) -> list[TensorProto]:
@@ -229,7 +237,7 @@ def _slice(surgeon: _Surgeon, node: Node, copy: NodeProto) -> list[TensorProto]:
         _set(copy, "starts", starts)
         _set(copy, "ends", ends)
         return []
-    return _constant(copy, 1, starts, "starts") + _constant(copy, 2, ends, "ends")
+    return _constant(surgeon, copy, 1, starts, "starts") + _constant(surgeon, copy, 2, ends, "ends")
 
 
 def _gather(surgeon: _Surgeon, node: Node, copy: NodeProto) -> list[TensorProto]:
@@ -243,9 +251,7 @@ def _gather(surgeon: _Surgeon, node: Node, copy: NodeProto) -> list[TensorProto]
     place = np.cumsum(mask) - 1
     index = np.where(index < 0, index + len(mask), index)
     kept = place[index[mask[index]]] if index.ndim else place[index]
-    name = f"{copy.output[0]}/indices"
-    copy.input[1] = name
-    return [numpy_helper.from_array(np.asarray(kept, dtype=np.int64), name)]
+    return _constant(surgeon, copy, 1, kept, "indices")
 
 
 def _pad(surgeon: _Surgeon, node: Node, copy: NodeProto) -> list[TensorProto]:
@@ -268,7 +274,7 @@ def _pad(surgeon: _Surgeon, node: Node, copy: NodeProto) -> list[TensorProto]:
     if axes is not None:
         order = [axis % rank for axis in ints(axes) or []]
         begins, ends = [begins[a] for a in order], [ends[a] for a in order]
-    return _constant(copy, 1, begins + ends, "pads")
+    return _constant(surgeon, copy, 1, begins + ends, "pads")
 
 
 def _resize(surgeon: _Surgeon, node: Node, copy: NodeProto) -> list[TensorProto]:
@@ -282,7 +288,7 @@ def _resize(surgeon: _Surgeon, node: Node, copy: NodeProto) -> list[TensorProto]
     for place, axis in enumerate(axes):
         if axis in masks:
             new[place] = int(masks[axis].sum())
-    return _constant(copy, 3, new, "sizes")
+    return _constant(surgeon, copy, 3, new, "sizes")
 
 
 _REWRITES: dict[str, Callable[[_Surgeon, Node, NodeProto], list[TensorProto]]] = {
