@@ -50,6 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--more", type=Path, action="append", default=[], help="further models")
     parser.add_argument("--store", help="URL of the store with the devices' measurements")
     parser.add_argument("--device", action="append", default=[], help="beside macs; repeat")
+    parser.add_argument("--imagined", type=int, default=3, help="devices that do not exist")
     parser.add_argument("--agents", type=int, default=4)
     parser.add_argument("--steps", type=int, default=600_000)
     parser.add_argument("--rounds", type=int, default=6)
@@ -59,7 +60,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     started = time.monotonic()
     models = load_models([options.recorded, *options.more])
     with closing(open_store(options.store)) as store:
-        tasks, skipped = training_tasks(models, store=store, devices=options.device)
+        tasks, skipped = training_tasks(
+            models, store=store, devices=options.device, imagined=options.imagined
+        )
     print(f"{len(models)} models, {len(tasks)} tasks; left out: {', '.join(skipped) or 'none'}")
     names = sorted(models)
     with ray_session(None), tempfile.TemporaryDirectory() as scratch:

@@ -7,6 +7,7 @@ same function plans are made from: what devices report changes both.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import shutil
 from collections.abc import Callable, Sequence
@@ -22,9 +23,11 @@ from rlprune.planning import latency_model, task_for
 from rlprune.policy.artifact import PolicyArtifact, Score
 from rlprune.policy.learned import LearnedPolicy
 from rlprune.task.episode import ActionMode
-from rlprune.task.objective import objective_of
+from rlprune.task.objective import AdditiveObjective, objective_of
 from rlprune.task.observe import OBSERVATION_VERSION
+from rlprune.task.task import PruningTask
 from rlprune.task.taskdir import RecordedModel, load_model_dir
+from rlprune.training.imagined import imagined_tables
 from rlprune.training.select import NamedTask, outcomes, relative_gain, score
 
 if TYPE_CHECKING:
@@ -86,6 +89,7 @@ def train(
     devices: Sequence[str] = (),
     validation: Sequence[str] = (),
     actions: Sequence[ActionMode] = ACTIONS,
+    imagined: int = 3,
     agents: int = 2,
     steps: int = 500_000,
     rounds: int = 8,
@@ -103,6 +107,7 @@ def train(
         validation: names of the models that choose the winner and are not trained on; about a
             quarter of the models, drawn by the seed, if none is named.
         actions: action modes tried, dealt to the agents in turn.
+        imagined: devices that do not exist, trained on beside the real ones.
         agents: size of the population, at least 1 and each in a process of its own.
         steps: environment steps of each agent.
 
@@ -117,7 +122,7 @@ def train(
         raise InputError(f"agents {agents}, steps {steps} and rounds {rounds} must be at least 1")
     models = load_models(task_dirs)
     chosen = _split(sorted(models), validation, seed)
-    tasks, skipped = training_tasks(models, store=store, devices=devices)
+    tasks, skipped = training_tasks(models, store=store, devices=devices, imagined=imagined)
     seen = [named for named in tasks if named.model not in chosen]
     unseen = [named for named in tasks if named.model in chosen]
     if not seen or not unseen:
@@ -205,11 +210,18 @@ def load_models(task_dirs: Sequence[str | Path]) -> dict[str, RecordedModel]:
 
 
 def training_tasks(
-    models: dict[str, RecordedModel], *, store: Store | None, devices: Sequence[str]
+    models: dict[str, RecordedModel],
+    *,
+    store: Store | None,
+    devices: Sequence[str],
+    imagined: int = 0,
 ) -> tuple[list[NamedTask], tuple[str, ...]]:
     """Every model on every device, tables as the store has them now; and the pairs left out.
 
+    With `imagined` further devices that do not exist (`rlprune.training.imagined`).
+
     Raises:
+        InputError: a model has too few evaluations for an objective.
         NotFoundError: a device is not in the store, or has not measured what any model needs.
     """
     from rlprune.store import open_store
@@ -218,6 +230,9 @@ def training_tasks(
     tasks: list[NamedTask] = []
     skipped: list[str] = []
     objectives = {name: objective_of(model) for name, model in models.items()}
+    for name, objective in objectives.items():
+        if isinstance(objective, AdditiveObjective):  # the knapsack's own belief: nothing to learn
+            raise InputError(f"model {name!r} has too few evaluations to learn from; record more")
     for device in dict.fromkeys((MACS_DEVICE, *devices)):
         count = len(tasks)
         for name, model in models.items():
@@ -235,6 +250,11 @@ def training_tasks(
                 f"device {device!r} has not measured what any of the models needs; known: {known}",
                 field="device",
             )
+    for seed, (name, model) in itertools.product(range(imagined), models.items()):
+        tables = imagined_tables(model.graph, model.profiles, seed)
+        tasks.append(
+            NamedTask(name, PruningTask(model.graph, tables, model.profiles, objectives[name]))
+        )
     return tasks, tuple(skipped)
 
 

@@ -158,3 +158,19 @@ def test_training_leaves_an_artifact_that_plans(
     task = learnable_task(100)
     budget = np.array([0.6, 0.8]) * task.tables.upper_ms(task.graph.widths[None])
     assert (task.tables.upper_ms(policy.plan(task, budget)) <= budget).all()
+
+
+def test_imagined_devices_differ_from_each_other_and_not_from_themselves(
+    store: Store, recorded: Path
+) -> None:
+    models = load_models([recorded])
+    tasks, _ = training_tasks(models, store=store, devices=[], imagined=2)
+    again, _ = training_tasks(models, store=store, devices=[], imagined=2)
+    tables = {(t.model, t.task.tables.device): t.task.tables.flat_ms for t in tasks}
+    assert len(tables) == 9
+    for named in again:
+        assert np.array_equal(
+            named.task.tables.flat_ms, tables[named.model, named.task.tables.device]
+        )
+    share = [tables["net1", f"imagined-{seed}"] / tables["net1", "macs"].sum() for seed in (0, 1)]
+    assert not np.allclose(share[0] / share[0].sum(), share[1] / share[1].sum(), rtol=0.1)
