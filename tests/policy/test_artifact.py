@@ -11,12 +11,16 @@ from typing import Any
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
+from synthetic import random_task
 
 from rlprune.errors import PolicyError
 from rlprune.policy import get_policy
 from rlprune.policy.artifact import PolicyArtifact, Score
+from rlprune.policy.corrected import budgets_at
+from rlprune.policy.learned import LearnedPolicy
 from rlprune.policy.network import Network, Normalizer
 from rlprune.task.episode import ACTION_SIZE, ActionMode
+from rlprune.task.knapsack import least_keeps
 from rlprune.task.observe import SLOTS
 
 
@@ -53,6 +57,18 @@ def test_what_was_saved_is_what_is_loaded(tmp_path: Path) -> None:
     assert loaded.digest == digest
     assert get_policy(str(tmp_path)).name == f"learned/{digest[:8]}"
     assert {p.name for p in tmp_path.iterdir()} == {"policy.json", "policy.safetensors"}
+
+
+@pytest.mark.parametrize("action", ["offset", "correction", "ratio"])
+def test_even_a_random_network_plans_within_the_budget(action: ActionMode) -> None:
+    policy = LearnedPolicy(artifact(action))
+    for seed in range(3):
+        task = random_task(seed, noise=0.1 * seed)
+        budget = np.append(budgets_at(task, np.array([0.1, 0.5, 0.9])), 1e-6)
+        keeps = policy.plan(task, budget)
+        assert (task.tables.upper_ms(keeps)[:3] <= budget[:3]).all()
+        assert (keeps[3] == least_keeps(task)).all()
+        assert all(keep in task.levels[g] for row in keeps for g, keep in enumerate(row))
 
 
 def edited(change: Callable[[dict[str, Any]], None]) -> Callable[[Path], None]:
