@@ -232,7 +232,10 @@ def training_tasks(
     objectives = {name: objective_of(model) for name, model in models.items()}
     for name, objective in objectives.items():
         if isinstance(objective, AdditiveObjective):  # the knapsack's own belief: nothing to learn
-            raise InputError(f"model {name!r} has too few evaluations to learn from; record more")
+            count = len(evaluations.keeps) if (evaluations := models[name].evaluations) else 0
+            raise InputError(
+                f"model {name!r} has {count} evaluations, too few to learn from; record more"
+            )
     for device in dict.fromkeys((MACS_DEVICE, *devices)):
         count = len(tasks)
         for name, model in models.items():
