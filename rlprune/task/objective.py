@@ -27,8 +27,11 @@ _RIDGES = (0.01, 0.1, 1.0, 10.0, 100.0, 1000.0)
 _LEAST_SCALE = 0.02
 _MEMBERS = 16
 _FOLDS = 5
-_LEAST_RECORDS = 40
+_LEAST_RECORDS = 24
 """Fewer evaluations than this say too little for a fit."""
+_HOPELESS = 2.0
+"""Nats above the unpruned model from where plans count ever less: there all are about as bad as
+guessing, and which is worse tells nothing."""
 
 
 @runtime_checkable
@@ -110,7 +113,7 @@ class SurrogateObjective:
         the plans. `increase_se` [N] weighs plans by how well they are known.
 
         Raises:
-            ValueError: fewer than 40 plans, or shapes that do not belong together.
+            ValueError: fewer than 24 plans, or shapes that do not belong together.
         """
         if len(keeps) < _LEAST_RECORDS:
             raise ValueError(f"{len(keeps)} evaluations are too few, {_LEAST_RECORDS} are needed")
@@ -120,11 +123,11 @@ class SurrogateObjective:
         # Below the offset differences are noise; above, the logarithm makes errors relative.
         offset = max(0.02, 0.05 * float(np.median(increase)))
         target = np.log(np.maximum(increase, 0.0) + offset)
-        weight = np.ones(len(target))
+        weight = 1.0 / (1.0 + (np.maximum(increase, 0.0) / _HOPELESS) ** 2)
         if increase_se is not None:
             relative = increase_se / (np.maximum(increase, 0.0) + offset)
-            weight = 1.0 / (0.1**2 + relative**2)
-            weight /= weight.mean()
+            weight = weight / (0.1**2 + relative**2)
+        weight /= weight.mean()
         fold = rng.permutation(len(keeps)) % _FOLDS
         tables = {name: _features(name, levels, curve, keeps, offset) for name in FEATURE_SETS}
         best_error, best_name, best_ridge = np.inf, FEATURE_SETS[0], _RIDGES[0]
