@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from calibrated import traced
 from onnx import numpy_helper
 from sklearn.isotonic import IsotonicRegression
 from small_onnx import small_onnx
@@ -86,3 +87,13 @@ def test_curves_of_a_batch_are_fitted_each_for_itself() -> None:
     together = non_increasing(noisy, level_count)
     for index in range(3):
         np.testing.assert_array_equal(together[index], non_increasing(noisy[index], level_count))
+
+
+def test_a_residual_stream_weighs_more_than_a_blocks_own_channels() -> None:
+    stream_trace = traced("resnet_b")
+    shapes = shape_profiles(stream_trace.graph, *keep_levels(stream_trace.graph))
+    curve = loss_curve(shapes, stream_trace.graph)
+    members = np.array([len(group.members) for group in stream_trace.graph.groups])
+    same_width = stream_trace.graph.widths == 32
+    stream, own = members == members[same_width].max(), members == members[same_width].min()
+    assert curve[same_width & stream, 0].min() > curve[same_width & own, 0].max()

@@ -1,0 +1,312 @@
+"""Policies on pretrained ResNet-20 and ResNet-56: loss, accuracy and measured latency at a budget.
+
+    scripts/bench_cifar [--quick] [--seed N] [--json FILE] [--final] [--shared DIR]
+
+The device is this machine, one thread; budgets are `least + b (base - least)`. For every seed
+another 1,000 calibration images give the profile that policies see and the statistics that plans
+are corrected with. Nothing is fine-tuned. Calibrating and choosing use `test_reward`; the figure
+comes from the other half of it, or, with --final, from `test_report`, and that reading is logged.
+"""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import argparse
+import json
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+from baseline_torch_pruning import TorchPruningPolicy
+from bench_rows import Outcome, Row, plan_rows, print_table
+from cifar_pack import REPOSITORY, CifarPack, shared_data
+from numpy.typing import NDArray
+from platformdirs import user_cache_path
+
+from rlprune.errors import PolicyError
+from rlprune.graph.from_onnx import OnnxTrace
+from rlprune.graph.skeleton import strip
+from rlprune.graph.types import IntArray
+from rlprune.latency.collect import measure_subjects, trace_models
+from rlprune.latency.device import local_device_key
+from rlprune.latency.types import Measurement, ModelSubject
+from rlprune.planning import make_plan, task_for
+from rlprune.planning.tables import digest, latency_model
+from rlprune.policy import Policy, get_policy
+from rlprune.policy.corrected import budgets_at
+from rlprune.profile.calibration import Calibration
+from rlprune.profile.energy import energy_profiles
+from rlprune.profile.evaluate import Evaluation, Evaluator, evaluate_model
+from rlprune.profile.measured import measure_profiles
+from rlprune.profile.types import GroupProfiles, keep_levels
+from rlprune.runtime import get_runtime
+from rlprune.store import Store, open_store
+from rlprune.task.task import PruningTask
+from rlprune.task.taskdir import read_npz, write_npz
+
+NETWORKS = ("cifar10_resnet20", "cifar10_resnet56")
+SHARES = (0.75, 0.5, 0.25)
+MOST_PLAN_MS = 50.0
+MOST_IMPORT_SEC = 0.7
+CLIENT_IMPORT = """
+import sys, time
+start = time.perf_counter()
+import rlprune
+rlprune.Client
+print(time.perf_counter() - start)
+heavy = {"torch", "ray", "onnxruntime"} & set(sys.modules)
+sys.exit(f"loaded {heavy}" if heavy else 0)
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """How much is done."""
+
+    networks: tuple[str, ...] = NETWORKS
+    shares: tuple[float, ...] = SHARES
+    seed_count: int = 3
+    calibration_count: int = 1000
+    report_count: int | None = None
+
+
+QUICK = Setting(NETWORKS[:1], (0.75, 0.5), seed_count=1, calibration_count=256, report_count=1000)
+
+
+@dataclass(frozen=True)
+class Split:
+    """Test images to calibrate and choose with, and to report on."""
+
+    calibrate: NDArray[np.integer]
+    report: NDArray[np.integer]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--quick", action="store_true", help="a few minutes; figures are rough")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--final", action="store_true", help="report on test_report, and log it")
+    parser.add_argument(
+        "--shared", help="folder that holds data/; by default beside the repository"
+    )
+    arguments = parser.parse_args()
+    pack = CifarPack(shared_data(arguments.shared))
+    setting = QUICK if arguments.quick else Setting()
+    split = _split(pack, arguments.final)
+    if arguments.final:
+        _log_final(arguments)
+    work = user_cache_path("rlprune") / "bench_cifar"
+    work.mkdir(parents=True, exist_ok=True)
+    store = open_store(f"sqlite:///{work / 'latency.db'}")
+    device = local_device_key(get_runtime())
+    print(
+        f"{device}, {platform.python_version()}, load average {os.getloadavg()[0]:.1f}, seed "
+        f"{arguments.seed}, {setting.seed_count} seeds of {setting.calibration_count} images, "
+        f"report on {'test_report' if arguments.final else 'the other half of test_reward'}"
+    )
+    policies = dict(_policies())
+    rows: list[Row] = []
+    for name in setting.networks:
+        rows += bench_network(pack, name, split, setting, policies, store, device, work, arguments)
+    rows.append(import_row())
+    print(f"\n{'figure':52} {'value':>9} {'target':>9}  met")
+    for row in rows:
+        if row.target is not None:
+            met = row.value <= row.target if row.sense == "lower" else row.value >= row.target
+            print(f"{row.name:52} {row.value:9.3f} {row.target:9.3f}  {'yes' if met else 'NO'}")
+    if arguments.json:
+        arguments.json.write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n")
+
+
+def bench_network(
+    pack: CifarPack,
+    name: str,
+    split: Split,
+    setting: Setting,
+    policies: dict[str, Policy],
+    store: Store,
+    device: str,
+    work: Path,
+    arguments: argparse.Namespace,
+) -> list[Row]:
+    trace = pack.traced(name)
+    short = name.removeprefix("cifar10_")
+    module, _ = pack.network(name)
+    policies = {"uniform": policies["uniform"], "global": TorchPruningPolicy(module)} | policies
+    levels, level_count = keep_levels(trace.graph)
+    _measure_missing(trace, levels, level_count, store, device)
+    report = pack.images(name, split.report[: setting.report_count], trace)
+    outcomes: list[Outcome] = []
+    for seed in range(arguments.seed, arguments.seed + setting.seed_count):
+        order = np.random.default_rng([seed, 2]).permutation(split.calibrate)
+        images = pack.images(name, order[: setting.calibration_count], trace)
+        evaluator = Evaluator(trace, images, runtime=get_runtime())
+        profiles = _profiles(evaluator, levels, level_count, work)
+        task = task_for(trace.graph, profiles, store, device)
+        print(f"{short} seed {seed}: profile of {len(images)} images", flush=True)
+        outcomes += _judge(evaluator, task, policies, setting.shares, seed, report)
+    dense = evaluate_model(trace.model, report, runtime=get_runtime())
+    measured = _measure_plans(trace, outcomes, device)
+    rows = plan_rows(short, outcomes, measured, task.base_ms, len(report))
+    print_table(short, rows, f"{dense.loss:.3f} nats, {dense.accuracy:.2%} of {len(report)}")
+    if name == setting.networks[-1]:
+        rows += plan_time_rows(task, policies, device, short)
+    return rows
+
+
+def _judge(
+    evaluator: Evaluator,
+    task: PruningTask,
+    policies: dict[str, Policy],
+    shares: Sequence[float],
+    seed: int,
+    report: Calibration,
+) -> Iterator[Outcome]:
+    budgets = budgets_at(task, np.array(shares))
+    judged: dict[tuple[int, ...], Evaluation] = {}
+    for policy_name, policy in policies.items():
+        plans = policy.plan(task, budgets)
+        for share, budget, keeps in zip(shares, budgets, plans, strict=True):
+            key = tuple(int(keep) for keep in keeps)
+            if key not in judged:
+                corrected = evaluator.corrected_model(keeps)
+                judged[key] = evaluate_model(corrected, report, runtime=get_runtime())
+            found = judged[key]
+            folds = tuple(float(loss) for loss in found.fold_losses)
+            yield Outcome(policy_name, share, seed, key, folds, found.accuracy, float(budget))
+
+
+def _profiles(
+    evaluator: Evaluator, levels: IntArray, level_count: IntArray, work: Path
+) -> GroupProfiles:
+    """The measured profile, kept between runs: it is what takes longest."""
+    images = evaluator.calibration
+    key = digest(
+        evaluator.trace.model.SerializeToString(deterministic=True),
+        images.x.tobytes(),
+        images.y.tobytes(),
+        levels.tobytes(),
+    )
+    path = work / f"profile-{key}.npz"
+    if path.exists():
+        data = read_npz(path)
+        return replace(
+            energy_profiles(evaluator.trace, levels, level_count),
+            measured_loss=data["measured_loss"],
+            base_loss=evaluator.base.loss,
+            image_count=len(images),
+        )
+    profiles = measure_profiles(evaluator, levels, level_count)
+    assert profiles.measured_loss is not None
+    write_npz(path, {"measured_loss": profiles.measured_loss})
+    return profiles
+
+
+def _measure_missing(
+    trace: OnnxTrace, levels: IntArray, level_count: IntArray, store: Store, device: str
+) -> None:
+    store.put_graph(trace.graph, strip(trace.model))
+    while missing := latency_model(store, device).missing(trace.graph, levels, level_count):
+        print(f"measuring {len(missing)} operators and models on {device}", flush=True)
+        store.add_measurements(
+            measure_subjects(
+                missing, model_of=trace_models(trace), device=device, runtime=get_runtime()
+            )
+        )
+
+
+def _measure_plans(
+    trace: OnnxTrace, outcomes: list[Outcome], device: str
+) -> dict[tuple[int, ...], Measurement]:
+    """Latency of the first seed's plans, in turns with the unpruned model."""
+    first = min(outcome.seed for outcome in outcomes)
+    plans = dict.fromkeys(outcome.keeps for outcome in outcomes if outcome.seed == first)
+    subjects = [ModelSubject(trace.graph.fingerprint, keeps) for keeps in plans]
+    found = measure_subjects(
+        subjects, model_of=trace_models(trace), device=device, runtime=get_runtime()
+    )
+    return {one.subject.keeps: one for one in found if isinstance(one.subject, ModelSubject)}
+
+
+def plan_time_rows(
+    task: PruningTask, policies: dict[str, Policy], device: str, network: str
+) -> list[Row]:
+    """How long a plan takes in process, for a model already traced and tabled."""
+    rows = []
+    budgets = budgets_at(task, np.linspace(0.2, 0.8, 20))
+    for name in ("knapsack", "corrected", "learned"):
+        if name not in policies:
+            continue
+        make_plan(task, policies[name], float(budgets[0]), device=device)
+        took = []
+        for budget in budgets:
+            started = time.perf_counter()
+            make_plan(task, policies[name], float(budget), device=device)
+            took.append((time.perf_counter() - started) * 1000)
+        low, middle, high = np.quantile(took, [0.05, 0.5, 0.95])
+        rows.append(
+            Row(
+                f"{network}/plan_time/{name}",
+                float(middle),
+                "ms",
+                MOST_PLAN_MS,
+                "lower",
+                len(took),
+                (float(low), float(high)),
+            )
+        )
+    return rows
+
+
+def import_row() -> Row:
+    """How long importing the client takes in a fresh process, which must load nothing heavy."""
+    took = []
+    for _ in range(5):
+        done = subprocess.run(
+            [sys.executable, "-c", CLIENT_IMPORT], check=True, capture_output=True, text=True
+        )
+        took.append(float(done.stdout))
+    ends = (min(took), max(took))
+    middle = float(np.median(took))
+    return Row("client/import_time", middle, "s", MOST_IMPORT_SEC, "lower", len(took), ends)
+
+
+def _policies() -> Iterator[tuple[str, Policy]]:
+    for name in ("uniform", "knapsack", "corrected", "learned"):
+        try:
+            yield name, get_policy(name)
+        except PolicyError as error:
+            print(f"{name} is left out: {error}")
+
+
+def _split(pack: CifarPack, final: bool) -> Split:
+    reward = pack.splits["test_reward"]
+    if final:
+        return Split(reward, pack.splits["test_report"])
+    halves = np.array_split(np.random.default_rng(7).permutation(reward), 2)
+    return Split(*halves)
+
+
+def _log_final(arguments: argparse.Namespace) -> None:
+    """One line per reading of test_report, beside the JSON: figures reported often are chosen."""
+    beside = arguments.json or REPOSITORY / "bench_cifar.json"
+    commit = subprocess.run(
+        ["git", "rev-parse", "HEAD"], cwd=REPOSITORY, capture_output=True, text=True, check=False
+    ).stdout.strip()
+    with beside.with_suffix(".final.log").open("a", encoding="utf-8") as log:
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        log.write(f"{now} commit {commit} seed {arguments.seed} quick {arguments.quick}\n")
+
+
+if __name__ == "__main__":
+    main()
