@@ -27,6 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rlprune.graph.types import FloatArray, IntArray
+from rlprune.profile.energy import loss_curve
 from rlprune.task.costs import LevelCosts
 from rlprune.task.knapsack import latency_limit, least_keeps, solve
 from rlprune.task.observe import Encoder, EpisodeEncoder
@@ -261,8 +262,6 @@ def plan_with(
         act: observations [B, D] to actions [B, A].
         action_mode: how the actions are meant.
     """
-    from rlprune.profile.energy import loss_curve
-
     budget = np.asarray(budget_ms, dtype=np.float64)
     if not task.group_count or not len(budget):
         return np.zeros((len(budget), task.group_count), dtype=np.int64)
