@@ -69,6 +69,8 @@ class _Lister:
     listed: list[Operator] = field(default_factory=list)
     padded: dict[str, Node] = field(default_factory=dict)
     """Outputs of zero pads that the convolution after them takes over."""
+    transposed: dict[str, tuple[str, list[int]]] = field(default_factory=dict)
+    """For outputs of transposes: of what, and the order of its axes longer than one."""
     slices: dict[str, Node] = field(default_factory=dict)
     """Outputs of slicing nodes that nobody has read so far."""
 
@@ -169,6 +171,10 @@ class _Lister:
         for name in node.outputs:
             if name and source is not None:
                 self.made_by[name] = self.made_by[source]
+                if source in self.transposed and self._only_reader(source):
+                    before, after = (self.normal.shapes[n] for n in (source, name))
+                    if [e for e in before if e > 1] == [e for e in after if e > 1]:
+                        self.transposed[name] = self.transposed[source]
 
     def constant(self, name: str) -> bool:
         return name in self.normal.weights or name in self.normal.shape_like
@@ -328,12 +334,7 @@ class _Lister:
     def _absorbed(self, node: Node, source: str) -> bool:
         """Whether the runtime folds the node into the convolution or product before it."""
         maker = self.made_by.get(source, -1)
-        if (
-            maker < 0
-            or len(self.readers.get(source, ())) != 1
-            or source in self.outputs
-            or self.listed[maker].kind not in _ABSORBERS
-        ):
+        if maker < 0 or not self._only_reader(source) or self.listed[maker].kind not in _ABSORBERS:
             return False
         # Only if nothing but reshapes lies between; the maker's own output has one reader.
         if self.normal.shapes[source] != self.normal.shapes[node.outputs[0]]:
@@ -400,13 +401,25 @@ class _Lister:
         self.add(node, "global_pool", variant, in_spatial=tuple(extents), out_spatial=())
 
     def _transpose(self, node: Node) -> None:
-        shape = self.normal.shapes[node.inputs[0]]
+        """Lists a transpose; two in a row are one, as the older exporter writes them."""
+        source = node.inputs[0]
+        shape = self.normal.shapes[source]
         perm = node.attrs.get("perm", range(len(shape) - 1, -1, -1))
-        moved = [p for p in perm if shape[p] > 1]
-        if moved == sorted(moved):
-            self.alias(node)
+        long = [axis for axis, extent in enumerate(shape) if extent > 1]
+        order = [long.index(p) for p in perm if p in long]
+        before = self.transposed.get(source)
+        if before and self._only_reader(source) and self.made_by[source] == len(self.listed) - 1:
+            self.listed.pop()
+            source, inner = before
+            order = [inner[place] for place in order]
+        if order == sorted(order):
+            self.made_by[node.outputs[0]] = self.made_by[source]
         else:
-            self.add(node, "layout", "transpose")
+            self.add(replace(node, inputs=(source,)), "layout", "transpose")
+            self.transposed[node.outputs[0]] = (source, order)
+
+    def _only_reader(self, name: str) -> bool:
+        return len(self.readers.get(name, ())) == 1 and name not in self.outputs
 
 
 def width_of(group: IntArray, widths: Sequence[int]) -> Width:
