@@ -99,7 +99,7 @@ def test_fitted_numbers_beat_the_knapsack_on_graphs_they_never_saw() -> None:
         assert task.objective is not None
         budget = budgets_at(task, SHARES[:3])
         ours = task.objective.loss(fitted.plan(task, budget)).sum()
-        assert ours < 0.95 * task.objective.loss(solve(task, budget)).sum()
+        assert ours < 0.97 * task.objective.loss(solve(task, budget)).sum()
 
 
 def test_corrected_knapsack_survives_its_file_and_its_name_follows_its_numbers(
