@@ -19,13 +19,11 @@ from contextlib import closing
 from dataclasses import asdict, replace
 from pathlib import Path
 
-import numpy as np
-
 from rlprune.policy import DATA
 from rlprune.policy.artifact import PolicyArtifact, Score
 from rlprune.policy.base import Policy
 from rlprune.policy.baselines import GlobalMagnitudePolicy, UniformPolicy
-from rlprune.policy.corrected import CorrectedKnapsackPolicy, fit_corrected
+from rlprune.policy.corrected import TELLING_LOSS, CorrectedKnapsackPolicy, fit_corrected
 from rlprune.policy.learned import LearnedPolicy
 from rlprune.store import open_store
 from rlprune.task.episode import ActionMode
@@ -150,7 +148,6 @@ def fit(tasks: Sequence[NamedTask], left_out: set[str], seed: int) -> CorrectedK
     return fit_corrected(
         [named.task for named in seen],
         names=sorted({named.model for named in seen}),
-        budget_shares=np.array([0.2, 0.4, 0.6, 0.8]),
         seed=seed,
     )
 
@@ -185,6 +182,7 @@ def write_card(
         "left_out": {name: asdict(row) for name, row in rows.items()},
         "left_out_by_model": each,
         "budget_shares": list(SCORE_SHARES),
+        "telling_loss": list(TELLING_LOSS),
         "minutes": round(minutes, 1),
     }
     (directory / "card.json").write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
@@ -207,7 +205,9 @@ def write_card(
         "Each model was left out once; the policy was trained and chosen on the others. Figures "
         "are the recorded objective's (surrogates of recorded evaluations), not live evaluations; "
         "the interval is a 90 % bootstrap over models, then cells. Gain is the knapsack's loss "
-        f"minus the policy's, at budgets `least + b (base - least)`, b in {list(SCORE_SHARES)}.",
+        "minus the policy's, at budgets `least + b (base - least)`, b in 0.1, 0.15 .. 0.9; those "
+        f"where the knapsack loses less than {TELLING_LOSS[0]} nats (nothing to win) or more than "
+        f"{TELLING_LOSS[1]} (next to guessing) are left out.",
         "",
         "| policy | share of the knapsack's loss saved | 90 % interval | gain [nats] "
         "| 90 % interval | groups that differ from the reference |",

@@ -19,7 +19,7 @@ from rlprune.task.task import PruningTask
 
 @dataclass(frozen=True)
 class BentObjective:
-    """sum_g weight(depth) * loss_g^1.3 + interaction of neighbours' losses."""
+    """5 sum_g weight(depth) * loss_g^1.3, and an interaction of neighbours' losses."""
 
     levels: IntArray
     curve: FloatArray
@@ -29,7 +29,7 @@ class BentObjective:
         choice = (self.levels[None] < keeps[..., None]).sum(-1)  # [B, G]
         alone = self.curve[np.arange(len(self.levels)), choice]
         bent = self.weight * alone**1.3
-        return np.asarray(bent.sum(1) + 0.5 * (alone[:, 1:] * alone[:, :-1]).sum(1))
+        return np.asarray(5 * bent.sum(1) + 2.5 * (alone[:, 1:] * alone[:, :-1]).sum(1))
 
 
 def learnable_task(seed: int, blocks: tuple[int, ...] = (2, 2)) -> PruningTask:

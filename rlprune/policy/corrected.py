@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from rlprune.errors import PolicyError
 from rlprune.graph.types import FloatArray, IntArray, PruningGraph
@@ -23,6 +24,12 @@ from rlprune.task.knapsack import least_keeps, solve
 from rlprune.task.task import PruningTask
 
 FORMAT = "rlprune.corrected/1"
+
+TELLING_LOSS = (0.02, 2.0)
+"""Nats. Where the knapsack loses less there is nothing to win; where it loses more, plans are next
+to guessing, and their losses tell nothing about what fine-tuning could bring back."""
+LEAST_LOSS = 0.05
+"""Nats; shares are taken of at least this much, or noise where little is lost would be a gain."""
 
 FEATURES = ("depth", "depth_squared", "width", "extent", "stream", "strided", "share")
 """Of a group, for the weight on its losses; see `group_features`."""
@@ -146,18 +153,18 @@ def fit_corrected(
     budget_shares: FloatArray | None = None,
     generations: int = 40,
     population: int = 16,
-    shrink: float = 0.02,
+    shrink: float = 0.005,
     seed: int = 0,
     on_progress: Progress | None = None,
 ) -> CorrectedKnapsackPolicy:
     """The numbers of least mean objective over tasks and budgets, by a small evolution strategy.
 
     A (mu/mu_w, lambda) strategy with a rank-mu covariance and a falling step size (CMA-ES's core).
-    Losses are taken as a share of the plain knapsack's (of at least 0.05 nats), so that no model or
-    budget outweighs the others.
+    Losses are taken as a share of the plain knapsack's, so that no model or budget outweighs the
+    others, at budgets whose losses are `telling`.
 
     Args:
-        budget_shares: b in `least + b (base - least)`; 0.15 .. 0.85 by default.
+        budget_shares: b in `least + b (base - least)`; 0.15, 0.25 .. 0.85 by default.
         shrink: penalty on the squared numbers, which keeps what the data does not ask for at 0.
 
     Raises:
@@ -166,7 +173,7 @@ def fit_corrected(
     if not tasks or any(task.objective is None for task in tasks):
         raise ValueError("fit_corrected needs tasks with objectives")
     rng = np.random.default_rng(seed)
-    shares = np.linspace(0.15, 0.85, 6) if budget_shares is None else budget_shares
+    shares = np.linspace(0.15, 0.85, 8) if budget_shares is None else budget_shares
     cases = [_Case.of(task, shares) for task in tasks]
     size = len(NUMBERS)
     mean, sigma, covariance = np.zeros(size), 0.3, np.eye(size)
@@ -197,7 +204,7 @@ def fit_corrected(
 
 @dataclass(frozen=True)
 class _Case:
-    """One training task at its budgets, and what the plain knapsack loses there."""
+    """One training task at those budgets that tell something, and what the knapsack loses there."""
 
     task: PruningTask
     budget_ms: FloatArray
@@ -207,7 +214,9 @@ class _Case:
     def of(task: PruningTask, shares: FloatArray) -> _Case:
         budget_ms = budgets_at(task, shares)
         assert task.objective is not None
-        return _Case(task, budget_ms, task.objective.loss(solve(task, budget_ms)))
+        loss = task.objective.loss(solve(task, budget_ms))
+        useful = telling(loss)
+        return _Case(task, budget_ms[useful], loss[useful])
 
     def cost(self, numbers: FloatArray) -> FloatArray:
         """Mean over budgets of the loss above the knapsack's, as a share of that: [P, n] -> [P]."""
@@ -218,7 +227,15 @@ class _Case:
         )
         assert self.task.objective is not None
         loss = self.task.objective.loss(keeps).reshape(count, budgets)
-        return np.asarray(((loss - self.base_loss) / np.maximum(self.base_loss, 0.05)).mean(1))
+        share = (loss - self.base_loss) / np.maximum(self.base_loss, LEAST_LOSS)
+        return np.asarray(share.mean(1))
+
+
+def telling(reference_loss: FloatArray) -> NDArray[np.bool_]:
+    """Which of the knapsack's losses [B] lie within `TELLING_LOSS`; all, where none does."""
+    low, high = TELLING_LOSS
+    useful = (reference_loss >= low) & (reference_loss <= high)
+    return useful if useful.any() else np.ones_like(useful)
 
 
 def budgets_at(task: PruningTask, shares: FloatArray) -> FloatArray:

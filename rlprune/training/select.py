@@ -15,16 +15,12 @@ import numpy as np
 from rlprune.graph.types import FloatArray, IntArray
 from rlprune.policy.artifact import Score
 from rlprune.policy.base import Policy
-from rlprune.policy.corrected import budgets_at
+from rlprune.policy.corrected import LEAST_LOSS, budgets_at, telling
 from rlprune.task.knapsack import solve
 from rlprune.task.task import PruningTask
 
-SCORE_SHARES = (0.15, 0.25, 0.35, 0.5, 0.65, 0.75, 0.85)
-"""Budgets that policies are scored at: b in `least + b (base - least)`."""
-
-
-LEAST_LOSS = 0.05
-"""Nats; shares are taken of at least this much, or noise where nothing is lost would be a gain."""
+SCORE_SHARES = tuple(round(0.1 + 0.05 * step, 2) for step in range(17))
+"""Budgets that policies are scored at: b in `least + b (base - least)`, 0.1 .. 0.9."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +33,7 @@ class NamedTask:
 
 @dataclass(frozen=True)
 class Outcome:
-    """A policy's plans of one task over budgets."""
+    """A policy's plans of one task, at the budgets whose losses tell something (`telling`)."""
 
     model: str
     device: str
@@ -68,14 +64,16 @@ def outcomes(
         budget_ms = budgets_at(task, np.asarray(shares))
         reference: IntArray = solve(task, budget_ms)
         keeps = policy.plan(task, budget_ms)
+        loss, reference_loss = task.objective.loss(keeps), task.objective.loss(reference)
+        useful = telling(reference_loss)
         results.append(
             Outcome(
                 model=named.model,
                 device=task.tables.device,
-                shares=np.asarray(shares, dtype=np.float64),
-                loss=task.objective.loss(keeps),
-                reference_loss=task.objective.loss(reference),
-                differs_ratio=(keeps != reference).mean(1),
+                shares=np.asarray(shares, dtype=np.float64)[useful],
+                loss=loss[useful],
+                reference_loss=reference_loss[useful],
+                differs_ratio=(keeps != reference).mean(1)[useful],
             )
         )
     return results
