@@ -160,7 +160,7 @@ class Channels:
         )
         return ids
 
-    def solve(self) -> tuple[IntArray, NDArrayReasons]:
+    def solve(self) -> tuple[IntArray, IntArray]:
         """Classes of equal ids, made rectangular.
 
         Returns:
@@ -185,7 +185,7 @@ class Channels:
             for block in blocks:
                 yield name, block
 
-    def _reasons(self, labels: IntArray) -> NDArrayReasons:
+    def _reasons(self, labels: IntArray) -> IntArray:
         class_count = int(labels.max()) + 1 if len(labels) else 0
         reasons = np.full(class_count, len(self._holds), dtype=np.int64)
         for index, hold in enumerate(self._holds):
@@ -194,7 +194,7 @@ class Channels:
         return reasons
 
     def _make_rectangular(
-        self, name: str, block: Block, labels: IntArray, reasons: NDArrayReasons
+        self, name: str, block: Block, labels: IntArray, reasons: IntArray
     ) -> None:
         """Ties ids until dropping any unit leaves a box: only one axis of a joint block may shrink.
 
@@ -210,9 +210,6 @@ class Channels:
         for axis in varying:
             if axis != free:
                 self.tie(block.ids, np.take(block.ids, [0], axis=axis))
-
-
-NDArrayReasons = IntArray
 
 
 def varying_axes(values: IntArray) -> list[int]:
@@ -280,10 +277,3 @@ class ChannelMap:
                 return group, self.unit_of[block.ids]
         fixed = np.full(extent, -1, dtype=np.int64)
         return fixed, fixed
-
-    def total_units(self, tensor: str) -> IntArray:
-        """Group of every entry of the tensor's joint channel axes, flattened; empty without any."""
-        blocks = self.blocks.get(tensor, ())
-        if not blocks:
-            return np.zeros(0, dtype=np.int64)
-        return self.group_of[blocks[0].ids].ravel()

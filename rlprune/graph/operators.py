@@ -19,6 +19,7 @@ from rlprune.graph.patterns import Fused, fuse
 from rlprune.graph.rules_layout import pad_counts
 from rlprune.graph.types import IntArray, Operator, Width
 from rlprune.graph.walk import Node
+from rlprune.graph.windows import clip_variant, explicit_pads, is_zero_border
 
 _FREE = frozenset(
     ("Identity", "Dropout", "Cast", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Shape", "Size")
@@ -64,6 +65,8 @@ class _Lister:
     fused: Mapping[str, Fused]
     readers: dict[str, list[Node]] = field(default_factory=dict)
     outputs: frozenset[str] = frozenset()
+    counted: dict[int, Width] = field(default_factory=dict)
+    batch: int = 1
     made_by: dict[str, int] = field(default_factory=dict)
     """Operator (or graph input) that every tensor comes from."""
     listed: list[Operator] = field(default_factory=list)
@@ -76,11 +79,15 @@ class _Lister:
 
     def width(self, name: str) -> Width:
         """Channels of an activation as a function of the keeps."""
-        group = self.channels.total_units(name)
-        if not len(group):
+        blocks = self.channels.blocks.get(name)
+        if not blocks:
             shape = self.normal.shapes[name]
             return Width(shape[self.channel_axes(name)[0]] if shape else 1)
-        return width_of(group, self.widths)
+        ids = blocks[0].ids
+        # Most tensors pass on the id array they were given; the key is safe while the map lives.
+        if id(ids) not in self.counted:
+            self.counted[id(ids)] = width_of(self.channels.group_of[ids].ravel(), self.widths)
+        return self.counted[id(ids)]
 
     def read_on(self, name: str, axis: int) -> tuple[Width, tuple[int, ...]]:
         """Channels and other extents of an input that a weight reads on a given axis."""
@@ -103,15 +110,9 @@ class _Lister:
         return self.without_batch([e for axis, e in enumerate(shape) if axis not in axes])
 
     def without_batch(self, rest: list[int]) -> tuple[int, ...]:
-        batch = self.batch()
-        if batch in rest:
-            rest.remove(batch)
+        if self.batch in rest:
+            rest.remove(self.batch)
         return tuple(rest)
-
-    def batch(self) -> int:
-        first = self.normal.model.graph.input[0].name if self.normal.model.graph.input else ""
-        shape = self.normal.shapes.get(first, ())
-        return shape[0] if shape else 1
 
     def add(
         self,
@@ -200,14 +201,14 @@ class _Lister:
         elif op == "Gemm" or (op == "MatMul" and self.constant(node.inputs[1])):
             self._linear(node)
         elif op == "MatMul":
-            self.add(node, "matmul", "")
+            self.add(node, "matmul", "", kernel=self.normal.shapes[node.inputs[0]][-1:])
         elif op in _NORMS:
             if op != "BatchNormalization" or not self._absorbed(node, data[0]):
                 self.add(node, "norm", _NORMS[op])
         elif op in _ACTIVATIONS:
             self.add(node, "activation", _ACTIVATIONS[op])
         elif op == "Clip":
-            self.add(node, "activation", self._clip(node))
+            self.add(node, "activation", clip_variant(node, self.normal))
         elif op in _POOLS:
             self._pool(node)
         elif op in _GLOBAL or op.startswith("Reduce"):
@@ -219,7 +220,7 @@ class _Lister:
         elif op == "Concat":
             self.add(node, "concat", "", in_width=self.width(node.outputs[0]))
         elif op == "Pad":
-            if self._is_taken_over(node):
+            if is_zero_border(node, self.readers.get(node.outputs[0], ()), self.normal):
                 self.padded[node.outputs[0]] = node
                 self.alias(node)
             elif self.normal.shapes[node.inputs[0]] == self.normal.shapes[node.outputs[0]]:
@@ -257,8 +258,9 @@ class _Lister:
         dilation = node.attrs.get("dilations", [1] * rank)
         if depthwise:
             kind, groups = ("depthwise_conv" if kind == "conv" else kind), 0
-        pads = self._pads(node, kernel, stride, dilation)
         source = node.inputs[0]
+        before = self.normal.shapes[source][2:]
+        pads = explicit_pads(node, before, kernel, stride, dilation)
         if source in self.padded:
             pad = self.padded[source]
             begins, ends = pad_counts(pad, self.normal, rank + 2) or ([], [])
@@ -285,51 +287,9 @@ class _Lister:
         out_axis = len(self.normal.shapes[node.outputs[0]]) - 1
         if block and block[0].axes != (out_axis,):
             # Works along the positions; the channels go through beside it.
-            self.add(node, "matmul", "")
+            self.add(node, "matmul", "", kernel=self.normal.shapes[node.inputs[0]][-1:])
         else:
             self.add(node, "linear", "", in_width=in_width, in_spatial=in_spatial)
-
-    def _pads(
-        self, node: Node, kernel: Sequence[int], stride: Sequence[int], dilation: Sequence[int]
-    ) -> list[int]:
-        """Explicit pads, whatever `auto_pad` says."""
-        rank = len(kernel)
-        mode = node.attrs.get("auto_pad", "NOTSET")
-        if mode == "NOTSET":
-            return list(node.attrs.get("pads", [0] * 2 * rank))
-        if mode == "VALID" or node.op == "ConvTranspose":
-            return [0] * 2 * rank
-        begins, ends = [], []
-        before = self.normal.shapes[node.inputs[0]][2:]
-        for extent, k, s, d in zip(before, kernel, stride, dilation, strict=True):
-            total = max((-(-extent // s) - 1) * s + (k - 1) * d + 1 - extent, 0)
-            low = total // 2 if mode == "SAME_UPPER" else total - total // 2
-            begins.append(low)
-            ends.append(total - low)
-        return begins + ends
-
-    def _is_taken_over(self, node: Node) -> bool:
-        """Whether a pad is zeros around a map that one convolution alone reads.
-
-        Runtimes and the newer exporter merge the two.
-        """
-        readers = self.readers.get(node.outputs[0], [])
-        rank = len(self.normal.shapes[node.inputs[0]])
-        counts = pad_counts(node, self.normal, rank)
-        if len(readers) != 1 or readers[0].op != "Conv" or counts is None:
-            return False
-        value = node.attrs.get("value", 0.0)
-        if len(node.inputs) > 2 and node.inputs[2]:
-            fill = self.normal.values.get(node.inputs[2])
-            value = 1.0 if fill is None else float(fill.ravel()[0])
-        return (
-            value == 0.0
-            and node.attrs.get("mode", "constant") == "constant"
-            and readers[0].attrs.get("auto_pad", "NOTSET") == "NOTSET"
-            and readers[0].inputs[0] == node.outputs[0]
-            and not any(counts[0][:2] + counts[1][:2])
-            and min(counts[0] + counts[1]) >= 0
-        )
 
     def _absorbed(self, node: Node, source: str) -> bool:
         """Whether the runtime folds the node into the convolution or product before it."""
@@ -353,25 +313,13 @@ class _Lister:
         kind = "add" if node.op in ("Add", "Sub") else "mul"
         self.add(node, kind, "", in_width=self.width(node.outputs[0]))
 
-    def _clip(self, node: Node) -> str:
-        bounds = []
-        for place, key in ((1, "min"), (2, "max")):
-            value = node.attrs.get(key)
-            if len(node.inputs) > place and node.inputs[place]:
-                array = self.normal.values.get(node.inputs[place])
-                value = None if array is None else float(array.ravel()[0])
-            bounds.append(value)
-        if bounds == [0.0, 6.0]:
-            return "relu6"
-        return "relu" if bounds == [0.0, None] else "clip"
-
     def _pool(self, node: Node) -> None:
         before, after = (self.normal.shapes[n][2:] for n in (node.inputs[0], node.outputs[0]))
         kernel = node.attrs["kernel_shape"]
         rank = len(kernel)
         stride = node.attrs.get("strides", [1] * rank)
         dilation = node.attrs.get("dilations", [1] * rank)
-        pads = self._pads(node, kernel, stride, dilation)
+        pads = explicit_pads(node, before, kernel, stride, dilation)
         if tuple(kernel) == before and not any(pads) and set(after) == {1}:
             self._whole(node, _POOLS[node.op])
         elif set(kernel) == {1} and before == after:
@@ -388,7 +336,7 @@ class _Lister:
                 a % len(shape) for a in axes_of(dict(node.attrs), known, 1) or range(len(shape))
             }
             rest = set(range(len(shape))) - axes - set(self.channel_axes(node.inputs[0]))
-            if any(shape[axis] != self.batch() for axis in rest) or len(rest) > 1:
+            if any(shape[axis] != self.batch for axis in rest) or len(rest) > 1:
                 self.add(node, "pool", variant)
                 return
         self._whole(node, variant)
@@ -443,6 +391,8 @@ def list_operators(
             lister.readers.setdefault(name, []).append(node)
     for place, value in enumerate(normal.model.graph.input):
         lister.made_by[value.name] = -1 - place
+    if normal.model.graph.input:
+        lister.batch = next(iter(normal.shapes[normal.model.graph.input[0].name]), 1)
     for index in order:
         lister.visit(normal.nodes[index])
     for value in normal.model.graph.output:

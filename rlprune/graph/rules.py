@@ -83,11 +83,13 @@ def hold_all(node: Node, scope: Scope, why: str = "is not followed through") -> 
 
 
 def pass_on(node: Node, scope: Scope) -> None:
-    """Every output has the channels of the first input."""
+    """Every output of the same channel extents has the channels of the first input."""
     block = scope.channels.block(node.inputs[0])
     if block is not None:
+        before = scope.shape(node.inputs[0])
         for output in node.outputs:
-            if output and len(scope.shape(output)) == len(scope.shape(node.inputs[0])):
+            after = scope.shape(output) if output else ()
+            if len(after) == len(before) and all(before[a] == after[a] for a in block.axes):
                 scope.channels.put(output, block.axes, block.ids)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from rlprune.graph.channels import MAX_IDS, Block
+from rlprune.graph.channels import MAX_IDS, Block, varying_axes
 from rlprune.graph.folding import axes_of, ints, slice_index
 from rlprune.graph.normal import NormalModel
 from rlprune.graph.rules import Scope, hold_all, pass_on, rule
@@ -21,12 +21,12 @@ def _reshape(node: Node, scope: Scope) -> None:
         return hold_all(node, scope, "has a computed target")
     moved = reshape_block(block, scope.shape(node.inputs[0]), scope.shape(node.outputs[0]))
     if moved is None:
-        return hold_all(node, scope, "mixes too many channels")
+        return hold_all(node, scope, "leaves too many channels, or a single one")
     scope.channels.put(node.outputs[0], moved.axes, moved.ids)
 
 
 def reshape_block(block: Block, before: tuple[int, ...], after: tuple[int, ...]) -> Block | None:
-    """A block's ids after a reshape; None where they would be too many.
+    """A block's ids after a reshape; None where they would be too many, or are all one.
 
     Both shapes are cut into runs of axes of equal product; runs with channels are reshaped as one.
     """
@@ -44,12 +44,9 @@ def reshape_block(block: Block, before: tuple[int, ...], after: tuple[int, ...])
     ids = block.ids.reshape([before[a] if a in block.axes else 1 for a in axes_in])
     ids = np.broadcast_to(ids, extent).reshape([after[axis] for axis in axes_out])
     # Axes along which the ids merely repeat are no channel axes.
-    keep = [
-        k for k in range(ids.ndim) if ids.shape[k] > 1 and (ids != np.take(ids, [0], axis=k)).any()
-    ]
+    keep = varying_axes(ids)
     if not keep:
-        longest = [k for k in range(ids.ndim) if ids.shape[k] == max(ids.shape)][:1]
-        keep = longest
+        return None
     index = tuple(slice(None) if k in keep else 0 for k in range(ids.ndim))
     return Block(tuple(axes_out[k] for k in keep), np.ascontiguousarray(ids[index]))
 

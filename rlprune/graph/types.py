@@ -92,6 +92,7 @@ class Operator:
     """Extent of the other axes of the first input, batch left out; empty after global pooling."""
     out_spatial: tuple[int, ...]
     kernel: tuple[int, ...] = ()
+    """Of a `matmul`: the extent it sums over."""
     stride: tuple[int, ...] = ()
     pads: tuple[int, ...] = ()
     """As ONNX has them: all begins, then all ends."""
@@ -101,7 +102,7 @@ class Operator:
     `conv_transpose` that is depthwise)."""
 
     def macs_at(self, in_width: IntArray, out_width: IntArray) -> IntArray:
-        """Multiply-accumulates of one inference (batch 1); 0 for operators without weights."""
+        """Multiply-accumulates of one inference (batch 1); 0 for operators that sum nothing up."""
         cells = math.prod(self.out_spatial)
         taps = math.prod(self.kernel)
         if self.kind == "conv":
@@ -114,6 +115,8 @@ class Operator:
             return out_width * (taps * cells)
         if self.kind == "linear":
             return in_width * out_width * cells
+        if self.kind == "matmul":
+            return out_width * (taps * cells)
         return np.zeros_like(out_width)
 
     def params_at(self, in_width: IntArray, out_width: IntArray) -> IntArray:

@@ -266,6 +266,13 @@ def _linear(draft: _Draft, spec: OperatorSpec) -> str:
 
 
 def _matmul(draft: _Draft, spec: OperatorSpec) -> str:
+    if spec.kernel and spec.out_spatial:
+        # A product per head (`out_width` of them), or one along the positions of all channels.
+        *batch, rows, columns = (*spec.out_spatial[:-1], spec.out_width, spec.out_spatial[-1])
+        if len(spec.out_spatial) > 1:
+            batch[-1], rows = rows, batch[-1]
+        x = draft.input(1, *batch, rows, *spec.kernel)
+        return draft.node("MatMul", x, draft.input(1, *batch, *spec.kernel, columns))
     *batch, rows = spec.out_spatial or (1,)
     x = draft.input(1, *batch, rows, spec.in_width)
     return draft.node("MatMul", x, draft.input(1, *batch, spec.in_width, spec.out_width))

@@ -6,8 +6,10 @@ arbitrary scale (ARCHITECTURE section 5).
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 import numpy as np
-from onnx import numpy_helper
+from onnx import TensorProto, numpy_helper
 
 from rlprune.graph.from_onnx import OnnxTrace
 from rlprune.graph.types import FloatArray
@@ -28,15 +30,20 @@ def unit_scores(trace: OnnxTrace, *, norm: int = 1) -> list[FloatArray]:
     scores = [np.zeros(group.width, dtype=np.float64) for group in trace.graph.groups]
     tensors = {tensor.name: tensor for tensor in trace.model.graph.initializer}
     nodes = {node.name: node for node in trace.normal.nodes}
+    readers: dict[str, list[Node]] = {}
+    for node in trace.normal.nodes:
+        for name in node.inputs:
+            readers.setdefault(name, []).append(node)
     for producer in trace.channels.producers:
         group, unit = trace.channels.axis_units(producer.tensor, producer.axis)
         free = group >= 0
         if not free.any():
             continue
-        weight = np.abs(numpy_helper.to_array(tensors[producer.tensor])).astype(np.float64)
-        energy = weight if norm == 1 else weight**2
-        size = energy.sum(axis=tuple(k for k in range(weight.ndim) if k != producer.axis))
-        scale = _batch_norm_scale(trace, nodes[producer.node], tensors.keys())
+        weight = np.abs(numpy_helper.to_array(tensors[producer.tensor]))
+        energy = weight if norm == 1 else weight * weight
+        others = tuple(k for k in range(weight.ndim) if k != producer.axis)
+        size = energy.sum(axis=others, dtype=np.float64)
+        scale = _batch_norm_scale(readers.get(nodes[producer.node].outputs[0], []), tensors)
         if scale is not None and len(scale) == len(size):
             size = size * np.abs(scale) ** norm
         for g in np.unique(group[free]):
@@ -45,12 +52,12 @@ def unit_scores(trace: OnnxTrace, *, norm: int = 1) -> list[FloatArray]:
     return scores
 
 
-def _batch_norm_scale(trace: OnnxTrace, node: Node, weights: object) -> FloatArray | None:
-    """gamma / sqrt(variance + epsilon) of the BatchNorm that alone reads the node's output."""
-    readers = [other for other in trace.normal.nodes if node.outputs[0] in other.inputs]
+def _batch_norm_scale(
+    readers: Sequence[Node], tensors: Mapping[str, TensorProto]
+) -> FloatArray | None:
+    """gamma / sqrt(variance + epsilon) of the BatchNorm that alone reads a layer's output."""
     if len(readers) != 1 or readers[0].op != "BatchNormalization":
         return None
-    tensors = {tensor.name: tensor for tensor in trace.model.graph.initializer}
     gamma, variance = readers[0].inputs[1], readers[0].inputs[4]
     if gamma not in tensors or variance not in tensors:
         return None

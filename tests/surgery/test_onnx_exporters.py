@@ -59,13 +59,6 @@ def test_both_exporters_give_one_fingerprint_and_the_newer_prunes_right(
     assert_pruned_right(trace, np.maximum(1, trace.graph.widths // 2))
 
 
-def shared_trace(name: str, exporter: str) -> OnnxTrace:
-    """A shared architecture, its emptied weights filled."""
-    model = gzip.decompress((SHARED / f"{name}.{exporter}.onnx.gz").read_bytes())
-    bare = skeleton.strip(trace_onnx(model).model)
-    return trace_onnx(skeleton.fill(bare))
-
-
 def shared_file(name: str, exporter: str) -> bytes:
     return gzip.decompress((SHARED / f"{name}.{exporter}.onnx.gz").read_bytes())
 

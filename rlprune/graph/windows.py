@@ -1,0 +1,68 @@
+"""Small readings of single nodes: pads made explicit, borders of zeros, bounds of a Clip."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rlprune.graph.normal import NormalModel
+from rlprune.graph.rules_layout import pad_counts
+from rlprune.graph.walk import Node
+
+
+def explicit_pads(
+    node: Node,
+    extents: Sequence[int],
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    dilation: Sequence[int],
+) -> list[int]:
+    """Begins and ends as numbers, whatever `auto_pad` says; `extents` of the map read."""
+    rank = len(kernel)
+    mode = node.attrs.get("auto_pad", "NOTSET")
+    if mode == "NOTSET":
+        return list(node.attrs.get("pads", [0] * 2 * rank))
+    if mode == "VALID" or node.op == "ConvTranspose":
+        return [0] * 2 * rank
+    begins, ends = [], []
+    for extent, k, s, d in zip(extents, kernel, stride, dilation, strict=True):
+        total = max((-(-extent // s) - 1) * s + (k - 1) * d + 1 - extent, 0)
+        low = total // 2 if mode == "SAME_UPPER" else total - total // 2
+        begins.append(low)
+        ends.append(total - low)
+    return begins + ends
+
+
+def is_zero_border(pad: Node, readers: Sequence[Node], normal: NormalModel) -> bool:
+    """Whether a Pad puts zeros around a map that one convolution alone reads.
+
+    Runtimes and the newer exporter merge the two.
+    """
+    counts = pad_counts(pad, normal, len(normal.shapes[pad.inputs[0]]))
+    if len(readers) != 1 or readers[0].op != "Conv" or counts is None:
+        return False
+    value = pad.attrs.get("value", 0.0)
+    if len(pad.inputs) > 2 and pad.inputs[2]:
+        fill = normal.values.get(pad.inputs[2])
+        value = 1.0 if fill is None else float(fill.ravel()[0])
+    return (
+        value == 0.0
+        and pad.attrs.get("mode", "constant") == "constant"
+        and readers[0].attrs.get("auto_pad", "NOTSET") == "NOTSET"
+        and readers[0].inputs[0] == pad.outputs[0]
+        and not any(counts[0][:2] + counts[1][:2])
+        and min(counts[0] + counts[1]) >= 0
+    )
+
+
+def clip_variant(node: Node, normal: NormalModel) -> str:
+    """`relu6`, `relu` or `clip`, by the bounds."""
+    bounds = []
+    for place, key in ((1, "min"), (2, "max")):
+        value = node.attrs.get(key)
+        if len(node.inputs) > place and node.inputs[place]:
+            array = normal.values.get(node.inputs[place])
+            value = None if array is None else float(array.ravel()[0])
+        bounds.append(value)
+    if bounds == [0.0, 6.0]:
+        return "relu6"
+    return "relu" if bounds == [0.0, None] else "clip"
