@@ -55,8 +55,18 @@ class Evaluation:
 class Evaluator:
     """Evaluates plans of one traced model on one set of images. Used by one thread at a time."""
 
-    def __init__(self, trace: OnnxTrace, calibration: Calibration, *, runtime: Runtime) -> None:
+    def __init__(
+        self,
+        trace: OnnxTrace,
+        calibration: Calibration,
+        *,
+        runtime: Runtime,
+        scores: list[FloatArray] | None = None,
+    ) -> None:
         """Runs the unpruned model once, to know its statistics and its loss.
+
+        Args:
+            scores: importance per group and unit, as `prune_onnx` takes it.
 
         Raises:
             CalibrationError: the model cannot be run on a batch, or does not answer with logits.
@@ -64,7 +74,7 @@ class Evaluator:
         self.trace = trace
         self.calibration = calibration
         self._runtime = runtime
-        self._scores = unit_scores(trace)
+        self._scores = unit_scores(trace) if scores is None else scores
         self._sites = statistics.find_sites(trace.model)
         self._units = [trace.channels.axis_units(site.tensor, site.axis) for site in self._sites]
         self._batches = _batches(trace.graph, len(calibration))
