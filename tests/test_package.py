@@ -103,7 +103,7 @@ def test_wheel_works_with_the_base_dependencies_alone(wheel: Path, tmp_path: Pat
     ],
 )
 def test_importing_stays_light(statement: str) -> None:
-    """No heavy package is loaded; time itself is watched by `scripts/bench_import`."""
+    """No heavy package is loaded; `scripts/bench_speed` tells the time."""
     report = f"import sys; {statement}; print(*sorted(set(sys.modules) & set({HEAVY!r})))"
     assert run([sys.executable, "-c", report]).split() == []
 

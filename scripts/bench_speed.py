@@ -1,0 +1,83 @@
+"""Time to plan, and to import the client: what a user waits for.
+
+    scripts/bench_speed [--json] [--shared DIR]
+
+A plan is `make_plan` for CIFAR's ResNet-56, traced and tabled before, at budgets from a quarter to
+three quarters of what can be reached; device `macs`, since a device's tables have the same size.
+Wall and CPU time are medians of `COUNT` calls; an import is a fresh process, less the time in which
+an empty one ends.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import time
+
+from cifar_pack import CifarPack, shared_data
+
+from rlprune.latency.macs import macs_tables
+from rlprune.planning import make_plan
+from rlprune.policy import POLICY_NAMES, get_policy
+from rlprune.profile.energy import energy_profiles
+from rlprune.profile.types import keep_levels
+from rlprune.task.task import PruningTask
+
+COUNT = 21
+SHARES = (0.25, 0.5, 0.75)
+CLIENT = "from rlprune.service.client import Client"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--shared", help="folder of the measuring pack")
+    options = parser.parse_args()
+
+    trace = CifarPack(shared_data(options.shared)).traced("cifar10_resnet56")
+    levels, level_count = keep_levels(trace.graph)
+    task = PruningTask(
+        trace.graph,
+        macs_tables(trace.graph, levels, level_count),
+        energy_profiles(trace, levels, level_count),
+    )
+    figures = {f"plan by {name}": time_plans(task, name) for name in POLICY_NAMES}
+    figures["import of the client"] = (run_ms(CLIENT) - run_ms("pass"), float("nan"))
+    if options.json:
+        rows = {what: {"wall_ms": wall, "cpu_ms": cpu} for what, (wall, cpu) in figures.items()}
+        print(json.dumps(rows, indent=2).replace("NaN", "null"))
+        return
+    for what, (wall, cpu) in figures.items():
+        print(f"{what:22} {wall:7.1f} ms wall {cpu:7.1f} ms CPU")
+
+
+def time_plans(task: PruningTask, name: str) -> tuple[float, float]:
+    """Median (wall, CPU) ms of a plan; the first, which fills caches, is left out."""
+    policy = get_policy(name)
+    base = task.base_ms
+    least = make_plan(task, policy, base, device="macs").least_latency_ms
+    wall, cpu = [], []
+    for index in range(COUNT):
+        budget = least + SHARES[index % len(SHARES)] * (base - least)
+        began = time.perf_counter(), time.process_time()
+        make_plan(task, policy, budget, device="macs")
+        wall.append(1e3 * (time.perf_counter() - began[0]))
+        cpu.append(1e3 * (time.process_time() - began[1]))
+    return statistics.median(wall), statistics.median(cpu)
+
+
+def run_ms(statement: str) -> float:
+    """Median wall ms of a fresh interpreter that executes `statement`."""
+    took = []
+    for _ in range(7):
+        began = time.perf_counter()
+        subprocess.run([sys.executable, "-c", statement], check=True)
+        took.append(1e3 * (time.perf_counter() - began))
+    return statistics.median(took)
+
+
+if __name__ == "__main__":
+    main()
