@@ -16,12 +16,21 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx
-from onnx import ModelProto, NodeProto, TensorProto, helper
+from onnx import ModelProto, NodeProto, helper
 
 from rlprune.errors import ModelError
 from rlprune.graph.folding import Array, make_tensor
 from rlprune.graph.load import check_shape
-from rlprune.graph.walk import Node, Shape, Walk, Weight, read_nodes, to_array, walk
+from rlprune.graph.walk import (
+    Node,
+    Shape,
+    Walk,
+    Weight,
+    attribute_value,
+    read_nodes,
+    to_array,
+    walk,
+)
 
 
 @dataclass(frozen=True)
@@ -165,15 +174,14 @@ def _build(
         copy.ClearField("doc_string")
         copy.name = node.name
         if index in retarget:
+            place, array = _retarget(copy, first, retarget[index])
             name = f"{node.outputs[0]}/shape"
             while name in shapes:
                 name += "'"
-            target = make_tensor(name, np.array(retarget[index], dtype=np.int64))
-            graph.initializer.append(target)
-            copy.input[1] = name
-            shapes[name] = (len(retarget[index]),)
-            values[name] = np.array(retarget[index], dtype=np.int64)
-            first.types[name] = (TensorProto.INT64, shapes[name])
+            graph.initializer.append(make_tensor(name, array))
+            copy.input[place] = name
+            shapes[name], values[name] = array.shape, array
+            node = replace(node, attrs={a.name: attribute_value(a) for a in copy.attribute})
         for place, name in enumerate(copy.input):
             if name in fixed:
                 uses[name] += 1
@@ -181,6 +189,8 @@ def _build(
                 if uses[name] > 1 and is_vector(shapes[name]):
                     # Exporters merge vectors of equal values; layers that share one are not tied.
                     own = f"{name}#{uses[name]}"
+                    while own in shapes:
+                        own += "'"
                     copy.input[place] = own
                     shapes[own] = shapes[name]
                 if uses[name] == 1 or own != name:
@@ -199,8 +209,8 @@ def _build(
 def _live(
     nodes: Sequence[Node], fixed: set[str], outputs: set[str], first: Walk, second: Walk
 ) -> tuple[list[int], dict[int, list[int]]]:
-    """Indices of the nodes that stay, and new targets of Reshapes whose own depends on the
-    batch.
+    """Indices of the nodes that stay; output extents, -1 for the batch, of Reshapes and Resizes
+    whose targets are computed from it.
     """
     wanted = set(outputs)
     kept: list[int] = []
@@ -211,14 +221,36 @@ def _live(
             continue
         kept.append(index)
         needs = [name for name in node.inputs if name]
-        if node.op == "Reshape" and node.inputs[1] not in fixed:
+        place = {"Reshape": 1, "Resize": 3}.get(node.op, 0)
+        if place and len(node.inputs) > place and node.inputs[place] not in fixed:
             one, two = first.types[node.outputs[0]][1], second.types[node.outputs[0]][1]
             differ = [k for k, (a, b) in enumerate(zip(one, two, strict=True)) if a != b]
-            if len(differ) == 1:
+            before = first.types[node.inputs[0]][1]
+            plain = before[:2] == one[:2] and "axes" not in node.attrs
+            if len(differ) == 1 and (node.op == "Reshape" or plain):
                 retarget[index] = [-1 if k in differ else d for k, d in enumerate(one)]
-                needs = needs[:1]
+                needs.remove(node.inputs[place])
         wanted.update(needs)
     return kept[::-1], retarget
+
+
+def _retarget(copy: NodeProto, walk: Walk, target: list[int]) -> tuple[int, Array]:
+    """Which input of a Reshape or Resize gets a constant in place of a computed target, and what.
+
+    A Resize is told its positions only, so that batch and channels stay what they are.
+    """
+    if copy.op_type == "Reshape":
+        return 1, np.array(target, dtype=np.int64)
+    if walk.opsets[""] >= 18:
+        copy.attribute.append(helper.make_attribute("axes", list(range(2, len(target)))))
+        return 3, np.array(target[2:], dtype=np.int64)
+    copy.input[3] = ""
+    before = np.array(walk.types[copy.input[0]][1][2:], dtype=np.float32)
+    scales = np.array(target[2:], dtype=np.float32) / before
+    # Extents are rounded down: where the quotient fell short of it, take the next float.
+    short = np.floor(before * scales) < target[2:]
+    scales[short] = np.nextafter(scales[short], np.float32(np.inf))
+    return 2, np.concatenate([np.ones(2, dtype=np.float32), scales])
 
 
 def is_vector(shape: Shape) -> bool:

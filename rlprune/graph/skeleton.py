@@ -31,7 +31,9 @@ def strip(model: ModelProto) -> bytes:
     graph.name = "skeleton"
     graph.input.extend(model.graph.input)
     graph.output.extend(model.graph.output)
-    graph.value_info.extend(model.graph.value_info)
+    if any(node.domain not in ("", "ai.onnx") for node in model.graph.node):
+        # Extents behind operators of other domains are known from nowhere else.
+        graph.value_info.extend(model.graph.value_info)
     for value in (*graph.input, *graph.output, *graph.value_info):
         value.ClearField("doc_string")
         del value.metadata_props[:]

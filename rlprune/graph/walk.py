@@ -264,7 +264,7 @@ def read_nodes(model: ModelProto) -> list[Node]:
         taken[base] += 1
         name = base if taken[base] == 1 else f"{base}#{taken[base]}"
         op = proto.op_type if proto.domain in ("", "ai.onnx") else f"{proto.domain}.{proto.op_type}"
-        attrs = {a.name: _attribute(a) for a in proto.attribute}
+        attrs = {a.name: attribute_value(a) for a in proto.attribute}
         nodes.append(Node(name, op, tuple(proto.input), tuple(proto.output), attrs, _scope(proto)))
     return nodes
 
@@ -307,7 +307,8 @@ def _type_proto(elem: int, shape: Shape) -> TypeProto:
     return helper.make_tensor_type_proto(elem, shape)
 
 
-def _attribute(attribute: onnx.AttributeProto) -> Any:
+def attribute_value(attribute: onnx.AttributeProto) -> Any:
+    """As a Python value; bytes as text."""
     value = helper.get_attribute_value(attribute)
     return value.decode("utf-8", "replace") if isinstance(value, bytes) else value
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import functools
 import io
 import warnings
+from typing import Any
 
+import numpy as np
 import onnx
 import pytest
 import torch
@@ -21,16 +23,25 @@ from topologies import TOPOLOGIES
 
 from rlprune.graph.from_onnx import OnnxTrace, trace_onnx
 from rlprune.graph.load import load_onnx
+from rlprune.surgery.onnx import prune_onnx
 
 EVERY = pytest.mark.parametrize("name", list(TOPOLOGIES))
 BOTH = pytest.mark.parametrize("keeps_batch_norm", [False, True], ids=["folded", "batchnorm"])
 
 
 @functools.cache
-def exported(name: str, keeps_batch_norm: bool, opset: int = 18) -> bytes:
+def exported(
+    name: str, keeps_batch_norm: bool, opset: int = 18, *, open_batch: bool = False
+) -> bytes:
     module, inputs = TOPOLOGIES[name]()
     file = io.BytesIO()
-    kept = {"training": torch.onnx.TrainingMode.PRESERVE, "do_constant_folding": False}
+    options: dict[str, Any] = {}
+    if keeps_batch_norm:
+        options["training"] = torch.onnx.TrainingMode.PRESERVE
+        options["do_constant_folding"] = False
+    if open_batch:
+        options["input_names"], options["output_names"] = ["x"], ["y"]
+        options["dynamic_axes"] = {"x": {0: "batch"}, "y": {0: "batch"}}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.onnx.export(
@@ -39,7 +50,7 @@ def exported(name: str, keeps_batch_norm: bool, opset: int = 18) -> bytes:
             file,
             dynamo=False,
             opset_version=opset,
-            **(kept if keeps_batch_norm else {}),
+            **options,
         )
     return file.getvalue()
 
@@ -84,6 +95,20 @@ def test_tracing_leaves_the_model_alone(name: str) -> None:
     before = model.SerializeToString(deterministic=True)
     trace_onnx(model)
     assert model.SerializeToString(deterministic=True) == before
+
+
+@pytest.mark.parametrize("name", ["vgg_view", "channel_shuffle", "se_linear", "unet"])
+@pytest.mark.parametrize("opset", [17, 18])
+def test_open_batch_has_the_same_fingerprint_and_stays_open(name: str, opset: int) -> None:
+    trace = trace_onnx(exported(name, False, opset, open_batch=True))
+    assert trace.graph.fingerprint == traced(name, False).graph.fingerprint
+    keeps = np.maximum(1, trace.graph.widths // 2)
+    assert_pruned_right(trace, keeps)
+    pruned = prune_onnx(trace, keeps)
+    shape = trace.graph.input_shapes[0][1:]
+    rows = np.random.default_rng(0).standard_normal((3, *shape)).astype(np.float32)
+    one_by_one = np.concatenate([run(pruned, [row[None]])[0] for row in rows])
+    assert relative_error(run(pruned, [rows]), [one_by_one]) < 1e-5
 
 
 @EVERY
