@@ -130,7 +130,8 @@ class Channels:
         """
         self.claim(name, (axis,), ids)
         self.producers.append(Producer(node, name, axis))
-        return next(block.ids for block in self.blocks[name] if axis in block.axes)
+        # Where an earlier reader saw the axis jointly with others, `claim` held both.
+        return next((block.ids for block in self.blocks[name] if block.axes == (axis,)), ids)
 
     def whole(self, name: str, reason: str, *, skip: Iterable[int] = ()) -> None:
         """Every axis of a weight is read as it is."""
