@@ -14,7 +14,6 @@ else has looked at: after re-estimating BatchNorm ("cut"), and after an epoch of
 from __future__ import annotations
 
 import argparse
-import json
 import multiprocessing
 import os
 import select
@@ -37,10 +36,12 @@ from rich.table import Table
 
 import rlprune
 from rlprune.graph.from_torch import TorchTrace, trace_torch
+from rlprune.latency.measure import measure
 from rlprune.latency.types import Measurement, ModelSubject
 from rlprune.plans import PruningPlan
 from rlprune.policy.corrected import fit_corrected
 from rlprune.profile.calibration import Calibration
+from rlprune.runtime import get_runtime
 from rlprune.service.client import Client
 from rlprune.store import open_store
 from rlprune.training import TrainSummary, train
@@ -50,12 +51,12 @@ from rlprune.training.run import load_models, training_tasks
 from rlprune.training.zoo import NetSpec, Splits, build, digits, train_net
 
 SEEN = (
-    NetSpec("inverted", 32, 1),
+    NetSpec("inverted", 40, 1),
     NetSpec("plain", 32, 2),
-    NetSpec("squeeze", 24, 1),
-    NetSpec("dense", 32, 1),
+    NetSpec("squeeze", 32, 1),
+    NetSpec("dense", 40, 1),
 )
-"""Trained on; the last chooses between agents."""
+"""Trained on; the last chooses between agents. Each takes a millisecond or more."""
 HELD_OUT = NetSpec("residual", 24, 2)
 POLICIES = ("uniform", "knapsack", "corrected", "learned")
 BUDGET_SHARES = (0.75, 0.5, 0.25)
@@ -67,6 +68,8 @@ ASK_COUNT = 3
 then the server knows what was measured."""
 IMAGE_COUNT = 128
 """Images of a profile, and as many others that plans are judged on."""
+RECORD_STEP = 16
+"""Keep levels of the recorded nets; half as many as the multiples of 8 that plans are made of."""
 CORE_COUNT = 2
 START_SEC = 60.0
 
@@ -104,8 +107,8 @@ class Row:
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--keep", type=Path, metavar="DIR", help="leave everything made here")
-    parser.add_argument("--steps", type=int, default=60_000, help="environment steps per agent")
-    parser.add_argument("--evaluations", type=int, default=60, help="plans recorded per model")
+    parser.add_argument("--steps", type=int, default=40_000, help="environment steps per agent")
+    parser.add_argument("--evaluations", type=int, default=50, help="plans recorded per model")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(argv)
     started = time.monotonic()
@@ -113,6 +116,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         folder = options.keep or Path(stack.enter_context(tempfile.TemporaryDirectory()))
         folder.mkdir(parents=True, exist_ok=True)
         os.environ["XDG_DATA_HOME"] = str(folder / "data")  # nothing of the user's is touched
+        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # it warns of what is meant
         try:
             run(folder.resolve(), options, stack)
         except (DemoError, rlprune.errors.RlpruneError) as error:
@@ -158,13 +162,9 @@ def run(folder: Path, options: argparse.Namespace, stack: ExitStack) -> None:
     with phase("apply, re-estimate, fine-tune"):
         accuracies = fine_tune(folder, pool, rows, options.seed)
     with phase("ask again with the worker's reports in the store"):
-        again = asker.ask(rows[-1].budget_ms, "learned")
         check_store(url, device, trace, rows)
+        ask_again(asker, plans)
     show(rows, accuracies, base, score(module, splits.report).accuracy)
-    print(
-        f"after the reports the plan for {again.budget_ms:.3f} ms is predicted at "
-        f"{again.predicted_latency_ms:.3f} ms, before at {plans[-1].predicted_latency_ms:.3f} ms"
-    )
     late = [row for row in rows if not row.kept]
     if late:
         raise DemoError(f"{late[0].policy} at {late[0].budget_ms:.3f} ms is {late[0].over:+.1%}")
@@ -181,7 +181,8 @@ def prepare(
     jobs = [pool.submit(train_one, folder, spec, options.seed) for spec in specs]
     recordings: list[Future[int]] = []
     for spec, job in zip(specs, jobs, strict=True):
-        print(f"  {spec.name}: accuracy {job.result():.1%}", flush=True)
+        accuracy, latency_ms = job.result()
+        print(f"  {spec.name}: accuracy {accuracy:.1%}, {latency_ms:.2f} ms", flush=True)
         if spec is not HELD_OUT:
             recordings.append(
                 pool.submit(record_one, folder, spec, options.seed, options.evaluations)
@@ -190,12 +191,18 @@ def prepare(
     return load_net(folder, HELD_OUT)
 
 
-def train_one(folder: Path, spec: NetSpec, seed: int) -> float:
-    """Trains a net, keeps its weights; its accuracy on the calibration images."""
+def train_one(folder: Path, spec: NetSpec, seed: int) -> tuple[float, float]:
+    """Trains a net, keeps its weights; its accuracy on the calibration images, its latency here."""
     splits = digits(seed=seed)
-    module = train_net(spec, splits, epoch_count=6, seed=seed)
-    safetensors.torch.save_file(module.state_dict(), folder / f"{spec.name}.safetensors")
-    return score(module, splits.calibration).accuracy
+    path = folder / f"{spec.name}.safetensors"
+    if not path.exists():  # --keep goes on where it was stopped
+        module = train_net(spec, splits, epoch_count=6, seed=seed)
+        safetensors.torch.save_file(module.state_dict(), path)
+    module = load_net(folder, spec)
+    trace = trace_torch(module, torch.zeros(splits.shape)).onnx
+    subject = ModelSubject(trace.graph.fingerprint, ())
+    [measurement] = measure([(subject, trace.model)], device="here", runtime=get_runtime())
+    return score(module, splits.calibration).accuracy, measurement.latency_ms
 
 
 def load_net(folder: Path, spec: NetSpec) -> torch.nn.Module:
@@ -213,7 +220,7 @@ def part(splits: Splits, index: int) -> Calibration:
 def record_one(folder: Path, spec: NetSpec, seed: int, count: int) -> int:
     splits = digits(seed=seed)
     trace = trace_torch(load_net(folder, spec), torch.zeros(splits.shape)).onnx
-    config = RecordConfig(evaluation_count=count, seed=seed)
+    config = RecordConfig(evaluation_count=count, round_to=RECORD_STEP, seed=seed)
     path = folder / "recorded" / spec.name
     recorded = record_model(path, trace, part(splits, 0), part(splits, 1), config=config)
     assert recorded.evaluations is not None
@@ -233,7 +240,7 @@ def learn(folder: Path, url: str, options: argparse.Namespace) -> TrainSummary:
             validation=[SEEN[-1].name],
             agents=CORE_COUNT,
             steps=options.steps,
-            rounds=3,
+            rounds=4,
             seed=options.seed,
         )
         tasks, _ = training_tasks(load_models([folder / "recorded"]), store=store, devices=())
@@ -276,15 +283,15 @@ def server(folder: Path, url: str) -> Iterator[str]:
         f"--policy=learned={folder / 'policy'}",
         f"--policy=corrected={folder / 'corrected.json'}",
     )
-    arguments = ("serve", "--listen=127.0.0.1:0", f"--store={url}", *own, "--json")
+    arguments = ("serve", "--listen=127.0.0.1:0", f"--store={url}", *own)
     with process(folder, "server", *arguments) as child:
         assert child.stdout is not None
         if not select.select([child.stdout], [], [], START_SEC)[0]:
             raise DemoError(f"the server said nothing for {START_SEC:.0f} s")
         line = child.stdout.readline()
-        if not line:
+        if not line.startswith("listening on "):
             raise DemoError(f"no server: {(folder / 'server.log').read_text()[-500:]}")
-        yield str(json.loads(line)["listening"])
+        yield line.removeprefix("listening on ").strip()
 
 
 @contextmanager
@@ -388,6 +395,22 @@ def check_store(url: str, device: str, trace: TorchTrace, rows: Sequence[Row]) -
         if ModelSubject(trace.graph.fingerprint, keeps) not in reported:
             raise DemoError(f"the report on {row.policy} at {row.budget_ms:.3f} ms is not stored")
     print(f"  {len(reported)} measurements of {device} are in the store")
+
+
+def ask_again(asker: Asker, plans: Sequence[PruningPlan]) -> None:
+    """The learned plans once more: what the worker reported since must tell on them."""
+    changed = False
+    for before in plans[len(POLICIES) - 1 :: len(POLICIES)]:
+        after = asker.ask(before.budget_ms, "learned")
+        low, high = after.predicted_interval_ms
+        changed |= after.predicted_interval_ms != before.predicted_interval_ms
+        print(
+            f"  {after.budget_ms:.3f} ms: predicted {before.predicted_latency_ms:.4f} before, "
+            f"now {after.predicted_latency_ms:.4f} ({low:.4f} to {high:.4f}), "
+            f"{int((after.keeps != before.keeps).sum())} of {len(after.keeps)} groups otherwise"
+        )
+    if not changed:
+        raise DemoError("the second plans do not use what the worker reported")
 
 
 def show(
