@@ -19,8 +19,7 @@ import json
 import platform
 import subprocess
 import sys
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -28,6 +27,7 @@ from pathlib import Path
 import numpy as np
 from baseline_torch_pruning import TorchPruningPolicy
 from bench_rows import Outcome, Row, plan_rows, print_table
+from bench_speed import time_plans
 from cifar_pack import REPOSITORY, CifarPack, shared_data
 from numpy.typing import NDArray
 from platformdirs import user_cache_path
@@ -39,7 +39,7 @@ from rlprune.graph.types import FloatArray, IntArray
 from rlprune.latency.collect import measure_subjects, trace_models
 from rlprune.latency.device import local_device_key
 from rlprune.latency.types import Measurement, ModelSubject
-from rlprune.planning import make_plan, task_for
+from rlprune.planning import task_for
 from rlprune.planning.tables import digest, latency_model
 from rlprune.policy import Policy, get_policy
 from rlprune.policy.corrected import budgets_at
@@ -50,6 +50,7 @@ from rlprune.profile.measured import measure_profiles
 from rlprune.profile.types import GroupProfiles, keep_levels
 from rlprune.runtime import get_runtime
 from rlprune.store import Store, open_store
+from rlprune.surgery.importance import unit_scores
 from rlprune.task.task import PruningTask
 from rlprune.task.taskdir import read_npz, write_npz
 
@@ -90,6 +91,21 @@ class Split:
     report: NDArray[np.integer]
 
 
+@dataclass(frozen=True)
+class Bench:
+    """What is the same for every network."""
+
+    pack: CifarPack
+    split: Split
+    setting: Setting
+    policies: dict[str, Policy]
+    store: Store
+    device: str
+    work: Path
+    """Where profiles and latencies are kept between runs."""
+    seed: int
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--quick", action="store_true", help="a few minutes; figures are rough")
@@ -114,10 +130,10 @@ def main() -> None:
         f"{arguments.seed}, {setting.seed_count} seeds of {setting.calibration_count} images, "
         f"report on {'test_report' if arguments.final else 'the other half of test_reward'}"
     )
-    policies = dict(_policies())
+    bench = Bench(pack, split, setting, dict(_policies()), store, device, work, arguments.seed)
     rows: list[Row] = []
     for name in setting.networks:
-        rows += bench_network(pack, name, split, setting, policies, store, device, work, arguments)
+        rows += bench_network(bench, name)
     rows += import_rows()
     print(f"\n{'figure':52} {'value':>9} {'target':>9}  met")
     for row in rows:
@@ -128,31 +144,23 @@ def main() -> None:
         arguments.json.write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n")
 
 
-def bench_network(
-    pack: CifarPack,
-    name: str,
-    split: Split,
-    setting: Setting,
-    policies: dict[str, Policy],
-    store: Store,
-    device: str,
-    work: Path,
-    arguments: argparse.Namespace,
-) -> list[Row]:
+def bench_network(bench: Bench, name: str) -> list[Row]:
+    pack, setting, split, device = bench.pack, bench.setting, bench.split, bench.device
     trace = pack.traced(name)
     short = name.removeprefix("cifar10_")
     module, _ = pack.network(name)
-    policies = {"uniform": policies["uniform"], "global": TorchPruningPolicy(module)} | policies
+    uniform = bench.policies["uniform"]
+    policies = {"uniform": uniform, "global": TorchPruningPolicy(module), **bench.policies}
     levels, level_count = keep_levels(trace.graph)
-    _measure_missing(trace, levels, level_count, store, device)
+    _measure_missing(trace, levels, level_count, bench.store, device)
     report = pack.images(name, split.report[: setting.report_count], trace)
     outcomes: list[Outcome] = []
-    for seed in range(arguments.seed, arguments.seed + setting.seed_count):
+    for seed in range(bench.seed, bench.seed + setting.seed_count):
         order = np.random.default_rng([seed, 2]).permutation(split.calibrate)
         images = pack.images(name, order[: setting.calibration_count], trace)
         evaluator = Evaluator(trace, images, runtime=get_runtime())
-        profiles = _profiles(evaluator, levels, level_count, work)
-        task = task_for(trace.graph, profiles, store, device)
+        profiles = _profiles(evaluator, levels, level_count, bench.work)
+        task = task_for(trace.graph, profiles, bench.store, device)
         print(f"{short} seed {seed}: profile of {len(images)} images", flush=True)
         outcomes += _judge(evaluator, task, policies, setting.shares, seed, report)
     dense = evaluate_model(trace.model, report, runtime=get_runtime())
@@ -160,7 +168,7 @@ def bench_network(
     rows = plan_rows(short, outcomes, measured, task.base_ms, len(report))
     print_table(short, rows, f"{dense.loss:.3f} nats, {dense.accuracy:.2%} of {len(report)}")
     if name == setting.networks[-1]:
-        rows += plan_time_rows(task, policies, device, short)
+        rows += plan_time_rows(task, [each for each in policies if each != "global"], short)
     return rows
 
 
@@ -196,6 +204,7 @@ def _profiles(
         images.x.tobytes(),
         images.y.tobytes(),
         levels.tobytes(),
+        *(score.tobytes() for score in unit_scores(evaluator.trace)),  # which units a level keeps
     )
     path = work / f"profile-{key}.npz"
     if path.exists():
@@ -238,26 +247,16 @@ def _measure_plans(
     return {one.subject.keeps: one for one in found if isinstance(one.subject, ModelSubject)}
 
 
-def plan_time_rows(
-    task: PruningTask, policies: dict[str, Policy], device: str, network: str
-) -> list[Row]:
+def plan_time_rows(task: PruningTask, names: Iterable[str], network: str) -> list[Row]:
     """How long a plan takes in process, for a model already traced and tabled.
 
-    The target is held against CPU time, which neighbours on this machine disturb less; one thread
+    Targets are held against CPU time, which neighbours on this machine disturb less; one thread
     computes and nothing waits, so on a quiet machine wall time, given beside it, is the same.
     """
     rows = []
-    budgets = budgets_at(task, np.linspace(0.2, 0.8, 20))
-    for name in ("knapsack", "corrected", "learned"):
-        if name not in policies:
-            continue
-        make_plan(task, policies[name], float(budgets[0]), device=device)
-        took = []
-        for budget in budgets:
-            cpu, wall = time.process_time(), time.perf_counter()
-            make_plan(task, policies[name], float(budget), device=device)
-            took.append((time.process_time() - cpu, time.perf_counter() - wall))
-        rows += _time_rows(f"{network}/plan_{name}", 1000 * np.array(took), "ms", MOST_PLAN_MS)
+    for name in names:
+        took = np.array([time_plans(task, name)[::-1]])
+        rows += _time_rows(f"{network}/plan_{name}", took, "ms", MOST_PLAN_MS)
     return rows
 
 
