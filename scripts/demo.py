@@ -246,9 +246,7 @@ def learn(folder: Path, url: str, options: argparse.Namespace) -> TrainSummary:
         tasks, _ = training_tasks(load_models([folder / "recorded"]), store=store, devices=())
     lived = sum(bool(agent["alive"]) for agent in summary.agents)
     print(f"  {lived} agents, the best saves {summary.relative_gain:+.1%} on {SEEN[-1].name}")
-    fitted = fit_corrected(
-        [named.task for named in tasks], generations=15, budget_shares=np.array([0.25, 0.5, 0.75])
-    )
+    fitted = fit_corrected([named.task for named in tasks], generations=15, budget_count=3)
     fitted.save(folder / "corrected.json")
     return summary
 

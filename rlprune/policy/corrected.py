@@ -150,10 +150,11 @@ def fit_corrected(
     tasks: Sequence[PruningTask],
     *,
     names: Sequence[str] = (),
-    budget_shares: FloatArray | None = None,
+    budget_range: tuple[float, float] = (0.1, 0.9),
+    budget_count: int = 5,
     generations: int = 40,
     population: int = 16,
-    shrink: float = 0.005,
+    shrink: float = 0.01,
     seed: int = 0,
     on_progress: Progress | None = None,
 ) -> CorrectedKnapsackPolicy:
@@ -161,10 +162,13 @@ def fit_corrected(
 
     A (mu/mu_w, lambda) strategy with a rank-mu covariance and a falling step size (CMA-ES's core).
     Losses are taken as a share of the plain knapsack's, so that no model or budget outweighs the
-    others, at budgets whose losses are `telling`.
+    others, at budgets whose losses are `telling`. Every generation draws budgets of its own: which
+    plan is best at one exact budget is luck, and luck can be fitted. What comes back is the mean of
+    the last generations, or all zero where that is no better than the knapsack at a fixed grid.
 
     Args:
-        budget_shares: b in `least + b (base - least)`; 0.15, 0.25 .. 0.85 by default.
+        budget_range: of b in `least + b (base - least)`.
+        budget_count: budgets of each task in each generation.
         shrink: penalty on the squared numbers, which keeps what the data does not ask for at 0.
 
     Raises:
@@ -173,62 +177,48 @@ def fit_corrected(
     if not tasks or any(task.objective is None for task in tasks):
         raise ValueError("fit_corrected needs tasks with objectives")
     rng = np.random.default_rng(seed)
-    shares = np.linspace(0.15, 0.85, 8) if budget_shares is None else budget_shares
-    cases = [_Case.of(task, shares) for task in tasks]
     size = len(NUMBERS)
     mean, sigma, covariance = np.zeros(size), 0.3, np.eye(size)
     parents = population // 2
     rank = np.log(parents + 0.5) - np.log(np.arange(1, parents + 1))
     rank /= rank.sum()
-    best, best_cost = mean, 0.0  # all zero is the knapsack itself: nothing worse is ever returned
+    low, high = budget_range
+    trail = []
     for generation in range(generations):
         root = np.linalg.cholesky(covariance + 1e-9 * np.eye(size))
         steps = rng.normal(size=(population, size)) @ root.T
         candidates = mean + sigma * steps
-        candidates[0] = mean  # the centre averages its parents' luck away, and is often the best
-        steps[0] = 0.0
-        cost = np.mean([case.cost(candidates) for case in cases], axis=0)
+        grid = (np.arange(budget_count) + rng.random()) / budget_count
+        shares = low + (high - low) * grid
+        cost = np.mean([excess(task, candidates, shares) for task in tasks], axis=0)
         cost += shrink * (candidates**2).sum(1)
-        order = np.argsort(cost, kind="stable")
-        if cost[order[0]] < best_cost:
-            best, best_cost = candidates[order[0]].copy(), float(cost[order[0]])
-        chosen = steps[order[:parents]]
+        chosen = steps[np.argsort(cost, kind="stable")[:parents]]
         mean = mean + sigma * rank @ chosen
         covariance = 0.8 * covariance + 0.2 * (chosen * rank[:, None]).T @ chosen
         covariance *= size / np.trace(covariance)
         sigma *= 0.97
+        trail.append(mean)
         if on_progress is not None:
             on_progress(generation + 1, generations)
-    return CorrectedKnapsackPolicy(tuple(float(x) for x in best), tuple(names))
+    found = np.mean(trail[-max(1, generations // 4) :], axis=0)
+    grid = np.linspace(low, high, 2 * budget_count)
+    if np.mean([excess(task, found[None], grid)[0] for task in tasks]) >= 0:
+        found = np.zeros(size)
+    return CorrectedKnapsackPolicy(tuple(float(x) for x in found), tuple(names))
 
 
-@dataclass(frozen=True)
-class _Case:
-    """One training task at those budgets that tell something, and what the knapsack loses there."""
-
-    task: PruningTask
-    budget_ms: FloatArray
-    base_loss: FloatArray
-
-    @staticmethod
-    def of(task: PruningTask, shares: FloatArray) -> _Case:
-        budget_ms = budgets_at(task, shares)
-        assert task.objective is not None
-        loss = task.objective.loss(solve(task, budget_ms))
-        useful = telling(loss)
-        return _Case(task, budget_ms[useful], loss[useful])
-
-    def cost(self, numbers: FloatArray) -> FloatArray:
-        """Mean over budgets of the loss above the knapsack's, as a share of that: [P, n] -> [P]."""
-        curves = bend(self.task, numbers)  # [P, G, L]
-        count, budgets = len(numbers), len(self.budget_ms)
-        keeps = solve(
-            self.task, np.tile(self.budget_ms, count), loss=np.repeat(curves, budgets, axis=0)
-        )
-        assert self.task.objective is not None
-        loss = self.task.objective.loss(keeps).reshape(count, budgets)
-        share = (loss - self.base_loss) / np.maximum(self.base_loss, LEAST_LOSS)
-        return np.asarray(share.mean(1))
+def excess(task: PruningTask, numbers: FloatArray, shares: FloatArray) -> FloatArray:
+    """Mean over budgets of the loss above the plain knapsack's, as a share of it: [P, n] -> [P]."""
+    assert task.objective is not None
+    budget_ms = budgets_at(task, shares)
+    reference = task.objective.loss(solve(task, budget_ms))
+    useful = telling(reference)
+    budget_ms, reference = budget_ms[useful], reference[useful]
+    count, budgets = len(numbers), len(budget_ms)
+    curves = np.repeat(bend(task, numbers), budgets, axis=0)  # [P * B, G, L]
+    keeps = solve(task, np.tile(budget_ms, count), loss=curves)
+    loss = task.objective.loss(keeps).reshape(count, budgets)
+    return np.asarray(((loss - reference) / np.maximum(reference, LEAST_LOSS)).mean(1))
 
 
 def telling(reference_loss: FloatArray) -> NDArray[np.bool_]:

@@ -90,16 +90,18 @@ def test_bent_curves_fall_with_the_level_and_end_at_zero() -> None:
 def test_fitted_numbers_beat_the_knapsack_on_graphs_they_never_saw() -> None:
     fitted = fit_corrected(
         [learnable_task(seed, (1 + seed % 2, 1)) for seed in range(3)],
-        budget_shares=np.array([0.25, 0.5, 0.75]),
+        budget_count=3,
         generations=12,
         population=10,
     )
-    for seed in (100, 101):
+    ratios = []
+    for seed in (100, 101, 102, 103):
         task = learnable_task(seed)
         assert task.objective is not None
         budget = budgets_at(task, SHARES[:3])
         ours = task.objective.loss(fitted.plan(task, budget)).sum()
-        assert ours < 0.97 * task.objective.loss(solve(task, budget)).sum()
+        ratios.append(ours / task.objective.loss(solve(task, budget)).sum())
+    assert np.mean(ratios) < 0.95
 
 
 def test_corrected_knapsack_survives_its_file_and_its_name_follows_its_numbers(
