@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rlprune.graph.types import IntArray
+from rlprune.graph.types import FloatArray, IntArray
 from rlprune.profile.energy import loss_curve
 from rlprune.task.knapsack import least_keeps, solve
 from rlprune.task.task import PruningTask
@@ -28,28 +28,26 @@ class PlanProposer:
     """Proposes plans of one task, each at most once."""
 
     task: PruningTask
+    known: Evaluations
+    """What was evaluated before: not proposed again, and what mutations start from."""
 
-    def propose(
-        self, known: Evaluations, count: int, rng: np.random.Generator
-    ) -> list[tuple[IntArray, str]]:
+    def propose(self, count: int, rng: np.random.Generator) -> list[tuple[IntArray, str]]:
         """At most `count` new plans [G] and their sources; none where nothing new is found."""
-        seen = {tuple(keeps) for keeps in known.keeps}
+        seen = {tuple(keeps) for keeps in self.known.keeps}
         seen.add(tuple(self.task.graph.widths))  # the unpruned model's loss is known
-        parents = self._front(known)
-        makers: dict[str, Callable[[np.random.Generator], IntArray]] = {
-            "knapsack": self._knapsack,
-            "uniform": self._uniform,
-            "random": self._random,
-            "mutation": lambda r: self._mutation(parents, r),
+        cost = self.task.tables.upper_ms(self.known.keeps)
+        floor, parents = self._floor(cost), self._parents(cost)
+        makers: dict[str, Callable[[], IntArray]] = {
+            "knapsack": lambda: self._knapsack(self._budget(floor, rng), rng),
+            "uniform": lambda: self._uniform(rng),
+            "random": lambda: self._random(self._budget(floor, rng), rng),
+            "mutation": lambda: self._mutation(parents, rng),
         }
-        if not len(parents):
-            del makers["mutation"]
-        weight = np.array([MIX[source] for source in makers])
         made: list[tuple[IntArray, str]] = []
         tries = 0
         while len(made) < count and tries < TRIES:
-            source = str(rng.choice(list(makers), p=weight / weight.sum()))
-            keeps = makers[source](rng)
+            source = str(rng.choice(list(MIX), p=list(MIX.values())))
+            keeps = makers[source]()
             tries += 1
             if tuple(keeps) not in seen:
                 seen.add(tuple(keeps))
@@ -61,14 +59,20 @@ class PlanProposer:
         keeps: IntArray = self.task.keeps_at(choice[None])[0]
         return keeps
 
-    def _budget(self, rng: np.random.Generator) -> float:
-        """Between least and base, the upper half twice as often: below it most plans only guess."""
-        base = self.task.graph.widths
-        ends = self.task.tables.upper_ms(np.stack([least_keeps(self.task), base]))
-        share = 1.0 - rng.uniform() ** 1.6
-        return float(ends[0] + share * (ends[1] - ends[0]))
+    def _floor(self, cost: FloatArray) -> float:
+        """The least cost at which a known plan still answers half as well as the best [ms]."""
+        useful = self.known.accuracy > 0.5 * self.known.accuracy.max(initial=0.0)
+        return float(cost[useful].min()) if useful.any() else 0.0
 
-    def _knapsack(self, rng: np.random.Generator) -> IntArray:
+    def _budget(self, floor: float, rng: np.random.Generator) -> float:
+        """Between least and base; mostly above `floor`, for below it plans only guess."""
+        base = self.task.graph.widths
+        least, most = self.task.tables.upper_ms(np.stack([least_keeps(self.task), base]))
+        if rng.uniform() < 0.8:
+            least = np.clip(0.9 * floor, least, most)
+        return float(rng.uniform(least, most))
+
+    def _knapsack(self, budget: float, rng: np.random.Generator) -> IntArray:
         """The knapsack's plan with each group's curve scaled and bent at random."""
         curve = loss_curve(self.task.profiles, self.task.graph)
         sigma = rng.choice([0.0, 0.3, 1.0])
@@ -76,7 +80,7 @@ class PlanProposer:
         top = np.maximum(curve.max(-1, keepdims=True), 1e-9)
         bent = top * (curve / top) ** np.exp(0.5 * sigma * rng.standard_normal(groups))
         bent = bent * np.exp(sigma * rng.standard_normal(groups))
-        keeps: IntArray = solve(self.task, np.array([self._budget(rng)]), loss=bent)[0]
+        keeps: IntArray = solve(self.task, np.array([budget]), loss=bent)[0]
         return keeps
 
     def _uniform(self, rng: np.random.Generator) -> IntArray:
@@ -86,10 +90,9 @@ class PlanProposer:
         choice = np.abs(self.task.levels - wanted[:, None]).argmin(-1)
         return self._keeps(choice)
 
-    def _random(self, rng: np.random.Generator) -> IntArray:
+    def _random(self, budget: float, rng: np.random.Generator) -> IntArray:
         """Single levels down, at random, until a budget is met."""
         choice = self.task.level_count - 1
-        budget = self._budget(rng)
         while choice.any():
             keeps = self.task.keeps_at(choice[None])
             if self.task.tables.upper_ms(keeps)[0] <= budget:
@@ -108,11 +111,11 @@ class PlanProposer:
             choice[group] = np.clip(choice[group] + step, 0, self.task.level_count[group] - 1)
         return self._keeps(choice)
 
-    def _front(self, known: Evaluations) -> IntArray:
-        """The plans that no cheaper one beats [P, G]."""
-        if not len(known.keeps):
-            return known.keeps
-        cost = self.task.tables.upper_ms(known.keeps)
+    def _parents(self, cost: FloatArray) -> IntArray:
+        """The unpruned model, and the plans that no cheaper one beats and that do not guess."""
+        known = self.known
         order = np.lexsort((known.loss, cost))
         best = np.minimum.accumulate(known.loss[order])
-        return np.asarray(known.keeps[order[known.loss[order] <= best]])
+        front = order[known.loss[order] <= best]
+        front = front[known.accuracy[front] > 0.5 * known.accuracy.max(initial=0.0)]
+        return np.concatenate([self.task.graph.widths[None], known.keeps[front]])

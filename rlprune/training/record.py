@@ -157,12 +157,11 @@ def _evaluate(
             base_loss=pool.base("evaluations").loss,
             source=np.zeros(0, dtype=np.str_),
         )
-    proposer = PlanProposer(task)
     while len(known.keeps) < config.evaluation_count:
         start = len(known.keeps)
         rng = np.random.default_rng([config.seed, start])
         count = min(config.batch_size, config.evaluation_count - start)
-        proposals = proposer.propose(known, count, rng)
+        proposals = PlanProposer(task, known).propose(count, rng)
         if not proposals:
             break
         plans = np.array([keeps for keeps, _ in proposals])

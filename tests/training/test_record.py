@@ -169,7 +169,7 @@ def test_proposals_are_new_and_run_out(trace: OnnxTrace) -> None:
         base_loss=0.1,
         source=np.zeros(0, np.str_),
     )
-    found = PlanProposer(task).propose(nothing, possible + 10, np.random.default_rng(0))
+    found = PlanProposer(task, nothing).propose(possible + 10, np.random.default_rng(0))
     plans = {tuple(keeps) for keeps, _ in found}
     assert 0 < len(plans) == len(found) <= possible
     assert tuple(trace.graph.widths) not in plans
