@@ -32,8 +32,6 @@ NETS = (
     NetSpec("inverted", 16, 2),
     NetSpec("dense", 16, 3),
     NetSpec("residual", 32, 1),
-    NetSpec("plain", 16, 3),
-    NetSpec("residual", 16, 3),
 )
 
 
@@ -41,7 +39,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("names", nargs="*", metavar="NAME")
     parser.add_argument("--out", type=Path, default=DATA / "recorded")
-    parser.add_argument("--evaluations", type=int, default=150)
+    parser.add_argument("--evaluations", type=int, default=120)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     torch.set_num_threads(1)
