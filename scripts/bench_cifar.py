@@ -3,7 +3,7 @@
     scripts/bench_cifar [--quick] [--seed N] [--json FILE] [--final] [--shared DIR]
 
 The device is this machine, one thread; budgets are `least + b (base - least)`. For every seed
-another 1,000 calibration images give the profile that policies see and the statistics that plans
+another 500 calibration images give the profile that policies see and the statistics that plans
 are corrected with. Nothing is fine-tuned. Calibrating and choosing use `test_reward`; the figure
 comes from the other half of it, or, with --final, from `test_report`, and that reading is logged.
 """
@@ -76,7 +76,7 @@ class Setting:
     networks: tuple[str, ...] = NETWORKS
     shares: tuple[float, ...] = SHARES
     seed_count: int = 3
-    calibration_count: int = 1000
+    calibration_count: int = 500
     report_count: int | None = None
 
 
