@@ -10,6 +10,8 @@ against the uncut module with the consumers of dropped channels zeroed; what dif
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import redirect_stderr
+from io import StringIO
 
 import numpy as np
 import torch
@@ -203,7 +205,8 @@ def _agree(small: nn.Module, oracle: nn.Module, inputs: tuple[Tensor, ...]) -> b
     with torch.no_grad():
         expected = list(_tensors(oracle(*inputs)))
         try:
-            outputs = list(_tensors(small(*inputs)))
+            with redirect_stderr(StringIO()):  # fx prints code beside the traceback
+                outputs = list(_tensors(small(*inputs)))
         except Exception:  # whatever forward code raises when a width is not what it was
             return False
     if [t.shape for t in outputs] != [t.shape for t in expected]:

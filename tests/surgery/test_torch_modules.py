@@ -152,6 +152,25 @@ def test_widths_in_code_that_cannot_be_followed_are_refused_not_guessed() -> Non
     assert "\n" not in str(refusal.value)
 
 
+class Picked(nn.Module):
+    """Channels picked by a list of numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.mix, self.fc = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(x)[:, [1, 0, 3, 2, 5, 4, 7, 6]]
+        result: Tensor = self.fc(self.mix(x).mean((2, 3)))
+        return result
+
+
+def test_what_cannot_be_rewritten_is_refused_in_silence(capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(ModelError, match="Picked cannot be cut"):
+        halved(Picked().eval())
+    assert capfd.readouterr() == ("", "")
+
+
 class Secret(nn.Module):
     """A width hidden in a plain tensor, which is neither parameter nor buffer."""
 
