@@ -107,7 +107,7 @@ class Row:
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--keep", type=Path, metavar="DIR", help="leave everything made here")
-    parser.add_argument("--steps", type=int, default=40_000, help="environment steps per agent")
+    parser.add_argument("--steps", type=int, default=20_000, help="environment steps per agent")
     parser.add_argument("--evaluations", type=int, default=50, help="plans recorded per model")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(argv)
