@@ -1,9 +1,10 @@
 """Policies on pretrained ResNet-20 and ResNet-56: loss, accuracy and measured latency at a budget.
 
     scripts/bench_cifar [--quick] [--seed N] [--json FILE] [--final] [--shared DIR]
+                        [--calibration-images N] [--report-images N]
 
 The device is this machine, one thread; budgets are `least + b (base - least)`. For every seed
-another 500 calibration images give the profile that policies see and the statistics that plans
+other calibration images give the profile that policies see and the statistics that plans
 are corrected with. Nothing is fine-tuned. Calibrating and choosing use `test_reward`; the figure
 comes from the other half of it, or, with --final, from `test_report`, and that reading is logged.
 """
@@ -76,7 +77,7 @@ class Setting:
     networks: tuple[str, ...] = NETWORKS
     shares: tuple[float, ...] = SHARES
     seed_count: int = 3
-    calibration_count: int = 500
+    calibration_count: int = 1000
     report_count: int | None = None
 
 
@@ -115,9 +116,15 @@ def main() -> None:
     parser.add_argument(
         "--shared", help="folder that holds data/; by default beside the repository"
     )
+    parser.add_argument("--calibration-images", type=int, metavar="N", help="1,000 by default")
+    parser.add_argument("--report-images", type=int, metavar="N", help="all 5,000 by default")
     arguments = parser.parse_args()
     pack = CifarPack(shared_data(arguments.shared))
     setting = QUICK if arguments.quick else Setting()
+    if arguments.calibration_images:
+        setting = replace(setting, calibration_count=arguments.calibration_images)
+    if arguments.report_images:
+        setting = replace(setting, report_count=arguments.report_images)
     split = _split(pack, arguments.final)
     if arguments.final:
         _log_final(arguments)
