@@ -38,9 +38,11 @@ import rlprune
 from rlprune.graph.from_torch import TorchTrace, trace_torch
 from rlprune.latency.measure import measure
 from rlprune.latency.types import Measurement, ModelSubject
+from rlprune.planning import profile_model
 from rlprune.plans import PruningPlan
 from rlprune.policy.corrected import fit_corrected
 from rlprune.profile.calibration import Calibration
+from rlprune.profile.types import keep_levels
 from rlprune.runtime import get_runtime
 from rlprune.service.client import Client
 from rlprune.store import open_store
@@ -108,7 +110,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--keep", type=Path, metavar="DIR", help="leave everything made here")
     parser.add_argument("--steps", type=int, default=20_000, help="environment steps per agent")
-    parser.add_argument("--evaluations", type=int, default=50, help="plans recorded per model")
+    parser.add_argument("--evaluations", type=int, default=40, help="plans recorded per model")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(argv)
     started = time.monotonic()
@@ -137,6 +139,9 @@ def run(folder: Path, options: argparse.Namespace, stack: ExitStack) -> None:
             initargs=(1,),
         )
     )
+    calibration = folder / "calibration.npz"
+    images = part(splits, 0)
+    np.savez(calibration, x=images.x, y=images.y)
     with phase("train and record the nets"):
         module = prepare(folder, pool, options)
     trace = trace_torch(module, torch.zeros(splits.shape))
@@ -148,9 +153,6 @@ def run(folder: Path, options: argparse.Namespace, stack: ExitStack) -> None:
         stack.enter_context(worker(folder, address))
         client = stack.enter_context(Client(address))
         device = wait_for_device(client)
-    calibration = folder / "calibration.npz"
-    images = part(splits, 0)
-    np.savez(calibration, x=images.x, y=images.y)
     with phase(f"measure {HELD_OUT.name} on {device}, plan it"):
         base = client.plan(
             trace.onnx, device=device, budget_ratio=1.0, policy="knapsack", calibration=calibration
@@ -187,7 +189,9 @@ def prepare(
             recordings.append(
                 pool.submit(record_one, folder, spec, options.seed, options.evaluations)
             )
+    profile = pool.submit(profile_held_out, folder, options.seed)
     print(f"  {sum(job.result() for job in recordings)} plans evaluated", flush=True)
+    profile.result()
     return load_net(folder, HELD_OUT)
 
 
@@ -225,6 +229,13 @@ def record_one(folder: Path, spec: NetSpec, seed: int, count: int) -> int:
     recorded = record_model(path, trace, part(splits, 0), part(splits, 1), config=config)
     assert recorded.evaluations is not None
     return len(recorded.evaluations.keeps)
+
+
+def profile_held_out(folder: Path, seed: int) -> None:
+    """Measures the losses that plans of the held-out net go by; the client finds them kept."""
+    splits = digits(seed=seed)
+    trace = trace_torch(load_net(folder, HELD_OUT), torch.zeros(splits.shape)).onnx
+    profile_model(trace, *keep_levels(trace.graph), folder / "calibration.npz")
 
 
 # --- the policy -----------------------------------------------------------------------------------
