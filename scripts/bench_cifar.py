@@ -1,7 +1,7 @@
 """Policies on pretrained ResNet-20 and ResNet-56: loss, accuracy and measured latency at a budget.
 
     scripts/bench_cifar [--quick] [--seed N] [--json FILE] [--final] [--shared DIR]
-                        [--calibration-images N] [--report-images N]
+                        [--seeds N] [--calibration-images N] [--report-images N]
 
 The device is this machine, one thread; budgets are `least + b (base - least)`. For every seed
 other calibration images give the profile that policies see and the statistics that plans
@@ -116,11 +116,14 @@ def main() -> None:
     parser.add_argument(
         "--shared", help="folder that holds data/; by default beside the repository"
     )
+    parser.add_argument("--seeds", type=int, metavar="N", help="three by default")
     parser.add_argument("--calibration-images", type=int, metavar="N", help="1,000 by default")
     parser.add_argument("--report-images", type=int, metavar="N", help="all 5,000 by default")
     arguments = parser.parse_args()
     pack = CifarPack(shared_data(arguments.shared))
     setting = QUICK if arguments.quick else Setting()
+    if arguments.seeds:
+        setting = replace(setting, seed_count=arguments.seeds)
     if arguments.calibration_images:
         setting = replace(setting, calibration_count=arguments.calibration_images)
     if arguments.report_images:
