@@ -23,10 +23,11 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
+from multiprocessing.pool import AsyncResult, Pool
 from pathlib import Path
+from types import FrameType
 
 import numpy as np
 import safetensors.torch
@@ -74,6 +75,8 @@ RECORD_STEP = 16
 """Keep levels of the recorded nets; half as many as the multiples of 8 that plans are made of."""
 CORE_COUNT = 2
 START_SEC = 60.0
+JOB_SEC = 1800.0
+"""Deadlines of a process that starts, and of a job in the pool."""
 
 CONSOLE = Console(width=None if sys.stdout.isatty() else 130)
 
@@ -113,6 +116,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--evaluations", type=int, default=40, help="plans recorded per model")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(argv)
+    signal.signal(signal.SIGTERM, end)  # so that nothing started here outlives this
     started = time.monotonic()
     with ExitStack() as stack:
         folder = options.keep or Path(stack.enter_context(tempfile.TemporaryDirectory()))
@@ -128,17 +132,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
+def end(number: int, frame: FrameType | None) -> None:
+    """Leaves through every `with` on SIGTERM."""
+    sys.exit(128 + number)
+
+
 def run(folder: Path, options: argparse.Namespace, stack: ExitStack) -> None:
     torch.set_num_threads(1)
     splits = digits(seed=options.seed)
-    pool = stack.enter_context(
-        ProcessPoolExecutor(
-            CORE_COUNT,
-            multiprocessing.get_context("spawn"),
-            initializer=torch.set_num_threads,
-            initargs=(1,),
-        )
-    )
+    spawning = multiprocessing.get_context("spawn")
+    # Leaving this pool ends its processes at once, also where a step failed or SIGTERM came.
+    pool = stack.enter_context(spawning.Pool(CORE_COUNT, torch.set_num_threads, (1,)))
     calibration = folder / "calibration.npz"
     images = part(splits, 0)
     np.savez(calibration, x=images.x, y=images.y)
@@ -175,23 +179,21 @@ def run(folder: Path, options: argparse.Namespace, stack: ExitStack) -> None:
 # --- nets and recordings --------------------------------------------------------------------------
 
 
-def prepare(
-    folder: Path, pool: ProcessPoolExecutor, options: argparse.Namespace
-) -> torch.nn.Module:
+def prepare(folder: Path, pool: Pool, options: argparse.Namespace) -> torch.nn.Module:
     """Trains all nets, records all but the one held out; that one, trained."""
     specs = [*SEEN, HELD_OUT]
-    jobs = [pool.submit(train_one, folder, spec, options.seed) for spec in specs]
-    recordings: list[Future[int]] = []
+    jobs = [pool.apply_async(train_one, (folder, spec, options.seed)) for spec in specs]
+    recordings: list[AsyncResult[int]] = []
     for spec, job in zip(specs, jobs, strict=True):
-        accuracy, latency_ms = job.result()
+        accuracy, latency_ms = job.get(JOB_SEC)
         print(f"  {spec.name}: accuracy {accuracy:.1%}, {latency_ms:.2f} ms", flush=True)
         if spec is not HELD_OUT:
             recordings.append(
-                pool.submit(record_one, folder, spec, options.seed, options.evaluations)
+                pool.apply_async(record_one, (folder, spec, options.seed, options.evaluations))
             )
-    profile = pool.submit(profile_held_out, folder, options.seed)
-    print(f"  {sum(job.result() for job in recordings)} plans evaluated", flush=True)
-    profile.result()
+    profile = pool.apply_async(profile_held_out, (folder, options.seed))
+    print(f"  {sum(job.get(JOB_SEC) for job in recordings)} plans evaluated", flush=True)
+    profile.get(JOB_SEC)
     return load_net(folder, HELD_OUT)
 
 
@@ -371,14 +373,15 @@ class Asker:
 
 
 def fine_tune(
-    folder: Path, pool: ProcessPoolExecutor, rows: Sequence[Row], seed: int
+    folder: Path, pool: Pool, rows: Sequence[Row], seed: int
 ) -> list[tuple[float, float]]:
     """Accuracy on the report images per row: after re-estimation, and after fine-tuning."""
     plans = {tuple(row.plan.keeps): row.plan for row in rows}  # policies may agree
     jobs = {
-        keeps: pool.submit(tune_one, folder, plan.to_json(), seed) for keeps, plan in plans.items()
+        keeps: pool.apply_async(tune_one, (folder, plan.to_json(), seed))
+        for keeps, plan in plans.items()
     }
-    return [jobs[tuple(row.plan.keeps)].result() for row in rows]
+    return [jobs[tuple(row.plan.keeps)].get(JOB_SEC) for row in rows]
 
 
 def tune_one(folder: Path, plan_json: str, seed: int) -> tuple[float, float]:
