@@ -148,7 +148,7 @@ def main() -> None:
     print(f"\n{'figure':52} {'value':>9} {'target':>9}  met")
     for row in rows:
         if row.target is not None:
-            met = row.value <= row.target if row.sense == "lower" else row.value >= row.target
+            met = row.value <= row.target if row.sense == "min" else row.value >= row.target
             print(f"{row.name:52} {row.value:9.3f} {row.target:9.3f}  {'yes' if met else 'NO'}")
     if arguments.json:
         arguments.json.write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n")
@@ -288,7 +288,7 @@ def _time_rows(name: str, took: FloatArray, unit: str, most: float) -> list[Row]
         one = took[:, column]
         ends = (float(one.min()), float(one.max()))
         rows.append(
-            Row(f"{name}_{clock}", float(np.median(one)), unit, target, "lower", len(one), ends)
+            Row(f"{name}_{clock}", float(np.median(one)), unit, target, "min", len(one), ends)
         )
     return rows
 

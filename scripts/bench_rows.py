@@ -25,7 +25,7 @@ class Row:
     unit: str
     target: float | None
     sense: str
-    """Which way is better: `lower` or `higher`."""
+    """Which way is better: `min` or `max`."""
     n: int
     interval: tuple[float, float] | None
 
@@ -61,13 +61,13 @@ def plan_rows(
             folds = np.array([outcome.folds for outcome in own])  # [seeds, folds]
             right = np.array([outcome.accuracy for outcome in own])
             spread = float(np.sqrt(right.mean() * (1.0 - right.mean()) / image_count))
-            rows.append(_row(f"{name}/loss", folds.mean(1), "nats", "lower", _fold_se(folds)))
-            rows.append(_row(f"{name}/accuracy", 100 * right, "%", "higher", 100 * spread))
+            rows.append(_row(f"{name}/loss", folds.mean(1), "nats", "min", _fold_se(folds)))
+            rows.append(_row(f"{name}/accuracy", 100 * right, "%", "max", 100 * spread))
             if policy != "knapsack":
                 gain = folds - reference
                 target = 0.0 if policy == "learned" else None
                 full = f"{name}/loss_over_knapsack"
-                rows.append(_row(full, gain.mean(1), "nats", "lower", _fold_se(gain), target))
+                rows.append(_row(full, gain.mean(1), "nats", "min", _fold_se(gain), target))
             one = measured[own[0].keeps]
             if one.status == "failed":
                 print(f"{name}: not measured: {one.reason}")
@@ -76,10 +76,8 @@ def plan_rows(
             held = 1.05 if one.status == "ok" else None
             if held is None:
                 print(f"{name}: latency {one.status}: {one.reason}")
-            rows.append(
-                Row(f"{name}/latency", one.control_ratio, "of base", None, "lower", 1, None)
-            )
-            rows.append(Row(f"{name}/over_budget", over, "of budget", held, "lower", 1, None))
+            rows.append(Row(f"{name}/latency", one.control_ratio, "of base", None, "min", 1, None))
+            rows.append(Row(f"{name}/over_budget", over, "of budget", held, "min", 1, None))
     return rows
 
 

@@ -1,22 +1,27 @@
 """Time to plan, and to import the client: what a user waits for.
 
-    scripts/bench_speed [--json] [--shared DIR]
+    scripts/bench_speed [--quick] [--seed N] [--json FILE] [--shared DIR]
 
 A plan is `make_plan` for CIFAR's ResNet-56, traced and tabled before, at budgets from a quarter to
 three quarters of what can be reached; device `macs`, since a device's tables have the same size.
 Wall and CPU time are medians of `COUNT` calls; an import is a fresh process, less the time in which
-an empty one ends.
+an empty one ends. Nothing here is drawn at random: `--seed` is taken so that all benches are called
+alike, and changes nothing.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
 import time
+from dataclasses import asdict
+from pathlib import Path
 
+from bench_rows import Row
 from cifar_pack import CifarPack, shared_data
 
 from rlprune.latency.macs import macs_tables
@@ -27,13 +32,18 @@ from rlprune.profile.types import keep_levels
 from rlprune.task.task import PruningTask
 
 COUNT = 21
+IMPORT_COUNT = 7
+MOST_PLAN_MS = 50.0
+MOST_IMPORT_MS = 700.0
 SHARES = (0.25, 0.5, 0.75)
 CLIENT = "from rlprune.service.client import Client"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--quick", action="store_true", help="the learned and the knapsack policy")
+    parser.add_argument("--seed", type=int, default=0, help="changes nothing")
+    parser.add_argument("--json", type=Path, metavar="FILE")
     parser.add_argument("--shared", help="folder of the measuring pack")
     options = parser.parse_args()
 
@@ -44,14 +54,19 @@ def main() -> None:
         macs_tables(trace.graph, levels, level_count),
         energy_profiles(trace, levels, level_count),
     )
-    figures = {f"plan by {name}": time_plans(task, name) for name in POLICY_NAMES}
-    figures["import of the client"] = (run_ms(CLIENT) - run_ms("pass"), float("nan"))
+    rows = []
+    for name in ("learned", "knapsack") if options.quick else POLICY_NAMES:
+        wall, cpu = time_plans(task, name)
+        rows.append(Row(f"plan/{name}/wall", wall, "ms", MOST_PLAN_MS, "min", COUNT, None))
+        rows.append(Row(f"plan/{name}/cpu", cpu, "ms", None, "min", COUNT, None))
+    took = run_ms(CLIENT) - run_ms("pass")
+    rows.append(Row("client/import/wall", took, "ms", MOST_IMPORT_MS, "min", IMPORT_COUNT, None))
+    print(f"load average {os.getloadavg()[0]:.1f}")
+    for row in rows:
+        target = "" if row.target is None else f"target {row.target:.0f}"
+        print(f"{row.name:22} {row.value:7.1f} {row.unit} {target}")
     if options.json:
-        rows = {what: {"wall_ms": wall, "cpu_ms": cpu} for what, (wall, cpu) in figures.items()}
-        print(json.dumps(rows, indent=2).replace("NaN", "null"))
-        return
-    for what, (wall, cpu) in figures.items():
-        print(f"{what:22} {wall:7.1f} ms wall {cpu:7.1f} ms CPU")
+        options.json.write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n")
 
 
 def time_plans(task: PruningTask, name: str) -> tuple[float, float]:
@@ -72,7 +87,7 @@ def time_plans(task: PruningTask, name: str) -> tuple[float, float]:
 def run_ms(statement: str) -> float:
     """Median wall ms of a fresh interpreter that executes `statement`."""
     took = []
-    for _ in range(7):
+    for _ in range(IMPORT_COUNT):
         began = time.perf_counter()
         subprocess.run([sys.executable, "-c", statement], check=True)
         took.append(1e3 * (time.perf_counter() - began))
