@@ -194,7 +194,10 @@ def serve(
         )
         if on_ready is not None:
             on_ready(server.address)
-        ended.wait()
+        # In turns, not for ever: a signal that the kernel gives to one of gRPC's threads does not
+        # wake the main thread, which alone may run the handler; seen once, in a whole test run.
+        while not ended.wait(0.5):
+            pass
         server.stop()
     finally:
         for number, handler in before.items():
