@@ -41,7 +41,7 @@ from rlprune.latency.collect import measure_subjects, trace_models
 from rlprune.latency.device import local_device_key
 from rlprune.latency.types import Measurement, ModelSubject
 from rlprune.planning import task_for
-from rlprune.planning.tables import digest, latency_model
+from rlprune.planning.tables import latency_model
 from rlprune.policy import Policy, get_policy
 from rlprune.policy.corrected import budgets_at
 from rlprune.profile.calibration import Calibration
@@ -51,6 +51,7 @@ from rlprune.profile.measured import measure_profiles
 from rlprune.profile.types import GroupProfiles, keep_levels
 from rlprune.runtime import get_runtime
 from rlprune.store import Store, open_store
+from rlprune.store.encoding import digest
 from rlprune.surgery.importance import unit_scores
 from rlprune.task.task import PruningTask
 from rlprune.task.taskdir import read_npz, write_npz

@@ -13,9 +13,10 @@ from rlprune.errors import BudgetError, InputError, MissingExtraError, NotFoundE
 from rlprune.graph.types import IntArray
 from rlprune.latency.types import MACS_DEVICE
 from rlprune.planning.make import check_budget, make_plan
-from rlprune.planning.tables import digest, latency_model, nothing_measured, task_for
+from rlprune.planning.tables import latency_model, nothing_measured, task_for
 from rlprune.plans import PruningPlan
 from rlprune.profile.types import GroupProfiles, keep_levels
+from rlprune.store.encoding import digest
 from rlprune.task.taskdir import read_npz, write_npz
 
 if TYPE_CHECKING:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
@@ -14,6 +13,7 @@ from rlprune.graph.types import PruningGraph
 from rlprune.latency.tables import LatencyTables
 from rlprune.latency.types import MACS_DEVICE
 from rlprune.profile.types import GroupProfiles
+from rlprune.store.encoding import digest
 from rlprune.task.task import PruningTask
 
 if TYPE_CHECKING:
@@ -125,12 +125,3 @@ def nothing_measured(store: Store, device: str) -> NotFoundError:
         f"device {device!r} has reported no measurements yet; start `rlprune work` on it",
         field="device",
     )
-
-
-def digest(*parts: bytes) -> str:
-    """A name for this sequence of byte strings, 32 hex digits."""
-    whole = hashlib.sha256()
-    for part in parts:
-        whole.update(len(part).to_bytes(8, "little"))
-        whole.update(part)
-    return whole.hexdigest()[:32]
