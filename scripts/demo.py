@@ -16,51 +16,36 @@ from __future__ import annotations
 import argparse
 import multiprocessing
 import os
-import select
 import signal
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
-from multiprocessing.pool import AsyncResult, Pool
+from multiprocessing.pool import Pool
 from pathlib import Path
 from types import FrameType
 
 import numpy as np
-import safetensors.torch
 import torch
+from demo_fleet import DemoError, server, wait_for_device, worker
+from demo_nets import HELD_OUT, JOB_SEC, SEEN, part, prepare, tune_one
 from rich.console import Console
 from rich.table import Table
 
 import rlprune
 from rlprune.graph.from_torch import TorchTrace, trace_torch
-from rlprune.latency.measure import measure
 from rlprune.latency.types import Measurement, ModelSubject
-from rlprune.planning import profile_model
 from rlprune.plans import PruningPlan
 from rlprune.policy.corrected import fit_corrected
-from rlprune.profile.calibration import Calibration
-from rlprune.profile.types import keep_levels
-from rlprune.runtime import get_runtime
 from rlprune.service.client import Client
 from rlprune.store import open_store
 from rlprune.training import TrainSummary, train
-from rlprune.training.finetune import TrainConfig, fit, reestimate, score, shifted
-from rlprune.training.record import RecordConfig, record_model
+from rlprune.training.finetune import score
 from rlprune.training.run import load_models, training_tasks
-from rlprune.training.zoo import NetSpec, Splits, build, digits, train_net
+from rlprune.training.zoo import digits
 
-SEEN = (
-    NetSpec("inverted", 40, 1),
-    NetSpec("plain", 32, 2),
-    NetSpec("squeeze", 32, 1),
-    NetSpec("dense", 40, 1),
-)
-"""Trained on; the last chooses between agents. Each takes a millisecond or more."""
-HELD_OUT = NetSpec("residual", 24, 2)
 POLICIES = ("uniform", "knapsack", "corrected", "learned")
 BUDGET_SHARES = (0.75, 0.5, 0.25)
 """b in `least + b (base - least)`."""
@@ -69,20 +54,9 @@ MAX_OVER = 0.05
 ASK_COUNT = 3
 """Plans asked for per budget at most: one that came out over its budget is asked for again, for by
 then the server knows what was measured."""
-IMAGE_COUNT = 128
-"""Images of a profile, and as many others that plans are judged on."""
-RECORD_STEP = 16
-"""Keep levels of the recorded nets; half as many as the multiples of 8 that plans are made of."""
 CORE_COUNT = 2
-START_SEC = 60.0
-JOB_SEC = 1800.0
-"""Deadlines of a process that starts, and of a job in the pool."""
 
 CONSOLE = Console(width=None if sys.stdout.isatty() else 130)
-
-
-class DemoError(Exception):
-    """A step did not do what it must; the message says which."""
 
 
 @dataclass(frozen=True)
@@ -176,70 +150,6 @@ def run(folder: Path, options: argparse.Namespace, stack: ExitStack) -> None:
         raise DemoError(f"{late[0].policy} at {late[0].budget_ms:.3f} ms is {late[0].over:+.1%}")
 
 
-# --- nets and recordings --------------------------------------------------------------------------
-
-
-def prepare(folder: Path, pool: Pool, options: argparse.Namespace) -> torch.nn.Module:
-    """Trains all nets, records all but the one held out; that one, trained."""
-    specs = [*SEEN, HELD_OUT]
-    jobs = [pool.apply_async(train_one, (folder, spec, options.seed)) for spec in specs]
-    recordings: list[AsyncResult[int]] = []
-    for spec, job in zip(specs, jobs, strict=True):
-        accuracy, latency_ms = job.get(JOB_SEC)
-        print(f"  {spec.name}: accuracy {accuracy:.1%}, {latency_ms:.2f} ms", flush=True)
-        if spec is not HELD_OUT:
-            recordings.append(
-                pool.apply_async(record_one, (folder, spec, options.seed, options.evaluations))
-            )
-    profile = pool.apply_async(profile_held_out, (folder, options.seed))
-    print(f"  {sum(job.get(JOB_SEC) for job in recordings)} plans evaluated", flush=True)
-    profile.get(JOB_SEC)
-    return load_net(folder, HELD_OUT)
-
-
-def train_one(folder: Path, spec: NetSpec, seed: int) -> tuple[float, float]:
-    """Trains a net, keeps its weights; its accuracy on the calibration images, its latency here."""
-    splits = digits(seed=seed)
-    path = folder / f"{spec.name}.safetensors"
-    if not path.exists():  # --keep goes on where it was stopped
-        module = train_net(spec, splits, epoch_count=6, seed=seed)
-        safetensors.torch.save_file(module.state_dict(), path)
-    module = load_net(folder, spec)
-    trace = trace_torch(module, torch.zeros(splits.shape)).onnx
-    subject = ModelSubject(trace.graph.fingerprint, ())
-    [measurement] = measure([(subject, trace.model)], device="here", runtime=get_runtime())
-    return score(module, splits.calibration).accuracy, measurement.latency_ms
-
-
-def load_net(folder: Path, spec: NetSpec) -> torch.nn.Module:
-    module = build(spec)
-    module.load_state_dict(safetensors.torch.load_file(folder / f"{spec.name}.safetensors"))
-    return module
-
-
-def part(splits: Splits, index: int) -> Calibration:
-    """The index-th `IMAGE_COUNT` calibration images."""
-    where = slice(index * IMAGE_COUNT, (index + 1) * IMAGE_COUNT)
-    return Calibration(splits.calibration.x[where], splits.calibration.y[where])
-
-
-def record_one(folder: Path, spec: NetSpec, seed: int, count: int) -> int:
-    splits = digits(seed=seed)
-    trace = trace_torch(load_net(folder, spec), torch.zeros(splits.shape)).onnx
-    config = RecordConfig(evaluation_count=count, round_to=RECORD_STEP, seed=seed)
-    path = folder / "recorded" / spec.name
-    recorded = record_model(path, trace, part(splits, 0), part(splits, 1), config=config)
-    assert recorded.evaluations is not None
-    return len(recorded.evaluations.keeps)
-
-
-def profile_held_out(folder: Path, seed: int) -> None:
-    """Measures the losses that plans of the held-out net go by; the client finds them kept."""
-    splits = digits(seed=seed)
-    trace = trace_torch(load_net(folder, HELD_OUT), torch.zeros(splits.shape)).onnx
-    profile_model(trace, *keep_levels(trace.graph), folder / "calibration.npz")
-
-
 # --- the policy -----------------------------------------------------------------------------------
 
 
@@ -262,63 +172,6 @@ def learn(folder: Path, url: str, options: argparse.Namespace) -> TrainSummary:
     fitted = fit_corrected([named.task for named in tasks], generations=15, budget_count=3)
     fitted.save(folder / "corrected.json")
     return summary
-
-
-# --- server and worker ----------------------------------------------------------------------------
-
-
-@contextmanager
-def process(folder: Path, name: str, *arguments: str) -> Iterator[subprocess.Popen[str]]:
-    """`rlprune ...` in a process of its own, ended with SIGTERM; its log lies in `folder`."""
-    log = folder / f"{name}.log"
-    command = [sys.executable, "-c", "from rlprune.cli import main; main()", *arguments]
-    with log.open("w") as stderr:
-        child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, text=True)
-    try:
-        yield child
-        if child.poll() is not None:
-            raise DemoError(f"the {name} ended by itself: {log.read_text()[-500:]}")
-        child.send_signal(signal.SIGTERM)
-        if child.wait(30) != 0:
-            raise DemoError(f"the {name} ended with {child.returncode}: {log.read_text()[-500:]}")
-    finally:
-        if child.poll() is None:
-            child.kill()
-            child.wait()
-
-
-@contextmanager
-def server(folder: Path, url: str) -> Iterator[str]:
-    """A server with the two policies just trained; its HOST:PORT."""
-    own = (
-        f"--policy=learned={folder / 'policy'}",
-        f"--policy=corrected={folder / 'corrected.json'}",
-    )
-    arguments = ("serve", "--listen=127.0.0.1:0", f"--store={url}", *own)
-    with process(folder, "server", *arguments) as child:
-        assert child.stdout is not None
-        if not select.select([child.stdout], [], [], START_SEC)[0]:
-            raise DemoError(f"the server said nothing for {START_SEC:.0f} s")
-        line = child.stdout.readline()
-        if not line.startswith("listening on "):
-            raise DemoError(f"no server: {(folder / 'server.log').read_text()[-500:]}")
-        yield line.removeprefix("listening on ").strip()
-
-
-@contextmanager
-def worker(folder: Path, address: str) -> Iterator[None]:
-    with process(folder, "worker", "work", f"--server={address}"):
-        yield
-
-
-def wait_for_device(client: Client) -> str:
-    """The key under which the worker introduced itself."""
-    until = time.monotonic() + START_SEC
-    while time.monotonic() < until:
-        for record in client.devices():
-            return record.key
-        time.sleep(0.2)
-    raise DemoError(f"no worker introduced itself within {START_SEC:.0f} s")
 
 
 # --- plans ----------------------------------------------------------------------------------------
@@ -382,17 +235,6 @@ def fine_tune(
         for keeps, plan in plans.items()
     }
     return [jobs[tuple(row.plan.keeps)].get(JOB_SEC) for row in rows]
-
-
-def tune_one(folder: Path, plan_json: str, seed: int) -> tuple[float, float]:
-    splits = digits(seed=seed)
-    trace = trace_torch(load_net(folder, HELD_OUT), torch.zeros(splits.shape))
-    small = rlprune.apply(PruningPlan.from_json(plan_json), trace)
-    reestimate(small, splits.train)
-    cut = score(small, splits.report).accuracy
-    config = TrainConfig(epoch_count=1, batch_size=32, seed=seed)
-    fit(small, splits.train, config, augment=shifted)
-    return cut, score(small, splits.report).accuracy
 
 
 # --- what came of it ------------------------------------------------------------------------------
