@@ -125,11 +125,12 @@ def _brief(config: MeasureConfig) -> MeasureConfig:
     """Operators are features, calibrated to whole models later: many of them, each only roughly."""
     return replace(
         config,
-        sample_count=min(config.sample_count, 5),
-        max_sample_count=min(config.max_sample_count, 12),
-        max_session_ms=min(config.max_session_ms, 15.0),
-        session_count=min(config.session_count, 4),
-        extra_session_count=min(config.extra_session_count, 1),
+        min_sample_ms=min(config.min_sample_ms, 1.0),
+        sample_count=min(config.sample_count, 4),
+        max_sample_count=min(config.max_sample_count, 5),
+        max_session_ms=min(config.max_session_ms, 30.0),
+        session_count=min(config.session_count, 6),
+        extra_session_count=min(config.extra_session_count, 2),
         max_error_ratio=max(config.max_error_ratio, 0.06),
     )
 

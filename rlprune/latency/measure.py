@@ -4,13 +4,18 @@ Shared machines lie. Wall-time medians of fresh sessions were seen 70-90 % apart
 time was 4 % apart, so for one thread the CPU time of the calling thread counts, and wall time is
 kept beside it. But a neighbour on the same core slows CPU time too, and not evenly: on a rented
 2-core machine with nothing else running in it, a convolution's CPU time went up by 1.4, an
-addition's by 2.2, for tenths of a second to seconds at a time. Three things help:
+addition's by 2.2, for tenths of a second to seconds at a time. What helps, measured on ResNet-20
+beside four busy processes (standard deviation of a plan's ratio to the unpruned model):
 
 - every sample of a subject stands between two samples of a control (A B A B), and ratios are taken;
-- samples beside which the control was slower than it can be, or that were preempted, are thrown
-  away, and sampling goes on until enough undisturbed ones are there or patience ends;
-- a session can be slow as a whole (where its memory happens to lie), so every subject gets several
-  fresh sessions, in turns with the other subjects.
+- samples of some milliseconds: at 0.4 ms each run finds its caches emptied by the other model,
+  which read ratios up to 12 % too high and repeated to 1.2-1.9 %, at 3 ms to 0.5-0.9 %;
+- many short sessions, not few long ones: a session can be slow as a whole (where its memory happens
+  to lie), so every subject gets several fresh ones, in turns with the other subjects, and the
+  interquartile mean of their ratios counts.
+
+Picking out "quiet" samples by their control was tried and made it worse (1.5 % against 1.0 %): it
+throws away more than it cleans. Only samples that were preempted are taken again.
 
 A model the runtime refuses, or one that will not hold still, is a result with a status and a
 reason; nothing here raises for what a device did. Sources: TVM's min_repeat_ms, Google Benchmark's
@@ -21,15 +26,15 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import numpy as np
 import onnx
 
 from rlprune.errors import MeasurementError
-from rlprune.graph.types import FloatArray, IntArray
+from rlprune.graph.types import FloatArray
 from rlprune.latency.operators import canary_model
 from rlprune.latency.types import Measurement, ModelSubject, OperatorSpec
 from rlprune.runtime.base import Array, Runtime, Session
@@ -78,25 +83,22 @@ class MeasureConfig:
     """Runs thrown away at a session's start, at least: the first ones allocate memory."""
     warmup_ms: float = 1.0
     """Warm-up goes on until it has run this long."""
-    min_sample_ms: float = 0.4
-    """A sample repeats the model until it has run about this long. Short, since a quiet moment is:
-    what one sample loses in precision, many of them in quiet moments win back."""
-    sample_count: int = 6
+    min_sample_ms: float = 3.0
+    """A sample repeats the model until it has run about this long."""
+    sample_count: int = 5
     """Undisturbed samples wanted per session."""
-    max_sample_count: int = 16
+    max_sample_count: int = 8
     """Samples per session after which it is left at that, however disturbed they were."""
     max_session_ms: float = 300.0
     """Sampling a session ends after this long (once half the samples wanted are there)."""
-    session_count: int = 6
+    session_count: int = 12
     """Fresh sessions per subject; even, since what is loaded first runs 1-2 % slower, and subject
     and control take turns in that."""
-    extra_session_count: int = 4
+    extra_session_count: int = 8
     """Further sessions for a subject that is unstable after those."""
-    max_control_ratio: float = 1.08
-    """A sample is disturbed where a control sample beside it took longer than this many times the
-    control's quick ones (their 5th percentile over the whole call)."""
     max_wall_ratio: float = 1.15
-    """... or where its wall time exceeds this many times its CPU time (one thread)."""
+    """A sample is disturbed where its thread was preempted, or where its wall time exceeds this
+    many times its CPU time (one thread)."""
     max_error_ratio: float = 0.03
     """Unstable where the standard error of the sessions' ratios to the control is above this."""
     max_drift_ratio: float = 0.3
@@ -127,9 +129,13 @@ def measure(
     planned = len(trials) * config.session_count
     done = 0
     left = trials
+
+    def result(trial: _Trial) -> Measurement:
+        return bench.measurement(trial, device, given=control is not None)
+
     for session in range(config.session_count + config.extra_session_count):
         if session >= config.session_count:
-            left = [trial for trial in left if bench.verdict(trial)[0] == "unstable"]
+            left = [trial for trial in left if result(trial).status == "unstable"]
             planned += len(left)
         for trial in left:
             if not trial.failure:
@@ -137,7 +143,7 @@ def measure(
             done += 1
             if on_progress is not None:
                 on_progress(done, planned)
-    return [bench.measurement(trial, device, given=control is not None) for trial in trials]
+    return [result(trial) for trial in trials]
 
 
 class _Sample(NamedTuple):
@@ -154,7 +160,8 @@ class _Trial:
     model: onnx.ModelProto
     sessions: list[list[_Sample]] = field(default_factory=list)
     controls: list[list[_Sample]] = field(default_factory=list)
-    """Per session one more than samples: control i and i + 1 stand beside sample i."""
+    """Beside every sample the mean of the control's samples before and after it."""
+    taken_count: int = 0
     repeat_count: int = 0
     failure: str = ""
     load_average: float = float("nan")
@@ -168,13 +175,11 @@ class _Bench:
     control: onnx.ModelProto
     config: MeasureConfig
     clock: Clock
-    control_times: list[float] = field(default_factory=list)
 
     def run_session(self, trial: _Trial) -> None:
         """Loads subject and control afresh and takes their samples in turns."""
         config = self.config
-        samples: list[_Sample] = []
-        beside: list[_Sample] = []
+        pairs: list[tuple[_Sample, _Sample]] = []
         loaded: list[_Loaded] = []
         try:
             if len(trial.sessions) % 2 == 0:
@@ -186,18 +191,16 @@ class _Bench:
             # A plan that is much smaller than its control costs next to nothing to repeat.
             ratio = control.sample_ms / subject.sample_ms
             subject.repeat_count *= max(1, round(MIN_SHARE * ratio))
-            beside.append(self._control_sample(control))
             until = self.clock().wall_ns + config.max_session_ms * 1e6
-            while len(samples) < config.max_sample_count:
-                samples.append(subject.sample(self.clock))
-                beside.append(self._control_sample(control))
-                if 2 * len(samples) >= config.sample_count and self.clock().wall_ns > until:
-                    break
-                if (
-                    len(samples) >= config.sample_count
-                    and np.count_nonzero(self._stress(samples, beside) <= config.max_control_ratio)
-                    >= config.sample_count
-                ):
+            before = control.sample(self.clock)
+            good = 0
+            while len(pairs) < config.max_sample_count and good < config.sample_count:
+                sample = subject.sample(self.clock)
+                after = control.sample(self.clock)
+                pairs.append((sample, _mean(before, after)))
+                good += not self._disturbed(sample)
+                before = after
+                if 2 * len(pairs) >= config.sample_count and self.clock().wall_ns > until:
                     break
         except MeasurementError as error:
             trial.failure = str(error)
@@ -205,38 +208,19 @@ class _Bench:
         finally:
             for one in loaded:
                 one.session.close()
-        trial.sessions.append(samples)
-        trial.controls.append(beside)
+        kept = [pair for pair in pairs if not self._disturbed(pair[0])]
+        if 2 * len(kept) < min(len(pairs), config.sample_count):
+            kept = pairs  # too few would trade one noise for another
+        trial.sessions.append([sample for sample, _ in kept])
+        trial.controls.append([beside for _, beside in kept])
+        trial.taken_count += len(pairs)
         trial.repeat_count = subject.repeat_count
         trial.load_average = os.getloadavg()[0] if hasattr(os, "getloadavg") else float("nan")
 
-    def kept(self, trial: _Trial) -> list[tuple[list[_Sample], list[_Sample]]]:
-        """Per session that counts: the samples that count, and the control samples beside them.
-
-        The undisturbed samples, if they are half as many as were wanted; else the less disturbed
-        half of what there is, since too few would trade one noise for another. The undisturbed
-        sessions likewise; else all of them, since how far they are apart says how much to trust
-        them. Judged by what is known of the control by now, not by what was known at the time.
-        """
-        config = self.config
-        chosen = []
-        worst: list[float] = []
-        for samples, beside in zip(trial.sessions, trial.controls, strict=True):
-            stress = self._stress(samples, beside)
-            kept = _quiet(stress, config.max_control_ratio, config.sample_count)
-            around = np.union1d(kept, kept + 1)
-            chosen.append(([samples[i] for i in kept], [beside[i] for i in around]))
-            worst.append(float(np.max(stress[kept])))
-        quiet = [one for one, s in zip(chosen, worst, strict=True) if s <= config.max_control_ratio]
-        return quiet if 2 * len(quiet) >= config.session_count else chosen
-
-    def verdict(self, trial: _Trial) -> tuple[str, str]:
+    def verdict(self, measurement: Measurement) -> tuple[str, str]:
         """Status and reason as things stand."""
-        if trial.failure:
-            return "failed", trial.failure
-        kept = self.kept(trial)
-        own = np.array([np.median(self._times(samples)) for samples, _ in kept])
-        control = np.array([np.median(self._times(beside)) for _, beside in kept])
+        own = np.array(measurement.session_ms)
+        control = np.array(measurement.control_session_ms)
         for name, values in (("run", own), ("run of the control", control)):
             if not np.all(np.isfinite(values)) or np.min(values) <= 0:
                 return "failed", f"the clock gave {np.min(values)} ms for a {name}"
@@ -249,33 +233,33 @@ class _Bench:
         return "ok", ""
 
     def measurement(self, trial: _Trial, device: str, *, given: bool) -> Measurement:
-        status, reason = self.verdict(trial)
-        kept = self.kept(trial)
-        taken = sum(map(len, trial.sessions))
-        return Measurement(
+        found = Measurement(
             device=device,
             subject=trial.subject,
-            cpu_ms=_table((samples for samples, _ in kept), "cpu_ms"),
-            wall_ms=_table((samples for samples, _ in kept), "wall_ms"),
-            control_cpu_ms=_table((beside for _, beside in kept), "cpu_ms"),
-            control_wall_ms=_table((beside for _, beside in kept), "wall_ms"),
+            cpu_ms=_table(trial.sessions, "cpu_ms"),
+            wall_ms=_table(trial.sessions, "wall_ms"),
+            control_cpu_ms=_table(trial.controls, "cpu_ms"),
+            control_wall_ms=_table(trial.controls, "wall_ms"),
             thread_count=self.config.thread_count,
             warmup_count=self.config.warmup_count,
-            status=status,
-            reason=reason,
             conditions=(
                 ("runtime", f"{self.runtime.name} {self.runtime.version}"),
                 ("control", "given" if given else "canary"),
                 ("ended_unix_sec", f"{time.time():.0f}"),
                 ("load_average", f"{trial.load_average:.2f}"),
                 ("session_count", str(len(trial.sessions))),
-                ("sample_count", str(taken)),
-                ("dropped_sample_count", str(taken - sum(len(samples) for samples, _ in kept))),
+                ("sample_count", str(trial.taken_count)),
+                (
+                    "dropped_sample_count",
+                    str(trial.taken_count - sum(map(len, trial.sessions))),
+                ),
                 ("repeat_count", str(trial.repeat_count)),
                 ("min_sample_ms", f"{self.config.min_sample_ms:g}"),
                 ("input_seed", str(self.config.seed)),
             ),
         )
+        status, reason = ("failed", trial.failure) if trial.failure else self.verdict(found)
+        return replace(found, status=status, reason=reason)
 
     def _load(self, model: onnx.ModelProto, loaded: list[_Loaded], whose: str = "") -> _Loaded:
         try:
@@ -284,26 +268,10 @@ class _Bench:
             raise MeasurementError(f"{whose}{error}") from error
         return loaded[-1]
 
-    def _control_sample(self, control: _Loaded) -> _Sample:
-        sample = control.sample(self.clock)
-        self.control_times.append(self._times([sample])[0])
-        return sample
-
-    def _times(self, samples: list[_Sample]) -> FloatArray:
-        by_cpu = self.config.thread_count == 1
-        return np.array([s.cpu_ms if by_cpu else s.wall_ms for s in samples], dtype=np.float64)
-
-    def _stress(self, samples: list[_Sample], beside: list[_Sample]) -> FloatArray:
-        """How disturbed each sample was: the slower control beside it over the quick ones; with 1
-        to 10 added where the sample itself was preempted."""
-        quick = max(float(np.percentile(self.control_times, 5)), 1e-9)
-        control = self._times(beside) / quick
-        stress = np.maximum(control[:-1], control[1:])
+    def _disturbed(self, sample: _Sample) -> bool:
         if self.config.thread_count > 1:
-            return stress  # waiting is part of wall time
-        wall = np.array([s.wall_ms / s.cpu_ms if s.cpu_ms > 0 else 1.0 for s in samples])
-        preempted = np.array([s.preempted for s in samples]) | (wall > self.config.max_wall_ratio)
-        return np.asarray(stress + np.where(preempted, np.clip(wall, 1.0, 10.0), 0.0))
+            return False  # waiting is part of wall time
+        return sample.preempted or sample.wall_ms > self.config.max_wall_ratio * sample.cpu_ms
 
 
 @dataclass
@@ -379,13 +347,10 @@ def random_inputs(model: onnx.ModelProto, *, seed: int = 0) -> dict[str, Array]:
     return feeds
 
 
-def _quiet(stress: FloatArray, limit: float, wanted_count: int) -> IntArray:
-    """Indices, ascending, of what is within the limit, or of the less disturbed half."""
-    within = np.flatnonzero(stress <= limit)
-    if 2 * len(within) >= wanted_count:
-        return within
-    half = np.argsort(stress, kind="stable")[: (len(stress) + 1) // 2]
-    return np.sort(half)
+def _mean(a: _Sample, b: _Sample) -> _Sample:
+    return _Sample(
+        (a.cpu_ms + b.cpu_ms) / 2, (a.wall_ms + b.wall_ms) / 2, a.preempted or b.preempted
+    )
 
 
 def _error_ratio(values: FloatArray) -> float:
@@ -398,5 +363,5 @@ def _error_ratio(values: FloatArray) -> float:
     return float(np.std(values, ddof=1) / np.sqrt(len(values)) / centre)
 
 
-def _table(sessions: Iterable[list[_Sample]], name: str) -> tuple[tuple[float, ...], ...]:
+def _table(sessions: list[list[_Sample]], name: str) -> tuple[tuple[float, ...], ...]:
     return tuple(tuple(getattr(sample, name) for sample in samples) for samples in sessions)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from statistics import median
 
 import numpy as np
 
@@ -202,13 +201,10 @@ def _has_control(one: Measurement) -> bool:
 
 def _log_sd(one: Measurement) -> float:
     """Standard error of the latency's logarithm, from how far its sessions are apart."""
-    samples = one.cpu_ms if one.thread_count == 1 else one.wall_ms
-    control = one.control_cpu_ms if one.thread_count == 1 else one.control_wall_ms
-    logs = np.log([max(median(session), 1e-9) for session in samples])
-    if control:
-        logs = logs - np.log([max(median(session), 1e-9) for session in control])
-    if len(logs) < 2:
+    values = one.session_ratios or one.session_ms
+    if len(values) < 2:
         return 0.1
+    logs = np.log(np.maximum(values, 1e-9))
     return float(np.clip(np.std(logs, ddof=1) / np.sqrt(len(logs)), MIN_LOG_SD, 1.0))
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass
-from statistics import median
 from typing import Any
 
 from rlprune.errors import InputError
@@ -72,7 +71,7 @@ class Measurement:
     """Raw samples of one subject on one device, and of the control that ran interleaved with it.
 
     The millisecond that is compared with a budget is `latency_ms`; for a single-thread key the
-    thread-CPU median over blocks and fresh sessions (ARCHITECTURE section 6).
+    thread-CPU time over blocks and fresh sessions (ARCHITECTURE section 6).
     """
 
     device: str
@@ -82,7 +81,8 @@ class Measurement:
     wall_ms: tuple[tuple[float, ...], ...]
     """Wall ms of the same samples."""
     control_cpu_ms: tuple[tuple[float, ...], ...] = ()
-    """The unchanged model's samples taken between (A B A B); empty where there was no control."""
+    """Of the unchanged model, that ran before and after each sample (A B A B), the mean of the two;
+    empty where there was no control."""
     control_wall_ms: tuple[tuple[float, ...], ...] = ()
     thread_count: int = 1
     warmup_count: int = 0
@@ -94,30 +94,54 @@ class Measurement:
     """Name and value of what else was known: runtime version, load average, context switches."""
 
     @property
+    def session_ms(self) -> tuple[float, ...]:
+        """Mean per session; CPU time for one thread, else wall time."""
+        return _means(self.cpu_ms if self.thread_count == 1 else self.wall_ms)
+
+    @property
+    def control_session_ms(self) -> tuple[float, ...]:
+        """The same of the control; empty without one."""
+        return _means(self.control_cpu_ms if self.thread_count == 1 else self.control_wall_ms)
+
+    @property
+    def session_ratios(self) -> tuple[float, ...]:
+        """Latency over the interleaved control's per session; empty without a control."""
+        if not self.control_cpu_ms:
+            return ()
+        both = zip(self.session_ms, self.control_session_ms, strict=True)
+        return tuple(ours / control if control > 0 else float("nan") for ours, control in both)
+
+    @property
     def latency_ms(self) -> float:
-        """Median over sessions of the session medians; CPU time for one thread, else wall time."""
-        return _median_of_medians(self.cpu_ms if self.thread_count == 1 else self.wall_ms)
+        """Interquartile mean over the sessions; NaN where there are none."""
+        return _middle(self.session_ms)
 
     @property
     def control_ms(self) -> float:
         """The same of the control; NaN without one."""
-        samples = self.control_cpu_ms if self.thread_count == 1 else self.control_wall_ms
-        return _median_of_medians(samples) if samples else float("nan")
+        return _middle(self.control_session_ms)
 
     @property
     def control_ratio(self) -> float:
         """Latency over the interleaved control's; NaN without one. What budgets are checked with.
 
-        The median over sessions of the ratio of medians, so that a session's drift cancels.
+        The interquartile mean over sessions of the ratio of their means, so that a session's drift
+        cancels and a session that went wrong does not count.
         """
-        one = self.thread_count == 1
-        ours = self.cpu_ms if one else self.wall_ms
-        control = self.control_cpu_ms if one else self.control_wall_ms
-        if not control:
-            return float("nan")
-        return median(median(a) / median(b) for a, b in zip(ours, control, strict=True))
+        return _middle(self.session_ratios)
 
 
-def _median_of_medians(sessions: tuple[tuple[float, ...], ...]) -> float:
-    # numpy's median takes 30 us for six numbers; a fit asks for thousands of these.
-    return median(map(median, sessions)) if sessions else float("nan")
+# numpy takes 30 us for six numbers; a fit asks for thousands of these.
+
+
+def _means(sessions: tuple[tuple[float, ...], ...]) -> tuple[float, ...]:
+    return tuple(sum(samples) / len(samples) for samples in sessions)
+
+
+def _middle(values: tuple[float, ...]) -> float:
+    """Interquartile mean: the mean without the lowest and the highest quarter."""
+    if not values:
+        return float("nan")
+    cut = len(values) // 4
+    kept = sorted(values)[cut : len(values) - cut]
+    return sum(kept) / len(kept)

@@ -100,7 +100,7 @@ def test_keeps_raw_samples_of_subject_and_control_and_the_conditions() -> None:
     assert one.status == "ok" and one.reason == ""
     assert len(one.cpu_ms) == len(one.control_cpu_ms) == CONFIG.session_count
     assert all(len(samples) == CONFIG.sample_count for samples in one.cpu_ms)
-    assert all(len(beside) == CONFIG.sample_count + 1 for beside in one.control_cpu_ms)
+    assert all(len(beside) == CONFIG.sample_count for beside in one.control_cpu_ms)
     assert one.latency_ms == pytest.approx(2.0)
     assert one.control_ms == pytest.approx(4.0)
     assert one.control_ratio == pytest.approx(0.5)
@@ -124,13 +124,12 @@ def test_short_models_are_repeated_within_a_sample() -> None:
     assert one.latency_ms == pytest.approx(0.01)
 
 
-def test_samples_beside_a_slowed_control_are_thrown_away() -> None:
-    """A neighbour that comes and goes and slows us by half is not seen in the result."""
-    bench = Bench(steady, neighbour=lambda now: 1.5 if int(now / 30) % 2 else 1.0)
+@pytest.mark.parametrize("period_ms", [7.0, 30.0, 300.0])
+def test_a_neighbour_that_comes_and_goes_cancels_in_the_ratio(period_ms: float) -> None:
+    """It slows everything by half for half of the time."""
+    bench = Bench(steady, neighbour=lambda now: 1.5 if int(now / period_ms) % 2 else 1.0)
     (one,) = taken(bench, "subject")
-    assert one.latency_ms == pytest.approx(2.0, rel=0.01)
-    assert one.control_ratio == pytest.approx(0.5, rel=0.01)
-    assert int(dict(one.conditions)["dropped_sample_count"]) > 0
+    assert one.control_ratio == pytest.approx(0.5, rel=0.02)
 
 
 def test_preempted_samples_are_thrown_away_but_never_all_of_them() -> None:
@@ -138,9 +137,10 @@ def test_preempted_samples_are_thrown_away_but_never_all_of_them() -> None:
     (one,) = taken(sometimes, "subject")
     assert one.status == "ok"
     assert np.max(np.concatenate(one.wall_ms)) == pytest.approx(2.0)
+    assert int(dict(one.conditions)["dropped_sample_count"]) > 0
     always = Bench(steady, stall=lambda now: 3.0)
     (one,) = taken(always, "subject")
-    assert all(2 * len(samples) >= CONFIG.max_sample_count for samples in one.cpu_ms)
+    assert all(len(samples) == CONFIG.max_sample_count for samples in one.cpu_ms)
     assert one.latency_ms == pytest.approx(2.0)  # CPU time does not see the waiting
 
 
@@ -153,7 +153,7 @@ def test_with_more_threads_wall_time_counts() -> None:
 
 def test_session_ratios_that_stay_apart_are_unstable_and_say_so() -> None:
     def moody(name: str, session: int) -> float:
-        return 2.0 * (1.0 + 0.4 * (session % 3)) if name == "subject" else 4.0
+        return 2.0 * (1.0 + 0.4 * (session % 5)) if name == "subject" else 4.0
 
     bench = Bench(moody)
     one, calm = taken(bench, "subject", "other")
@@ -164,7 +164,7 @@ def test_session_ratios_that_stay_apart_are_unstable_and_say_so() -> None:
 
 def test_a_drifting_control_is_unstable_even_where_ratios_agree() -> None:
     bench = Bench(lambda name, session: steady(name, session) * (1.0 + 0.2 * session))
-    (one,) = taken(bench, "subject", config=replace(CONFIG, max_control_ratio=9.0))
+    (one,) = taken(bench, "subject")
     assert one.status == "unstable" and "control drifted" in one.reason
 
 
