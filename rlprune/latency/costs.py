@@ -136,21 +136,21 @@ class _Residual:
     def fit(
         ins: IntArray, outs: IntArray, values: FloatArray, log_sd: Sequence[float]
     ) -> _Residual:
-        places = _places(ins, outs)
-        kernel = _kernel(places, places) + np.diag(np.square(np.maximum(log_sd, 1e-3)))
-        return _Residual(places, np.linalg.solve(kernel, values))
+        spots = places(ins, outs)
+        kernel = covariance(spots, spots) + np.diag(np.square(np.maximum(log_sd, 1e-3)))
+        return _Residual(spots, np.linalg.solve(kernel, values))
 
     def at(self, ins: IntArray, outs: IntArray) -> FloatArray:
-        return np.asarray(_kernel(_places(ins, outs), self.places) @ self.weights)
+        return np.asarray(covariance(places(ins, outs), self.places) @ self.weights)
 
 
-def _kernel(a: FloatArray, b: FloatArray) -> FloatArray:
+def covariance(a: FloatArray, b: FloatArray) -> FloatArray:
     """Covariance [A, B] of departures at places [A, D] and [B, D]."""
     distance = np.square(a[:, None, :] - b[None, :, :]).sum(-1)
     return np.asarray(OFFSET_SD**2 + SHAPE_SD**2 * np.exp(-0.5 * distance))
 
 
-def _places(ins: IntArray, outs: IntArray) -> FloatArray:
+def places(ins: IntArray, outs: IntArray) -> FloatArray:
     """Where widths lie for the kernel [N, 4]: logarithms, and how well aligned they are."""
     columns = []
     for widths in (ins, outs):
@@ -164,9 +164,9 @@ def _monotone(ins: IntArray, outs: IntArray, points: Sequence[CostPoint]) -> Flo
     may have done that: wider is never cheaper unless it was clearly measured so."""
     logs = np.log([max(point.ms, MIN_MS) for point in points])
     noise = np.array([point.log_sd for point in points])
-    places = _places(ins, outs)
-    wider = np.all(places[None, :, 0::2] >= places[:, None, 0::2], axis=-1)
-    alike = np.all(places[None, :, 1::2] == places[:, None, 1::2], axis=-1)
+    spots = places(ins, outs)
+    wider = np.all(spots[None, :, 0::2] >= spots[:, None, 0::2], axis=-1)
+    alike = np.all(spots[None, :, 1::2] == spots[:, None, 1::2], axis=-1)
     least = np.where(wider & alike, logs[None, :], np.inf).min(-1)
     return np.asarray(np.maximum(least, logs - 2.0 * noise))
 

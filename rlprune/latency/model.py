@@ -14,8 +14,9 @@ import numpy as np
 
 from rlprune.graph.types import FloatArray, IntArray, Operator, PruningGraph
 from rlprune.latency.calibrate import Calibration, Key, PlanRows, calibrate, operator_keys
+from rlprune.latency.choose import calibration_keeps, operator_specs
 from rlprune.latency.costs import CostPoint, OperatorCosts
-from rlprune.latency.operators import OVERHEAD, calibration_keeps, operator_specs
+from rlprune.latency.operators import OVERHEAD
 from rlprune.latency.tables import LatencyTables
 from rlprune.latency.types import Measurement, ModelSubject, OperatorSpec
 
@@ -121,7 +122,7 @@ class LatencyModel:
         for by others, within reason.
         """
         wanted: list[OperatorSpec | ModelSubject] = [
-            spec for spec in operator_specs(graph, levels, level_count) if spec not in self.measured
+            *operator_specs(graph, levels, level_count, self.costs, self.measured)
         ]
         tried = self.attempts.get(graph.fingerprint, {})
         settled = sum(status == "ok" for status in tried.values())

@@ -1,4 +1,4 @@
-"""Which operators and plans are worth measuring for a graph, and one-operator models to measure.
+"""One operator at concrete widths, and the one-operator models that measure it.
 
 Operators of equal form (kind, extents, kernel ... but not widths) share their points, within a
 graph and between graphs: what was measured for one ResNet serves the next.
@@ -6,7 +6,6 @@ graph and between graphs: what was measured for one ResNet serves the next.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -15,7 +14,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from rlprune.graph.types import IntArray, Operator, PruningGraph, Width
+from rlprune.graph.types import Operator
 from rlprune.latency.types import OperatorSpec
 
 OPSET = 20
@@ -23,9 +22,6 @@ IR_VERSION = 9
 
 OVERHEAD = OperatorSpec("overhead", "", 1, 1, (), ())
 """A model of one operator on one number: what a call of the runtime costs besides its kernels."""
-
-MAX_POINTS = 4
-"""Widths measured per axis: one per doubling from least to full, at most so many."""
 
 ACTIVATIONS = {
     "relu": "Relu",
@@ -71,92 +67,6 @@ def spec_at(op: Operator, in_width: int, out_width: int) -> OperatorSpec:
         dilation=op.dilation,
         groups=op.groups,
     )
-
-
-def operator_specs(
-    graph: PruningGraph, levels: IntArray, level_count: IntArray
-) -> list[OperatorSpec]:
-    """What is worth measuring for this graph: a small grid of widths per form of operator.
-
-    Least to full, about one point per doubling; only totals that plans reach. The call overhead is
-    the first.
-    """
-    pairs: dict[OperatorSpec, set[tuple[int, int]]] = {}
-    tied: dict[OperatorSpec, bool] = {}
-    for op in graph.operators:
-        key = form(spec_at(op, 0, 0))
-        ins = _reachable(op.in_width, levels, level_count)
-        outs = _reachable(op.out_width, levels, level_count)
-        pairs.setdefault(key, set()).update(zip(ins, outs, strict=True))
-        # A depthwise convolution's, an addition's, a pad's out-width follows from its in-width.
-        tied[key] = tied.get(key, True) and op.in_width.terms == op.out_width.terms
-    specs = [OVERHEAD]
-    for key, reached in pairs.items():
-        if tied[key]:
-            chosen = _spread_out({low for low, _ in reached})
-            points = sorted(pair for pair in reached if pair[0] in chosen)
-        else:
-            points = sorted(
-                itertools.product(
-                    _spread_out({low for low, _ in reached}),
-                    _spread_out({out for _, out in reached}),
-                )
-            )
-        specs += [
-            replace(key, in_width=low, out_width=out)
-            for low, out in points
-            if key.groups <= 1 or (low % key.groups == 0 and out % key.groups == 0)
-        ]
-    return specs
-
-
-def _reachable(width: Width, levels: IntArray, level_count: IntArray) -> list[int]:
-    """Totals with every group at the same fraction of its levels, for a ladder of fractions."""
-    totals = []
-    for fraction in np.linspace(0.0, 1.0, 17):
-        total = width.const
-        for group, repeat in width.terms:
-            choice = round(fraction * (int(level_count[group]) - 1))
-            total += repeat * int(levels[group, choice])
-        totals.append(total)
-    return totals
-
-
-def _spread_out(totals: set[int]) -> list[int]:
-    """Least, greatest and, evenly between in the logarithm, about one per doubling."""
-    least, greatest = max(1, min(totals)), max(totals)
-    count = int(np.clip(1 + np.ceil(np.log2(greatest / least)), 1, MAX_POINTS))
-    targets = np.geomspace(least, greatest, count)
-    ordered = np.array(sorted(totals))
-    nearest = np.abs(np.log(np.maximum(ordered, 1)[:, None] / targets)).argmin(0)
-    return sorted({int(ordered[index]) for index in nearest})
-
-
-def calibration_keeps(
-    graph: PruningGraph, levels: IntArray, level_count: IntArray, *, count: int, seed: int = 0
-) -> IntArray:
-    """Distinct plans to measure whole [N, G]: the base, the least, uniform ones, random ones.
-
-    A longer list begins with the shorter one. Fewer than `count` rows where there are not so many
-    plans. Random plans draw a common fraction and scatter the groups around it: with independent
-    draws every plan would cost about the same, and nothing would be learned about cheap and dear.
-    """
-    rng = np.random.default_rng(seed)
-    top = level_count - 1
-    choices = [top, np.zeros_like(top)]
-    choices += [np.rint(fraction * top).astype(np.int64) for fraction in (0.5, 0.75, 0.25)]
-    chosen: dict[tuple[int, ...], None] = {}
-    for attempt in range(20 * count + len(choices)):
-        if attempt < len(choices):
-            choice = choices[attempt]
-        else:
-            scattered = rng.uniform(0.0, 1.0) + rng.normal(0.0, 0.35, len(top))
-            choice = np.rint(np.clip(scattered, 0.0, 1.0) * top).astype(np.int64)
-        chosen.setdefault(tuple(choice.tolist()))
-        if len(chosen) >= count:
-            break
-    picked = np.array(list(chosen), dtype=np.int64).reshape(-1, len(top))[:count]
-    return np.asarray(levels[np.arange(len(top)), picked], dtype=np.int64)
 
 
 @dataclass

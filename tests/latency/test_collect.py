@@ -73,8 +73,10 @@ def test_measuring_what_is_missing_makes_the_model_ready(trace: OnnxTrace) -> No
     assert seen[-1] == (2 * len(missing), 2 * len(missing))
     assert seen == sorted(seen)
     model = LatencyModel.fit(device, measured, {graph.fingerprint: graph})
-    left = model.missing(graph, levels, level_count)  # unstable ones, on a busy machine
-    assert not any(isinstance(one, OperatorSpec) for one in left)
+    left = model.missing(graph, levels, level_count)
+    # Unstable plans, on a busy machine; or operators that turned out dearer than guessed.
+    assert len(left) < len(missing) / 2
+    assert not set(left) & {one.subject for one in measured}
     tables = model.compile(graph, levels, level_count)
     base, least = tables.latency_ms(np.stack([graph.widths, levels[:, 0]]))
     assert 0 < least < base

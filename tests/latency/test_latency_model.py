@@ -18,8 +18,9 @@ from hand_graphs import (
 
 from rlprune.graph.types import FloatArray, IntArray
 from rlprune.latency.calibrate import half_width, operator_keys
+from rlprune.latency.choose import calibration_keeps, operator_grid, operator_specs
 from rlprune.latency.model import CALIBRATION_COUNT, LatencyModel
-from rlprune.latency.operators import OVERHEAD, calibration_keeps, operator_specs
+from rlprune.latency.operators import OVERHEAD
 from rlprune.latency.types import Measurement, ModelSubject, OperatorSpec
 from rlprune.profile.types import keep_levels
 
@@ -30,7 +31,7 @@ FACTORS = {"conv": 1.25, "activation": 0.0, "add": 0.5}
 
 
 def operators(*, slow: float = 1.0) -> list[Measurement]:
-    specs = operator_specs(GRAPH, LEVELS, COUNTS)
+    specs = [OVERHEAD, *operator_grid(GRAPH, LEVELS, COUNTS)]
     return [
         operator_measurement(s, CALL_MS if s == OVERHEAD else law_ms(s) + CALL_MS, slow=slow)
         for s in specs
@@ -129,7 +130,7 @@ def test_everything_is_missing_at_first_and_nothing_once_measured() -> None:
     missing = empty.missing(GRAPH, LEVELS, COUNTS)
     specs = [one for one in missing if isinstance(one, OperatorSpec)]
     models = [one for one in missing if isinstance(one, ModelSubject)]
-    assert specs == operator_specs(GRAPH, LEVELS, COUNTS)
+    assert specs == operator_specs(GRAPH, LEVELS, COUNTS, empty.costs)
     assert len(models) == CALIBRATION_COUNT
     assert models[0].keeps == tuple(GRAPH.widths.tolist())
     full = LatencyModel.fit(DEVICE, operators() + calibration(CALIBRATION_COUNT), GRAPHS)
