@@ -48,6 +48,33 @@ class PlanFigures:
     params: int
 
 
+@dataclass(frozen=True, slots=True)
+class MeasuredRound:
+    """One plan that was measured on the way to a certificate."""
+
+    keeps: tuple[int, ...]
+    predicted_latency_ms: float
+    measured_latency_ms: float
+    """By the ratio to the unpruned model interleaved with it, in a process of its own."""
+    measured_interval_ms: tuple[float, float]
+    """What the sessions leave uncertain: 95 % on either side."""
+    status: str
+    """`ok`, `unstable` or `failed`, as `Measurement.status`."""
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Certificate:
+    """What measuring a plan on its device said (`rlprune.planning.certify`)."""
+
+    within: bool
+    """Whether the upper end of what was measured is within the budget."""
+    measured_latency_ms: float
+    measured_interval_ms: tuple[float, float]
+    rounds: tuple[MeasuredRound, ...]
+    """All plans that were measured, in order."""
+
+
 @dataclass(frozen=True)
 class PruningPlan:
     """A keep count per group for one graph, one device and one budget."""
@@ -75,6 +102,8 @@ class PruningPlan:
     """The latency knapsack's plan for the same question."""
     note: str = ""
     """What the reader should know, e.g. why the reference was returned."""
+    certificate: Certificate | None = None
+    """What was measured, where that was asked for."""
 
     @property
     def keeps(self) -> IntArray:
@@ -162,6 +191,7 @@ class PruningPlan:
                     params=_count(reference["params"]),
                 ),
                 note=str(data["note"]),
+                certificate=_certificate(data.get("certificate")),
             )
         except (KeyError, TypeError, ValueError) as error:
             raise PlanError(
@@ -200,6 +230,27 @@ def write_atomic(path: Path, content: bytes) -> None:
     except BaseException:
         os.unlink(temporary)
         raise
+
+
+def _certificate(data: Any) -> Certificate | None:
+    if data is None:
+        return None
+    return Certificate(
+        within=bool(data["within"]),
+        measured_latency_ms=_finite(data["measured_latency_ms"]),
+        measured_interval_ms=_pair(data["measured_interval_ms"]),
+        rounds=tuple(
+            MeasuredRound(
+                keeps=tuple(_count(keep) for keep in one["keeps"]),
+                predicted_latency_ms=_finite(one["predicted_latency_ms"]),
+                measured_latency_ms=_finite(one["measured_latency_ms"]),
+                measured_interval_ms=_pair(one["measured_interval_ms"]),
+                status=str(one["status"]),
+                reason=str(one["reason"]),
+            )
+            for one in data["rounds"]
+        ),
+    )
 
 
 def _finite(value: Any) -> float:
