@@ -11,13 +11,14 @@ import json
 import math
 import os
 import secrets
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from rlprune.errors import PlanError, PlanMismatchError
+from rlprune.constraints import Constraints
+from rlprune.errors import InputError, PlanError, PlanMismatchError
 from rlprune.graph.types import IntArray, PruningGraph
 
 FORMAT = "rlprune.plan/1"
@@ -35,6 +36,8 @@ class PlanEntry:
     keep: int
     members: tuple[str, ...]
     """`tensor[axis]` of every weight axis that shrinks with the group, for the reader."""
+    constraint: str = ""
+    """What was stated about it, e.g. `held by 'layer4.*'`; empty where nothing was."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +78,8 @@ class PruningPlan:
     """The latency knapsack's plan for the same question."""
     note: str = ""
     """What the reader should know, e.g. why the reference was returned."""
+    constraints: Constraints = field(default_factory=Constraints)
+    """What was stated; `round_to` is None only where it is not known."""
 
     @property
     def keeps(self) -> IntArray:
@@ -147,6 +152,7 @@ class PruningPlan:
                         width=_count(entry["width"]),
                         keep=_count(entry["keep"]),
                         members=tuple(str(member) for member in entry["members"]),
+                        constraint=str(entry.get("constraint", "")),
                     )
                     for entry in data["groups"]
                 ),
@@ -162,8 +168,9 @@ class PruningPlan:
                     params=_count(reference["params"]),
                 ),
                 note=str(data["note"]),
+                constraints=_constraints(data.get("constraints", {})),
             )
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, InputError) as error:
             raise PlanError(
                 f"plan is damaged ({error!r}); make it again with `rlprune plan`"
             ) from error
@@ -200,6 +207,11 @@ def write_atomic(path: Path, content: bytes) -> None:
     except BaseException:
         os.unlink(temporary)
         raise
+
+
+def _constraints(data: Any) -> Constraints:
+    """Of plans made before constraints were recorded: none."""
+    return Constraints(**{**data, **{key: tuple(data.get(key, ())) for key in ("hold", "pin")}})
 
 
 def _finite(value: Any) -> float:
