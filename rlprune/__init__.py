@@ -11,7 +11,7 @@ Importing this costs nothing: each call imports what it needs, and says which ex
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
@@ -115,8 +115,11 @@ def plan(
     calibration: str | Path | None = None,
     example_inputs: Any = None,
     input_shapes: Mapping[str, Sequence[int]] | None = None,
-    round_to: int = 8,
+    round_to: int | None = None,
     min_keep: int = 1,
+    min_keep_ratio: float = 0.0,
+    hold: str | Iterable[str] = (),
+    pin: str | Iterable[str] = (),
 ) -> PruningPlan:
     """How many channels each group may keep, so that the model runs within the budget.
 
@@ -131,20 +134,27 @@ def plan(
         policy: learned, corrected, knapsack, global, uniform, or a trained policy's directory.
         calibration: `.npz` with `x` [N, ...] and `y` [N]; losses are then measured, not estimated.
         example_inputs, input_shapes: as for `trace`.
-        round_to: keep counts are multiples of this, as runtimes like them, or the full width.
-        min_keep: no group keeps fewer.
+        round_to: keep counts are multiples of this, or the full width; by default of what the
+            device likes (8, on `macs` 1).
+        min_keep: no group keeps fewer units.
+        min_keep_ratio: nor a smaller share (0-1) of them.
+        hold: globs over names of layers, nodes, weights or groups; what matches is left as it is.
+        pin: the same; the channels of all layers that one glob matches keep one ratio.
 
     Returns:
         The plan; `feasible` is False where no plan is within the budget.
 
     Raises:
-        InputError: what was given is refused; the subclass says what (model, budget, calibration).
+        InputError: what was given is refused; the subclass or `field` says what (model, budget,
+            calibration, hold, pin).
         NotFoundError: the device is unknown to the local store.
         MissingExtraError: something must be measured without the extra "device".
     """
+    from rlprune.constraints import Constraints, patterns
     from rlprune.graph.from_onnx import OnnxTrace
     from rlprune.planning import plan_model
 
+    constraints = Constraints(round_to, min_keep, min_keep_ratio, patterns(hold), patterns(pin))
     traced = _trace(model, example_inputs, input_shapes)
     return plan_model(
         traced if isinstance(traced, OnnxTrace) else traced.onnx,
@@ -153,8 +163,7 @@ def plan(
         device=device,
         policy=policy,
         calibration=calibration,
-        round_to=round_to,
-        min_keep=min_keep,
+        constraints=constraints,
     )
 
 

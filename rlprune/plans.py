@@ -11,13 +11,14 @@ import json
 import math
 import os
 import secrets
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from rlprune.errors import PlanError, PlanMismatchError
+from rlprune.constraints import Constraints
+from rlprune.errors import InputError, PlanError, PlanMismatchError
 from rlprune.graph.types import IntArray, PruningGraph
 
 FORMAT = "rlprune.plan/1"
@@ -35,6 +36,8 @@ class PlanEntry:
     keep: int
     members: tuple[str, ...]
     """`tensor[axis]` of every weight axis that shrinks with the group, for the reader."""
+    constraint: str = ""
+    """What was stated about it, e.g. `held by 'layer4.*'`; empty where nothing was."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +107,8 @@ class PruningPlan:
     """What the reader should know, e.g. why the reference was returned."""
     certificate: Certificate | None = None
     """What was measured, where that was asked for."""
+    constraints: Constraints = field(default_factory=Constraints)
+    """What was stated; `round_to` is None only where it is not known."""
 
     @property
     def keeps(self) -> IntArray:
@@ -176,6 +181,7 @@ class PruningPlan:
                         width=_count(entry["width"]),
                         keep=_count(entry["keep"]),
                         members=tuple(str(member) for member in entry["members"]),
+                        constraint=str(entry.get("constraint", "")),
                     )
                     for entry in data["groups"]
                 ),
@@ -192,8 +198,9 @@ class PruningPlan:
                 ),
                 note=str(data["note"]),
                 certificate=_certificate(data.get("certificate")),
+                constraints=_constraints(data.get("constraints", {})),
             )
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, InputError) as error:
             raise PlanError(
                 f"plan is damaged ({error!r}); make it again with `rlprune plan`"
             ) from error
@@ -251,6 +258,11 @@ def _certificate(data: Any) -> Certificate | None:
             for one in data["rounds"]
         ),
     )
+
+
+def _constraints(data: Any) -> Constraints:
+    """Of plans made before constraints were recorded: none."""
+    return Constraints(**{**data, **{key: tuple(data.get(key, ())) for key in ("hold", "pin")}})
 
 
 def _finite(value: Any) -> float:

@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from rlprune.cli import fleet, models, planning, training
+from rlprune.cli import explain, fleet, models, planning, training
 from rlprune.cli.frame import Commands
 
 app = typer.Typer(
@@ -24,7 +24,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # boxes around help and usage errors cost 0.2 s and break lines
 )
-app.command("trace")(models.trace)
+app.command("trace")(explain.trace)
 app.command("plan")(planning.plan)
 app.command("apply")(models.apply)
 app.command("measure")(models.measure)

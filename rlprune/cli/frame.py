@@ -36,6 +36,34 @@ InputShapes = Annotated[
     ),
 ]
 
+RoundTo = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        show_default=False,
+        help="Keep counts are multiples of this, or the full width; by default of what the device "
+        "likes.",
+    ),
+]
+MinKeep = Annotated[int, typer.Option(min=1, help="No group keeps fewer.")]
+MinKeepRatio = Annotated[
+    float, typer.Option(min=0, max=1, help="No group keeps a smaller share (0-1).")
+]
+Hold = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="GLOB",
+        help="Leave layers as they are, by names of layers, nodes, weights or groups; may be "
+        "repeated.",
+    ),
+]
+Pin = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="GLOB", help="The channels of these layers keep one ratio; may be repeated."
+    ),
+]
+
 
 class Commands(TyperGroup):
     """The commands, with every refusal told in one line on stderr and exit code 1."""

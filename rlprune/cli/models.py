@@ -1,4 +1,4 @@
-"""`trace`, `apply` and `measure`: what is done with model files on this machine."""
+"""`apply` and `measure`: what is done with model files on this machine."""
 
 from __future__ import annotations
 
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     import onnx
 
     from rlprune.graph.from_onnx import OnnxTrace
-    from rlprune.graph.types import FloatArray, PruningGraph
 
 Model = Annotated[Path, typer.Argument(metavar="MODEL.onnx", show_default=False)]
 Calibration = Annotated[
@@ -39,77 +38,6 @@ def load_trace(path: Path, input_shapes: list[str] | None) -> OnnxTrace:
 
     model = load_onnx(path)
     return trace_onnx(model, input_shapes=parse_input_shapes(input_shapes, model))
-
-
-def trace(model: Model, input_shape: InputShapes = None, as_json: Json = False) -> None:
-    """Show what of a model can be pruned.
-
-    One row per group of channels that live or die together, then what is held whole and why.
-    """
-    graph = load_trace(model, input_shape).graph
-    macs, params = int(graph.macs(graph.widths)), int(graph.params(graph.widths))
-    macs_share, params_share = _shares(graph)
-    if as_json:
-        print_json(
-            {
-                "fingerprint": graph.fingerprint,
-                "input_shapes": graph.input_shapes,
-                "macs": macs,
-                "params": params,
-                "prunable_macs_ratio": graph.prunable_macs_ratio(),
-                "groups": [
-                    {
-                        "name": group.name,
-                        "width": group.width,
-                        "macs_ratio": float(macs_share[index]),
-                        "params_ratio": float(params_share[index]),
-                        "members": [f"{m.tensor}[{m.axis}]" for m in group.members],
-                    }
-                    for index, group in enumerate(graph.groups)
-                ],
-                "held": [
-                    {"node": h.node, "tensor": h.tensor, "width": h.width, "reason": h.reason}
-                    for h in graph.held
-                ],
-            }
-        )
-        return
-    print_line(f"graph {graph.fingerprint[:12]}   {macs / 1e6:.2f} M MACs   {params:,} parameters")
-    print_table(
-        ("group", "members", "width", "MACs", "params"),
-        [
-            (
-                group.name,
-                ", ".join(f"{m.tensor}[{m.axis}]" for m in group.members),
-                str(group.width),
-                f"{macs_share[index]:.1%}",
-                f"{params_share[index]:.1%}",
-            )
-            for index, group in enumerate(graph.groups)
-        ],
-        left=2,
-    )
-    print_line(
-        f"{graph.prunable_macs_ratio():.1%} of the MACs are prunable. MACs, params: what goes with "
-        "the whole group; neighbours share them."
-    )
-    if graph.held:
-        print_table(
-            ("held whole", "why", "width"),
-            [(f"{h.tensor} ({h.node})", h.reason, str(h.width)) for h in graph.held],
-            left=2,
-        )
-
-
-def _shares(graph: PruningGraph) -> tuple[FloatArray, FloatArray]:
-    """Share (0-1) of MACs and of parameters that go with each group [G]."""
-    import numpy as np
-
-    widths = graph.widths
-    without = np.tile(widths, (len(widths), 1))  # [G, G]: row g has group g gone
-    np.fill_diagonal(without, 0)
-    macs, params = max(int(graph.macs(widths)), 1), max(int(graph.params(widths)), 1)
-    return 1 - graph.macs(without) / macs, 1 - graph.params(without) / params
 
 
 def apply(

@@ -11,8 +11,13 @@ import typer
 from rlprune.cli.fleet import TlsCa, connect
 from rlprune.cli.frame import (
     INFEASIBLE,
+    Hold,
     InputShapes,
     Json,
+    MinKeep,
+    MinKeepRatio,
+    Pin,
+    RoundTo,
     check_output,
     print_json,
     print_line,
@@ -57,10 +62,11 @@ def plan(
         Path | None, typer.Option("--output", "-o", metavar="PLAN.json", help="Write the plan.")
     ] = None,
     input_shape: InputShapes = None,
-    round_to: Annotated[
-        int, typer.Option(min=1, help="Keep counts are multiples of this, or the full width.")
-    ] = 8,
-    min_keep: Annotated[int, typer.Option(min=1, help="No group keeps fewer.")] = 1,
+    round_to: RoundTo = None,
+    min_keep: MinKeep = 1,
+    min_keep_ratio: MinKeepRatio = 0.0,
+    hold: Hold = None,
+    pin: Pin = None,
     as_json: Json = False,
 ) -> None:
     """Plan how many channels each group keeps.
@@ -75,6 +81,11 @@ def plan(
             f"which? `rlprune devices --server {server}`", param_hint="--device"
         )
     check_output(output)
+    from rlprune.constraints import Constraints
+
+    constraints = Constraints(
+        round_to, min_keep, min_keep_ratio, tuple(hold or ()), tuple(pin or ())
+    )
     traced = load_trace(model, input_shape)
     with progress() as on_progress:
         if server is None or device is None:
@@ -87,8 +98,7 @@ def plan(
                 device=device,
                 policy=policy,
                 calibration=calibration,
-                round_to=round_to,
-                min_keep=min_keep,
+                constraints=constraints,
                 on_progress=on_progress,
             )
         else:
@@ -102,6 +112,9 @@ def plan(
                     calibration=calibration,
                     round_to=round_to,
                     min_keep=min_keep,
+                    min_keep_ratio=min_keep_ratio,
+                    hold=constraints.hold,
+                    pin=constraints.pin,
                     on_progress=on_progress,
                 )
     if as_json:
@@ -121,13 +134,21 @@ def _print_plan(plan: PruningPlan) -> None:
 
     unit = "M MACs" if plan.device == MACS_DEVICE else "ms"
     print_line(f"graph {plan.fingerprint[:12]}   device {plan.device}   policy {plan.policy}")
-    rows = [(entry.name, str(entry.width), str(entry.keep)) for entry in plan.groups]
+    columns = ["group", "width", "keep"]
+    rows = [[entry.name, str(entry.width), str(entry.keep)] for entry in plan.groups]
     reference = plan.reference
-    if reference is None or reference.keeps == tuple(plan.keeps):
-        print_table(("group", "width", "keep"), rows)
-    else:
-        beside = [(*row, str(keep)) for row, keep in zip(rows, reference.keeps, strict=True)]
-        print_table(("group", "width", "keep", "knapsack"), beside)
+    if reference is not None and reference.keeps != tuple(plan.keeps):
+        columns.append("knapsack")
+        rows = [[*row, str(keep)] for row, keep in zip(rows, reference.keeps, strict=True)]
+    left = 1
+    if any(entry.constraint for entry in plan.groups):
+        left = 2
+        columns.insert(1, "constraint")
+        rows = [
+            [row[0], entry.constraint, *row[1:]]
+            for row, entry in zip(rows, plan.groups, strict=True)
+        ]
+    print_table(columns, rows, left=left)
     low, high = plan.predicted_interval_ms
     print_line(
         f"budget     {plan.budget_ms:.4g} {unit} of {plan.base_latency_ms:.4g}; "

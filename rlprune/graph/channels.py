@@ -49,6 +49,8 @@ class Hold:
 
     ids: IntArray
     reason: str
+    node: str = ""
+    """Whose rule says so."""
 
 
 @dataclass
@@ -62,6 +64,8 @@ class Channels:
     producers: list[Producer] = field(default_factory=list)
     touched: set[tuple[str, int]] = field(default_factory=set)
     """Weight axes that the rule that runs now has claimed."""
+    node: str = ""
+    """Whose rule runs now; holds remember it."""
     count: int = 0
     _left: list[IntArray] = field(default_factory=list)
     _right: list[IntArray] = field(default_factory=list)
@@ -92,7 +96,7 @@ class Channels:
 
     def hold(self, ids: IntArray, reason: str) -> None:
         """Nothing of `ids` may be pruned."""
-        self._holds.append(Hold(ids.ravel(), reason))
+        self._holds.append(Hold(ids.ravel(), reason, self.node))
 
     def block(self, name: str) -> Block | None:
         """The channel ids of an activation; None where all its axes are fixed."""
@@ -178,8 +182,9 @@ class Channels:
                 return labels, reasons
             labels = _components(self.count, self._left, self._right)
 
-    def reason(self, index: int) -> str:
-        return self._holds[index].reason
+    def hold_at(self, index: int) -> Hold:
+        """The hold of an index in `solve`'s reasons."""
+        return self._holds[index]
 
     def all_blocks(self) -> Iterator[tuple[str, Block]]:
         for name, blocks in self.blocks.items():

@@ -60,8 +60,10 @@ def trace_onnx(
     shared = frozenset(name for name in normal.weights if readers[name] > 1)
     scope = Scope(normal, channels)
     for node in normal.nodes:
+        channels.node = node.name
         apply_rule(node, scope, shared)
     for value in normal.model.graph.output:
+        channels.node = value.name
         for block in channels.blocks.get(value.name, ()):
             channels.hold(block.ids, f"graph output {value.name!r}")
     order = canonical_order(normal)

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from rlprune.graph.channels import ChannelMap, Channels, Producer
+from rlprune.graph.channels import ChannelMap, Channels, Hold, Producer
 from rlprune.graph.normal import NormalModel
 from rlprune.graph.types import Group, Held, IntArray, Member
 from rlprune.graph.walk import Node
@@ -62,18 +62,17 @@ def group_units(
         for name, width, own in zip(names, widths, members, strict=True)
     )
     held = []
+    nodes = {node.name: node for node in normal.nodes}
+    lone = Hold(np.zeros(0, dtype=np.int64), "a single unit")
     for producer in producers:
         ids = _producer_ids(channels, producer)
         own = classes[ids]
         kept = own[group_of[own] < 0]
         if len(kept):
-            first_reason = reasons[kept].max(initial=-1)
-            text = (
-                channels.reason(int(reasons[kept][reasons[kept] >= 0].min()))
-                if first_reason >= 0
-                else "a single unit"
-            )
-            held.append(Held(producer.node, producer.tensor, len(kept), text))
+            given = reasons[kept][reasons[kept] >= 0]
+            by = channels.hold_at(int(given.min())) if len(given) else lone
+            layer = layer_name(nodes[producer.node], producer.tensor)
+            held.append(Held(producer.node, producer.tensor, len(kept), by.reason, layer, by.node))
     return groups, tuple(held), known
 
 
@@ -130,6 +129,8 @@ def _members(
 ) -> list[list[Member]]:
     members: list[list[Member]] = [[] for _ in widths]
     done: set[str] = set()
+    made = {(producer.tensor, producer.axis) for producer in known.producers}
+    makers = {tensor for tensor, _ in made}
     for index in order:
         node = normal.nodes[index]
         for tensor in node.inputs:
@@ -137,10 +138,14 @@ def _members(
                 continue
             done.add(tensor)
             axes = sorted(a for block in known.blocks.get(tensor, ()) for a in block.axes)
+            layer = layer_name(node, tensor)
             for axis in axes:
                 group, _ = known.axis_units(tensor, axis)
+                # What makes channels reads others; biases, norms and depthwise kernels carry them.
+                reads = tensor in makers and (tensor, axis) not in made
                 for g, often in zip(*np.unique(group[group >= 0], return_counts=True), strict=True):
-                    members[g].append(Member(node.name, tensor, axis, int(often) // widths[g]))
+                    repeat = int(often) // widths[g]
+                    members[g].append(Member(node.name, tensor, axis, repeat, layer, reads))
     return members
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -57,6 +57,10 @@ class Member:
     axis: int
     repeat: int
     """Entries of this axis per unit of the group."""
+    layer: str = ""
+    """Module path of the layer that reads the weight, where names or the exporter's notes tell."""
+    reads: bool = False
+    """Whether the layer only reads the channels here; False where it makes or carries them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +71,11 @@ class Group:
     """Name of the first node that produces the group; unique in its graph."""
     width: int
     members: tuple[Member, ...]
+
+    def step(self, round_to: int) -> int:
+        """Units that make whole multiples of `round_to` channels on every axis."""
+        repeat = min((member.repeat for member in self.members), default=1)
+        return max(1, round_to // math.gcd(round_to, repeat))
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +150,10 @@ class Held:
     tensor: str
     width: int
     reason: str
+    layer: str = ""
+    """Module path of the layer that makes the channels, where known."""
+    forced_by: str = ""
+    """Node or graph output whose rule it is; empty where no single one is to blame."""
 
 
 @dataclass(frozen=True)
@@ -174,14 +187,17 @@ class PruningGraph:
             total = total + op.params_at(op.in_width.at(keeps), op.out_width.at(keeps))
         return total
 
-    def prunable_macs_ratio(self) -> float:
-        """Share (0-1) of the MACs that lie in operators with a prunable axis."""
+    def prunable_macs_ratio(self, held: Collection[int] = ()) -> float:
+        """Share (0-1) of the MACs that lie in operators with a prunable axis.
+
+        Groups of `held` count as not prunable.
+        """
         keeps = self.widths
         whole = prunable = 0
         for op in self.operators:
             cost = int(op.macs_at(op.in_width.at(keeps), op.out_width.at(keeps)))
             whole += cost
-            if op.in_width.terms or op.out_width.terms:
+            if any(group not in held for group, _ in (*op.in_width.terms, *op.out_width.terms)):
                 prunable += cost
         return prunable / whole if whole else 0.0
 

@@ -6,11 +6,23 @@ import platform
 import re
 from pathlib import Path
 
+from rlprune.latency.types import MACS_DEVICE
 from rlprune.runtime.base import Runtime
 
 MAX_KEY = 120
 _CPUINFO = Path("/proc/cpuinfo")
 _NOISE = re.compile(r"\((r|tm)\)|\bcpu\b|\bprocessor\b|@.*$|\b\d+-core\b", re.IGNORECASE)
+
+_SMOOTH = (f"{MACS_DEVICE}.", "mnn-", "openvino-")
+"""How keys begin (`.` after the last part) of what likes all widths alike; ncnn and ONNX Runtime
+lose more to odd widths than they save (ARCHITECTURE section 6)."""
+BLOCK = 8
+"""Channels that the kernels of all others compute at a time."""
+
+
+def preferred_multiple(device: str) -> int:
+    """What keep counts should be multiples of on a device, by its key: 8, or 1 where all do."""
+    return 1 if f"{device}.".startswith(_SMOOTH) else BLOCK
 
 
 def local_device_key(runtime: Runtime, *, thread_count: int = 1, batch: int = 1) -> str:

@@ -8,7 +8,7 @@ Whole-model calibration is already multiplied in, so nothing here knows how the 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -94,6 +94,26 @@ class LatencyTables:
     def upper_ms(self, keeps: IntArray) -> FloatArray:
         """Upper end of the 90 % interval, what budgets are held against: [B, G] -> [B]."""
         return self.latency_ms(keeps) * self.interval_ratio[1]
+
+    def merged(self, per_unit: IntArray, levels: IntArray, level_count: IntArray) -> LatencyTables:
+        """The same tables over groups of groups: `keeps` is `merged keeps @ per_unit.T`.
+
+        Args:
+            per_unit: units of group g in one unit of merged group m [G, M].
+            levels, level_count: of the merged groups [M, L], [M]; `levels.T @ per_unit.T` are
+                levels of these tables.
+        """
+        in_incidence, out_incidence = self.in_incidence @ per_unit, self.out_incidence @ per_unit
+        touched = ((in_incidence != 0) | (out_incidence != 0)).T  # [M, O]
+        return replace(
+            self,
+            levels=levels,
+            level_count=level_count,
+            in_incidence=in_incidence,
+            out_incidence=out_incidence,
+            pair_operator=np.nonzero(touched)[1],
+            pair_start=np.concatenate([[0], np.cumsum(touched.sum(1))]),
+        )
 
     @staticmethod
     def compile(

@@ -5,13 +5,21 @@ has reported nothing new. `plan_model` is the whole way on this machine, without
 not been measured yet is measured once, and found in the local store the next time.
 """
 
-from rlprune.planning.local import OnProgress, plan_model, profile_model
+from rlprune.planning.local import (
+    OnProgress,
+    check_measured,
+    constrained_levels,
+    plan_model,
+    profile_model,
+)
 from rlprune.planning.make import check_budget, make_plan
 from rlprune.planning.tables import latency_model, task_for
 
 __all__ = [
     "OnProgress",
     "check_budget",
+    "check_measured",
+    "constrained_levels",
     "latency_model",
     "make_plan",
     "plan_model",

@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from rlprune.errors import BudgetError, InputError, MissingExtraError, NotFoundError
-from rlprune.graph.types import IntArray
+from rlprune.constraints import BoundConstraints, Constraints, bind
+from rlprune.errors import BudgetError, MissingExtraError, NotFoundError
+from rlprune.graph.types import IntArray, PruningGraph
+from rlprune.latency.device import preferred_multiple
 from rlprune.latency.types import MACS_DEVICE
 from rlprune.planning.make import check_budget, make_plan
 from rlprune.planning.tables import latency_model, nothing_measured, task_for
@@ -44,8 +46,7 @@ def plan_model(
     device: str | None = None,
     policy: str = "learned",
     calibration: str | Path | None = None,
-    round_to: int = 8,
-    min_keep: int = 1,
+    constraints: Constraints | None = None,
     store: Store | None = None,
     on_progress: OnProgress | None = None,
 ) -> PruningPlan:
@@ -56,6 +57,7 @@ def plan_model(
 
     Raises:
         BudgetError: not exactly one budget, or not a positive, finite one.
+        InputError: constraints that the model cannot meet.
         CalibrationError, PolicyError: the file or directory is refused.
         NotFoundError: another device that has not reported what this model needs.
         MissingExtraError: something must be measured, and no runtime is installed.
@@ -69,18 +71,22 @@ def plan_model(
         check_budget(budget_ratio, "budget_ratio")
     else:
         raise BudgetError("give either budget_ms or budget_ratio", field="budget_ms")
-    if round_to < 1 or min_keep < 1:
-        raise InputError(f"round_to {round_to} and min_keep {min_keep} must be at least 1")
     chosen = get_policy(policy)
-    levels, level_count = keep_levels(trace.graph, round_to=round_to, min_keep=min_keep)
-    profiles = profile_model(trace, levels, level_count, calibration, on_progress=on_progress)
+    device, runtime = _which_device(device)
+    bound = bind(trace.graph, constraints or Constraints(), round_to=preferred_multiple(device))
+    profiles = profile_model(
+        trace, *constrained_levels(trace.graph, bound), calibration, on_progress=on_progress
+    )
     store = open_store() if store is None else store
-    device = _measured_device(trace, profiles, store, device, on_progress)
+    if runtime is not None:
+        _measure_missing(trace, profiles, store, device, runtime, on_progress)
+    else:
+        check_measured(trace.graph, store, device)
     task = task_for(trace.graph, profiles, store, device)
     if budget_ratio is not None:
         budget_ms = budget_ratio * task.base_ms
     assert budget_ms is not None
-    return make_plan(task, chosen, budget_ms, device=device)
+    return make_plan(task, chosen, budget_ms, device=device, constraints=bound)
 
 
 def profile_model(
@@ -137,16 +143,26 @@ def _named(on_progress: OnProgress | None, what: str) -> Callable[[int, int], No
     return lambda done, total: on_progress(what, done, total)
 
 
-def _measured_device(
-    trace: OnnxTrace,
-    profiles: GroupProfiles,
-    store: Store,
-    device: str | None,
-    on_progress: OnProgress | None,
-) -> str:
-    """The device to plan for, with what this model needs measured and in the store."""
+def constrained_levels(graph: PruningGraph, bound: BoundConstraints) -> tuple[IntArray, IntArray]:
+    """`keep_levels` within constraints on the same graph.
+
+    Raises:
+        InputError: pinned groups share no ratio.
+    """
+    return keep_levels(
+        graph,
+        round_to=bound.round_to,
+        min_keep=bound.stated.min_keep,
+        min_keep_ratio=bound.stated.min_keep_ratio,
+        held=bound.held,
+        pins=bound.pins,
+    )
+
+
+def _which_device(device: str | None) -> tuple[str, Runtime | None]:
+    """The key to plan for, and the runtime to measure with where that is this machine."""
     if device == MACS_DEVICE:
-        return device
+        return device, None
     from rlprune.latency.device import local_device_key
     from rlprune.runtime import get_runtime
 
@@ -155,21 +171,27 @@ def _measured_device(
     except MissingExtraError:
         if device is None:
             raise
-        runtime = None
-    if runtime is not None and device in (None, local_device_key(runtime)):
-        device = local_device_key(runtime)
-        _measure_missing(trace, profiles, store, device, runtime, on_progress)
-        return device
-    assert device is not None
+        return device, None
+    own = local_device_key(runtime)
+    return (own, runtime) if device in (None, own) else (str(device), None)
+
+
+def check_measured(graph: PruningGraph, store: Store, device: str) -> None:
+    """Refuses a device that has not reported what plans of this graph need.
+
+    Raises:
+        NotFoundError: unknown, or nothing measured of this model; not for `macs`.
+    """
+    if device == MACS_DEVICE:
+        return
     if store.generation(device) == 0:
         raise nothing_measured(store, device)
-    if trace.graph.fingerprint not in latency_model(store, device).attempts:
+    if graph.fingerprint not in latency_model(store, device).attempts:
         raise NotFoundError(
             f"device {device!r} has not measured this model; ask the server that its worker "
             "reports to (--server)",
             field="device",
         )
-    return device
 
 
 def _measure_missing(

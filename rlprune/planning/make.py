@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from rlprune.constraints import BoundConstraints, Constraints
 from rlprune.errors import BudgetError
 from rlprune.graph.types import IntArray
 from rlprune.latency.types import MACS_DEVICE
 from rlprune.plans import PlanEntry, PlanFigures, PruningPlan
+from rlprune.task.pinned import PinnedTask
 from rlprune.task.task import PruningTask
 
 if TYPE_CHECKING:
@@ -33,10 +35,18 @@ def check_budget(value: float, name: str = "budget_ms") -> float:
     return float(value)
 
 
-def make_plan(task: PruningTask, policy: Policy, budget_ms: float, *, device: str) -> PruningPlan:
+def make_plan(
+    task: PruningTask,
+    policy: Policy,
+    budget_ms: float,
+    *,
+    device: str,
+    constraints: BoundConstraints | None = None,
+) -> PruningPlan:
     """The policy's plan for one budget, with every figure a reader needs to judge it; pure.
 
     An infeasible budget is an answer, not an error: the plan of least latency, `feasible` False.
+    The task's levels are those the constraints leave; what is pinned is planned as one group.
 
     Raises:
         BudgetError: the budget is NaN, infinite, zero or negative.
@@ -45,11 +55,12 @@ def make_plan(task: PruningTask, policy: Policy, budget_ms: float, *, device: st
 
     budget_ms = check_budget(budget_ms)
     asked = np.array([budget_ms])
-    least = least_keeps(task)
+    pinned = PinnedTask.of(task, constraints.pins if constraints else ())
+    least = pinned.expand(least_keeps(pinned.task))
     feasible = bool(task.tables.upper_ms(least[None])[0] <= budget_ms)
-    keeps = reference = solve(task, asked)[0] if feasible else least
+    keeps = reference = pinned.expand(solve(pinned.task, asked)[0]) if feasible else least
     if feasible and task.group_count and policy.name != "knapsack":
-        keeps = policy.plan(task, asked)[0]
+        keeps = pinned.expand(policy.plan(pinned.task, asked)[0])
     figures = _figures(task, keeps)
     return PruningPlan(
         fingerprint=task.graph.fingerprint,
@@ -69,12 +80,14 @@ def make_plan(task: PruningTask, policy: Policy, budget_ms: float, *, device: st
                 width=group.width,
                 keep=int(keep),
                 members=tuple(f"{member.tensor}[{member.axis}]" for member in group.members),
+                constraint=constraints.why(index) if constraints else "",
             )
-            for group, keep in zip(task.graph.groups, keeps, strict=True)
+            for index, (group, keep) in enumerate(zip(task.graph.groups, keeps, strict=True))
         ),
         macs=figures.macs,
         params=figures.params,
         reference=_figures(task, reference),
+        constraints=constraints.recorded if constraints else Constraints(),
         note=_note(task, policy, budget_ms, least, feasible, bool((keeps == reference).all())),
     )
 

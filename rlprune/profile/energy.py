@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 WEIGHTED = ("conv", "depthwise_conv", "conv_transpose", "linear", "matmul")
 """Kinds of operators whose weights shrink with a group."""
 
-_MOST_SHARE = 0.999
+MOST_SHARE = 0.999
 """A share of 1 would make a level infinitely bad; nothing a planner could add up."""
 
 
@@ -71,12 +71,12 @@ def loss_curve(profiles: GroupProfiles, graph: PruningGraph) -> FloatArray:
         share = profiles.energy_loss
     else:
         share = 1.0 - profiles.levels / graph.widths[:, None]
-    layers = _layer_count(graph).astype(np.float64)
-    curve = -np.log1p(-np.minimum(share, _MOST_SHARE)) * layers[:, None]
+    layers = layer_count(graph).astype(np.float64)
+    curve = -np.log1p(-np.minimum(share, MOST_SHARE)) * layers[:, None]
     return non_increasing(curve, profiles.level_count)
 
 
-def _layer_count(graph: PruningGraph) -> IntArray:
+def layer_count(graph: PruningGraph) -> IntArray:
     """How many weighted layers read or write channels of each group [G]."""
     count = np.zeros(len(graph.groups), dtype=np.int64)
     for operator in graph.operators:

@@ -8,19 +8,21 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from rlprune.constraints import Constraints, bind, patterns
 from rlprune.errors import BudgetError, InputError, MeasurementError, UnavailableError
 from rlprune.graph.types import IntArray
+from rlprune.latency.device import preferred_multiple
 from rlprune.latency.types import MACS_DEVICE, Measurement, ModelSubject
-from rlprune.planning import check_budget, profile_model
+from rlprune.planning import check_budget, constrained_levels, profile_model
 from rlprune.plans import PruningPlan
-from rlprune.profile.types import GroupProfiles, keep_levels
+from rlprune.profile.types import GroupProfiles
 from rlprune.service.channel import Channel
 from rlprune.service.device_messages import device_from, job_from, subject_to
 from rlprune.service.plan_messages import plan_from, profiles_to, record_from
@@ -90,8 +92,11 @@ class Client:
         budget_ratio: float | None = None,
         policy: str = "learned",
         calibration: str | Path | None = None,
-        round_to: int = 8,
+        round_to: int | None = None,
         min_keep: int = 1,
+        min_keep_ratio: float = 0.0,
+        hold: str | Iterable[str] = (),
+        pin: str | Iterable[str] = (),
         input_shapes: Mapping[str, Sequence[int]] | None = None,
         wait: bool = True,
         timeout_sec: float = 600.0,
@@ -106,8 +111,7 @@ class Client:
             budget_ratio: the same as a share (0-1] of the unpruned model's predicted latency.
             policy: learned, corrected, knapsack, global or uniform.
             calibration: `.npz` with `x` and `y`; losses are measured on it, on this machine.
-            round_to: keep counts are multiples of this, or the full width.
-            min_keep: no group keeps fewer.
+            round_to, min_keep, min_keep_ratio, hold, pin: see `rlprune.plan`.
             input_shapes: shapes of inputs whose extents the file leaves open, by name.
             wait: for what the device has still to measure; without, the plan is what is known now.
             timeout_sec: how long to wait for that.
@@ -129,11 +133,16 @@ class Client:
             request.budget_ms = check_budget(budget_ms)
         if budget_ratio is not None:
             request.budget_ratio = check_budget(budget_ratio, "budget_ratio")
-        if round_to < 1 or min_keep < 1:
-            raise InputError(f"round_to {round_to} and min_keep {min_keep} must be at least 1")
+        stated = Constraints(round_to, min_keep, min_keep_ratio, patterns(hold), patterns(pin))
         trace = _trace(model, input_shapes)
-        levels, level_count = keep_levels(trace.graph, round_to=round_to, min_keep=min_keep)
-        profiles = profile_model(trace, levels, level_count, calibration, on_progress=on_progress)
+        bound = bind(trace.graph, stated, round_to=preferred_multiple(device))
+        request.round_to, request.min_keep = bound.round_to, min_keep
+        request.min_keep_ratio = min_keep_ratio
+        request.hold.extend(stated.hold)
+        request.pin.extend(stated.pin)
+        profiles = profile_model(
+            trace, *constrained_levels(trace.graph, bound), calibration, on_progress=on_progress
+        )
         deadline = time.monotonic() + timeout_sec
         while True:
             answer = self.create_plan(trace, profiles, request)

@@ -11,6 +11,7 @@ import math
 import numpy as np
 import numpy.typing as npt
 
+from rlprune.constraints import BoundConstraints, Constraints
 from rlprune.errors import InputError
 from rlprune.graph.types import FloatArray, IntArray, PruningGraph
 from rlprune.plans import PlanEntry, PlanFigures, PruningPlan
@@ -41,6 +42,7 @@ def plan_to(plan: PruningPlan) -> types_pb2.PruningPlan:
                 width=entry.width,
                 keep=entry.keep,
                 members=entry.members,
+                constraint=entry.constraint,
             )
             for entry in plan.groups
         ],
@@ -48,6 +50,13 @@ def plan_to(plan: PruningPlan) -> types_pb2.PruningPlan:
         params=plan.params,
         reference=None if plan.reference is None else _figures_to(plan.reference),
         note=plan.note,
+        constraints=types_pb2.Constraints(
+            round_to=plan.constraints.round_to or 0,
+            min_keep=plan.constraints.min_keep,
+            min_keep_ratio=plan.constraints.min_keep_ratio,
+            hold=plan.constraints.hold,
+            pin=plan.constraints.pin,
+        ),
     )
 
 
@@ -65,13 +74,38 @@ def plan_from(message: types_pb2.PruningPlan) -> PruningPlan:
         predicted_latency_ms=message.predicted_latency_ms,
         predicted_interval_ms=_pair(message.predicted_interval_ms),
         groups=tuple(
-            PlanEntry(entry.name, entry.scheme, entry.width, entry.keep, tuple(entry.members))
+            PlanEntry(
+                entry.name,
+                entry.scheme,
+                entry.width,
+                entry.keep,
+                tuple(entry.members),
+                entry.constraint,
+            )
             for entry in message.groups
         ),
         macs=message.macs,
         params=message.params,
         reference=_figures_from(message.reference) if message.HasField("reference") else None,
         note=message.note,
+        constraints=constraints_from(message.constraints),
+    )
+
+
+def constraints_from(
+    message: types_pb2.Constraints | plans_pb2.CreatePlanRequest,
+) -> Constraints:
+    """The constraints of a message, or of a request, whose fields are called alike.
+
+    Raises:
+        InputError: a value that is none; names the field.
+    """
+    return Constraints(
+        message.round_to or None,
+        message.min_keep or 1,
+        message.min_keep_ratio,
+        tuple(message.hold),
+        tuple(message.pin),
     )
 
 
@@ -127,6 +161,42 @@ def profiles_to(profiles: GroupProfiles) -> types_pb2.GroupProfiles:
         base_loss=None if math.isnan(profiles.base_loss) else profiles.base_loss,
         image_count=profiles.image_count,
     )
+
+
+def check_levels(profiles: GroupProfiles, graph: PruningGraph, bound: BoundConstraints) -> None:
+    """Refuses profiles whose levels do not keep to the constraints stated beside them.
+
+    Raises:
+        InputError: names the constraint.
+    """
+    stated = bound.stated
+    ratio = profiles.levels / graph.widths[:, None]
+    for index, group in enumerate(graph.groups):
+        own = profiles.levels[index, : profiles.level_count[index] - 1]  # those that prune
+        step = group.step(bound.round_to) if stated.round_to else 1
+        wrong = ""
+        if (own % step).any():
+            wrong = "round_to"
+        elif (own < stated.min_keep).any():
+            wrong = "min_keep"
+        elif (ratio[index] < stated.min_keep_ratio - 1e-9).any():
+            wrong = "min_keep_ratio"
+        elif index in bound.held and len(own):
+            wrong = "hold"
+        if wrong:
+            raise InputError(
+                f"levels of group {group.name!r} in profiles do not keep to {wrong}; make both "
+                "with the same constraints",
+                field=wrong,
+            )
+    for pins in bound.pins:
+        if (ratio[list(pins)] != ratio[pins[0]]).any():
+            names = ", ".join(repr(graph.groups[g].name) for g in pins)
+            raise InputError(
+                f"levels of pinned groups {names} in profiles differ in their ratios; make both "
+                "with the same constraints",
+                field="pin",
+            )
 
 
 def profiles_from(

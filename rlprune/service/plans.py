@@ -8,24 +8,35 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import lru_cache
 
+from rlprune.constraints import BoundConstraints, bind
 from rlprune.errors import BudgetError, InputError, MeasurementError, PolicyError
 from rlprune.graph.types import PruningGraph
+from rlprune.latency.device import preferred_multiple
 from rlprune.latency.types import MACS_DEVICE
-from rlprune.planning import check_budget, latency_model, make_plan, task_for
+from rlprune.planning import (
+    check_budget,
+    constrained_levels,
+    latency_model,
+    make_plan,
+    task_for,
+)
 from rlprune.plans import PruningPlan
 from rlprune.policy import POLICY_NAMES, Policy, get_policy
 from rlprune.profile.energy import shape_profiles
-from rlprune.profile.types import GroupProfiles, keep_levels
+from rlprune.profile.types import GroupProfiles
 from rlprune.service.models import Skeletons
-from rlprune.service.plan_messages import plan_to, profiles_from, record_to
+from rlprune.service.plan_messages import (
+    check_levels,
+    constraints_from,
+    plan_to,
+    profiles_from,
+    record_to,
+)
 from rlprune.store import Store
 from rlprune.store.encoding import Subject, check_fingerprint, check_request_id, subject_key
 from rlprune.store.jobs import JobQueue
 from rlprune.store.records import Job
 from rlprune.v1 import plans_pb2
-
-DEFAULT_ROUND_TO = 8
-MAX_ROUND_TO = 1024
 
 
 class PlanService:
@@ -55,12 +66,14 @@ class PlanService:
                 return _answer(self._store.plan(plan_id), plan_id, [])
         policy = self._policy_of(request)
         _check_budget(request)
+        constraints = constraints_from(request)
         graph, brought = self._graph_of(request)
-        profiles = _profiles_of(request, graph)
         device = request.device
         if device != MACS_DEVICE:
             self._store.last_seen_sec(device)  # refuses unknown ones
-        plan = self._plan(request, graph, profiles, policy)
+        bound = bind(graph, constraints, round_to=preferred_multiple(device))
+        profiles = _profiles_of(request, graph, bound)
+        plan = self._plan(request, graph, profiles, policy, bound)
         missing = self._missing(graph, profiles, device, needed=plan is None)
         # All is well: from here on things are written.
         plan_id = ""
@@ -118,6 +131,7 @@ class PlanService:
         graph: PruningGraph,
         profiles: GroupProfiles,
         policy: Policy,
+        constraints: BoundConstraints,
     ) -> PruningPlan | None:
         """The plan; None where nothing has been measured that latencies could be predicted from."""
         device = request.device
@@ -127,7 +141,7 @@ class PlanService:
         budget_ms = request.budget_ms
         if request.WhichOneof("budget") == "budget_ratio":
             budget_ms = request.budget_ratio * task.base_ms
-        return make_plan(task, policy, budget_ms, device=device)
+        return make_plan(task, policy, budget_ms, device=device, constraints=constraints)
 
     def _missing(
         self, graph: PruningGraph, profiles: GroupProfiles, device: str, *, needed: bool
@@ -158,15 +172,14 @@ def _check_budget(request: plans_pb2.CreatePlanRequest) -> None:
     check_budget(getattr(request, which), which)
 
 
-def _profiles_of(request: plans_pb2.CreatePlanRequest, graph: PruningGraph) -> GroupProfiles:
-    if request.HasField("profiles"):
-        if request.round_to:
-            raise InputError("with profiles, their levels decide; leave it out", field="round_to")
-        return profiles_from(request.profiles, graph)
-    round_to = request.round_to or DEFAULT_ROUND_TO
-    if not 1 <= round_to <= MAX_ROUND_TO:
-        raise InputError(f"round_to {round_to} is not within 1..{MAX_ROUND_TO}", field="round_to")
-    return shape_profiles(graph, *keep_levels(graph, round_to=round_to))
+def _profiles_of(
+    request: plans_pb2.CreatePlanRequest, graph: PruningGraph, bound: BoundConstraints
+) -> GroupProfiles:
+    if not request.HasField("profiles"):
+        return shape_profiles(graph, *constrained_levels(graph, bound))
+    profiles = profiles_from(request.profiles, graph)
+    check_levels(profiles, graph, bound)
+    return profiles
 
 
 def _answer(

@@ -8,7 +8,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class CreatePlanRequest(_message.Message):
-    __slots__ = ("skeleton", "fingerprint", "profiles", "device", "budget_ms", "budget_ratio", "policy", "round_to", "request_id")
+    __slots__ = ("skeleton", "fingerprint", "profiles", "device", "budget_ms", "budget_ratio", "policy", "round_to", "request_id", "min_keep", "min_keep_ratio", "hold", "pin")
     SKELETON_FIELD_NUMBER: _ClassVar[int]
     FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
     PROFILES_FIELD_NUMBER: _ClassVar[int]
@@ -18,6 +18,10 @@ class CreatePlanRequest(_message.Message):
     POLICY_FIELD_NUMBER: _ClassVar[int]
     ROUND_TO_FIELD_NUMBER: _ClassVar[int]
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    MIN_KEEP_FIELD_NUMBER: _ClassVar[int]
+    MIN_KEEP_RATIO_FIELD_NUMBER: _ClassVar[int]
+    HOLD_FIELD_NUMBER: _ClassVar[int]
+    PIN_FIELD_NUMBER: _ClassVar[int]
     skeleton: bytes
     fingerprint: str
     profiles: _types_pb2.GroupProfiles
@@ -27,7 +31,11 @@ class CreatePlanRequest(_message.Message):
     policy: str
     round_to: int
     request_id: str
-    def __init__(self, skeleton: _Optional[bytes] = ..., fingerprint: _Optional[str] = ..., profiles: _Optional[_Union[_types_pb2.GroupProfiles, _Mapping]] = ..., device: _Optional[str] = ..., budget_ms: _Optional[float] = ..., budget_ratio: _Optional[float] = ..., policy: _Optional[str] = ..., round_to: _Optional[int] = ..., request_id: _Optional[str] = ...) -> None: ...
+    min_keep: int
+    min_keep_ratio: float
+    hold: _containers.RepeatedScalarFieldContainer[str]
+    pin: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, skeleton: _Optional[bytes] = ..., fingerprint: _Optional[str] = ..., profiles: _Optional[_Union[_types_pb2.GroupProfiles, _Mapping]] = ..., device: _Optional[str] = ..., budget_ms: _Optional[float] = ..., budget_ratio: _Optional[float] = ..., policy: _Optional[str] = ..., round_to: _Optional[int] = ..., request_id: _Optional[str] = ..., min_keep: _Optional[int] = ..., min_keep_ratio: _Optional[float] = ..., hold: _Optional[_Iterable[str]] = ..., pin: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class CreatePlanResponse(_message.Message):
     __slots__ = ("plan", "plan_id", "pending_job_count", "pending_job_ids", "measured")

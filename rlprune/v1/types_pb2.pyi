@@ -42,18 +42,34 @@ class Matrix(_message.Message):
     def __init__(self, row_count: _Optional[int] = ..., column_count: _Optional[int] = ..., values: _Optional[_Iterable[float]] = ...) -> None: ...
 
 class PlanEntry(_message.Message):
-    __slots__ = ("name", "scheme", "width", "keep", "members")
+    __slots__ = ("name", "scheme", "width", "keep", "members", "constraint")
     NAME_FIELD_NUMBER: _ClassVar[int]
     SCHEME_FIELD_NUMBER: _ClassVar[int]
     WIDTH_FIELD_NUMBER: _ClassVar[int]
     KEEP_FIELD_NUMBER: _ClassVar[int]
     MEMBERS_FIELD_NUMBER: _ClassVar[int]
+    CONSTRAINT_FIELD_NUMBER: _ClassVar[int]
     name: str
     scheme: str
     width: int
     keep: int
     members: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, name: _Optional[str] = ..., scheme: _Optional[str] = ..., width: _Optional[int] = ..., keep: _Optional[int] = ..., members: _Optional[_Iterable[str]] = ...) -> None: ...
+    constraint: str
+    def __init__(self, name: _Optional[str] = ..., scheme: _Optional[str] = ..., width: _Optional[int] = ..., keep: _Optional[int] = ..., members: _Optional[_Iterable[str]] = ..., constraint: _Optional[str] = ...) -> None: ...
+
+class Constraints(_message.Message):
+    __slots__ = ("round_to", "min_keep", "min_keep_ratio", "hold", "pin")
+    ROUND_TO_FIELD_NUMBER: _ClassVar[int]
+    MIN_KEEP_FIELD_NUMBER: _ClassVar[int]
+    MIN_KEEP_RATIO_FIELD_NUMBER: _ClassVar[int]
+    HOLD_FIELD_NUMBER: _ClassVar[int]
+    PIN_FIELD_NUMBER: _ClassVar[int]
+    round_to: int
+    min_keep: int
+    min_keep_ratio: float
+    hold: _containers.RepeatedScalarFieldContainer[str]
+    pin: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, round_to: _Optional[int] = ..., min_keep: _Optional[int] = ..., min_keep_ratio: _Optional[float] = ..., hold: _Optional[_Iterable[str]] = ..., pin: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class PlanFigures(_message.Message):
     __slots__ = ("keeps", "predicted_latency_ms", "predicted_interval_ms", "macs", "params")
@@ -70,7 +86,7 @@ class PlanFigures(_message.Message):
     def __init__(self, keeps: _Optional[_Iterable[int]] = ..., predicted_latency_ms: _Optional[float] = ..., predicted_interval_ms: _Optional[_Union[Interval, _Mapping]] = ..., macs: _Optional[int] = ..., params: _Optional[int] = ...) -> None: ...
 
 class PruningPlan(_message.Message):
-    __slots__ = ("fingerprint", "policy", "profiled", "device", "budget_ms", "feasible", "base_latency_ms", "least_latency_ms", "predicted_latency_ms", "predicted_interval_ms", "groups", "macs", "params", "reference", "note")
+    __slots__ = ("fingerprint", "policy", "profiled", "device", "budget_ms", "feasible", "base_latency_ms", "least_latency_ms", "predicted_latency_ms", "predicted_interval_ms", "groups", "macs", "params", "reference", "note", "constraints")
     FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
     POLICY_FIELD_NUMBER: _ClassVar[int]
     PROFILED_FIELD_NUMBER: _ClassVar[int]
@@ -86,6 +102,7 @@ class PruningPlan(_message.Message):
     PARAMS_FIELD_NUMBER: _ClassVar[int]
     REFERENCE_FIELD_NUMBER: _ClassVar[int]
     NOTE_FIELD_NUMBER: _ClassVar[int]
+    CONSTRAINTS_FIELD_NUMBER: _ClassVar[int]
     fingerprint: str
     policy: str
     profiled: bool
@@ -101,7 +118,8 @@ class PruningPlan(_message.Message):
     params: int
     reference: PlanFigures
     note: str
-    def __init__(self, fingerprint: _Optional[str] = ..., policy: _Optional[str] = ..., profiled: _Optional[bool] = ..., device: _Optional[str] = ..., budget_ms: _Optional[float] = ..., feasible: _Optional[bool] = ..., base_latency_ms: _Optional[float] = ..., least_latency_ms: _Optional[float] = ..., predicted_latency_ms: _Optional[float] = ..., predicted_interval_ms: _Optional[_Union[Interval, _Mapping]] = ..., groups: _Optional[_Iterable[_Union[PlanEntry, _Mapping]]] = ..., macs: _Optional[int] = ..., params: _Optional[int] = ..., reference: _Optional[_Union[PlanFigures, _Mapping]] = ..., note: _Optional[str] = ...) -> None: ...
+    constraints: Constraints
+    def __init__(self, fingerprint: _Optional[str] = ..., policy: _Optional[str] = ..., profiled: _Optional[bool] = ..., device: _Optional[str] = ..., budget_ms: _Optional[float] = ..., feasible: _Optional[bool] = ..., base_latency_ms: _Optional[float] = ..., least_latency_ms: _Optional[float] = ..., predicted_latency_ms: _Optional[float] = ..., predicted_interval_ms: _Optional[_Union[Interval, _Mapping]] = ..., groups: _Optional[_Iterable[_Union[PlanEntry, _Mapping]]] = ..., macs: _Optional[int] = ..., params: _Optional[int] = ..., reference: _Optional[_Union[PlanFigures, _Mapping]] = ..., note: _Optional[str] = ..., constraints: _Optional[_Union[Constraints, _Mapping]] = ...) -> None: ...
 
 class GroupProfiles(_message.Message):
     __slots__ = ("fingerprint", "levels", "level_count", "energy_loss", "measured_loss", "base_loss", "image_count")

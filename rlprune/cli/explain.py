@@ -1,0 +1,236 @@
+"""`trace`: what of a model can be pruned, what not, and why."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from rlprune.cli.frame import (
+    Hold,
+    InputShapes,
+    Json,
+    MinKeep,
+    MinKeepRatio,
+    Pin,
+    RoundTo,
+    console,
+    print_json,
+    print_line,
+    print_table,
+)
+from rlprune.cli.models import Model, load_trace
+
+if TYPE_CHECKING:
+    from rlprune.constraints import BoundConstraints
+    from rlprune.graph.types import IntArray, PruningGraph
+    from rlprune.latency.tables import LatencyTables
+
+SHOWN = 4
+"""Names that a line lists before it only counts them; a DenseNet's layer has 60 readers."""
+
+
+def trace(
+    model: Model,
+    tree: Annotated[
+        bool, typer.Option("--tree", help="Groups with their members, then what is held and why.")
+    ] = False,
+    device: Annotated[
+        str | None,
+        typer.Option(
+            metavar="KEY|macs",
+            help="Whose latency is shared out, from the local store; nothing is measured. MACs "
+            "stand in if left out.",
+        ),
+    ] = None,
+    input_shape: InputShapes = None,
+    round_to: RoundTo = None,
+    min_keep: MinKeep = 1,
+    min_keep_ratio: MinKeepRatio = 0.0,
+    hold: Hold = None,
+    pin: Pin = None,
+    as_json: Json = False,
+) -> None:
+    """Show what of a model can be pruned, and why the rest cannot.
+
+    One row per group of channels that live or die together, then what is held whole and why.
+    """
+    from rlprune.constraints import Constraints, bind
+    from rlprune.latency.device import BLOCK, preferred_multiple
+    from rlprune.planning import constrained_levels
+
+    constraints = Constraints(
+        round_to, min_keep, min_keep_ratio, tuple(hold or ()), tuple(pin or ())
+    )
+    graph = load_trace(model, input_shape).graph
+    preferred = BLOCK if device is None else preferred_multiple(device)
+    bound = bind(graph, constraints, round_to=preferred)
+    levels, level_count = constrained_levels(graph, bound)
+    facts = _facts(graph, bound, levels, level_count, _tables(graph, levels, level_count, device))
+    if as_json:
+        print_json(facts)
+        return
+    measured = device not in (None, "macs")
+    latency = f"   {facts['latency_ms']:.4g} ms on {device}" if measured else ""
+    print_line(
+        f"graph {graph.fingerprint[:12]}   {facts['macs'] / 1e6:.2f} M MACs   "
+        f"{facts['params']:,} parameters{latency}"
+    )
+    (_print_tree if tree else _print_tables)(facts)
+    print_line(
+        f"{facts['prunable_macs_ratio']:.1%} of the MACs are prunable. MACs, params, latency: what "
+        "goes with the whole group; neighbours share them."
+        + ("" if measured else " Latency is counted in MACs; --device has a device's.")
+    )
+
+
+def _tables(
+    graph: PruningGraph, levels: IntArray, level_count: IntArray, device: str | None
+) -> LatencyTables:
+    """The device's latencies as the local store predicts them; MACs where none is given.
+
+    Raises:
+        NotFoundError: the store does not know the device, or nothing of this model on it.
+    """
+    from rlprune.latency.macs import macs_tables
+    from rlprune.latency.types import MACS_DEVICE
+    from rlprune.planning import check_measured, task_for
+    from rlprune.profile.energy import shape_profiles
+
+    if device in (None, MACS_DEVICE):
+        return macs_tables(graph, graph.widths[:, None], graph.widths**0)
+    from rlprune.store import open_store
+
+    store = open_store()
+    check_measured(graph, store, str(device))
+    profiles = shape_profiles(graph, levels, level_count)
+    return task_for(graph, profiles, store, str(device)).tables
+
+
+def _facts(
+    graph: PruningGraph,
+    bound: BoundConstraints,
+    levels: IntArray,
+    level_count: IntArray,
+    tables: LatencyTables,
+) -> dict[str, Any]:
+    """Everything that is told of a graph, as `--json` prints it."""
+    from dataclasses import asdict
+
+    from rlprune.planning.shares import group_shares
+
+    shares = group_shares(graph, tables)
+    return {
+        "fingerprint": graph.fingerprint,
+        "input_shapes": graph.input_shapes,
+        "macs": int(graph.macs(graph.widths)),
+        "params": int(graph.params(graph.widths)),
+        "device": tables.device,
+        "latency_ms": shares.latency_ms,
+        "prunable_macs_ratio": graph.prunable_macs_ratio(bound.held),
+        "constraints": asdict(bound.recorded),
+        "groups": [
+            {
+                "name": group.name,
+                "width": group.width,
+                "levels": levels[index, : level_count[index]].tolist(),
+                "macs_ratio": float(shares.macs[index]),
+                "params_ratio": float(shares.params[index]),
+                "latency_ratio": float(shares.latency[index]),
+                "constraint": bound.why(index),
+                "members": [f"{m.tensor}[{m.axis}]" for m in group.members],
+                "axes": [asdict(member) for member in group.members],
+            }
+            for index, group in enumerate(graph.groups)
+        ],
+        "held": [asdict(held) for held in graph.held],
+    }
+
+
+def _print_tables(facts: dict[str, Any]) -> None:
+    constrained = any(group["constraint"] for group in facts["groups"])
+    columns = ["group", "members", "width", "MACs", "params", "latency"]
+    rows = []
+    for group in facts["groups"]:
+        row = [group["name"], _some(group["members"]), str(group["width"]), *_shares(group)]
+        if constrained:
+            row.insert(1, group["constraint"])
+        rows.append(row)
+    if constrained:
+        columns.insert(1, "constraint")
+    print_table(columns, rows, left=2 + constrained)
+    if facts["held"]:
+        print_table(
+            ("held whole", "why", "width"),
+            [(f"{h['tensor']} ({h['node']})", h["reason"], str(h["width"])) for h in facts["held"]],
+            left=2,
+        )
+
+
+def _print_tree(facts: dict[str, Any]) -> None:
+    """Groups, the axes that make or carry their channels, and those that read them; then holds."""
+    from rich.text import Text
+    from rich.tree import Tree
+
+    groups = facts["groups"]
+    root = Tree(Text(f"{len(groups)} groups"))
+    for group in groups:
+        macs, params, latency = _shares(group)
+        low, high = group["levels"][0], group["levels"][-1]
+        keeps = f"keeps {low}..{high}" if low < high else f"keeps {high}"
+        branch = root.add(
+            Text(
+                f"{group['name']}: {group['width']} units, {keeps}; "
+                f"{macs} of MACs, {params} of params, {latency} of latency"
+                + (f"; {group['constraint']}" if group["constraint"] else "")
+            )
+        )
+        makes = [axis for axis in group["axes"] if not axis["reads"]]
+        readers = [axis for axis in group["axes"] if axis["reads"]]
+        for axis in makes[:SHOWN]:
+            branch.add(Text(_axis(axis)))
+        if len(makes) > SHOWN:
+            branch.add(Text(f"and {_some(_called(makes[SHOWN:]))}"))
+        if readers:
+            branch.add(Text(f"read by {_some(_called(readers))}"))
+    console().print(root)
+    if not facts["held"]:
+        return
+    whole = Tree(Text("held whole"))
+    reasons: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for held in facts["held"]:
+        reasons.setdefault((held["reason"], held["forced_by"]), []).append(held)
+    for (reason, node), axes in reasons.items():
+        by = f" (by {node})" if node and node not in reason else ""
+        branch = whole.add(Text(f"{reason}{by}"))
+        branch.add(Text(_some([f"{h['layer'] or h['tensor']} x {h['width']}" for h in axes])))
+    console().print(whole)
+
+
+def _axis(axis: dict[str, Any]) -> str:
+    """One weight axis: its tensor, and what reads it where the tensor does not say that."""
+    layer, tensor = axis["layer"], axis["tensor"]
+    where = [name for name in (layer, axis["node"]) if name and not tensor.startswith(name)]
+    repeat = f", {axis['repeat']} each" if axis["repeat"] > 1 else ""
+    return f"{tensor}[{axis['axis']}]{repeat}" + (f"  in {' = '.join(where)}" if where else "")
+
+
+def _called(axes: Iterable[dict[str, Any]]) -> list[str]:
+    """Layers with the axis, each once: of a layer's weight, bias and statistics one is enough."""
+    names = (f"{axis['layer'] or axis['tensor']}[{axis['axis']}]" for axis in axes)
+    return list(dict.fromkeys(names))
+
+
+def _shares(group: dict[str, Any]) -> tuple[str, str, str]:
+    return (
+        f"{group['macs_ratio']:.1%}",
+        f"{group['params_ratio']:.1%}",
+        f"{group['latency_ratio']:.1%}",
+    )
+
+
+def _some(names: list[str]) -> str:
+    """The first names, and how many more there are; `--json` has all."""
+    more = len(names) - SHOWN
+    return ", ".join(names[:SHOWN]) + (f" and {more} more" if more > 0 else "")
