@@ -120,6 +120,7 @@ def plan(
     min_keep_ratio: float = 0.0,
     hold: str | Iterable[str] = (),
     pin: str | Iterable[str] = (),
+    certify: bool = False,
 ) -> PruningPlan:
     """How many channels each group may keep, so that the model runs within the budget.
 
@@ -140,6 +141,8 @@ def plan(
         min_keep_ratio: nor a smaller share (0-1) of them.
         hold: globs over names of layers, nodes, weights or groups; what matches is left as it is.
         pin: the same; the channels of all layers that one glob matches keep one ratio.
+        certify: measure the plan on this machine, in a new process, and correct it where it misses
+            its budget or leaves much of it unused; `plan.certificate` says what came of it.
 
     Returns:
         The plan; `feasible` is False where no plan is within the budget.
@@ -164,6 +167,7 @@ def plan(
         policy=policy,
         calibration=calibration,
         constraints=constraints,
+        certify=certify,
     )
 
 

@@ -67,6 +67,10 @@ def plan(
     min_keep_ratio: MinKeepRatio = 0.0,
     hold: Hold = None,
     pin: Pin = None,
+    certify: Annotated[
+        bool,
+        typer.Option("--certify", help="Measure the plan on the device; correct it if it misses."),
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Plan how many channels each group keeps.
@@ -99,6 +103,7 @@ def plan(
                 policy=policy,
                 calibration=calibration,
                 constraints=constraints,
+                certify=certify,
                 on_progress=on_progress,
             )
         else:
@@ -115,6 +120,7 @@ def plan(
                     min_keep_ratio=min_keep_ratio,
                     hold=constraints.hold,
                     pin=constraints.pin,
+                    certify=certify,
                     on_progress=on_progress,
                 )
     if as_json:
@@ -155,6 +161,13 @@ def _print_plan(plan: PruningPlan) -> None:
         f"the least possible is {plan.least_latency_ms:.4g}"
     )
     print_line(f"predicted  {_figures(plan, unit)}; 90 % within {low:.4g} .. {high:.4g} {unit}")
+    certificate = plan.certificate
+    if certificate is not None:
+        low, high = certificate.measured_interval_ms
+        print_line(
+            f"measured   {certificate.measured_latency_ms:.4g} {unit}; 90 % within {low:.4g} .. "
+            f"{high:.4g} {unit}"
+        )
     if reference is not None:
         print_line(f"knapsack   {_figures(reference, unit)}")
     if plan.note:

@@ -30,16 +30,14 @@ Ask = Callable[[float], PruningPlan]
 """A plan for a budget in ms; what was measured in between may tell on the answer."""
 MeasureFresh = Callable[[IntArray], Measurement]
 """Measures keep counts [G] beside the unpruned model, in a new process."""
-OnRound = Callable[[int, MeasuredRound], None]
 
 
-def certify(
+def certify_plan(
     ask: Ask,
     measure: MeasureFresh,
     plan: PruningPlan,
     *,
     max_rounds: int = MAX_ROUNDS,
-    on_round: OnRound | None = None,
 ) -> PruningPlan:
     """`plan`, or a better one for the same budget, with a certificate of what was measured.
 
@@ -51,7 +49,6 @@ def certify(
 
     Args:
         plan: the first answer to the budget, feasible or not; its `budget_ms` is the budget.
-        on_round: told of every round when it has been measured.
 
     Raises:
         MeasurementError: `measure` could not measure at all.
@@ -61,11 +58,9 @@ def certify(
     fits, misses = 0.0, np.inf  # greatest budget asked for that was kept, least that was not
     tried: list[tuple[PruningPlan, MeasuredRound]] = []
     made = plan
-    for number in range(max_rounds):
+    for _ in range(max_rounds):
         found = _round(made, measure(made.keeps), base_ms)
         tried.append((made, found))
-        if on_round is not None:
-            on_round(number + 1, found)
         if _within(found, budget_ms):
             fits = max(fits, asked)
             whole = all(entry.keep == entry.width for entry in made.groups)

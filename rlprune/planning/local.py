@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from rlprune.constraints import BoundConstraints, Constraints, bind
-from rlprune.errors import BudgetError, MissingExtraError, NotFoundError
+from rlprune.errors import BudgetError, InputError, MissingExtraError, NotFoundError
 from rlprune.graph.types import IntArray, PruningGraph
 from rlprune.latency.device import preferred_multiple
-from rlprune.latency.types import MACS_DEVICE
+from rlprune.latency.types import MACS_DEVICE, Measurement
 from rlprune.planning.make import check_budget, make_plan
 from rlprune.planning.tables import latency_model, nothing_measured, task_for
 from rlprune.plans import PruningPlan
@@ -47,13 +47,15 @@ def plan_model(
     policy: str = "learned",
     calibration: str | Path | None = None,
     constraints: Constraints | None = None,
+    certify: bool = False,
     store: Store | None = None,
     on_progress: OnProgress | None = None,
 ) -> PruningPlan:
     """Plans a traced model in this process.
 
     With no `device`, or this machine's own key, what the model needs is measured now where the
-    local store does not have it. Whatever was given is checked before the first measurement.
+    local store does not have it. Whatever was given is checked before the first measurement. With
+    `certify` the plan is measured here, and corrected where it misses (`planning.certify`).
 
     Raises:
         BudgetError: not exactly one budget, or not a positive, finite one.
@@ -73,6 +75,12 @@ def plan_model(
         raise BudgetError("give either budget_ms or budget_ratio", field="budget_ms")
     chosen = get_policy(policy)
     device, runtime = _which_device(device)
+    if certify and runtime is None:
+        raise InputError(
+            f"device {device!r} is not this machine, so nothing can be certified here; ask the "
+            "server that its worker reports to (--server)",
+            field="device",
+        )
     bound = bind(trace.graph, constraints or Constraints(), round_to=preferred_multiple(device))
     profiles = profile_model(
         trace, *constrained_levels(trace.graph, bound), calibration, on_progress=on_progress
@@ -82,11 +90,33 @@ def plan_model(
         _measure_missing(trace, profiles, store, device, runtime, on_progress)
     else:
         check_measured(trace.graph, store, device)
-    task = task_for(trace.graph, profiles, store, device)
+
+    def ask(budget_ms: float) -> PruningPlan:
+        task = task_for(trace.graph, profiles, store, device)
+        return make_plan(task, chosen, budget_ms, device=device, constraints=bound)
+
     if budget_ratio is not None:
-        budget_ms = budget_ratio * task.base_ms
+        budget_ms = budget_ratio * task_for(trace.graph, profiles, store, device).base_ms
     assert budget_ms is not None
-    return make_plan(task, chosen, budget_ms, device=device, constraints=bound)
+    made = ask(budget_ms)
+    if not certify or runtime is None:
+        return made
+    from rlprune.planning.certify import MAX_ROUNDS, certify_plan
+    from rlprune.planning.fresh import measure_fresh
+
+    tell = _named(on_progress, "certifying")
+    rounds = 0
+
+    def measured(keeps: IntArray) -> Measurement:
+        nonlocal rounds
+        if tell is not None:
+            tell(rounds, MAX_ROUNDS)
+        rounds += 1
+        found = measure_fresh(trace, keeps, device=device, runtime=runtime.name)
+        store.add_measurements([found])
+        return found
+
+    return certify_plan(ask, measured, made)
 
 
 def profile_model(

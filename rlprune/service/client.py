@@ -98,6 +98,7 @@ class Client:
         hold: str | Iterable[str] = (),
         pin: str | Iterable[str] = (),
         input_shapes: Mapping[str, Sequence[int]] | None = None,
+        certify: bool = False,
         wait: bool = True,
         timeout_sec: float = 600.0,
         on_progress: OnProgress | None = None,
@@ -113,6 +114,8 @@ class Client:
             calibration: `.npz` with `x` and `y`; losses are measured on it, on this machine.
             round_to, min_keep, min_keep_ratio, hold, pin: see `rlprune.plan`.
             input_shapes: shapes of inputs whose extents the file leaves open, by name.
+            certify: have the plan measured on the device and corrected where it misses its budget
+                or leaves much of it unused; `plan.certificate` says what came of it.
             wait: for what the device has still to measure; without, the plan is what is known now.
             timeout_sec: how long to wait for that.
             on_progress: told what is being measured, here and on the device.
@@ -143,15 +146,40 @@ class Client:
         profiles = profile_model(
             trace, *constrained_levels(trace.graph, bound), calibration, on_progress=on_progress
         )
-        deadline = time.monotonic() + timeout_sec
+        deadline = time.monotonic() + timeout_sec if wait else 0.0
+        made = self._answer(trace, profiles, request, deadline, on_progress)
+        if not certify:
+            return made
+        from rlprune.planning.certify import certify_plan
+
+        def ask(budget_ms: float) -> PruningPlan:
+            request.budget_ms = budget_ms
+            return self._answer(trace, profiles, request, deadline, on_progress)
+
+        def measure(keeps: IntArray) -> Measurement:
+            [found] = self.measure(trace, keeps, device, on_progress=on_progress)
+            return found
+
+        return certify_plan(ask, measure, made)
+
+    def _answer(
+        self,
+        trace: OnnxTrace,
+        profiles: GroupProfiles,
+        request: plans_pb2.CreatePlanRequest,
+        deadline: float,
+        on_progress: OnProgress | None,
+    ) -> PruningPlan:
+        """The server's plan, once the device has measured what it needs; not waited for after
+        `deadline`."""
         while True:
             answer = self.create_plan(trace, profiles, request)
-            if not wait or not answer.pending_job_ids:
+            if not answer.pending_job_ids or time.monotonic() > deadline:
                 break
-            self._wait(answer.pending_job_ids, device, deadline, on_progress)
+            self._wait(answer.pending_job_ids, request.device, deadline, on_progress)
         if answer.plan is None:
             raise UnavailableError(
-                f"device {device!r} has not measured this model yet; "
+                f"device {request.device!r} has not measured this model yet; "
                 f"{len(answer.pending_job_ids)} jobs wait for its worker",
                 field="device",
             )
