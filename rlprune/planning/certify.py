@@ -103,7 +103,7 @@ def _round(plan: PruningPlan, measurement: Measurement, base_ms: float) -> Measu
     ratio = measurement.control_ratio
     logs = np.log(np.maximum(measurement.session_ratios, 1e-9))
     error = float(np.std(logs, ddof=1) / np.sqrt(len(logs))) if len(logs) > 1 else 0.1
-    spread = np.exp(ONE_SIDED_95 * error)
+    spread = float(np.exp(ONE_SIDED_95 * error))
     return MeasuredRound(
         keeps=tuple(int(keep) for keep in plan.keeps),
         predicted_latency_ms=plan.predicted_latency_ms,

@@ -1,0 +1,120 @@
+"""A certificate says what was measured, and what was measured keeps the budget."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from small_onnx import small_onnx
+from synthetic import chain_graph, task_of
+
+import rlprune
+from rlprune.errors import InputError, MeasurementError
+from rlprune.graph.types import IntArray
+from rlprune.latency.types import Measurement, ModelSubject
+from rlprune.planning import make_plan
+from rlprune.planning.certify import MAX_ROUNDS, certify_plan
+from rlprune.plans import PruningPlan
+from rlprune.policy import get_policy
+from rlprune.task.task import PruningTask
+
+
+class Device:
+    """What plans really take: the prediction times a bias, with noise from session to session."""
+
+    def __init__(self, task: PruningTask, bias: Callable[[float], float], noise: float = 0.0):
+        self.task, self.bias, self.noise = task, bias, noise
+        self.rng = np.random.default_rng(0)
+        self.status = "ok"
+        self.count = 0
+
+    def ratio(self, keeps: IntArray) -> float:
+        share = float(self.task.tables.latency_ms(keeps[None])[0]) / self.task.base_ms
+        return share * self.bias(share)
+
+    def __call__(self, keeps: IntArray) -> Measurement:
+        self.count += 1
+        sessions = self.ratio(keeps) * np.exp(self.noise * self.rng.standard_normal(12))
+        cpu = tuple((float(ms),) for ms in sessions)
+        subject = ModelSubject("f" * 64, tuple(int(keep) for keep in keeps))
+        control = ((1.0,),) * 12
+        return Measurement("d", subject, cpu, cpu, control, control, status=self.status)
+
+
+@pytest.fixture
+def task() -> PruningTask:
+    return task_of(chain_graph([128, 256, 256, 128]), seed=5)
+
+
+def certified(task: PruningTask, device: Device, share: float) -> PruningPlan:
+    def ask(budget_ms: float) -> PruningPlan:
+        return make_plan(task, get_policy("knapsack"), budget_ms, device="d")
+
+    return certify_plan(ask, device, ask(share * task.base_ms))
+
+
+@pytest.mark.parametrize("share", [0.4, 0.6, 0.8])
+@pytest.mark.parametrize("bias", [0.8, 0.93, 1.0, 1.08, 1.25])
+def test_whatever_the_device_departs_from_the_prediction_the_budget_is_kept_and_used(
+    task: PruningTask, share: float, bias: float
+) -> None:
+    device = Device(
+        task, lambda now: bias ** (1.0 - now), noise=0.01
+    )  # the unpruned model is known
+    plan = certified(task, device, share)
+    assert plan.certificate is not None and plan.certificate.within and plan.feasible
+    assert 0.9 * share < device.ratio(plan.keeps) <= share
+    assert plan.budget_ms == share * task.base_ms
+    assert device.count == len(plan.certificate.rounds) <= MAX_ROUNDS
+    assert "certified" in plan.note
+
+
+def test_a_good_first_plan_costs_one_measurement(task: PruningTask) -> None:
+    high = task.tables.interval_ratio[1]  # what the budget is held against comes true
+    device = Device(task, lambda now: 0.995 * high)
+    probe = make_plan(task, get_policy("knapsack"), 0.6 * task.base_ms, device="d")
+    plan = certified(task, device, probe.predicted_interval_ms[1] / task.base_ms)
+    assert plan.certificate is not None and plan.certificate.within
+    assert device.count == 1
+
+
+def test_a_device_that_cannot_keep_the_budget_says_so(task: PruningTask) -> None:
+    device = Device(task, lambda now: 1000.0)
+    plan = certified(task, device, 0.5)
+    assert plan.certificate is not None and not plan.certificate.within and not plan.feasible
+    assert plan.certificate.measured_latency_ms > plan.budget_ms
+    assert "not certified" in plan.note
+
+
+def test_unstable_measurements_certify_nothing(task: PruningTask) -> None:
+    device = Device(task, lambda now: 0.9)
+    device.status = "unstable"
+    plan = certified(task, device, 0.5)
+    assert plan.certificate is not None and not plan.certificate.within
+
+
+def test_a_measurement_that_failed_is_an_error(task: PruningTask) -> None:
+    device = Device(task, lambda now: 1.0)
+    device.status = "failed"
+    with pytest.raises(MeasurementError, match="certified"):
+        certified(task, device, 0.5)
+
+
+def test_the_certificate_travels_with_the_plan(task: PruningTask) -> None:
+    plan = certified(task, Device(task, lambda now: 1.1 - 0.1 * now), 0.6)
+    assert PruningPlan.from_json(plan.to_json()) == plan
+
+
+def test_certified_on_this_machine_by_a_process_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+    plan = rlprune.plan(small_onnx(), budget_ratio=0.9, policy="knapsack", certify=True)
+    assert plan.certificate is not None
+    assert plan.certificate.within == plan.feasible
+    for found in plan.certificate.rounds:
+        assert found.measured_interval_ms[0] < found.measured_latency_ms
+    with pytest.raises(InputError, match="not this machine"):
+        rlprune.plan(small_onnx(), budget_ratio=0.9, device="macs", certify=True)
