@@ -256,6 +256,7 @@ def keep(
     path = out / f"{name}.safetensors"
     if included:
         save_file(kept, path)
+        path.chmod(0o644)  # safetensors makes it the user's own
     record = {
         "name": name,
         "family": net.family,
