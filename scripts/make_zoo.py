@@ -103,7 +103,8 @@ def main() -> None:
     unknown = sorted(set(arguments.only) - set(zoo_nets.NETS))
     if unknown:
         raise SystemExit(f"no net {unknown[0]!r}; there are {', '.join(zoo_nets.NETS)}")
-    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    for number in (signal.SIGINT, signal.SIGTERM):  # a shell starts jobs with SIGINT ignored
+        signal.signal(number, signal.default_int_handler)
     try:
         if not arguments.list:
             make(arguments)
