@@ -16,11 +16,12 @@ from typing import Any, cast
 import numpy as np
 import torch
 import torch.nn.functional as F
-from cifar_pack import REPOSITORY, CifarPack, shared_data
+from cifar_pack import REPOSITORY, CifarPack, exported, shared_data
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from rlprune.errors import InputError
+from rlprune.graph.from_onnx import OnnxTrace, trace_onnx
 
 HELD_OUT = ("dense", "squeeze_excite")
 """Families that no default policy is trained on; named before any net of the zoo was trained.
@@ -77,6 +78,11 @@ class Loaded:
     def preprocess(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         """RGB images [N, H, W, 3] -> what the network takes, [N, 3, H, W]."""
         return preprocess(pixels, self.card["preprocess"])
+
+
+def traced(net: Loaded) -> OnnxTrace:
+    """The network as an ordinary export has it: BatchNorm folded, batch open."""
+    return trace_onnx(exported(net.module))
 
 
 def names(weights: Path = WEIGHTS) -> list[str]:
