@@ -53,11 +53,15 @@ class CifarPack:
         module, _ = self.network(name)
         return trace_onnx(exported(module))
 
+    def pixels(self, split: str) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+        """All images [N, 32, 32, 3] and labels [N] of `train` or `test`; decoded once."""
+        if split not in self._sheets:
+            self._sheets[split] = self._pack.images("cifar10", split)
+        return self._sheets[split]
+
     def images(self, name: str, index: NDArray[np.integer], model: OnnxTrace) -> Calibration:
         """Test images of these indices, preprocessed as the network `name` takes them."""
-        if "test" not in self._sheets:
-            self._sheets["test"] = self._pack.images("cifar10", "test")
-        pixels, labels = self._sheets["test"]
+        pixels, labels = self.pixels("test")
         _, sidecar = self.network(name)
         x = self._pack.preprocess(pixels[index], sidecar).numpy()
         return check_calibration(x, labels[index].astype(np.int64), model.model)
