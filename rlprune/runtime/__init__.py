@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+from importlib import import_module
+
 from rlprune.errors import MissingExtraError, NotFoundError
 from rlprune.runtime.base import Runtime, Session
 
-__all__ = ["Runtime", "Session", "get_runtime"]
+__all__ = ["RUNTIMES", "Runtime", "Session", "get_runtime"]
+
+RUNTIMES = {
+    "ort": ("rlprune.runtime.ort", "OrtRuntime", "device"),
+    "openvino": ("rlprune.runtime.openvino", "OpenvinoRuntime", "openvino"),
+    "mnn": ("rlprune.runtime.mnn", "MnnRuntime", "mnn"),
+}
+"""By name: the module, the class in it, and the extra that installs what it needs."""
 
 
 def get_runtime(name: str = "ort") -> Runtime:
@@ -15,10 +24,14 @@ def get_runtime(name: str = "ort") -> Runtime:
         NotFoundError: no runtime of that name.
         MissingExtraError: it is not installed.
     """
-    if name != "ort":
-        raise NotFoundError(f"no runtime {name!r}; there is: ort", field="runtime")
+    if name not in RUNTIMES:
+        raise NotFoundError(
+            f"no runtime {name[:40]!r}; there are: {', '.join(RUNTIMES)}", field="runtime"
+        )
+    module, class_name, extra = RUNTIMES[name]
     try:
-        from rlprune.runtime.ort import OrtRuntime
+        made = getattr(import_module(module), class_name)
     except ModuleNotFoundError as error:
-        raise MissingExtraError("measuring", "device") from error
-    return OrtRuntime()
+        raise MissingExtraError("measuring", extra) from error
+    runtime: Runtime = made()
+    return runtime

@@ -9,13 +9,21 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Protocol
 
+import onnx
+from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
+
+from rlprune.errors import MeasurementError
 
 Array = NDArray[Any]
 
 
 class Session(Protocol):
-    """One model loaded for execution. Used by one thread at a time."""
+    """One model loaded for execution. Used by one thread at a time.
+
+    With one thread everything is computed on the thread that calls `run`, so that its CPU time is
+    the model's.
+    """
 
     @property
     def input_names(self) -> list[str]:
@@ -23,7 +31,10 @@ class Session(Protocol):
         ...
 
     def run(self, feeds: Mapping[str, Array]) -> list[Array]:
-        """One inference; all outputs in the model's order.
+        """One inference; all outputs in the model's order, good until the next run.
+
+        An array that is fed again, itself and not a copy, may have been bound before: write new
+        values into a new array.
 
         Raises:
             MeasurementError: the runtime failed while executing.
@@ -49,7 +60,44 @@ class Runtime(Protocol):
     def load(self, model: bytes, *, thread_count: int = 1) -> Session:
         """Makes a session of a serialized ONNX model that computes on `thread_count` threads.
 
+        Computes in float32 whatever the processor offers. Extents that the model leaves open may
+        be taken as 1, as measuring feeds them.
+
         Raises:
             MeasurementError: the runtime refuses the model.
         """
         ...
+
+
+def with_closed_extents(model: bytes) -> bytes:
+    """A serialized ONNX model with every open extent of its inputs set to 1.
+
+    Raises:
+        MeasurementError: no ONNX model.
+    """
+    try:
+        parsed = onnx.load_model_from_string(model)
+    except DecodeError as error:
+        raise MeasurementError(f"not an ONNX model: {one_line(error)}") from error
+    weights = {tensor.name for tensor in parsed.graph.initializer}
+    open_dims = [
+        dim
+        for value in parsed.graph.input
+        if value.name not in weights
+        for dim in value.type.tensor_type.shape.dim
+        if dim.dim_value < 1
+    ]
+    if not open_dims:
+        return model
+    for dim in open_dims:
+        dim.dim_value = 1
+    # What was inferred with open extents would contradict.
+    del parsed.graph.value_info[:]
+    for output in parsed.graph.output:
+        output.type.tensor_type.ClearField("shape")
+    return parsed.SerializeToString()
+
+
+def one_line(reason: object) -> str:
+    """What a runtime said, fit for an error message."""
+    return " ".join(str(reason).split())[:300]

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from rlprune.errors import MeasurementError
-from rlprune.runtime.base import Array
+from rlprune.runtime.base import Array, one_line
 
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # must stand before the import; afterwards is too late
 
@@ -37,7 +37,7 @@ class OrtSession:
         try:
             outputs: list[Array] = self._run(None, feeds)
         except Exception as error:  # ORT's exceptions share no base class of their own
-            raise MeasurementError(f"ONNX Runtime failed: {_one_line(error)}") from error
+            raise MeasurementError(f"ONNX Runtime failed: {one_line(error)}") from error
         return outputs
 
     def close(self) -> None:
@@ -62,9 +62,5 @@ class OrtRuntime:
         try:
             session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # as above
-            raise MeasurementError(f"ONNX Runtime refuses the model: {_one_line(error)}") from error
+            raise MeasurementError(f"ONNX Runtime refuses the model: {one_line(error)}") from error
         return OrtSession(session)
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]
