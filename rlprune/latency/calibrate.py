@@ -113,6 +113,9 @@ def calibrate(
         )
 
     design, weight = np.concatenate(designs), np.concatenate(noises) ** -2.0
+    # How fast the device is as a whole is no matter for a prior: a donor may be many times faster.
+    scale = 1.0 / float(np.median(design @ prior))
+    prior, precision = prior * scale, precision / scale**2
     normal = design.T @ (weight[:, None] * design) + precision
     right = design.T @ weight + precision @ prior
     free = np.ones(len(prior), dtype=bool)

@@ -3,7 +3,8 @@
 A regression over everything measured on the device (log-linear in MACs, bytes and kind) gives the
 shape; what each form of operator departs from it is interpolated between its own measured points
 by a Gaussian process in the logarithms of the widths. So measured points are reproduced to within
-their noise, and a form that was never measured still gets an answer.
+their noise, and a form that was never measured still gets an answer. A device that has measured
+little starts from the costs of one that has measured much, its donor.
 """
 
 from __future__ import annotations
@@ -54,16 +55,18 @@ class OperatorCosts:
     weights: FloatArray
     """Of the regression's features."""
     residuals: Mapping[OperatorSpec, _Residual]
+    donor: OperatorCosts | None = None
+    """Another device's costs, which take the roofline's place as what is known beforehand."""
 
     @staticmethod
-    def fit(points: Sequence[CostPoint]) -> OperatorCosts:
+    def fit(points: Sequence[CostPoint], donor: OperatorCosts | None = None) -> OperatorCosts:
         """Points in any order; equal points, equal costs."""
         ordered = sorted(points, key=lambda point: (point.spec, point.ms))
         kinds = tuple(sorted({point.spec.kind for point in ordered}))
         by_form: dict[OperatorSpec, list[CostPoint]] = {}
         for point in ordered:
             by_form.setdefault(form(point.spec), []).append(point)
-        empty = OperatorCosts(kinds, np.zeros(3 + len(kinds)), {})
+        empty = OperatorCosts(kinds, np.zeros(3 + len(kinds)), {}, donor)
         if not ordered:
             return empty
         designs, targets = [], []
@@ -77,7 +80,7 @@ class OperatorCosts:
         trust = SHAPE_SD**2 / (SHAPE_SD**2 + noise**2)
         gram = design.T @ (trust[:, None] * design) + RIDGE * np.eye(design.shape[1])
         weights = np.asarray(np.linalg.solve(gram, design.T @ (trust * target)), dtype=np.float64)
-        start = OperatorCosts(kinds, weights, {})
+        start = OperatorCosts(kinds, weights, {}, donor)
         residuals = {}
         for key, own in by_form.items():
             ins, outs = _widths(own)
@@ -85,7 +88,7 @@ class OperatorCosts:
             residuals[key] = _Residual.fit(
                 ins, outs, logs - start._regression(key, ins, outs), [point.log_sd for point in own]
             )
-        return OperatorCosts(kinds, weights, residuals)
+        return OperatorCosts(kinds, weights, residuals, donor)
 
     def ms(self, key: OperatorSpec, ins: IntArray, outs: IntArray) -> FloatArray:
         """ms of a form of operator at pairs of in- and out-widths, [N] and [N] -> [N]."""
@@ -102,7 +105,7 @@ class OperatorCosts:
     def _features(
         self, key: OperatorSpec, ins: IntArray, outs: IntArray
     ) -> tuple[FloatArray, FloatArray]:
-        """Log ms of a roofline [N], and what the regression corrects it by [N, F]."""
+        """Log ms of the donor or a roofline [N], and what the regression corrects it by [N, F]."""
         op = _operator(key)
         macs = op.macs_at(_aligned(ins), _aligned(outs)) + np.zeros(len(ins))
         weights = op.params_at(ins, outs)
@@ -122,6 +125,8 @@ class OperatorCosts:
                 np.broadcast_to(one_hot, (len(ins), len(one_hot))),
             ]
         )
+        if self.donor is not None:
+            prior = np.log(self.donor.ms(key, ins, outs))
         return prior, features
 
 

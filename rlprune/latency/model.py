@@ -47,9 +47,16 @@ class LatencyModel:
 
     @staticmethod
     def fit(
-        device: str, measurements: Sequence[Measurement], graphs: Mapping[str, PruningGraph]
+        device: str,
+        measurements: Sequence[Measurement],
+        graphs: Mapping[str, PruningGraph],
+        *,
+        donor: OperatorCosts | None = None,
     ) -> LatencyModel:
         """Of all of a device's measurements; without any, every prediction is a rough guess.
+
+        `donor`, another device's costs, makes the guess better: ten whole models are then enough
+        to be of use, before any operator was measured here.
 
         Measurements of other devices and of graphs that are not in `graphs` are left out.
         """
@@ -67,7 +74,7 @@ class LatencyModel:
                     plans.setdefault(one.subject.fingerprint, []).append(one)
         return LatencyModel(
             device=device,
-            costs=OperatorCosts.fit(points),
+            costs=OperatorCosts.fit(points, donor),
             call_ms=calls,
             rows=tuple(
                 _plan_rows(graphs[fingerprint], plans[fingerprint])
