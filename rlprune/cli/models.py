@@ -61,10 +61,11 @@ def apply(
     check_output(output)
     made = PruningPlan.load(plan)
     traced = load_trace(model, input_shape)
+    graph = traced.graph
     pruned = rlprune.apply(made, traced, calibration=calibration)
+    del traced  # its copy of the weights, or three models would be in memory at once
     content = pruned.SerializeToString()
     write_atomic(output, content)
-    graph = traced.graph
     figures = {
         "output": str(output),
         "bytes": len(content),

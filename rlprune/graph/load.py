@@ -127,7 +127,7 @@ def is_skeleton(model: ModelProto) -> bool:
 
 
 def without_weights(model: ModelProto) -> ModelProto:
-    """A copy whose float initializers are graph inputs instead: all that checking needs."""
+    """A copy whose larger float tensors are graph inputs instead: all that checking needs."""
     light = ModelProto()
     light.ir_version = max(model.ir_version, 4)
     light.opset_import.extend(model.opset_import)
@@ -145,7 +145,7 @@ def without_weights(model: ModelProto) -> ModelProto:
         else:
             graph.node.append(node)
     for tensor in model.graph.initializer:
-        if tensor.data_type not in FLOAT_TYPES:
+        if tensor.data_type not in FLOAT_TYPES or _count(tensor.dims) < 64:
             graph.initializer.append(tensor)
         elif tensor.name not in known:
             graph.input.append(
@@ -219,10 +219,15 @@ def _embed(tensor: TensorProto, folder: Path, budget: int) -> None:
     try:
         offset = int(entries.get("offset", "0"))
         stated = int(entries.get("length", str(length)))
-        if offset < 0 or stated != length or length > budget:
+        if length > budget:
             raise ModelError(
-                f"external data of {tensor.name!r} has the wrong length or is too large",
+                f"with {tensor.name!r} the model has more than {MAX_BYTES} bytes, which no ONNX "
+                "file in one piece can; split it, or use a smaller precision",
                 field="model",
+            )
+        if offset < 0 or stated != length:
+            raise ModelError(
+                f"external data of {tensor.name!r} has the wrong length", field="model"
             )
         # O_NOFOLLOW: a link that appeared after the test above is not followed either.
         handle = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0))

@@ -15,7 +15,7 @@ from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 from rlprune.errors import PlanError
 from rlprune.graph.folding import ints, slice_index
 from rlprune.graph.from_onnx import OnnxTrace
-from rlprune.graph.load import is_skeleton
+from rlprune.graph.load import is_skeleton, without_weights
 from rlprune.graph.rules_layout import pad_counts
 from rlprune.graph.types import FloatArray, IntArray, PruningGraph
 from rlprune.graph.walk import Node, is_hollow
@@ -85,7 +85,8 @@ def cut(trace: OnnxTrace, kept: Sequence[IntArray]) -> ModelProto:
             surgeon.slice_weight(tensor, graph.initializer.add())
     graph.initializer.extend(made)
     if not is_skeleton(source):
-        onnx.checker.check_model(model, full_check=True)
+        # Without the weights, which the checker would copy twice: 3 x the model at 100 MB.
+        onnx.checker.check_model(without_weights(model), full_check=True)
     return model
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import onnx
 import pytest
-from command_line import Rlprune, answer
+from command_line import Rlprune, answer, refusal
 from small_onnx import small_onnx
 
 from rlprune.plans import PruningPlan
@@ -40,7 +40,7 @@ def test_plan_for_macs_prints_every_field(rlprune: Rlprune, model: Path) -> None
         "least_latency_ms", "predicted_latency_ms", "predicted_interval_ms", "groups", "macs",
         "params", "reference",
     } <= set(plan)  # fmt: skip
-    assert set(plan["groups"][0]) == {"name", "scheme", "width", "keep", "members"}
+    assert set(plan["groups"][0]) == {"name", "scheme", "width", "keep", "members", "constraint"}
     assert plan["device"] == "macs" and not plan["profiled"] and plan["feasible"]
     assert plan["budget_ms"] == pytest.approx(0.5 * plan["base_latency_ms"])
     assert plan["predicted_latency_ms"] <= plan["budget_ms"]
@@ -135,3 +135,33 @@ def test_version(rlprune: Rlprune) -> None:
 
     shown = rlprune("--version")
     assert (shown.exit_code, shown.stdout) == (0, f"rlprune {package.__version__}\n")
+
+
+def test_external_data_beside_the_model_is_read_and_the_output_holds_all_of_its_own(
+    rlprune: Rlprune, folder: Path
+) -> None:
+    onnx.save_model(
+        small_onnx(), "model.onnx", save_as_external_data=True, location="weights", size_threshold=0
+    )
+    assert rlprune("plan", "model.onnx", *MACS, "-o", "plan.json").exit_code == 0
+    Path("elsewhere").mkdir()
+    answer(rlprune("apply", "plan.json", "model.onnx", "-o", "elsewhere/out.onnx", "--json"))
+    assert [path.name for path in Path("elsewhere").iterdir()] == ["out.onnx"]
+    pruned = onnx.load("elsewhere/out.onnx", load_external_data=False)
+    assert all(tensor.raw_data for tensor in pruned.graph.initializer)
+    onnx.checker.check_model(pruned, full_check=True)
+
+
+def test_a_model_beyond_two_gigabytes_is_refused_before_its_data_is_read(
+    rlprune: Rlprune, folder: Path
+) -> None:
+    huge = small_onnx()
+    tensor = huge.graph.initializer[1]
+    tensor.ClearField("raw_data")
+    tensor.dims[:] = [1 << 15, 1 << 14]  # 2 GiB of floats
+    tensor.data_location = onnx.TensorProto.EXTERNAL
+    tensor.external_data.add(key="location", value="weights")
+    (folder / "model.onnx").write_bytes(huge.SerializeToString())
+    (folder / "weights").write_bytes(b"")
+    line = refusal(rlprune("trace", "model.onnx"), folder, also=("weights",))
+    assert "w2" in line and "2147483647 bytes" in line

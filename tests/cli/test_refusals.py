@@ -145,6 +145,32 @@ def test_unknown_device_is_told_the_known_ones(rlprune: Rlprune, folder: Path, m
     assert "toaster" in line and "macs" in line
 
 
+@pytest.mark.parametrize("command", ["trace", "plan"])
+def test_pattern_that_matches_nothing_is_told_near_names(
+    rlprune: Rlprune, folder: Path, model: Path, command: str
+) -> None:
+    options = (*MACS, "-o", "new.json") if command == "plan" else ()
+    for option in ("--hold", "--pin"):
+        line = refusal(rlprune(command, model, *options, option, "conv3*"), folder)
+        assert "'conv3*'" in line and "conv1" in line and "conv2" in line
+
+
+@pytest.mark.parametrize(
+    "options", [("--round-to", 0), ("--min-keep", 0), ("--min-keep-ratio", 1.5)]
+)
+def test_constraint_out_of_range_is_wrong_usage(
+    rlprune: Rlprune, model: Path, options: tuple[object, ...]
+) -> None:
+    for command in (("trace", model), ("plan", model, *MACS)):
+        assert rlprune(*command, *options).exit_code == 2
+
+
+def test_pins_that_share_no_ratio_are_named(rlprune: Rlprune, folder: Path, model: Path) -> None:
+    asked = ("plan", model, *MACS, "--pin", "conv*", "--round-to", 32, "-o", "new.json")
+    line = refusal(rlprune(*asked), folder)
+    assert "conv1" in line and "conv2" in line and "no keep ratio" in line
+
+
 def test_unknown_policy(rlprune: Rlprune, folder: Path, model: Path) -> None:
     line = refusal(rlprune("plan", model, "--budget-ms", 5, "--policy", "wizard"), folder)
     assert "wizard" in line and "knapsack" in line

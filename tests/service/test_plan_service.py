@@ -7,6 +7,7 @@ import pytest
 from onnx_nets import conv_net
 from service_rig import BOARD, Rig, macs_cost
 
+from rlprune.constraints import Constraints, bind
 from rlprune.errors import (
     BudgetError,
     ConflictError,
@@ -52,12 +53,32 @@ def test_a_plan_is_what_the_same_question_in_process_gets(rig: Rig) -> None:
     from rlprune.planning import make_plan, task_for
     from rlprune.policy import get_policy
 
-    plan = rig.client.plan(NET, device="macs", budget_ratio=0.6, policy="knapsack")
+    asked = {"device": "macs", "policy": "knapsack", "round_to": 8}
+    plan = rig.client.plan(NET, budget_ratio=0.6, **asked)  # type: ignore[arg-type]
     task = task_for(TRACE.graph, PROFILES, rig.store, "macs")
-    own = make_plan(task, get_policy("knapsack"), 0.6 * task.base_ms, device="macs")
+    bound = bind(TRACE.graph, Constraints(round_to=8), round_to=1)
+    own = make_plan(
+        task, get_policy("knapsack"), 0.6 * task.base_ms, device="macs", constraints=bound
+    )
     assert plan == own
     plan.check(TRACE.graph)
     assert plan.feasible and plan.predicted_latency_ms <= plan.budget_ms
+
+
+def test_constraints_cross_the_wire_and_are_kept_with_the_plan(rig: Rig) -> None:
+    stated = {"round_to": 4, "min_keep_ratio": 0.25, "pin": "conv*"}
+    asked = {"device": "macs", "budget_ratio": 0.5, "policy": "knapsack"}
+    plan = rig.client.plan(NET, **asked, **stated)  # type: ignore[arg-type]
+    assert plan.constraints == Constraints(4, 1, 0.25, (), ("conv*",))
+    first, second = plan.groups
+    assert (first.keep / 16, first.keep % 4) == (second.keep / 32, 0) and first.keep < 16
+    assert first.constraint == second.constraint == "pinned by 'conv*'"
+    (kept,) = rig.client.plans()
+    assert kept.plan == plan
+    # Without profiles the server makes the levels; the plan keeps to the same.
+    bare = create(rig, request(round_to=4, hold=["conv1.weight"], policy="uniform")).plan
+    assert [entry.keep for entry in bare.groups] == [16, 32]
+    assert not bare.feasible and bare.groups[0].constraint == "held by 'conv1.weight'"
 
 
 def test_a_model_may_be_a_path_bytes_or_a_trace(rig: Rig, tmp_path: object) -> None:
@@ -218,12 +239,28 @@ REFUSED: list[tuple[str, dict[str, object], type[RlpruneError], str]] = [
         InputError,
         "profiles.level_count",
     ),
-    (
-        "round_to beside profiles",
-        {"profiles": profiles_to(PROFILES), "round_to": 8},
-        InputError,
-        "round_to",
+    *(
+        (
+            f"profiles without {field}",
+            {"profiles": profiles_to(PROFILES), field: value},
+            InputError,
+            field,
+        )
+        for field, value in (
+            ("round_to", 16),
+            ("min_keep", 16),
+            ("min_keep_ratio", 0.9),
+            ("hold", ["conv1"]),
+            ("pin", ["conv*"]),
+        )
     ),
+    ("min_keep", {"min_keep": -1}, InputError, "min_keep"),
+    ("min_keep_ratio", {"min_keep_ratio": float("nan")}, InputError, "min_keep_ratio"),
+    ("hold", {"hold": ["no_such_layer"]}, InputError, "hold"),
+    ("empty hold", {"hold": [""]}, InputError, "hold"),
+    ("many holds", {"hold": ["*"] * 300}, InputError, "hold"),
+    ("pin", {"pin": ["no_such_layer"]}, InputError, "pin"),
+    ("pin of what is held", {"pin": ["fc*"]}, InputError, "pin"),
 ]
 
 
