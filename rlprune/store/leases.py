@@ -10,16 +10,16 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from typing import Any
 
 import sqlalchemy as sa
 
 from rlprune.errors import InputError, LeaseError
-from rlprune.latency.types import Measurement
+from rlprune.latency.types import FAULT, Measurement
 from rlprune.store import encoding, schema
-from rlprune.store.jobs import conflict, end_leases, job_of_row, subjects_left
+from rlprune.store.jobs import MAX_FAILURES, conflict, end_leases, job_of_row, subjects_left
 from rlprune.store.records import Job, JobState, Lease, ReportAnswer
 from rlprune.store.store import Store, insert_measurements, touch_device
 
@@ -120,6 +120,8 @@ class Leases:
         the lease has ended.
 
         Args:
+            measurements: where the third of the job's subjects took the measuring process down,
+                an unfinished job is parked and the lease ends; the answer's state says so.
             done: the job is finished; every subject must have been reported, as failed if need be.
             release: the worker stops; the job may be leased by another at once.
 
@@ -160,6 +162,8 @@ class Leases:
             insert_measurements(self._database, connection, measurements, now, job_id=job.job_id)
             touch_device(self._database, connection, job.device, now)
             changes = _after(connection, job, done=done, release=release)
+            if not changes and any(_is_fault(m.conditions) for m in measurements):
+                changes = _after_faults(connection, job)
             if changes:
                 connection.execute(
                     sa.update(schema.jobs).where(schema.jobs.c.seq == row["seq"]).values(**changes)
@@ -226,6 +230,26 @@ def _after(connection: sa.Connection, job: Job, *, done: bool, release: bool) ->
     if any(body["status"] != "failed" for body in bodies):
         return {**ended, "state": JobState.DONE.value}
     return {**ended, "state": JobState.FAILED.value, "reason": bodies[-1]["reason"]}
+
+
+def _after_faults(connection: sa.Connection, job: Job) -> dict[str, Any]:
+    """Parks an unfinished job whose subjects took the measuring process down too often."""
+    rows = schema.measurements.c
+    query = sa.select(rows.body).where(rows.job_id == job.job_id, rows.status == "failed")
+    bodies = [json.loads(body) for body in connection.scalars(query.order_by(rows.seq))]
+    faults = [body["reason"] for body in bodies if _is_fault(body["conditions"])]
+    if len(faults) < MAX_FAILURES:
+        return {}
+    return {
+        "lease_id": None,
+        "worker_id": None,
+        "state": JobState.PARKED.value,
+        "reason": f"{len(faults)} subjects took the measuring process down; the last: {faults[-1]}",
+    }
+
+
+def _is_fault(conditions: Iterable[Sequence[str]]) -> bool:
+    return any(name == FAULT for name, _ in conditions)
 
 
 def _first_answer(connection: sa.Connection, request_id: str, content: str) -> ReportAnswer | None:
