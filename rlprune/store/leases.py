@@ -19,6 +19,7 @@ import sqlalchemy as sa
 from rlprune.errors import InputError, LeaseError
 from rlprune.latency.types import FAULT, Measurement
 from rlprune.store import encoding, schema
+from rlprune.store.encoding import Subject
 from rlprune.store.jobs import MAX_FAILURES, conflict, end_leases, job_of_row, subjects_left
 from rlprune.store.records import Job, JobState, Lease, ReportAnswer
 from rlprune.store.store import Store, insert_measurements, touch_device
@@ -129,7 +130,7 @@ class Leases:
             LeaseError: the lease has ended or never was; nothing changed.
             ConflictError: the request_id was used for another report.
             InputError: a measurement is malformed, of another device or of a subject that the job
-                does not have, or `done` with subjects left.
+                does not have or was reported before, or `done` with subjects left.
         """
         encoding.check_request_id(request_id)
         if done and release:
@@ -158,7 +159,7 @@ class Leases:
                 return first
             row = _leased(connection, lease_id, now)
             job = job_of_row(row)
-            _check_of_job(measurements, job)
+            _check_of_job(measurements, job, subjects_left(connection, job))
             insert_measurements(self._database, connection, measurements, now, job_id=job.job_id)
             touch_device(self._database, connection, job.device, now)
             changes = _after(connection, job, done=done, release=release)
@@ -264,7 +265,8 @@ def _first_answer(connection: sa.Connection, request_id: str, content: str) -> R
     return ReportAnswer(**{**answer, "state": JobState(answer["state"])})
 
 
-def _check_of_job(measurements: Sequence[Measurement], job: Job) -> None:
+def _check_of_job(measurements: Sequence[Measurement], job: Job, left: tuple[Subject, ...]) -> None:
+    open_subjects = set(left)
     for index, measurement in enumerate(measurements):
         if measurement.device != job.device:
             raise InputError(
@@ -275,3 +277,9 @@ def _check_of_job(measurements: Sequence[Measurement], job: Job) -> None:
             raise InputError(
                 "this subject is not part of the leased job", field=f"measurements[{index}].subject"
             )
+        if measurement.subject not in open_subjects:
+            raise InputError(
+                "this subject of the job was reported before and counts once",
+                field=f"measurements[{index}].subject",
+            )
+        open_subjects.remove(measurement.subject)
