@@ -131,7 +131,8 @@ def plan(
         model: as `trace` takes it, or a trace, which spares tracing again.
         budget_ms: latency that the pruned model must not exceed; either this or
         budget_ratio: the same as a share (0-1] of the unpruned model's predicted latency.
-        device: a key that the local store knows, or `macs` (then "ms" are millions of MACs).
+        device: a key that the local store knows; ort, openvino or mnn for that runtime on this
+            machine; or `macs` (then "ms" are millions of MACs).
         policy: learned, corrected, knapsack, global, uniform, or a trained policy's directory.
         calibration: `.npz` with `x` [N, ...] and `y` [N]; losses are then measured, not estimated.
         example_inputs, input_shapes: as for `trace`.

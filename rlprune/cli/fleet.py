@@ -10,7 +10,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rlprune.cli.frame import Json, print_json, print_line, print_table, progress
+from rlprune.cli.frame import (
+    InputShapes,
+    Json,
+    RuntimeName,
+    print_json,
+    print_line,
+    print_table,
+    progress,
+    say,
+)
 
 if TYPE_CHECKING:
     from rlprune.service.client import Client
@@ -22,7 +31,6 @@ TlsCa = Annotated[
     Path | None,
     typer.Option(metavar="FILE.pem", help="Certificate that vouches for the server; turns TLS on."),
 ]
-Server = Annotated[str, typer.Option(metavar="HOST:PORT", show_default=False)]
 StoreUrl = Annotated[
     str | None,
     typer.Option(
@@ -90,24 +98,43 @@ def serve(
 
 
 def work(
-    server: Server,
+    models: Annotated[
+        list[Path] | None, typer.Argument(metavar="[MODEL.onnx...]", help="With --dry-run.")
+    ] = None,
+    server: Annotated[
+        str | None, typer.Option(metavar="HOST:PORT", help="Who asks for measurements.")
+    ] = None,
+    runtime: RuntimeName = "ort",
     threads: Annotated[int, typer.Option(min=1, help="Threads the runtime computes on.")] = 1,
     once: Annotated[bool, typer.Option("--once", help="End when nothing is left to do.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Measure the models as a worker would, and print.")
+    ] = False,
+    input_shape: InputShapes = None,
     tls_ca: TlsCa = None,
     as_json: Json = False,
 ) -> None:
     """Measure here what a server's plans need.
 
-    Connects out only. Goes on until interrupted, then gives its job back and ends with exit code 0.
+    Connects out only, with the token in RLPRUNE_TOKEN. Goes on until interrupted, then gives its
+    job back and ends with exit code 0. Models run in a child process: what crashes or hangs the
+    runtime is reported, and the work goes on.
     """
     from rlprune.device.worker import work
 
+    if dry_run != bool(models) or dry_run == (server is not None):
+        raise typer.BadParameter("give either --server HOST:PORT, or --dry-run and MODEL.onnx...")
+    if models:
+        _dry_run(models, runtime, threads, input_shape, as_json)
+        return
+    assert server is not None
     _log_to_stderr()
     with progress() as on_progress:
         finished = work(
             server,
             token=_token(),
             tls_ca=tls_ca,
+            runtime=runtime,
             thread_count=threads,
             once=once,
             on_progress=on_progress,
@@ -116,6 +143,45 @@ def work(
         print_json({"jobs_finished": finished})
     else:
         print_line(f"{finished} jobs finished")
+
+
+def _dry_run(
+    models: list[Path],
+    runtime: str,
+    threads: int,
+    input_shape: list[str] | None,
+    as_json: bool,
+) -> None:
+    from rlprune.cli.models import load_trace
+    from rlprune.device.dry_run import measure_like_a_worker
+
+    traces = {str(path): load_trace(path, input_shape) for path in models}
+    found = measure_like_a_worker(traces, runtime=runtime, thread_count=threads)
+    device = next(iter(found.values())).device
+    rows = [
+        {"model": name, "latency_ms": one.latency_ms, "status": one.status, "reason": one.reason}
+        for name, one in found.items()
+    ]
+    if as_json:
+        print_json({"device": device, "models": rows})
+    else:
+        print_table(
+            ("model", "status", "ms"),
+            [
+                (
+                    name,
+                    f"{one.status}: {one.reason}" if one.reason else one.status,
+                    f"{one.latency_ms:.3f}",
+                )
+                for name, one in found.items()
+            ],
+            left=2,
+        )
+        print_line(f"{device}; weights are made up, as on any device")
+    failed = [one for one in found.values() if one.status == "failed"]
+    if failed:
+        say(f"error: {len(failed)} of {len(found)} models could not be measured")
+        raise typer.Exit(1)
 
 
 def devices(

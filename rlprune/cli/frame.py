@@ -27,6 +27,9 @@ PIPE_WIDTH = 160
 """Columns of a table that is not printed on a terminal, so that nothing is cut off at 80."""
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON value instead of tables.")]
+RuntimeName = Annotated[
+    str, typer.Option("--runtime", metavar="NAME", help="What runs the models: ort, openvino, mnn.")
+]
 InputShapes = Annotated[
     list[str] | None,
     typer.Option(

@@ -10,6 +10,7 @@ import typer
 from rlprune.cli.frame import (
     InputShapes,
     Json,
+    RuntimeName,
     check_output,
     parse_input_shapes,
     print_json,
@@ -85,6 +86,7 @@ def apply(
 
 def measure(
     models: Annotated[list[Path], typer.Argument(metavar="MODEL.onnx...", show_default=False)],
+    runtime: RuntimeName = "ort",
     threads: Annotated[int, typer.Option(min=1, help="Threads the runtime computes on.")] = 1,
     input_shape: InputShapes = None,
     as_json: Json = False,
@@ -101,15 +103,15 @@ def measure(
     from rlprune.latency.types import ModelSubject
     from rlprune.runtime import get_runtime
 
-    runtime = get_runtime()
+    executing = get_runtime(runtime)
     loaded = [_with_shapes(load_onnx(path), path, input_shape) for path in models]
-    device = local_device_key(runtime, thread_count=threads)
+    device = local_device_key(executing, thread_count=threads)
     with progress() as on_progress:
         measured = measure(
             # Files need not be traceable to be measured; nothing of this is stored.
             [(ModelSubject(str(path), ()), one) for path, one in zip(models, loaded, strict=True)],
             device=device,
-            runtime=runtime,
+            runtime=executing,
             control=loaded[0] if len(loaded) > 1 else None,
             config=MeasureConfig(thread_count=threads, sample_count=10),
             on_progress=lambda done, total: on_progress("measuring", done, total),

@@ -42,8 +42,9 @@ def plan(
     device: Annotated[
         str | None,
         typer.Option(
-            metavar="KEY|macs",
-            help="Device key; this machine if left out. With macs, budgets are millions of MACs.",
+            metavar="KEY|RUNTIME|macs",
+            help="Device key; or ort, openvino, mnn on this machine, ort if left out. With macs, "
+            "budgets are millions of MACs.",
         ),
     ] = None,
     server: Annotated[

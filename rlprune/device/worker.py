@@ -1,9 +1,10 @@
-"""The worker on a device: lease a job, measure it, report, and again.
+"""The worker on a device: lease a job, have it measured in a child process, report, and again.
 
 Connects outwards only. A lease is renewed while the measuring goes on; where it is lost, measuring
 stops and nothing is reported. Results are reported a part at a time, so a killed worker loses
-little. A server that is restarted is waited for. SIGTERM and Ctrl+C give the job back and end
-cleanly. Runs without torch, ray and gymnasium.
+little. A part that takes the child down is measured again one subject at a time, and what does it
+again is reported as failed. A server that is restarted is waited for. SIGTERM and Ctrl+C give the
+job back and end cleanly. Runs without torch, ray and gymnasium.
 """
 
 from __future__ import annotations
@@ -14,29 +15,33 @@ import platform
 import signal
 import threading
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
 
-from rlprune.errors import InputError, LeaseError, NotFoundError, RlpruneError, UnavailableError
-from rlprune.latency.collect import measure_subjects, skeleton_models
+from rlprune.device.child import Checkpoint, Child, ChildConfig, ChildFault
+from rlprune.errors import (
+    InputError,
+    LeaseError,
+    MeasurementError,
+    NotFoundError,
+    RlpruneError,
+    UnavailableError,
+)
 from rlprune.latency.device import local_device_key
 from rlprune.latency.measure import MeasureConfig
-from rlprune.latency.types import Measurement
-from rlprune.runtime import Runtime, get_runtime
+from rlprune.latency.types import FAULT, Measurement
 from rlprune.service.device_client import DeviceClient, LeasedJob
 from rlprune.store.encoding import Subject, check_measurement
+from rlprune.store.records import JobState
 
 LOG = logging.getLogger("rlprune.device")
 
 OnProgress = Callable[[str, int, int], None]
 """(what is being done, how much is done, of how much)."""
-
-MeasurePart = Callable[[Sequence[Subject], Callable[[int, int], None]], list[Measurement]]
-"""Measures some subjects of a job, one Measurement each; calls back often, and lets pass what that
-raises. The seam for measuring in a child process."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +56,8 @@ class WorkerConfig:
     """Subjects measured in turns and reported at once."""
     measure: MeasureConfig = MeasureConfig()  # noqa: RUF009  (frozen)
     """How each subject is measured; thread_count is the worker's own."""
+    child: ChildConfig = ChildConfig()  # noqa: RUF009  (frozen)
+    """What the measuring process may use."""
 
 
 def work(
@@ -78,19 +85,20 @@ def work(
         on_progress: told how far the current job is.
 
     Raises:
-        MissingExtraError: the runtime is not installed.
+        NotFoundError, MissingExtraError: no such runtime, or it is not installed.
         AuthenticationError: the token is missing or wrong.
         UnavailableError: the server does not answer, with `once`.
     """
     config = config or WorkerConfig()
-    chosen = get_runtime(runtime)
-    key = local_device_key(chosen, thread_count=thread_count)
     client = DeviceClient(server, token=token, tls_ca=tls_ca)
-    worker = _Worker(client, chosen, key, thread_count, config, on_progress)
+    child = Child(runtime, config.child)
     try:
         with _stopped_by_signals(stop or threading.Event()) as ended:
+            child.start()
+            worker = _Worker(client, child, thread_count, config, on_progress)
             return worker.run(ended, once=once)
     finally:
+        child.close()
         client.close()
 
 
@@ -102,15 +110,14 @@ class _Worker:
     def __init__(
         self,
         client: DeviceClient,
-        runtime: Runtime,
-        key: str,
+        child: Child,
         thread_count: int,
         config: WorkerConfig,
         on_progress: OnProgress | None,
     ) -> None:
         self._client = client
-        self._runtime = runtime
-        self._key = key
+        self._child = child
+        self._key = local_device_key(child, thread_count=thread_count)
         self._config = config
         self._measure = replace(config.measure, thread_count=thread_count)
         self._on_progress = on_progress
@@ -150,8 +157,8 @@ class _Worker:
 
     def _register(self) -> None:
         description = {
-            "runtime": self._runtime.name,
-            "runtime_version": self._runtime.version,
+            "runtime": self._child.name,
+            "runtime_version": self._child.version,
             "thread_count": str(self._measure.thread_count),
             "machine": platform.machine(),
             "system": platform.platform()[:200],
@@ -162,10 +169,11 @@ class _Worker:
 
     def _do(self, job: LeasedJob, stop: threading.Event) -> int:
         """Measures and reports a leased job; 1 if it was finished, 0 if it was given back."""
-        measure_part = self._measure_here(job)
+        fingerprint = job.job.fingerprint
+        skeleton = self._client.skeleton(fingerprint) if fingerprint else b""
         total = len(job.job.subjects)
         size = self._config.part_size
-        parts = [job.left[start : start + size] for start in range(0, len(job.left), size)]
+        parts = deque(job.left[start : start + size] for start in range(0, len(job.left), size))
         with _Renewal(self._client, job) as renewal:
 
             def checkpoint(done: int, planned: int) -> None:
@@ -175,54 +183,68 @@ class _Worker:
                     raise LeaseError(f"lease of job {job.job.job_id} was lost while measuring")
 
             try:
-                for number, part in enumerate(parts):
+                if not parts:  # a worker before us reported all, but never got to say "done"
+                    self._report(job, [], done=True)
+                while parts:
                     checkpoint(0, 0)
                     if self._on_progress is not None:
-                        done = total - len(job.left) + number * size
-                        self._on_progress("measuring", done, total)
-                    measurements = measure_part(part, checkpoint)
-                    self._client.report(
-                        job.lease_id,
-                        uuid.uuid4().hex,
-                        measurements,
-                        done=number == len(parts) - 1,
-                    )
-                if not parts:  # a worker before us reported all, but never got to say "done"
-                    self._client.report(job.lease_id, uuid.uuid4().hex, [], done=True)
+                        self._on_progress("measuring", total - sum(map(len, parts)), total)
+                    part = parts.popleft()
+                    try:
+                        measured = self._measured(part, fingerprint, skeleton, checkpoint)
+                    except ChildFault as fault:
+                        LOG.warning("measuring %d subjects: %s", len(part), fault)
+                        if len(part) > 1:  # one of them did it
+                            parts.extendleft((subject,) for subject in reversed(part))
+                            continue
+                        measured = [self._failed(part[0], str(fault), fault=True)]
+                    if self._report(job, measured, done=not parts) is JobState.PARKED:
+                        LOG.warning("job %s is parked: too many faults", job.job.job_id)
+                        return 0
             except _Stopped:
-                self._client.report(job.lease_id, uuid.uuid4().hex, [], release=True)
+                self._report(job, [], release=True)
                 return 0
         if self._on_progress is not None:
             self._on_progress("measuring", total, total)
         return 1
 
-    def _measure_here(self, job: LeasedJob) -> MeasurePart:
-        """Measures in this process; what the device cannot run becomes a failed measurement."""
-        skeletons: dict[str, bytes] = {}
-        if job.job.fingerprint:
-            skeletons[job.job.fingerprint] = self._client.skeleton(job.job.fingerprint)
-        model_of = skeleton_models(skeletons.__getitem__)
+    def _report(
+        self,
+        job: LeasedJob,
+        measurements: list[Measurement],
+        *,
+        done: bool = False,
+        release: bool = False,
+    ) -> JobState:
+        request_id = uuid.uuid4().hex
+        answer = self._client.report(
+            job.lease_id, request_id, measurements, done=done, release=release
+        )
+        return answer.state
 
-        def measure_part(
-            part: Sequence[Subject], checkpoint: Callable[[int, int], None]
-        ) -> list[Measurement]:
-            try:
-                measurements = measure_subjects(
-                    part,
-                    model_of=model_of,
-                    device=self._key,
-                    runtime=self._runtime,
-                    config=self._measure,
-                    on_progress=checkpoint,
-                )
-            except (_Stopped, LeaseError):
-                raise
-            except RlpruneError as error:
-                LOG.warning("cannot measure: %s", error)
-                return [self._failed(subject, str(error)) for subject in part]
-            return [self._checked(measurement) for measurement in measurements]
-
-        return measure_part
+    def _measured(
+        self,
+        part: tuple[Subject, ...],
+        fingerprint: str,
+        skeleton: bytes,
+        checkpoint: Checkpoint,
+    ) -> list[Measurement]:
+        """One measurement each; ChildFault where one of them takes the child down."""
+        try:
+            measured = self._child.measure(
+                part,
+                device=self._key,
+                config=self._measure,
+                fingerprint=fingerprint,
+                skeleton=skeleton,
+                checkpoint=checkpoint,
+            )
+        except ChildFault:
+            raise
+        except MeasurementError as error:
+            LOG.warning("cannot measure: %s", error)
+            return [self._failed(subject, str(error)) for subject in part]
+        return [self._checked(measurement) for measurement in measured]
 
     def _checked(self, measurement: Measurement) -> Measurement:
         """The measurement, or that it failed where a server would refuse it (a coarse clock)."""
@@ -232,7 +254,7 @@ class _Worker:
             return self._failed(measurement.subject, str(error))
         return measurement
 
-    def _failed(self, subject: Subject, reason: str) -> Measurement:
+    def _failed(self, subject: Subject, reason: str, *, fault: bool = False) -> Measurement:
         return Measurement(
             device=self._key,
             subject=subject,
@@ -241,6 +263,7 @@ class _Worker:
             thread_count=self._measure.thread_count,
             status="failed",
             reason=reason[:500],
+            conditions=((FAULT, "child"),) if fault else (),
         )
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import platform
 import re
 from pathlib import Path
+from typing import Protocol
 
 from rlprune.latency.types import MACS_DEVICE
-from rlprune.runtime.base import Runtime
 
 MAX_KEY = 120
 _CPUINFO = Path("/proc/cpuinfo")
@@ -25,7 +25,17 @@ def preferred_multiple(device: str) -> int:
     return 1 if f"{device}.".startswith(_SMOOTH) else BLOCK
 
 
-def local_device_key(runtime: Runtime, *, thread_count: int = 1, batch: int = 1) -> str:
+class Named(Protocol):
+    """A runtime, or who speaks for one in another process."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def version(self) -> str: ...
+
+
+def local_device_key(runtime: Named, *, thread_count: int = 1, batch: int = 1) -> str:
     """The key of this machine: runtime, hardware, threads, precision, batch; `[a-z0-9._-]{1,120}`.
 
     For example `ort-1.31.1.x86_64-amd-epyc-25-1.t1.f32.b1`.

@@ -15,6 +15,9 @@ from rlprune.errors import InputError
 MACS_DEVICE = "macs"
 """The built-in device whose `ms` are millions of MACs; for comparison with papers only."""
 
+FAULT = "fault"
+"""Condition of a failed measurement that took the measuring process down: crashed or hung it."""
+
 
 @dataclass(frozen=True, slots=True, order=True)
 class OperatorSpec:

@@ -53,9 +53,10 @@ def plan_model(
 ) -> PruningPlan:
     """Plans a traced model in this process.
 
-    With no `device`, or this machine's own key, what the model needs is measured now where the
-    local store does not have it. Whatever was given is checked before the first measurement. With
-    `certify` the plan is measured here, and corrected where it misses (`planning.certify`).
+    With no `device`, a runtime's name or this machine's own key, what the model needs is measured
+    now where the local store does not have it. Whatever was given is checked before the first
+    measurement. With `certify` the plan is measured here, and corrected where it misses
+    (`planning.certify`).
 
     Raises:
         BudgetError: not exactly one budget, or not a positive, finite one.
@@ -194,16 +195,20 @@ def _which_device(device: str | None) -> tuple[str, Runtime | None]:
     if device == MACS_DEVICE:
         return device, None
     from rlprune.latency.device import local_device_key
-    from rlprune.runtime import get_runtime
+    from rlprune.runtime import RUNTIMES, get_runtime
 
-    try:
-        runtime = get_runtime()
-    except MissingExtraError:
-        if device is None:
-            raise
+    # A key begins with its runtime's name; the bare name stands for this machine.
+    named = (device or "ort").partition("-")[0]
+    if device is not None and named not in RUNTIMES:
         return device, None
+    try:
+        runtime = get_runtime(named)
+    except MissingExtraError:
+        if device in (None, named):
+            raise
+        return str(device), None
     own = local_device_key(runtime)
-    return (own, runtime) if device in (None, own) else (str(device), None)
+    return (own, runtime) if device in (None, named, own) else (str(device), None)
 
 
 def check_measured(graph: PruningGraph, store: Store, device: str) -> None:

@@ -10,16 +10,17 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from typing import Any
 
 import sqlalchemy as sa
 
 from rlprune.errors import InputError, LeaseError
-from rlprune.latency.types import Measurement
+from rlprune.latency.types import FAULT, Measurement
 from rlprune.store import encoding, schema
-from rlprune.store.jobs import conflict, end_leases, job_of_row, subjects_left
+from rlprune.store.encoding import Subject
+from rlprune.store.jobs import MAX_FAILURES, conflict, end_leases, job_of_row, subjects_left
 from rlprune.store.records import Job, JobState, Lease, ReportAnswer
 from rlprune.store.store import Store, insert_measurements, touch_device
 
@@ -120,6 +121,8 @@ class Leases:
         the lease has ended.
 
         Args:
+            measurements: where the third of the job's subjects took the measuring process down,
+                an unfinished job is parked and the lease ends; the answer's state says so.
             done: the job is finished; every subject must have been reported, as failed if need be.
             release: the worker stops; the job may be leased by another at once.
 
@@ -127,7 +130,7 @@ class Leases:
             LeaseError: the lease has ended or never was; nothing changed.
             ConflictError: the request_id was used for another report.
             InputError: a measurement is malformed, of another device or of a subject that the job
-                does not have, or `done` with subjects left.
+                does not have or was reported before, or `done` with subjects left.
         """
         encoding.check_request_id(request_id)
         if done and release:
@@ -156,10 +159,12 @@ class Leases:
                 return first
             row = _leased(connection, lease_id, now)
             job = job_of_row(row)
-            _check_of_job(measurements, job)
+            _check_of_job(measurements, job, subjects_left(connection, job))
             insert_measurements(self._database, connection, measurements, now, job_id=job.job_id)
             touch_device(self._database, connection, job.device, now)
             changes = _after(connection, job, done=done, release=release)
+            if not changes and any(_is_fault(m.conditions) for m in measurements):
+                changes = _after_faults(connection, job)
             if changes:
                 connection.execute(
                     sa.update(schema.jobs).where(schema.jobs.c.seq == row["seq"]).values(**changes)
@@ -228,6 +233,26 @@ def _after(connection: sa.Connection, job: Job, *, done: bool, release: bool) ->
     return {**ended, "state": JobState.FAILED.value, "reason": bodies[-1]["reason"]}
 
 
+def _after_faults(connection: sa.Connection, job: Job) -> dict[str, Any]:
+    """Parks an unfinished job whose subjects took the measuring process down too often."""
+    rows = schema.measurements.c
+    query = sa.select(rows.body).where(rows.job_id == job.job_id, rows.status == "failed")
+    bodies = [json.loads(body) for body in connection.scalars(query.order_by(rows.seq))]
+    faults = [body["reason"] for body in bodies if _is_fault(body["conditions"])]
+    if len(faults) < MAX_FAILURES:
+        return {}
+    return {
+        "lease_id": None,
+        "worker_id": None,
+        "state": JobState.PARKED.value,
+        "reason": f"{len(faults)} subjects took the measuring process down; the last: {faults[-1]}",
+    }
+
+
+def _is_fault(conditions: Iterable[Sequence[str]]) -> bool:
+    return any(name == FAULT for name, _ in conditions)
+
+
 def _first_answer(connection: sa.Connection, request_id: str, content: str) -> ReportAnswer | None:
     rows = schema.reports.c
     query = sa.select(rows.content_digest, rows.answer).where(rows.request_id == request_id)
@@ -240,7 +265,8 @@ def _first_answer(connection: sa.Connection, request_id: str, content: str) -> R
     return ReportAnswer(**{**answer, "state": JobState(answer["state"])})
 
 
-def _check_of_job(measurements: Sequence[Measurement], job: Job) -> None:
+def _check_of_job(measurements: Sequence[Measurement], job: Job, left: tuple[Subject, ...]) -> None:
+    open_subjects = set(left)
     for index, measurement in enumerate(measurements):
         if measurement.device != job.device:
             raise InputError(
@@ -251,3 +277,9 @@ def _check_of_job(measurements: Sequence[Measurement], job: Job) -> None:
             raise InputError(
                 "this subject is not part of the leased job", field=f"measurements[{index}].subject"
             )
+        if measurement.subject not in open_subjects:
+            raise InputError(
+                "this subject of the job was reported before and counts once",
+                field=f"measurements[{index}].subject",
+            )
+        open_subjects.remove(measurement.subject)

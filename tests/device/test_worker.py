@@ -5,24 +5,20 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
-import threading
-import time
-from collections.abc import Callable, Iterator
-from concurrent import futures
-from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
+from device_rig import FAULTY_KEY, QUICK, conv, faulty, until, working
+from faulty_child import SLEEP, SLOW
 from onnx_nets import conv_net
 
-from rlprune.device import worker as worker_module
-from rlprune.device.worker import WorkerConfig, work
+from rlprune.device.worker import work
 from rlprune.errors import AuthenticationError, UnavailableError
 from rlprune.graph.from_onnx import trace_onnx
 from rlprune.latency.device import local_device_key
-from rlprune.latency.measure import MeasureConfig
-from rlprune.latency.types import Measurement, OperatorSpec
 from rlprune.runtime import get_runtime
 from rlprune.service.client import Client
 from rlprune.service.server import Server, start
@@ -32,51 +28,8 @@ from rlprune.store.records import JobState
 
 KEY = local_device_key(get_runtime())
 NET = conv_net((8, 16), extent=8)
-QUICK = WorkerConfig(
-    poll_sec=0.05,
-    max_backoff_sec=0.2,
-    measure=MeasureConfig(
-        warmup_count=1, sample_count=3, max_sample_count=3, session_count=2, extra_session_count=0
-    ),
-)
-TWISTED = OperatorSpec(
-    "conv", "", 8, 8, (4, 4), (4, 4), (3, 3), (1, 1), (1, 1, 1, 1), (1, 1), groups=3
-)
-CONV = OperatorSpec("conv", "", 3, 8, (8, 8), (8, 8), (3, 3), (1, 1), (1, 1, 1, 1), (1, 1), 1)
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    store = open_store(str(tmp_path / "s.sqlite"))
-    yield store
-    store.close()
-
-
-@pytest.fixture
-def server(store: Store) -> Iterator[Server]:
-    server = start("127.0.0.1:0", store, lease_sec=4.0)
-    yield server
-    server.stop(0.5)
-
-
-@contextmanager
-def working(address: str, **options: object) -> Iterator[futures.Future[int]]:
-    """A worker in a thread; its result is the number of jobs it finished."""
-    stop = threading.Event()
-    with futures.ThreadPoolExecutor(1) as pool:
-        running = pool.submit(work, address, stop=stop, config=QUICK, **options)  # type: ignore[arg-type]
-        try:
-            yield running
-        finally:
-            stop.set()
-        running.result(30)
-
-
-def until(reached: Callable[[], object], seconds: float = 30.0) -> None:
-    give_up = time.monotonic() + seconds
-    while not reached():
-        assert time.monotonic() < give_up, "never came about"
-        time.sleep(0.02)
+TWISTED = replace(conv(8), groups=3)
+CONV = conv(3)
 
 
 def test_a_plan_for_a_real_device_is_measured_planned_and_measured_again(
@@ -116,45 +69,28 @@ def test_what_cannot_be_measured_is_reported_as_failed(server: Server, store: St
 
 
 def test_a_worker_that_lost_its_lease_stops_and_reports_nothing(
-    server: Server, store: Store, monkeypatch: pytest.MonkeyPatch
+    server: Server, store: Store
 ) -> None:
-    store.register_device(KEY)
+    store.register_device(FAULTY_KEY)
     queue = JobQueue(store)
-    queue.request(KEY, [CONV], request_id="q1")
-    noticed = threading.Event()
-
-    def slow(
-        *subjects: object, on_progress: Callable[[int, int], None], **_: object
-    ) -> list[Measurement]:
-        try:
-            while True:  # measures until it is told to stop
-                time.sleep(0.02)
-                on_progress(0, 1)
-        finally:
-            noticed.set()
-
-    monkeypatch.setattr(worker_module, "measure_subjects", slow)
-    with working(server.address):
-        until(lambda: queue.open_jobs(KEY)[0].state is JobState.LEASED)
+    queue.request(FAULTY_KEY, [conv(SLEEP)], request_id="q1")
+    before = set(psutil.Process().children())
+    with working(server.address, runtime="faulty", config=faulty()):
+        until(lambda: queue.open_jobs(FAULTY_KEY)[0].state is JobState.LEASED)
+        (child,) = set(psutil.Process().children()) - before
         with store.database.write() as connection:
             connection.exec_driver_sql("UPDATE jobs SET lease_id = 'taken-away'")
-        assert noticed.wait(20)
-    assert store.measurements(KEY) == []
+        until(lambda: not child.is_running(), 20)
+    assert store.measurements(FAULTY_KEY) == []
 
 
-def test_a_long_measurement_keeps_its_lease(
-    server: Server, store: Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    store.register_device(KEY)
+def test_a_long_measurement_keeps_its_lease(store: Store) -> None:
+    server = start("127.0.0.1:0", store, lease_sec=1.0)
+    store.register_device(FAULTY_KEY)
     queue = JobQueue(store)
-    job = queue.request(KEY, [CONV], request_id="q1")
-
-    def slow(subjects: object, **_: object) -> list[Measurement]:
-        time.sleep(5.0)  # longer than the lease of 4 s
-        return [Measurement(KEY, CONV, ((1.0,),), ((1.0,),))]
-
-    monkeypatch.setattr(worker_module, "measure_subjects", slow)
-    assert work(server.address, once=True, config=QUICK) == 1
+    job = queue.request(FAULTY_KEY, [conv(SLOW)], request_id="q1")  # two sessions of more than 1 s
+    assert work(server.address, runtime="faulty", once=True, config=faulty()) == 1
+    server.stop(0.5)
     done = queue.job(job.job_id)
     assert (done.state, done.failure_count) == (JobState.DONE, 0)
 
@@ -191,8 +127,8 @@ def test_a_wrong_token_ends_the_worker(tmp_path: Path) -> None:
 
 WORK = (
     "import sys; from rlprune.device import worker\n"
-    "from rlprune.latency import collect\n"
-    "heavy = 'torch ray gymnasium stable_baselines3 sqlalchemy sklearn'\n"
+    "from rlprune.device import child_main\n"
+    "heavy = 'torch ray gymnasium stable_baselines3 sqlalchemy sklearn onnxruntime'\n"
     "print([name for name in heavy.split() if name in sys.modules], flush=True)\n"
     "print(worker.work(sys.argv[1]), flush=True)"
 )
@@ -207,9 +143,7 @@ def test_sigterm_gives_the_job_back_and_ends_cleanly(server: Server, store: Stor
         until(store.devices)
         queue = JobQueue(store)
         specs = [
-            OperatorSpec(
-                "conv", "", 64, 8 * n, (56, 56), (56, 56), (3, 3), (1, 1), (1,) * 4, (1, 1), 1
-            )
+            replace(conv(64, 8 * n), in_spatial=(56, 56), out_spatial=(56, 56))
             for n in range(1, 13)
         ]
         job = queue.request(KEY, specs, request_id="q1")
