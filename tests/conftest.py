@@ -1,6 +1,11 @@
-"""Environment of the whole suite; its being here also puts `tests/` on the import path."""
+"""Environment and options of the whole suite; its being here also puts `tests/` on the import path.
+
+`--long` is for the tests that try many models, plans or damaged files: with it they try all.
+"""
 
 import os
+
+import pytest
 
 for _name, _value in {
     "OMP_NUM_THREADS": "1",
@@ -8,3 +13,16 @@ for _name, _value in {
     "RAY_USAGE_STATS_ENABLED": "0",
 }.items():
     os.environ.setdefault(_name, _value)
+
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--long", action="store_true", help="all models, plans and damaged files; takes an hour"
+    )
+
+
+@pytest.fixture(scope="session")
+def long(request: pytest.FixtureRequest) -> bool:
+    """Whether to try all that there is."""
+    return bool(request.config.getoption("--long"))
