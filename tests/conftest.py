@@ -15,7 +15,6 @@ for _name, _value in {
     os.environ.setdefault(_name, _value)
 
 
-
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--long", action="store_true", help="all models, plans and damaged files; takes an hour"

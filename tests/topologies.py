@@ -12,43 +12,7 @@ from typing import cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-
-Built = tuple[nn.Module, tuple[Tensor, ...]]
-
-
-def randomise(module: nn.Module) -> None:
-    """Random statistics, scales and biases in place of the zeros and ones that hide mistakes."""
-    for part in module.modules():
-        if isinstance(part, nn.BatchNorm1d | nn.BatchNorm2d):
-            nn.init.uniform_(part.weight, 0.5, 1.5)
-            nn.init.normal_(part.bias, 0.2, 0.4)
-            nn.init.normal_(cast(Tensor, part.running_mean), 0.0, 0.3)
-            nn.init.uniform_(cast(Tensor, part.running_var), 0.5, 1.5)
-        elif isinstance(part, nn.Conv1d | nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
-            nn.init.kaiming_normal_(part.weight)
-            if part.bias is not None:
-                nn.init.normal_(part.bias, 0.1, 0.3)
-
-
-def conv_bn(
-    cin: int, cout: int, kernel: int = 3, stride: int = 1, groups: int = 1, act: bool = True
-) -> nn.Sequential:
-    layers: list[nn.Module] = [
-        nn.Conv2d(cin, cout, kernel, stride, kernel // 2, groups=groups, bias=False),
-        nn.BatchNorm2d(cout),
-    ]
-    return nn.Sequential(*layers, nn.ReLU()) if act else nn.Sequential(*layers)
-
-
-class Head(nn.Module):
-    """Global average pooling and a classifier."""
-
-    def __init__(self, width: int, class_count: int = 10) -> None:
-        super().__init__()
-        self.fc = nn.Linear(width, class_count)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return cast(Tensor, self.fc(x.mean((2, 3))))
+from torch_parts import Built, Head, SqueezeExcite, builder, channel_shuffle, conv_bn
 
 
 class Vgg(nn.Module):
@@ -215,18 +179,6 @@ class DenseNet(nn.Module):
         return cast(Tensor, self.head(F.relu(self.norm(x))))
 
 
-class SqueezeExcite(nn.Module):
-    def __init__(self, width: int, squeezed: int, hard: bool) -> None:
-        super().__init__()
-        self.reduce = nn.Conv2d(width, squeezed, 1)
-        self.expand = nn.Conv2d(squeezed, width, 1)
-        self.gate = nn.Hardsigmoid() if hard else nn.Sigmoid()
-
-    def forward(self, x: Tensor) -> Tensor:
-        scale = F.relu(self.reduce(F.adaptive_avg_pool2d(x, 1)))
-        return x * cast(Tensor, self.gate(self.expand(scale)))
-
-
 class LinearSqueezeExcite(nn.Module):
     """As first published: two Linear layers and a view back to a map."""
 
@@ -278,12 +230,6 @@ class GroupedNet(nn.Module):
         x = self.stem(x)
         x = F.relu(x + self.expand(self.grouped(self.reduce(x))))
         return cast(Tensor, self.head(F.relu(self.uneven(x))))
-
-
-def channel_shuffle(x: Tensor, groups: int) -> Tensor:
-    batch, width, height, breadth = x.size()
-    x = x.view(batch, groups, width // groups, height, breadth)
-    return x.transpose(1, 2).contiguous().view(batch, width, height, breadth)
 
 
 class ShuffleUnit(nn.Module):
@@ -475,40 +421,23 @@ class PreAct(nn.Module):
         return cast(Tensor, self.head(F.relu(self.norm(self.blocks(self.stem(x))))))
 
 
-def _image(side: int = 16) -> tuple[Tensor, ...]:
-    return (torch.randn(1, 3, side, side),)
-
-
-def _builder(
-    make: Callable[[], nn.Module], inputs: Callable[[], tuple[Tensor, ...]] = _image
-) -> Callable[[], Built]:
-    def build() -> Built:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            module = make()
-            randomise(module)
-            return module.eval(), inputs()
-
-    return build
-
-
 TOPOLOGIES: dict[str, Callable[[], Built]] = {
-    "vgg_flatten": _builder(Vgg),
-    "vgg_view": _builder(ViewVgg),
-    "resnet_a": _builder(ResNetA),
-    "resnet_b": _builder(ResNetB),
-    "mobilenet_v2": _builder(MobileNetV2),
-    "dense_concat": _builder(DenseNet),
-    "se_sigmoid": _builder(lambda: SeNet(hard=False)),
-    "se_hardswish": _builder(lambda: SeNet(hard=True)),
-    "se_linear": _builder(lambda: SeNet(hard=False, linear=True)),
-    "grouped_conv": _builder(GroupedNet),
-    "channel_shuffle": _builder(ShuffleNetV2),
-    "c2f": _builder(C2fNet),
-    "inception": _builder(Inception),
-    "channel_slice": _builder(SliceNet),
-    "depth_multiplier": _builder(DepthMultiplier),
-    "keywords_1d": _builder(Keywords1d, lambda: (torch.randn(1, 10, 48),)),
-    "unet": _builder(UNet),
-    "preact": _builder(PreAct),
+    "vgg_flatten": builder(Vgg),
+    "vgg_view": builder(ViewVgg),
+    "resnet_a": builder(ResNetA),
+    "resnet_b": builder(ResNetB),
+    "mobilenet_v2": builder(MobileNetV2),
+    "dense_concat": builder(DenseNet),
+    "se_sigmoid": builder(lambda: SeNet(hard=False)),
+    "se_hardswish": builder(lambda: SeNet(hard=True)),
+    "se_linear": builder(lambda: SeNet(hard=False, linear=True)),
+    "grouped_conv": builder(GroupedNet),
+    "channel_shuffle": builder(ShuffleNetV2),
+    "c2f": builder(C2fNet),
+    "inception": builder(Inception),
+    "channel_slice": builder(SliceNet),
+    "depth_multiplier": builder(DepthMultiplier),
+    "keywords_1d": builder(Keywords1d, lambda: (torch.randn(1, 10, 48),)),
+    "unet": builder(UNet),
+    "preact": builder(PreAct),
 }

@@ -18,7 +18,7 @@ from rlprune.graph.normal import NormalModel
 from rlprune.graph.patterns import Fused, fuse
 from rlprune.graph.rules_layout import pad_counts
 from rlprune.graph.types import IntArray, Operator, Width
-from rlprune.graph.walk import Node
+from rlprune.graph.walk import Node, reading
 from rlprune.graph.windows import clip_variant, explicit_pads, is_zero_border
 
 _FREE = frozenset(
@@ -63,7 +63,6 @@ class _Lister:
     widths: Sequence[int]
     """Of the groups."""
     fused: Mapping[str, Fused]
-    readers: dict[str, list[Node]] = field(default_factory=dict)
     outputs: frozenset[str] = frozenset()
     counted: dict[int, Width] = field(default_factory=dict)
     batch: int = 1
@@ -220,7 +219,7 @@ class _Lister:
         elif op == "Concat":
             self.add(node, "concat", "", in_width=self.width(node.outputs[0]))
         elif op == "Pad":
-            if is_zero_border(node, self.readers.get(node.outputs[0], ()), self.normal):
+            if is_zero_border(node, self.normal.readers.get(node.outputs[0], ()), self.normal):
                 self.padded[node.outputs[0]] = node
                 self.alias(node)
             elif self.normal.shapes[node.inputs[0]] == self.normal.shapes[node.outputs[0]]:
@@ -367,7 +366,7 @@ class _Lister:
             self.transposed[node.outputs[0]] = (source, order)
 
     def _only_reader(self, name: str) -> bool:
-        return len(self.readers.get(name, ())) == 1 and name not in self.outputs
+        return len(self.normal.readers.get(name, ())) == 1 and name not in self.outputs
 
 
 def width_of(group: IntArray, widths: Sequence[int]) -> Width:
@@ -386,15 +385,13 @@ def list_operators(
     """Operators in canonical order; the first of a chain that a runtime fuses stands for it."""
     lister = _Lister(normal, channels, widths, fuse(normal))
     lister.outputs = frozenset(value.name for value in normal.model.graph.output)
-    for node in normal.nodes:
-        for name in node.inputs:
-            lister.readers.setdefault(name, []).append(node)
     for place, value in enumerate(normal.model.graph.input):
         lister.made_by[value.name] = -1 - place
     if normal.model.graph.input:
         lister.batch = next(iter(normal.shapes[normal.model.graph.input[0].name]), 1)
     for index in order:
-        lister.visit(normal.nodes[index])
+        with reading(normal.nodes[index]):
+            lister.visit(normal.nodes[index])
     for value in normal.model.graph.output:
         lister.slice_when_read(value.name)
     return tuple(lister.listed)

@@ -14,12 +14,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rlprune.errors import ModelError
 from rlprune.graph.channels import Block, Channels
 from rlprune.graph.folding import axes_of
 from rlprune.graph.normal import NormalModel
 from rlprune.graph.types import IntArray
-from rlprune.graph.walk import Node
+from rlprune.graph.walk import Node, reading
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,11 +64,8 @@ def apply_rule(node: Node, scope: Scope, shared: frozenset[str]) -> None:
     """Runs a node's rule; weights with other readers are held on the axes it did not claim."""
     channels = scope.channels
     channels.touched.clear()
-    try:
+    with reading(node):
         RULES.get(node.op, hold_all)(node, scope)
-    except (ArithmeticError, LookupError, TypeError, ValueError) as error:
-        why = " ".join(str(error).split())
-        raise ModelError(f"node {node.name!r} ({node.op}) is malformed: {why}") from error
     for name in node.inputs:
         if name in shared:
             skip = [axis for tensor, axis in channels.touched if tensor == name]
@@ -102,7 +98,15 @@ rule(
 
 @rule("Shape Size")
 def _shape(node: Node, scope: Scope) -> None:
-    """Extents are read anew from the pruned tensor."""
+    """What is left of these reads an open batch; the extents of channels would be read as cut."""
+    block = scope.channels.block(node.inputs[0])
+    if block is None:
+        return
+    first = int(node.attrs.get("start", 0)) % len(scope.shape(node.inputs[0]))
+    for reader in scope.normal.readers.get(node.outputs[0], ()):
+        index = scope.normal.values.get(reader.inputs[1]) if reader.op == "Gather" else None
+        if index is None or {first + int(k) for k in index.ravel()} & set(block.axes):
+            return hold_all(node, scope, f"is read by {reader.name}")
 
 
 @rule("Conv")
@@ -243,6 +247,8 @@ def _batch_norm(node: Node, scope: Scope) -> None:
     for name in node.inputs[1:]:
         scope.channels.claim(name, (0,), ids)
     scope.channels.put(node.outputs[0], (1,), ids)
+    for statistic in node.outputs[1:]:
+        scope.channels.put(statistic, (0,), ids)
 
 
 @rule("InstanceNormalization")
@@ -314,6 +320,8 @@ def _softmax(node: Node, scope: Scope) -> None:
 def _pool(node: Node, scope: Scope) -> None:
     rank = len(scope.shape(node.inputs[0]))
     _hold_axes(node, scope, list(range(2, rank)), "pools over these channels")
+    if len(node.outputs) > 1 and node.outputs[1] in scope.normal.readers:
+        hold_all(node, scope, "tells positions counted over these channels")
 
 
 @rule(

@@ -7,7 +7,8 @@ computed in the graph) can be used for the next node.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -40,11 +41,12 @@ _KEEP_SHAPE = frozenset(
     (
         *("Relu", "LeakyRelu", "Sigmoid", "Tanh", "HardSwish", "HardSigmoid", "Elu", "Gelu", "Erf"),
         *("Clip", "Identity", "Softmax", "BatchNormalization", "InstanceNormalization"),
-        *("LayerNormalization", "GroupNormalization"),
+        *("LayerNormalization", "GroupNormalization", "MeanVarianceNormalization"),
+        *("Celu", "ThresholdedRelu", "Shrink", "Selu", "Mish", "Softsign", "Swish"),
     )
 )
-"""Operators whose one output is shaped as their first input: no need, or (GroupNormalization) no
-way, to infer."""
+"""Operators whose one output is shaped as their first input: no need, or (where a function defines
+them) no way, to infer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +60,18 @@ class Node:
     attrs: Mapping[str, Any]
     scope: str = ""
     """Module path that the exporter noted, e.g. `layer1.0.conv1`; empty where it noted none."""
+
+
+@contextmanager
+def reading(node: Node) -> Iterator[None]:
+    """Turns what goes wrong while a node is read into a refusal that names it."""
+    try:
+        yield
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        why = " ".join(str(error).split())[:200]
+        raise ModelError(
+            f"node {node.name!r} ({node.op}) is malformed: {why}", field="model"
+        ) from error
 
 
 @dataclass
@@ -90,8 +104,9 @@ class Walk:
             if weight.array is not None:
                 self.values[name] = weight.array
         for node, proto in zip(self.nodes, self.protos, strict=True):
-            if not self._fold(node, proto):
-                self._infer(node, proto)
+            with reading(node):
+                if not self._fold(node, proto):
+                    self._infer(node, proto)
 
     def _fold(self, node: Node, proto: NodeProto) -> bool:
         """Evaluates a node of constants; False where it has to stay."""
@@ -245,7 +260,7 @@ def walk(
             declared[value.name] = (value.type.tensor_type.elem_type, shape)
     result = Walk(
         nodes,
-        list(model.graph.node),
+        [named(proto, node) for proto, node in zip(model.graph.node, nodes, strict=True)],
         {e.domain if e.domain != "ai.onnx" else "": e.version for e in model.opset_import},
         {t.name: weight_of(t) for t in model.graph.initializer},
         types,
@@ -265,8 +280,27 @@ def read_nodes(model: ModelProto) -> list[Node]:
         name = base if taken[base] == 1 else f"{base}#{taken[base]}"
         op = proto.op_type if proto.domain in ("", "ai.onnx") else f"{proto.domain}.{proto.op_type}"
         attrs = {a.name: attribute_value(a) for a in proto.attribute}
-        nodes.append(Node(name, op, tuple(proto.input), tuple(proto.output), attrs, _scope(proto)))
+        outputs = _outputs(proto, name)
+        nodes.append(Node(name, op, tuple(proto.input), outputs, attrs, _scope(proto)))
     return nodes
+
+
+def _outputs(proto: NodeProto, name: str) -> tuple[str, ...]:
+    """Output names; one left out before one that is wanted gets a name, those after are dropped."""
+    names = list(proto.output)
+    while names and not names[-1]:
+        names.pop()
+    return tuple(n or f"{name}/unused{k}" for k, n in enumerate(names))
+
+
+def named(proto: NodeProto, node: Node) -> NodeProto:
+    """The proto with the node's output names; a copy where they differ."""
+    if tuple(proto.output) == node.outputs:
+        return proto
+    copy = NodeProto()
+    copy.CopyFrom(proto)
+    copy.output[:] = node.outputs
+    return copy
 
 
 def weight_of(proto: TensorProto) -> Weight:

@@ -172,18 +172,20 @@ def _conv(surgeon: _Surgeon, node: Node, copy: NodeProto) -> list[TensorProto]:
 
 
 def _reshape(surgeon: _Surgeon, node: Node, copy: NodeProto) -> list[TensorProto]:
-    """New extents where channels shrink; what was left to inference (0, -1) stays so."""
+    """New extents where channels shrink; what was left to inference (0, -1) stays so.
+
+    But for a 0, "as in the input", where input and output do not shrink alike.
+    """
     after = surgeon.shape(node.outputs[0])
     if after == list(surgeon.trace.normal.shapes[node.outputs[0]]):
         return []
+    before = surgeon.shape(node.inputs[0])
     target = ints(surgeon.trace.normal.values[node.inputs[1]]) or []
-    return _constant(
-        surgeon,
-        copy,
-        1,
-        [t if t in (0, -1) else d for t, d in zip(target, after, strict=True)],
-        "shape",
-    )
+    new = [
+        t if t == -1 or (t == 0 and before[k] == d) else d
+        for k, (t, d) in enumerate(zip(target, after, strict=True))
+    ]
+    return _constant(surgeon, copy, 1, new, "shape")
 
 
 def _expand(surgeon: _Surgeon, node: Node, copy: NodeProto) -> list[TensorProto]:
