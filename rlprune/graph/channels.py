@@ -66,6 +66,7 @@ class Channels:
     _left: list[IntArray] = field(default_factory=list)
     _right: list[IntArray] = field(default_factory=list)
     _holds: list[Hold] = field(default_factory=list)
+    _parts: list[tuple[str, tuple[int, ...], Block, list[int]]] = field(default_factory=list)
 
     def fresh(self, *shape: int) -> IntArray:
         """New ids that nothing is tied to yet."""
@@ -89,6 +90,18 @@ class Channels:
         first = np.take(ids, 0, axis=axis)
         self.tie(ids, np.expand_dims(first, axis))
         return np.asarray(first, dtype=np.int64)
+
+    def only(self, block: Block, axes: Iterable[int]) -> Block:
+        """The block on some of its axes; what lies along the others is tied."""
+        ids, kept = block.ids, list(block.axes)
+        for axis in [axis for axis in reversed(block.axes) if axis not in axes]:
+            ids = self.tie_along(ids, kept.index(axis))
+            kept.remove(axis)
+        return Block(tuple(kept), ids)
+
+    def is_held(self, ids: IntArray) -> bool:
+        """Whether a rule has held all of `ids` already."""
+        return any(np.isin(ids, hold.ids).all() for hold in self._holds)
 
     def hold(self, ids: IntArray, reason: str) -> None:
         """Nothing of `ids` may be pruned."""
@@ -124,6 +137,17 @@ class Channels:
                 return
         self.blocks[name].append(Block(axes, ids))
 
+    def claim_part(self, name: str, axes: tuple[int, ...], block: Block, own: list[int]) -> None:
+        """As `claim`, of a weight that has only the axes `own` of a block of several.
+
+        To slice it there, what lies along the other axes must be tied; whether `own` shrinks at all
+        is known when every rule has spoken.
+        """
+        if len(own) == len(block.axes):
+            self.claim(name, axes, block.ids)
+        elif own:
+            self._parts.append((name, axes, block, own))
+
     def made(self, node: str, name: str, axis: int, ids: IntArray) -> IntArray:
         """A weight axis that makes channels: claims it with new `ids`, or those of an earlier
         reader.
@@ -149,10 +173,13 @@ class Channels:
                     )
 
     def axis(self, name: str, axis: int, reason: str) -> IntArray:
-        """The ids of one axis of an activation, held where other axes are its channels."""
+        """The ids of one axis of an activation, held where only other axes are its channels.
+
+        Where others are channels too, what lies along them is tied.
+        """
         block = self.block(name)
-        if block is not None and block.axes == (axis,):
-            return block.ids
+        if block is not None and axis in block.axes:
+            return self.only(block, (axis,)).ids
         if block is not None:
             self.hold(block.ids, reason)
         ids = self.fresh(self.shapes[name][axis])
@@ -167,6 +194,11 @@ class Channels:
         Returns:
             class of every id [count], and per class the index of the reason it is held for, or -1.
         """
+        labels = _components(self.count, self._left, self._right)
+        for name, axes, block, own in self._parts:
+            varying = {block.axes[place] for place in varying_axes(labels[block.ids])}
+            if varying & set(own):
+                self.claim(name, axes, self.only(block, own).ids)
         labels = _components(self.count, self._left, self._right)
         while True:
             reasons = self._reasons(labels)

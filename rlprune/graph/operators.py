@@ -93,7 +93,10 @@ class _Lister:
         if self.channels.blocks.get(name) and self.channel_axes(name) == (axis,):
             return self.width(name), self.spatial(name)
         shape = self.normal.shapes[name]
-        return Width(shape[axis]), self.without_batch([*shape[:axis], *shape[axis + 1 :]])
+        width = Width(shape[axis])
+        if name not in self.normal.weights:
+            width = width_of(self.channels.axis_units(name, axis)[0], self.widths)
+        return width, self.without_batch([*shape[:axis], *shape[axis + 1 :]])
 
     def channel_axes(self, name: str) -> tuple[int, ...]:
         blocks = self.channels.blocks.get(name)
@@ -265,12 +268,14 @@ class _Lister:
             begins, ends = pad_counts(pad, self.normal, rank + 2) or ([], [])
             pads = [own + more for own, more in zip(pads, begins[2:] + ends[2:], strict=True)]
             source = pad.inputs[0]
+        in_width, in_spatial = self.read_on(source, 1)
         self.add(
             node,
             kind,
             "",
             source=source,
-            in_width=self.read_on(source, 1)[0],
+            in_width=in_width,
+            in_spatial=in_spatial,
             kernel=kernel,
             stride=stride,
             pads=pads,

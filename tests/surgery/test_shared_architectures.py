@@ -54,6 +54,7 @@ def check(name: str, exporter: str, shares: tuple[float, ...], random_count: int
     print(f"{name}.{exporter}: {len(errors)} plans, largest relative error {max(errors):.1e}")
 
 
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize("exporter", EXPORTERS)
 @pytest.mark.parametrize("name", CNNS)
 def test_cnn_cut_at_uniform_and_random_plans_equals_the_oracle(
