@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -196,3 +196,22 @@ class Net:
                 value.type.tensor_type.shape.dim.add()
                 value.type.tensor_type.shape.dim.add()
         return inferred
+
+
+Built = tuple[Net, str | tuple[str, ...]]
+"""A net and its outputs."""
+Cases = dict[str, tuple[Callable[[], Built], list[int]]]
+
+
+def cases() -> tuple[Cases, Callable[..., Callable[[Callable[[], Built]], Callable[[], Built]]]]:
+    """A table of nets by name, each with the widths of its groups, and what puts a net into it."""
+    table: Cases = {}
+
+    def case(*widths: int) -> Callable[[Callable[[], Built]], Callable[[], Built]]:
+        def enter(build: Callable[[], Built]) -> Callable[[], Built]:
+            table[build.__name__] = build, list(widths)
+            return build
+
+        return enter
+
+    return table, case

@@ -20,8 +20,10 @@ import numpy as np
 from rlprune.errors import ModelError
 from rlprune.graph.types import IntArray
 
-MAX_IDS = 2**24
+MAX_IDS = 2**22
 """Bound on ids and on any id array, so that a hostile file cannot eat the memory."""
+MAX_STORED = 2**25
+"""Bound on all of them together, and on the ties."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +65,8 @@ class Channels:
     touched: set[tuple[str, int]] = field(default_factory=set)
     """Weight axes that the rule that runs now has claimed."""
     count: int = 0
+    stored: int = 0
+    """Length of all id arrays of activations and of all ties."""
     _left: list[IntArray] = field(default_factory=list)
     _right: list[IntArray] = field(default_factory=list)
     _holds: list[Hold] = field(default_factory=list)
@@ -77,11 +81,19 @@ class Channels:
         self.count += size
         return ids
 
+    def _spend(self, count: int) -> None:
+        self.stored += count
+        if self.stored > MAX_STORED:
+            raise ModelError(
+                f"following the channels takes more than {MAX_STORED} numbers", field="model"
+            )
+
     def tie(self, left: IntArray, right: IntArray) -> None:
         """Ids of `left` equal those of `right`, position by position (broadcast)."""
         if left is right:
             return
         a, b = np.broadcast_arrays(left, right)
+        self._spend(2 * a.size)
         self._left.append(a.ravel())
         self._right.append(b.ravel())
 
@@ -115,6 +127,7 @@ class Channels:
     def put(self, name: str, axes: tuple[int, ...], ids: IntArray) -> None:
         """The ids of an activation that a node makes."""
         if name:
+            self._spend(ids.size)
             self.blocks[name] = [Block(axes, ids)]
 
     def claim(self, name: str, axes: tuple[int, ...], ids: IntArray) -> None:

@@ -34,6 +34,9 @@ from rlprune.graph.walk import (
     walk,
 )
 
+MAX_COPIED = 2**23
+"""Most elements in copies of shared vectors; what is shared beyond ties its readers."""
+
 
 @dataclass(frozen=True)
 class NormalModel:
@@ -178,6 +181,7 @@ def _build(
     shapes = {name: shape for name, (_, shape) in first.types.items()}
     values: dict[str, Array] = {}
     uses: Counter[str] = Counter()
+    copied = 0
     new_nodes: list[Node] = []
     for index in kept:
         node, proto = nodes[index], model.graph.node[index]
@@ -199,8 +203,9 @@ def _build(
             if name in fixed:
                 uses[name] += 1
                 own = name
-                if uses[name] > 1 and is_vector(shapes[name]):
+                if uses[name] > 1 and is_vector(shapes[name]) and copied < MAX_COPIED:
                     # Exporters merge vectors of equal values; layers that share one are not tied.
+                    copied += int(np.prod(shapes[name], dtype=np.int64))
                     own = f"{name}#{uses[name]}"
                     while own in shapes:
                         own += "'"

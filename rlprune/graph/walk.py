@@ -28,10 +28,13 @@ from rlprune.errors import ModelError, UnsupportedOperatorError
 from rlprune.graph.folding import (
     ARITHMETIC,
     LAYOUT,
+    MAX_ALL_FOLDED,
+    MAX_FOLDED,
     Array,
     constant_value,
     make_tensor,
     readable,
+    result_size,
 )
 from rlprune.graph.load import check_shape
 
@@ -97,6 +100,8 @@ class Walk:
     types: dict[str, tuple[int, Shape]]
     declared: Mapping[str, tuple[int, Shape]]
     values: dict[str, Array] = field(default_factory=dict)
+    folded: int = 0
+    """Elements folded so far."""
 
     def run(self) -> None:
         for name, weight in self.weights.items():
@@ -128,10 +133,12 @@ class Walk:
             if any(value is None for value in rest):
                 return False
             return self._move(node, first, [value for value in rest if value is not None])
-        known = [self.values.get(name) for name in node.inputs if name]
-        if node.op not in ARITHMETIC or any(value is None for value in known) or "" in node.inputs:
+        known = [v for name in node.inputs if (v := self.values.get(name)) is not None]
+        if node.op not in ARITHMETIC or len(known) < len(node.inputs):
             return False
         try:
+            if result_size(node.op, dict(node.attrs), known) > MAX_FOLDED:
+                return False
             with np.errstate(all="ignore"):
                 result = np.asarray(ARITHMETIC[node.op](dict(node.attrs), *known))
         except (ValueError, IndexError, TypeError, KeyError, OverflowError):
@@ -160,6 +167,11 @@ class Walk:
     def _know(self, name: str, array: Array) -> None:
         elem = helper.np_dtype_to_tensor_dtype(array.dtype)
         check_shape(name, array.shape)
+        self.folded += array.size
+        if self.folded > MAX_ALL_FOLDED:
+            raise ModelError(
+                f"the model computes more than {MAX_ALL_FOLDED} constant numbers", field="model"
+            )
         self.types[name] = (elem, array.shape)
         self.weights[name] = Weight(array.shape, elem, array=array)
         if readable(array.dtype, array.size):
@@ -181,6 +193,11 @@ class Walk:
                 data: Array = np.broadcast_to(np.zeros((), np.bool_), weight.dims)
             else:
                 data = to_array(weight)
+            if (
+                node.op == "Gather"
+                and result_size("Gather", dict(node.attrs), [data, *rest]) > data.size
+            ):
+                return False
             moved = LAYOUT[node.op](dict(node.attrs), data, *rest)
             if moved.size > data.size:
                 return False
