@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -92,17 +92,24 @@ def some_keeps(trace: OnnxTrace, random_count: int = 2) -> list[IntArray]:
     return [np.maximum(1, widths // 2), np.ones_like(widths), *random]
 
 
-def assert_pruned_right(trace: OnnxTrace, keeps: IntArray, tolerance: float = 1e-4) -> None:
-    """The pruned model equals the whole one with the dropped units' readers zeroed."""
+def assert_pruned_right(trace: OnnxTrace, keeps: IntArray, tolerance: float = 1e-4) -> float:
+    """The pruned model is sound and equals the whole one with the dropped units' readers zeroed.
+
+    Returns:
+        The largest relative difference found.
+    """
     inputs = inputs_of(trace)
     kept = kept_units(unit_scores(trace), keeps)
     pruned = prune_onnx(trace, keeps)
+    onnx.checker.check_model(pruned, full_check=True)
     expected = run(with_dead_readers(trace, kept), inputs)
-    assert relative_error(expected, run(pruned, inputs)) < tolerance
+    error = relative_error(expected, run(pruned, inputs))
+    assert error < tolerance
     after = trace_onnx(pruned).graph
     whole = trace.graph
     assert int(after.macs(after.widths)) == int(whole.macs(keeps))
     assert int(after.params(after.widths)) == int(whole.params(keeps))
+    return error
 
 
 def assert_every_group_matters(trace: OnnxTrace, least: float = 1e-3) -> None:
@@ -189,3 +196,22 @@ class Net:
                 value.type.tensor_type.shape.dim.add()
                 value.type.tensor_type.shape.dim.add()
         return inferred
+
+
+Built = tuple[Net, str | tuple[str, ...]]
+"""A net and its outputs."""
+Cases = dict[str, tuple[Callable[[], Built], list[int]]]
+
+
+def cases() -> tuple[Cases, Callable[..., Callable[[Callable[[], Built]], Callable[[], Built]]]]:
+    """A table of nets by name, each with the widths of its groups, and what puts a net into it."""
+    table: Cases = {}
+
+    def case(*widths: int) -> Callable[[Callable[[], Built]], Callable[[], Built]]:
+        def enter(build: Callable[[], Built]) -> Callable[[], Built]:
+            table[build.__name__] = build, list(widths)
+            return build
+
+        return enter
+
+    return table, case

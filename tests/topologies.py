@@ -11,44 +11,20 @@ from typing import cast
 
 import torch
 import torch.nn.functional as F
+from topologies_branched import (
+    C2fNet,
+    DenseNet,
+    DepthMultiplier,
+    GroupedNet,
+    Inception,
+    Keywords1d,
+    SeNet,
+    ShuffleNetV2,
+    SliceNet,
+    UNet,
+)
 from torch import Tensor, nn
-
-Built = tuple[nn.Module, tuple[Tensor, ...]]
-
-
-def randomise(module: nn.Module) -> None:
-    """Random statistics, scales and biases in place of the zeros and ones that hide mistakes."""
-    for part in module.modules():
-        if isinstance(part, nn.BatchNorm1d | nn.BatchNorm2d):
-            nn.init.uniform_(part.weight, 0.5, 1.5)
-            nn.init.normal_(part.bias, 0.2, 0.4)
-            nn.init.normal_(cast(Tensor, part.running_mean), 0.0, 0.3)
-            nn.init.uniform_(cast(Tensor, part.running_var), 0.5, 1.5)
-        elif isinstance(part, nn.Conv1d | nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
-            nn.init.kaiming_normal_(part.weight)
-            if part.bias is not None:
-                nn.init.normal_(part.bias, 0.1, 0.3)
-
-
-def conv_bn(
-    cin: int, cout: int, kernel: int = 3, stride: int = 1, groups: int = 1, act: bool = True
-) -> nn.Sequential:
-    layers: list[nn.Module] = [
-        nn.Conv2d(cin, cout, kernel, stride, kernel // 2, groups=groups, bias=False),
-        nn.BatchNorm2d(cout),
-    ]
-    return nn.Sequential(*layers, nn.ReLU()) if act else nn.Sequential(*layers)
-
-
-class Head(nn.Module):
-    """Global average pooling and a classifier."""
-
-    def __init__(self, width: int, class_count: int = 10) -> None:
-        super().__init__()
-        self.fc = nn.Linear(width, class_count)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return cast(Tensor, self.fc(x.mean((2, 3))))
+from torch_parts import Built, Head, builder, conv_bn
 
 
 class Vgg(nn.Module):
@@ -186,270 +162,6 @@ class MobileNetV2(nn.Module):
         return cast(Tensor, self.head(self.last(self.blocks(self.stem(x)))))
 
 
-class DenseLayer(nn.Module):
-    """BatchNorm after the concat, before the convolution, as DenseNet has it."""
-
-    def __init__(self, cin: int, growth: int) -> None:
-        super().__init__()
-        self.norm = nn.BatchNorm2d(cin)
-        self.conv = nn.Conv2d(cin, growth, 3, 1, 1, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.cat([x, self.conv(F.relu(self.norm(x)))], 1)
-
-
-class DenseNet(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem = nn.Conv2d(3, 16, 3, 1, 1)
-        self.block1 = nn.Sequential(DenseLayer(16, 8), DenseLayer(24, 8))
-        self.transition = nn.Sequential(
-            nn.BatchNorm2d(32), nn.ReLU(), nn.Conv2d(32, 16, 1, bias=False), nn.AvgPool2d(2)
-        )
-        self.block2 = nn.Sequential(DenseLayer(16, 8), DenseLayer(24, 8))
-        self.norm = nn.BatchNorm2d(32)
-        self.head = Head(32)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.block2(self.transition(self.block1(self.stem(x))))
-        return cast(Tensor, self.head(F.relu(self.norm(x))))
-
-
-class SqueezeExcite(nn.Module):
-    def __init__(self, width: int, squeezed: int, hard: bool) -> None:
-        super().__init__()
-        self.reduce = nn.Conv2d(width, squeezed, 1)
-        self.expand = nn.Conv2d(squeezed, width, 1)
-        self.gate = nn.Hardsigmoid() if hard else nn.Sigmoid()
-
-    def forward(self, x: Tensor) -> Tensor:
-        scale = F.relu(self.reduce(F.adaptive_avg_pool2d(x, 1)))
-        return x * cast(Tensor, self.gate(self.expand(scale)))
-
-
-class LinearSqueezeExcite(nn.Module):
-    """As first published: two Linear layers and a view back to a map."""
-
-    def __init__(self, width: int, squeezed: int) -> None:
-        super().__init__()
-        self.fc = nn.Sequential(
-            nn.Linear(width, squeezed), nn.ReLU(), nn.Linear(squeezed, width), nn.Sigmoid()
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        batch, width, _, _ = x.size()
-        scale: Tensor = self.fc(F.adaptive_avg_pool2d(x, 1).view(batch, width))
-        return x * scale.view(batch, width, 1, 1)
-
-
-class SeNet(nn.Module):
-    """Squeeze-and-excite residual net; `hard` as in MobileNetV3 (hard-swish, hard-sigmoid)."""
-
-    def __init__(self, hard: bool, linear: bool = False) -> None:
-        super().__init__()
-        self.act = nn.Hardswish() if hard else nn.SiLU()
-        self.stem = conv_bn(3, 16, 3, 2, act=False)
-        self.conv1 = conv_bn(16, 32, 1, act=False)
-        self.conv2 = conv_bn(32, 32, 3, groups=32, act=False)
-        self.se = LinearSqueezeExcite(32, 8) if linear else SqueezeExcite(32, 8, hard)
-        self.conv3 = conv_bn(32, 16, 1, act=False)
-        self.head = Head(16)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.act(self.stem(x))
-        y = self.act(self.conv1(x))
-        y = self.se(self.act(self.conv2(y)))
-        return cast(Tensor, self.head(x + self.conv3(y)))
-
-
-class GroupedNet(nn.Module):
-    """ResNeXt-like: grouped convolutions, whose groups must stay of one size."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem = conv_bn(3, 16)
-        self.reduce = conv_bn(16, 32, 1)
-        self.grouped = conv_bn(32, 32, 3, groups=4)
-        self.expand = conv_bn(32, 16, 1, act=False)
-        self.uneven = nn.Conv2d(16, 24, 3, 2, 1, groups=2)
-        self.head = Head(24)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.stem(x)
-        x = F.relu(x + self.expand(self.grouped(self.reduce(x))))
-        return cast(Tensor, self.head(F.relu(self.uneven(x))))
-
-
-def channel_shuffle(x: Tensor, groups: int) -> Tensor:
-    batch, width, height, breadth = x.size()
-    x = x.view(batch, groups, width // groups, height, breadth)
-    return x.transpose(1, 2).contiguous().view(batch, width, height, breadth)
-
-
-class ShuffleUnit(nn.Module):
-    """ShuffleNetV2: split, work on one half, concat, shuffle; with stride 2 both halves work."""
-
-    def __init__(self, cin: int, cout: int, stride: int) -> None:
-        super().__init__()
-        half = cout // 2
-        self.stride = stride
-        if stride == 2:
-            self.branch1 = nn.Sequential(
-                conv_bn(cin, cin, 3, 2, groups=cin, act=False), conv_bn(cin, half, 1)
-            )
-        self.branch2 = nn.Sequential(
-            conv_bn(cin if stride == 2 else half, half, 1),
-            conv_bn(half, half, 3, stride, groups=half, act=False),
-            conv_bn(half, half, 1),
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        if self.stride == 2:
-            return channel_shuffle(torch.cat((self.branch1(x), self.branch2(x)), 1), 2)
-        kept, worked = x.chunk(2, 1)
-        return channel_shuffle(torch.cat((kept, self.branch2(worked)), 1), 2)
-
-
-class ShuffleNetV2(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem = conv_bn(3, 16)
-        self.units = nn.Sequential(
-            ShuffleUnit(16, 32, 2), ShuffleUnit(32, 32, 1), ShuffleUnit(32, 32, 1)
-        )
-        self.last = conv_bn(32, 32, 1)
-        self.head = Head(32)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return cast(Tensor, self.head(self.last(self.units(self.stem(x)))))
-
-
-class C2f(nn.Module):
-    """YOLOv8: chunk in two, bottlenecks on the second, all of it concatenated."""
-
-    def __init__(self, cin: int, cout: int) -> None:
-        super().__init__()
-        half = cout // 2
-        self.enter = conv_bn(cin, cout, 1)
-        self.blocks = nn.ModuleList([conv_bn(half, half), conv_bn(half, half)])
-        self.leave = conv_bn(2 * half + 2 * half, cout, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        parts = list(self.enter(x).chunk(2, 1))
-        for block in self.blocks:
-            parts.append(parts[-1] + block(parts[-1]))
-        return cast(Tensor, self.leave(torch.cat(parts, 1)))
-
-
-class C2fNet(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem = conv_bn(3, 16, 3, 2)
-        self.c2f = C2f(16, 32)
-        self.head = Head(32)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return cast(Tensor, self.head(self.c2f(self.stem(x))))
-
-
-class Inception(nn.Module):
-    """Branches of different depth, concatenated."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem = conv_bn(3, 16)
-        self.one = conv_bn(16, 8, 1)
-        self.three = nn.Sequential(conv_bn(16, 8, 1), conv_bn(8, 16, 3))
-        self.five = nn.Sequential(conv_bn(16, 8, 1), conv_bn(8, 8, 3), conv_bn(8, 8, 3))
-        self.pool = nn.Sequential(nn.MaxPool2d(3, 1, 1), conv_bn(16, 8, 1))
-        self.last = conv_bn(40, 24, 3, 2)
-        self.head = Head(24)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.stem(x)
-        x = torch.cat((self.one(x), self.three(x), self.five(x), self.pool(x)), 1)
-        return cast(Tensor, self.head(self.last(x)))
-
-
-class SliceNet(nn.Module):
-    """Channel slices and split sizes written as numbers in the forward code."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem = conv_bn(3, 32)
-        self.left = conv_bn(8, 16)
-        self.right = conv_bn(24, 16)
-        self.mixed = conv_bn(16, 24)
-        self.tail = nn.Conv2d(16, 16, 1)
-        self.head = Head(24)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.stem(x)
-        mixed = self.mixed(self.left(x[:, :8]) + self.right(x[:, 8:]))
-        first, second = torch.split(mixed, [8, 16], dim=1)
-        return cast(Tensor, self.head(torch.cat((first, self.tail(second)), 1)))
-
-
-class DepthMultiplier(nn.Module):
-    """Depthwise convolution with two outputs per input channel."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem = conv_bn(3, 16, 3, 2)
-        self.depth = conv_bn(16, 32, 3, groups=16)
-        self.point = conv_bn(32, 24, 1)
-        self.head = Head(24)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return cast(Tensor, self.head(self.point(self.depth(self.stem(x)))))
-
-
-class Keywords1d(nn.Module):
-    """Keyword spotting on feature rows: 1-D convolutions, depthwise ones among them."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.body = nn.Sequential(
-            nn.Conv1d(10, 16, 5, 2, 2),
-            nn.BatchNorm1d(16),
-            nn.ReLU(),
-            nn.Conv1d(16, 16, 3, 1, 1, groups=16, bias=False),
-            nn.BatchNorm1d(16),
-            nn.ReLU(),
-            nn.Conv1d(16, 32, 1),
-            nn.PReLU(32),
-            nn.MaxPool1d(2),
-            nn.Conv1d(32, 24, 3, 1, 1),
-            nn.ELU(),
-            nn.AdaptiveAvgPool1d(1),
-        )
-        self.fc = nn.Linear(24, 12)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return cast(Tensor, self.fc(self.body(x).squeeze(2)))
-
-
-class UNet(nn.Module):
-    """Down, ConvTranspose up and nearest resize up, skips by concat; a map as output."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.down1, self.down2 = conv_bn(3, 16), conv_bn(16, 24)
-        self.middle = conv_bn(24, 32)
-        self.up2 = nn.ConvTranspose2d(32, 24, 2, 2)
-        self.join2 = conv_bn(48, 16)
-        self.join1 = conv_bn(32, 16)
-        self.out = nn.Conv2d(16, 2, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        one = self.down1(x)
-        two = self.down2(F.max_pool2d(one, 2))
-        x = self.up2(self.middle(F.max_pool2d(two, 2)))
-        x = self.join2(torch.cat((x, two), 1))
-        x = F.interpolate(x, scale_factor=2.0, mode="nearest")
-        return cast(Tensor, self.out(self.join1(torch.cat((x, one), 1))))
-
-
 class PreActBlock(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -475,40 +187,23 @@ class PreAct(nn.Module):
         return cast(Tensor, self.head(F.relu(self.norm(self.blocks(self.stem(x))))))
 
 
-def _image(side: int = 16) -> tuple[Tensor, ...]:
-    return (torch.randn(1, 3, side, side),)
-
-
-def _builder(
-    make: Callable[[], nn.Module], inputs: Callable[[], tuple[Tensor, ...]] = _image
-) -> Callable[[], Built]:
-    def build() -> Built:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            module = make()
-            randomise(module)
-            return module.eval(), inputs()
-
-    return build
-
-
 TOPOLOGIES: dict[str, Callable[[], Built]] = {
-    "vgg_flatten": _builder(Vgg),
-    "vgg_view": _builder(ViewVgg),
-    "resnet_a": _builder(ResNetA),
-    "resnet_b": _builder(ResNetB),
-    "mobilenet_v2": _builder(MobileNetV2),
-    "dense_concat": _builder(DenseNet),
-    "se_sigmoid": _builder(lambda: SeNet(hard=False)),
-    "se_hardswish": _builder(lambda: SeNet(hard=True)),
-    "se_linear": _builder(lambda: SeNet(hard=False, linear=True)),
-    "grouped_conv": _builder(GroupedNet),
-    "channel_shuffle": _builder(ShuffleNetV2),
-    "c2f": _builder(C2fNet),
-    "inception": _builder(Inception),
-    "channel_slice": _builder(SliceNet),
-    "depth_multiplier": _builder(DepthMultiplier),
-    "keywords_1d": _builder(Keywords1d, lambda: (torch.randn(1, 10, 48),)),
-    "unet": _builder(UNet),
-    "preact": _builder(PreAct),
+    "vgg_flatten": builder(Vgg),
+    "vgg_view": builder(ViewVgg),
+    "resnet_a": builder(ResNetA),
+    "resnet_b": builder(ResNetB),
+    "mobilenet_v2": builder(MobileNetV2),
+    "dense_concat": builder(DenseNet),
+    "se_sigmoid": builder(lambda: SeNet(hard=False)),
+    "se_hardswish": builder(lambda: SeNet(hard=True)),
+    "se_linear": builder(lambda: SeNet(hard=False, linear=True)),
+    "grouped_conv": builder(GroupedNet),
+    "channel_shuffle": builder(ShuffleNetV2),
+    "c2f": builder(C2fNet),
+    "inception": builder(Inception),
+    "channel_slice": builder(SliceNet),
+    "depth_multiplier": builder(DepthMultiplier),
+    "keywords_1d": builder(Keywords1d, lambda: (torch.randn(1, 10, 48),)),
+    "unet": builder(UNet),
+    "preact": builder(PreAct),
 }

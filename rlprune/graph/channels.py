@@ -20,8 +20,10 @@ import numpy as np
 from rlprune.errors import ModelError
 from rlprune.graph.types import IntArray
 
-MAX_IDS = 2**24
+MAX_IDS = 2**22
 """Bound on ids and on any id array, so that a hostile file cannot eat the memory."""
+MAX_STORED = 2**25
+"""Bound on all of them together, and on the ties."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,9 +69,12 @@ class Channels:
     node: str = ""
     """Whose rule runs now; holds remember it."""
     count: int = 0
+    stored: int = 0
+    """Length of all id arrays of activations and of all ties."""
     _left: list[IntArray] = field(default_factory=list)
     _right: list[IntArray] = field(default_factory=list)
     _holds: list[Hold] = field(default_factory=list)
+    _parts: list[tuple[str, tuple[int, ...], Block, list[int]]] = field(default_factory=list)
 
     def fresh(self, *shape: int) -> IntArray:
         """New ids that nothing is tied to yet."""
@@ -80,11 +85,19 @@ class Channels:
         self.count += size
         return ids
 
+    def _spend(self, count: int) -> None:
+        self.stored += count
+        if self.stored > MAX_STORED:
+            raise ModelError(
+                f"following the channels takes more than {MAX_STORED} numbers", field="model"
+            )
+
     def tie(self, left: IntArray, right: IntArray) -> None:
         """Ids of `left` equal those of `right`, position by position (broadcast)."""
         if left is right:
             return
         a, b = np.broadcast_arrays(left, right)
+        self._spend(2 * a.size)
         self._left.append(a.ravel())
         self._right.append(b.ravel())
 
@@ -93,6 +106,18 @@ class Channels:
         first = np.take(ids, 0, axis=axis)
         self.tie(ids, np.expand_dims(first, axis))
         return np.asarray(first, dtype=np.int64)
+
+    def only(self, block: Block, axes: Iterable[int]) -> Block:
+        """The block on some of its axes; what lies along the others is tied."""
+        ids, kept = block.ids, list(block.axes)
+        for axis in [axis for axis in reversed(block.axes) if axis not in axes]:
+            ids = self.tie_along(ids, kept.index(axis))
+            kept.remove(axis)
+        return Block(tuple(kept), ids)
+
+    def is_held(self, ids: IntArray) -> bool:
+        """Whether a rule has held all of `ids` already."""
+        return any(np.isin(ids, hold.ids).all() for hold in self._holds)
 
     def hold(self, ids: IntArray, reason: str) -> None:
         """Nothing of `ids` may be pruned."""
@@ -106,6 +131,7 @@ class Channels:
     def put(self, name: str, axes: tuple[int, ...], ids: IntArray) -> None:
         """The ids of an activation that a node makes."""
         if name:
+            self._spend(ids.size)
             self.blocks[name] = [Block(axes, ids)]
 
     def claim(self, name: str, axes: tuple[int, ...], ids: IntArray) -> None:
@@ -127,6 +153,17 @@ class Channels:
                 self.hold(ids, "read in two ways that do not fit")
                 return
         self.blocks[name].append(Block(axes, ids))
+
+    def claim_part(self, name: str, axes: tuple[int, ...], block: Block, own: list[int]) -> None:
+        """As `claim`, of a weight that has only the axes `own` of a block of several.
+
+        To slice it there, what lies along the other axes must be tied; whether `own` shrinks at all
+        is known when every rule has spoken.
+        """
+        if len(own) == len(block.axes):
+            self.claim(name, axes, block.ids)
+        elif own:
+            self._parts.append((name, axes, block, own))
 
     def made(self, node: str, name: str, axis: int, ids: IntArray) -> IntArray:
         """A weight axis that makes channels: claims it with new `ids`, or those of an earlier
@@ -153,10 +190,13 @@ class Channels:
                     )
 
     def axis(self, name: str, axis: int, reason: str) -> IntArray:
-        """The ids of one axis of an activation, held where other axes are its channels."""
+        """The ids of one axis of an activation, held where only other axes are its channels.
+
+        Where others are channels too, what lies along them is tied.
+        """
         block = self.block(name)
-        if block is not None and block.axes == (axis,):
-            return block.ids
+        if block is not None and axis in block.axes:
+            return self.only(block, (axis,)).ids
         if block is not None:
             self.hold(block.ids, reason)
         ids = self.fresh(self.shapes[name][axis])
@@ -171,6 +211,11 @@ class Channels:
         Returns:
             class of every id [count], and per class the index of the reason it is held for, or -1.
         """
+        labels = _components(self.count, self._left, self._right)
+        for name, axes, block, own in self._parts:
+            varying = {block.axes[place] for place in varying_axes(labels[block.ids])}
+            if varying & set(own):
+                self.claim(name, axes, self.only(block, own).ids)
         labels = _components(self.count, self._left, self._right)
         while True:
             reasons = self._reasons(labels)

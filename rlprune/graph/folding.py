@@ -6,6 +6,7 @@ the layout operators but never computed with, so that a model and its skeleton f
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -20,6 +21,8 @@ SMALL = 64
 """Float tensors of so many elements or more are weights: their values are never looked at."""
 MAX_FOLDED = 2**20
 """Largest integer tensor that is folded."""
+MAX_ALL_FOLDED = 2**23
+"""Most elements of all that is folded."""
 
 
 def readable(dtype: np.dtype[Any], count: int) -> bool:
@@ -167,6 +170,22 @@ def _fold_pairs(pick: np.ufunc, arrays: Sequence[Array]) -> Array:
     for array in arrays[1:]:
         result = pick(result, array)
     return np.asarray(result)
+
+
+def result_size(op: str, attrs: Attrs, arrays: Sequence[Array]) -> int:
+    """Elements that folding would make, or a bound of them; told before they are made.
+
+    Raises:
+        ValueError: the arrays do not broadcast.
+    """
+    if op == "Gather":
+        extent = max(arrays[0].shape[int(attrs.get("axis", 0))], 1)
+        return arrays[0].size // extent * arrays[1].size
+    if op == "Concat" or op in LAYOUT:
+        return sum(array.size for array in arrays)
+    if op in ("ConstantOfShape", "Range", "ReduceProd"):
+        return 0  # bounded where they are made
+    return int(math.prod(np.broadcast_shapes(*(array.shape for array in arrays))))
 
 
 LAYOUT: dict[str, Callable[..., Array]] = {

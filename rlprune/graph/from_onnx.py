@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,8 +55,7 @@ def trace_onnx(
         model = load_onnx(model)
     normal = normalise(model, input_shapes)
     channels = Channels(normal.shapes, normal.weights)
-    readers = Counter(name for node in normal.nodes for name in node.inputs)
-    shared = frozenset(name for name in normal.weights if readers[name] > 1)
+    shared = frozenset(name for name in normal.weights if len(normal.readers.get(name, ())) > 1)
     scope = Scope(normal, channels)
     for node in normal.nodes:
         channels.node = node.name

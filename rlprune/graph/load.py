@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterable
+from itertools import islice
 from pathlib import Path, PurePosixPath
 
 import onnx
@@ -19,13 +20,14 @@ from google.protobuf.message import DecodeError
 from onnx import AttributeProto, ModelProto, TensorProto, helper
 
 from rlprune.errors import ModelError, UnsupportedOperatorError
+from rlprune.graph.wire import MAX_NODES, MAX_VALUES, measure, too_many_nodes
 
 MAX_BYTES = 2**31 - 1
 """Largest model, external data included; protobuf's own limit."""
-MAX_NODES = 50_000
 MAX_ELEMENTS = 2**31
 """Largest tensor, weights and activations alike."""
 MAX_RANK = 16
+MAX_NAME = 4096
 OPSETS = range(11, 27)
 SKELETON_KEY = "rlprune.skeleton"
 """`metadata_props` key that marks a model whose weights were reduced to shapes (`skeleton.py`)."""
@@ -87,9 +89,7 @@ def check(model: ModelProto) -> None:
     if not graph.node:
         raise ModelError("the model has no nodes", field="model")
     if len(graph.node) > MAX_NODES:
-        raise ModelError(
-            f"the model has {len(graph.node)} nodes, more than {MAX_NODES}", field="model"
-        )
+        raise too_many_nodes(str(len(graph.node)))
     if model.functions:
         raise ModelError(
             f"the model defines local functions ({model.functions[0].name!r}); "
@@ -156,7 +156,7 @@ def without_weights(model: ModelProto) -> ModelProto:
 
 def check_shape(name: str, dims: Iterable[int]) -> None:
     """Raises ModelError if a tensor of these extents is absurd."""
-    shape = list(dims)
+    shape = list(islice(dims, MAX_RANK + 1))
     if len(shape) > MAX_RANK or any(d < 0 for d in shape) or _count(shape) > MAX_ELEMENTS:
         text = "x".join(map(str, shape[:MAX_RANK]))
         raise ModelError(f"tensor {name!r} of shape {text} is too large", field="model")
@@ -165,6 +165,7 @@ def check_shape(name: str, dims: Iterable[int]) -> None:
 def _parse(data: bytes, name: str) -> ModelProto:
     if len(data) > MAX_BYTES:
         raise ModelError(f"{name} has {len(data)} bytes, more than {MAX_BYTES}", field="model")
+    measure(data)
     model = ModelProto()
     try:
         model.ParseFromString(data)
@@ -265,12 +266,20 @@ def _check_tensor(tensor: TensorProto, skeleton: bool) -> None:
 
 
 def _check_nodes(model: ModelProto) -> None:
+    values = 0
     for index, node in enumerate(model.graph.node):
         name = node.name or (node.output[0] if node.output else str(index))
         for text in (node.name, node.op_type, node.domain, *node.input, *node.output):
             _check_text(text)
         for attribute in node.attribute:
-            if attribute.type in (AttributeProto.GRAPH, AttributeProto.GRAPHS):
+            values += len(attribute.ints) + len(attribute.floats) + len(attribute.strings)
+            if values > MAX_VALUES:
+                raise ModelError(
+                    f"the attributes of the nodes hold more than {MAX_VALUES} numbers",
+                    field="model",
+                )
+            nested = attribute.HasField("g") or len(attribute.graphs)
+            if nested or attribute.type in (AttributeProto.GRAPH, AttributeProto.GRAPHS):
                 raise UnsupportedOperatorError(
                     name,
                     node.op_type,
@@ -285,7 +294,11 @@ def _check_nodes(model: ModelProto) -> None:
 def _check_text(text: str) -> None:
     # Protobuf hands out what is no UTF-8 as bytes, whatever its types say.
     if not isinstance(text, str):
-        raise ModelError(f"name {text!r} is not UTF-8", field="model")
+        raise ModelError(f"name {text[:MAX_NAME]!r} is not UTF-8", field="model")
+    if len(text) > MAX_NAME:
+        raise ModelError(
+            f"name {text[:40]!r}... has {len(text)} letters, more than {MAX_NAME}", field="model"
+        )
 
 
 def _check_names(model: ModelProto) -> None:

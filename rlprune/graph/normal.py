@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import onnx
@@ -27,10 +28,14 @@ from rlprune.graph.walk import (
     Walk,
     Weight,
     attribute_value,
+    named,
     read_nodes,
     to_array,
     walk,
 )
+
+MAX_COPIED = 2**23
+"""Most elements in copies of shared vectors; what is shared beyond ties its readers."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +51,17 @@ class NormalModel:
     """Names of all initializers."""
     shape_like: frozenset[str]
     """Tensors computed from the batch size alone."""
+    merged: frozenset[tuple[str, int]] = frozenset()
+    """(tensor, axis) where an open batch and more share one axis: its positions cannot be named."""
+
+    @cached_property
+    def readers(self) -> Mapping[str, Sequence[Node]]:
+        """Who reads each tensor, in order, once per input."""
+        found: dict[str, list[Node]] = {}
+        for node in self.nodes:
+            for name in node.inputs:
+                found.setdefault(name, []).append(node)
+        return found
 
     def opset(self) -> int:
         return next(e.version for e in self.model.opset_import if e.domain in ("", "ai.onnx"))
@@ -165,11 +181,12 @@ def _build(
     shapes = {name: shape for name, (_, shape) in first.types.items()}
     values: dict[str, Array] = {}
     uses: Counter[str] = Counter()
+    copied = 0
     new_nodes: list[Node] = []
     for index in kept:
         node, proto = nodes[index], model.graph.node[index]
         copy = NodeProto()
-        copy.CopyFrom(proto)
+        copy.CopyFrom(named(proto, node))
         del copy.metadata_props[:]
         copy.ClearField("doc_string")
         copy.name = node.name
@@ -186,8 +203,9 @@ def _build(
             if name in fixed:
                 uses[name] += 1
                 own = name
-                if uses[name] > 1 and is_vector(shapes[name]):
+                if uses[name] > 1 and is_vector(shapes[name]) and copied < MAX_COPIED:
                     # Exporters merge vectors of equal values; layers that share one are not tied.
+                    copied += int(np.prod(shapes[name], dtype=np.int64))
                     own = f"{name}#{uses[name]}"
                     while own in shapes:
                         own += "'"
@@ -203,14 +221,21 @@ def _build(
         if name in fixed and not uses[name]:
             _add_weight(graph, name, first.weights[name])
     weights = frozenset(tensor.name for tensor in graph.initializer)
-    return NormalModel(normal, tuple(new_nodes), shapes, values, weights, shape_like)
+    merged = frozenset(
+        (name, axis)
+        for name, (_, shape) in first.types.items()
+        if first is not second and name in second.types
+        for axis, extent in enumerate(shape)
+        if 1 < extent != second.types[name][1][axis]
+    )
+    return NormalModel(normal, tuple(new_nodes), shapes, values, weights, shape_like, merged)
 
 
 def _live(
     nodes: Sequence[Node], fixed: set[str], outputs: set[str], first: Walk, second: Walk
 ) -> tuple[list[int], dict[int, list[int]]]:
-    """Indices of the nodes that stay; output extents, -1 for the batch, of Reshapes and Resizes
-    whose targets are computed from it.
+    """Indices of the nodes that stay; output extents, -1 for the batch, of Reshapes, Resizes and
+    Expands whose targets are computed from it.
     """
     wanted = set(outputs)
     kept: list[int] = []
@@ -221,12 +246,17 @@ def _live(
             continue
         kept.append(index)
         needs = [name for name in node.inputs if name]
-        place = {"Reshape": 1, "Resize": 3}.get(node.op, 0)
+        place = {"Reshape": 1, "Expand": 1, "Resize": 3}.get(node.op, 0)
         if place and len(node.inputs) > place and node.inputs[place] not in fixed:
             one, two = first.types[node.outputs[0]][1], second.types[node.outputs[0]][1]
             differ = [k for k, (a, b) in enumerate(zip(one, two, strict=True)) if a != b]
             before = first.types[node.inputs[0]][1]
-            plain = before[:2] == one[:2] and "axes" not in node.attrs
+            if node.op == "Expand":
+                # A one in the target leaves the batch that is there as it is.
+                grown = second.types[node.inputs[0]][1]
+                plain = len(before) == len(one) and all(grown[k] == two[k] for k in differ)
+            else:
+                plain = before[:2] == one[:2] and "axes" not in node.attrs
             if len(differ) == 1 and (node.op == "Reshape" or plain):
                 retarget[index] = [-1 if k in differ else d for k, d in enumerate(one)]
                 needs.remove(node.inputs[place])
@@ -235,12 +265,14 @@ def _live(
 
 
 def _retarget(copy: NodeProto, walk: Walk, target: list[int]) -> tuple[int, Array]:
-    """Which input of a Reshape or Resize gets a constant in place of a computed target, and what.
+    """Which input of a Reshape, Expand or Resize gets a constant for a computed target, and what.
 
     A Resize is told its positions only, so that batch and channels stay what they are.
     """
     if copy.op_type == "Reshape":
         return 1, np.array(target, dtype=np.int64)
+    if copy.op_type == "Expand":
+        return 1, np.array([max(d, 1) for d in target], dtype=np.int64)
     if walk.opsets[""] >= 18:
         copy.attribute.append(helper.make_attribute("axes", list(range(2, len(target)))))
         return 3, np.array(target[2:], dtype=np.int64)

@@ -18,7 +18,7 @@ from rlprune.graph.normal import NormalModel
 from rlprune.graph.patterns import Fused, fuse
 from rlprune.graph.rules_layout import pad_counts
 from rlprune.graph.types import IntArray, Operator, Width
-from rlprune.graph.walk import Node
+from rlprune.graph.walk import Node, reading
 from rlprune.graph.windows import clip_variant, explicit_pads, is_zero_border
 
 _FREE = frozenset(
@@ -63,7 +63,6 @@ class _Lister:
     widths: Sequence[int]
     """Of the groups."""
     fused: Mapping[str, Fused]
-    readers: dict[str, list[Node]] = field(default_factory=dict)
     outputs: frozenset[str] = frozenset()
     counted: dict[int, Width] = field(default_factory=dict)
     batch: int = 1
@@ -94,7 +93,10 @@ class _Lister:
         if self.channels.blocks.get(name) and self.channel_axes(name) == (axis,):
             return self.width(name), self.spatial(name)
         shape = self.normal.shapes[name]
-        return Width(shape[axis]), self.without_batch([*shape[:axis], *shape[axis + 1 :]])
+        width = Width(shape[axis])
+        if name not in self.normal.weights:
+            width = width_of(self.channels.axis_units(name, axis)[0], self.widths)
+        return width, self.without_batch([*shape[:axis], *shape[axis + 1 :]])
 
     def channel_axes(self, name: str) -> tuple[int, ...]:
         blocks = self.channels.blocks.get(name)
@@ -220,7 +222,7 @@ class _Lister:
         elif op == "Concat":
             self.add(node, "concat", "", in_width=self.width(node.outputs[0]))
         elif op == "Pad":
-            if is_zero_border(node, self.readers.get(node.outputs[0], ()), self.normal):
+            if is_zero_border(node, self.normal.readers.get(node.outputs[0], ()), self.normal):
                 self.padded[node.outputs[0]] = node
                 self.alias(node)
             elif self.normal.shapes[node.inputs[0]] == self.normal.shapes[node.outputs[0]]:
@@ -266,12 +268,14 @@ class _Lister:
             begins, ends = pad_counts(pad, self.normal, rank + 2) or ([], [])
             pads = [own + more for own, more in zip(pads, begins[2:] + ends[2:], strict=True)]
             source = pad.inputs[0]
+        in_width, in_spatial = self.read_on(source, 1)
         self.add(
             node,
             kind,
             "",
             source=source,
-            in_width=self.read_on(source, 1)[0],
+            in_width=in_width,
+            in_spatial=in_spatial,
             kernel=kernel,
             stride=stride,
             pads=pads,
@@ -367,7 +371,7 @@ class _Lister:
             self.transposed[node.outputs[0]] = (source, order)
 
     def _only_reader(self, name: str) -> bool:
-        return len(self.readers.get(name, ())) == 1 and name not in self.outputs
+        return len(self.normal.readers.get(name, ())) == 1 and name not in self.outputs
 
 
 def width_of(group: IntArray, widths: Sequence[int]) -> Width:
@@ -386,15 +390,13 @@ def list_operators(
     """Operators in canonical order; the first of a chain that a runtime fuses stands for it."""
     lister = _Lister(normal, channels, widths, fuse(normal))
     lister.outputs = frozenset(value.name for value in normal.model.graph.output)
-    for node in normal.nodes:
-        for name in node.inputs:
-            lister.readers.setdefault(name, []).append(node)
     for place, value in enumerate(normal.model.graph.input):
         lister.made_by[value.name] = -1 - place
     if normal.model.graph.input:
         lister.batch = next(iter(normal.shapes[normal.model.graph.input[0].name]), 1)
     for index in order:
-        lister.visit(normal.nodes[index])
+        with reading(normal.nodes[index]):
+            lister.visit(normal.nodes[index])
     for value in normal.model.graph.output:
         lister.slice_when_read(value.name)
     return tuple(lister.listed)

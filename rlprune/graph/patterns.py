@@ -26,24 +26,17 @@ class Fused:
 
 def fuse(normal: NormalModel) -> Mapping[str, Fused]:
     """Nodes, by name, that are part of an activation spelled out."""
-    readers: dict[str, list[Node]] = {}
-    makers: dict[str, Node] = {}
-    for node in normal.nodes:
-        for name in set(node.inputs):
-            readers.setdefault(name, []).append(node)
-        for name in node.outputs:
-            makers[name] = node
+    makers = {name: node for node in normal.nodes for name in node.outputs}
     fused: dict[str, Fused] = {}
     for node in normal.nodes:
         if node.op == "Erf":
-            _gelu(normal, node, readers, makers, fused)
+            _gelu(normal, node, makers, fused)
     return fused
 
 
 def _gelu(
     normal: NormalModel,
     erf: Node,
-    readers: Mapping[str, list[Node]],
     makers: Mapping[str, Node],
     fused: dict[str, Fused],
 ) -> None:
@@ -56,7 +49,7 @@ def _gelu(
     gates = 0
     # erf + 1, then the products with x and with a half, in any order.
     for _ in range(3):
-        following = readers.get(last.outputs[0], [])
+        following = normal.readers.get(last.outputs[0], ())
         if len(following) != 1 or following[0].op not in ("Add", "Mul"):
             break
         last = following[0]

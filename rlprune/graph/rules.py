@@ -14,12 +14,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rlprune.errors import ModelError
 from rlprune.graph.channels import Block, Channels
 from rlprune.graph.folding import axes_of
 from rlprune.graph.normal import NormalModel
 from rlprune.graph.types import IntArray
-from rlprune.graph.walk import Node
+from rlprune.graph.walk import Node, reading
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,11 +64,8 @@ def apply_rule(node: Node, scope: Scope, shared: frozenset[str]) -> None:
     """Runs a node's rule; weights with other readers are held on the axes it did not claim."""
     channels = scope.channels
     channels.touched.clear()
-    try:
+    with reading(node):
         RULES.get(node.op, hold_all)(node, scope)
-    except (ArithmeticError, LookupError, TypeError, ValueError) as error:
-        why = " ".join(str(error).split())
-        raise ModelError(f"node {node.name!r} ({node.op}) is malformed: {why}") from error
     for name in node.inputs:
         if name in shared:
             skip = [axis for tensor, axis in channels.touched if tensor == name]
@@ -102,7 +98,15 @@ rule(
 
 @rule("Shape Size")
 def _shape(node: Node, scope: Scope) -> None:
-    """Extents are read anew from the pruned tensor."""
+    """What is left of these reads an open batch; the extents of channels would be read as cut."""
+    block = scope.channels.block(node.inputs[0])
+    if block is None:
+        return
+    first = int(node.attrs.get("start", 0)) % len(scope.shape(node.inputs[0]))
+    for reader in scope.normal.readers.get(node.outputs[0], ()):
+        index = scope.normal.values.get(reader.inputs[1]) if reader.op == "Gather" else None
+        if index is None or {first + int(k) for k in index.ravel()} & set(block.axes):
+            return hold_all(node, scope, f"is read by {reader.name}")
 
 
 @rule("Conv")
@@ -194,10 +198,10 @@ def _matmul(node: Node, scope: Scope) -> None:
             return hold_all(node, scope, "has its weight on the left")
         return _attention(node, scope)
     rank = len(scope.shape(left))
-    if len(scope.shape(right)) != 2 or scope.is_weight(left):
+    if len(scope.shape(right)) != 2:
         return hold_all(node, scope, "has a weight that is no matrix")
-    block = channels.block(left)
-    if block is not None and rank - 1 not in block.axes:
+    block = None if scope.is_weight(left) else channels.block(left)
+    if block is not None and rank - 1 not in block.axes and not channels.is_held(block.ids):
         # Mixes positions; channels go through, and the positions stay.
         channels.put(node.outputs[0], block.axes, block.ids)
         return
@@ -211,19 +215,22 @@ def _attention(node: Node, scope: Scope) -> None:
     """A product of two activations: whole heads live and die, heads being batch axes."""
     channels = scope.channels
     rank = len(scope.shape(node.outputs[0]))
+    found = scope.blocks(node)
+    for place, name in enumerate(node.inputs):
+        # Rows of the left or columns of the right are rows and columns of the product.
+        own = len(scope.shape(name)) - 2 + place
+        if [n for n, _ in found] == [name] and found[0][1].axes == (own,) and rank > 1:
+            return channels.put(node.outputs[0], (rank - 2 + place,), found[0][1].ids)
     parts: list[tuple[tuple[int, ...], IntArray]] = []
     for name, block in scope.blocks(node):
         shape = scope.shape(name)
         shift = rank - len(shape)
-        axes, ids = list(block.axes), block.ids
-        batch = [axis for axis in axes if axis < len(shape) - 2 and shape[axis] > 1]
+        batch = [axis for axis in block.axes if axis < len(shape) - 2 and shape[axis] > 1]
         if not batch:
-            channels.hold(ids, f"MatMul {node.name} sums over or between channels")
+            channels.hold(block.ids, f"MatMul {node.name} sums over or between channels")
             continue
-        for axis in [axis for axis in reversed(axes) if axis not in batch]:
-            ids = channels.tie_along(ids, axes.index(axis))
-            axes.remove(axis)
-        parts.append((tuple(axis + shift for axis in axes), ids))
+        heads = channels.only(block, batch)
+        parts.append((tuple(axis + shift for axis in heads.axes), heads.ids))
     out_shape = scope.shape(node.outputs[0])
     fits = len(parts) == 2 and parts[0][0] == parts[1][0]
     fits = fits and all(ids.shape == tuple(out_shape[a] for a in axes) for axes, ids in parts)
@@ -243,6 +250,8 @@ def _batch_norm(node: Node, scope: Scope) -> None:
     for name in node.inputs[1:]:
         scope.channels.claim(name, (0,), ids)
     scope.channels.put(node.outputs[0], (1,), ids)
+    for statistic in node.outputs[1:]:
+        scope.channels.put(statistic, (0,), ids)
 
 
 @rule("InstanceNormalization")
@@ -260,12 +269,18 @@ def _instance_norm(node: Node, scope: Scope) -> None:
 
 
 def _hold_axes(node: Node, scope: Scope, axes: list[int], why: str) -> None:
-    """Holds channels that lie on `axes` of the first input; the output has them all."""
+    """Holds channels that lie on `axes` of the first input; the output has them all.
+
+    Where they lie on others too, rows along `axes` stay whole and live or die together.
+    """
     block = scope.channels.block(node.inputs[0])
     if block is not None:
         rank = len(scope.shape(node.inputs[0]))
-        if set(block.axes) & {axis % rank for axis in axes}:
+        rest = set(block.axes) - {axis % rank for axis in axes}
+        if not rest:
             scope.channels.hold(block.ids, f"{node.op} {node.name} {why}")
+        elif len(rest) < len(block.axes):
+            scope.channels.only(block, rest)
         pass_on(node, scope)
 
 
@@ -283,7 +298,8 @@ def _layer_norm(node: Node, scope: Scope) -> None:
 
 @rule("GroupNormalization LRN")
 def _group_norm(node: Node, scope: Scope) -> None:
-    _hold_axes(node, scope, [1], "normalises over these channels")
+    axes = [1] if node.op == "LRN" else list(range(1, len(scope.shape(node.inputs[0]))))
+    _hold_axes(node, scope, axes, "normalises over these channels")
 
 
 @rule("LpNormalization CumSum Hardmax")
@@ -314,6 +330,8 @@ def _softmax(node: Node, scope: Scope) -> None:
 def _pool(node: Node, scope: Scope) -> None:
     rank = len(scope.shape(node.inputs[0]))
     _hold_axes(node, scope, list(range(2, rank)), "pools over these channels")
+    if len(node.outputs) > 1 and node.outputs[1] in scope.normal.readers:
+        hold_all(node, scope, "tells positions counted over these channels")
 
 
 @rule(
@@ -332,8 +350,9 @@ def _reduce(node: Node, scope: Scope) -> None:
     if not axes:
         axes = [] if node.attrs.get("noop_with_empty_axes") else list(range(rank))
     reduced = {axis % rank for axis in axes}
-    if reduced & set(block.axes):
+    if reduced >= set(block.axes):
         return hold_all(node, scope, "reduces over these channels")
+    block = scope.channels.only(block, set(block.axes) - reduced)
     keep = bool(node.attrs.get("keepdims", 1))
     shift = [0 if keep else sum(r < axis for r in reduced) for axis in block.axes]
     axes_out = tuple(axis - s for axis, s in zip(block.axes, shift, strict=True))
@@ -384,13 +403,10 @@ def _elementwise(node: Node, scope: Scope) -> None:
     for _, shape, shift, block in operands:
         if block is None or any(shape[a + shift] != out[a + shift] for a in block.axes):
             continue
-        axes, ids = [axis + shift for axis in block.axes], block.ids
-        for axis in [axis for axis in reversed(axes) if axis in fixed]:
-            ids = channels.tie_along(ids, axes.index(axis))
-            axes.remove(axis)
-        if not axes:
+        part = channels.only(block, [axis - shift for axis in free])
+        if not part.axes:
             continue
-        ids = ids.reshape([out[a] if a in axes else 1 for a in free])
+        ids = part.ids.reshape([out[a] if a - shift in part.axes else 1 for a in free])
         full = np.broadcast_to(ids, extent)
         if first is None:
             first = full
@@ -401,9 +417,6 @@ def _elementwise(node: Node, scope: Scope) -> None:
             axes = [axis for axis in free if shape[axis] > 1]
             if not axes:
                 continue
-            ids = first
-            for place in reversed(range(len(free))):
-                if free[place] not in axes:
-                    ids = channels.tie_along(ids, place)
-            channels.claim(name, tuple(axis - shift for axis in axes), ids)
+            own = tuple(axis - shift for axis in axes)
+            channels.claim_part(name, own, Block(free, np.asarray(first)), axes)
     channels.put(node.outputs[0], free, np.asarray(first))

@@ -122,6 +122,14 @@ def _unsqueeze(node: Node, scope: Scope) -> None:
     scope.channels.put(node.outputs[0], tuple(old[axis] for axis in block.axes), block.ids)
 
 
+def _nameless(node: Node, scope: Scope, axis: int) -> bool:
+    """Holds, and says so, where positions of `axis` mean other channels at another batch size."""
+    merged = [name for name in node.inputs if (name, axis) in scope.normal.merged]
+    if merged:
+        hold_all(node, scope, "takes apart an axis that holds batch and channels")
+    return bool(merged)
+
+
 @rule("Concat")
 def _concat(node: Node, scope: Scope) -> None:
     """Along the channels the ids follow each other; along another axis the parts tie."""
@@ -134,6 +142,8 @@ def _concat(node: Node, scope: Scope) -> None:
     axes = blocks[0][1].axes
     if any(block.axes != axes for _, block in blocks):
         return hold_all(node, scope, "joins different axes")
+    if _nameless(node, scope, along):
+        return
     parts: list[IntArray] = []
     for name in node.inputs:
         shape = scope.shape(name)
@@ -164,6 +174,8 @@ def _split(node: Node, scope: Scope) -> None:
     if block is None:
         return
     axis = int(node.attrs.get("axis", 0)) % len(scope.shape(node.inputs[0]))
+    if _nameless(node, scope, axis):
+        return
     start = 0
     for output in node.outputs:
         if axis not in block.axes:
@@ -189,6 +201,8 @@ def _slice(node: Node, scope: Scope) -> None:
         return hold_all(node, scope, "has computed bounds")
     ids = block.ids[tuple(index[axis] for axis in block.axes)]
     for axis in block.axes:
+        if index[axis] != slice(None) and _nameless(node, scope, axis):
+            return
         if index[axis].step not in (None, 1):
             scope.channels.hold(block.ids, f"Slice {node.name} strides over these channels")
     if 0 in ids.shape:
@@ -203,6 +217,8 @@ def _gather(node: Node, scope: Scope) -> None:
         return hold_all(node, scope)
     shape = scope.shape(node.inputs[0])
     axis = int(node.attrs.get("axis", 0)) % len(shape)
+    if _nameless(node, scope, axis):
+        return
     index_shape = scope.shape(node.inputs[1])
     grown = len(index_shape) - 1
     ids, axes = block.ids, list(block.axes)
@@ -237,6 +253,8 @@ def _pad(node: Node, scope: Scope) -> None:
     if not touched:
         return pass_on(node, scope)
     axis = touched[0]
+    if _nameless(node, scope, axis):
+        return
     if begins[axis] < 0 or ends[axis] < 0:
         return hold_all(node, scope, "crops these channels")
     low, high = scope.channels.fresh(begins[axis]), scope.channels.fresh(ends[axis])
@@ -293,6 +311,8 @@ def _tile(node: Node, scope: Scope) -> None:
     repeats = ints(scope.normal.values.get(node.inputs[1]))
     if repeats is None:
         return hold_all(node, scope, "has computed repeats")
+    if any(repeats[axis] > 1 and _nameless(node, scope, axis) for axis in block.axes):
+        return
     ids = np.tile(block.ids, [repeats[axis] for axis in block.axes])
     if ids.size > MAX_IDS:
         return hold_all(node, scope, "repeats too many channels")

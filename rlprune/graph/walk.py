@@ -7,7 +7,8 @@ computed in the graph) can be used for the next node.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -27,10 +28,13 @@ from rlprune.errors import ModelError, UnsupportedOperatorError
 from rlprune.graph.folding import (
     ARITHMETIC,
     LAYOUT,
+    MAX_ALL_FOLDED,
+    MAX_FOLDED,
     Array,
     constant_value,
     make_tensor,
     readable,
+    result_size,
 )
 from rlprune.graph.load import check_shape
 
@@ -40,11 +44,12 @@ _KEEP_SHAPE = frozenset(
     (
         *("Relu", "LeakyRelu", "Sigmoid", "Tanh", "HardSwish", "HardSigmoid", "Elu", "Gelu", "Erf"),
         *("Clip", "Identity", "Softmax", "BatchNormalization", "InstanceNormalization"),
-        *("LayerNormalization", "GroupNormalization"),
+        *("LayerNormalization", "GroupNormalization", "MeanVarianceNormalization"),
+        *("Celu", "ThresholdedRelu", "Shrink", "Selu", "Mish", "Softsign", "Swish"),
     )
 )
-"""Operators whose one output is shaped as their first input: no need, or (GroupNormalization) no
-way, to infer."""
+"""Operators whose one output is shaped as their first input: no need, or (where a function defines
+them) no way, to infer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +63,18 @@ class Node:
     attrs: Mapping[str, Any]
     scope: str = ""
     """Module path that the exporter noted, e.g. `layer1.0.conv1`; empty where it noted none."""
+
+
+@contextmanager
+def reading(node: Node) -> Iterator[None]:
+    """Turns what goes wrong while a node is read into a refusal that names it."""
+    try:
+        yield
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        why = " ".join(str(error).split())[:200]
+        raise ModelError(
+            f"node {node.name!r} ({node.op}) is malformed: {why}", field="model"
+        ) from error
 
 
 @dataclass
@@ -83,6 +100,8 @@ class Walk:
     types: dict[str, tuple[int, Shape]]
     declared: Mapping[str, tuple[int, Shape]]
     values: dict[str, Array] = field(default_factory=dict)
+    folded: int = 0
+    """Elements folded so far."""
 
     def run(self) -> None:
         for name, weight in self.weights.items():
@@ -90,8 +109,9 @@ class Walk:
             if weight.array is not None:
                 self.values[name] = weight.array
         for node, proto in zip(self.nodes, self.protos, strict=True):
-            if not self._fold(node, proto):
-                self._infer(node, proto)
+            with reading(node):
+                if not self._fold(node, proto):
+                    self._infer(node, proto)
 
     def _fold(self, node: Node, proto: NodeProto) -> bool:
         """Evaluates a node of constants; False where it has to stay."""
@@ -113,10 +133,12 @@ class Walk:
             if any(value is None for value in rest):
                 return False
             return self._move(node, first, [value for value in rest if value is not None])
-        known = [self.values.get(name) for name in node.inputs if name]
-        if node.op not in ARITHMETIC or any(value is None for value in known) or "" in node.inputs:
+        known = [v for name in node.inputs if (v := self.values.get(name)) is not None]
+        if node.op not in ARITHMETIC or len(known) < len(node.inputs):
             return False
         try:
+            if result_size(node.op, dict(node.attrs), known) > MAX_FOLDED:
+                return False
             with np.errstate(all="ignore"):
                 result = np.asarray(ARITHMETIC[node.op](dict(node.attrs), *known))
         except (ValueError, IndexError, TypeError, KeyError, OverflowError):
@@ -145,6 +167,11 @@ class Walk:
     def _know(self, name: str, array: Array) -> None:
         elem = helper.np_dtype_to_tensor_dtype(array.dtype)
         check_shape(name, array.shape)
+        self.folded += array.size
+        if self.folded > MAX_ALL_FOLDED:
+            raise ModelError(
+                f"the model computes more than {MAX_ALL_FOLDED} constant numbers", field="model"
+            )
         self.types[name] = (elem, array.shape)
         self.weights[name] = Weight(array.shape, elem, array=array)
         if readable(array.dtype, array.size):
@@ -166,6 +193,11 @@ class Walk:
                 data: Array = np.broadcast_to(np.zeros((), np.bool_), weight.dims)
             else:
                 data = to_array(weight)
+            if (
+                node.op == "Gather"
+                and result_size("Gather", dict(node.attrs), [data, *rest]) > data.size
+            ):
+                return False
             moved = LAYOUT[node.op](dict(node.attrs), data, *rest)
             if moved.size > data.size:
                 return False
@@ -245,7 +277,7 @@ def walk(
             declared[value.name] = (value.type.tensor_type.elem_type, shape)
     result = Walk(
         nodes,
-        list(model.graph.node),
+        [named(proto, node) for proto, node in zip(model.graph.node, nodes, strict=True)],
         {e.domain if e.domain != "ai.onnx" else "": e.version for e in model.opset_import},
         {t.name: weight_of(t) for t in model.graph.initializer},
         types,
@@ -265,8 +297,27 @@ def read_nodes(model: ModelProto) -> list[Node]:
         name = base if taken[base] == 1 else f"{base}#{taken[base]}"
         op = proto.op_type if proto.domain in ("", "ai.onnx") else f"{proto.domain}.{proto.op_type}"
         attrs = {a.name: attribute_value(a) for a in proto.attribute}
-        nodes.append(Node(name, op, tuple(proto.input), tuple(proto.output), attrs, _scope(proto)))
+        outputs = _outputs(proto, name)
+        nodes.append(Node(name, op, tuple(proto.input), outputs, attrs, _scope(proto)))
     return nodes
+
+
+def _outputs(proto: NodeProto, name: str) -> tuple[str, ...]:
+    """Output names; one left out before one that is wanted gets a name, those after are dropped."""
+    names = list(proto.output)
+    while names and not names[-1]:
+        names.pop()
+    return tuple(n or f"{name}/unused{k}" for k, n in enumerate(names))
+
+
+def named(proto: NodeProto, node: Node) -> NodeProto:
+    """The proto with the node's output names; a copy where they differ."""
+    if tuple(proto.output) == node.outputs:
+        return proto
+    copy = NodeProto()
+    copy.CopyFrom(proto)
+    copy.output[:] = node.outputs
+    return copy
 
 
 def weight_of(proto: TensorProto) -> Weight:

@@ -30,10 +30,6 @@ def unit_scores(trace: OnnxTrace, *, norm: int = 1) -> list[FloatArray]:
     scores = [np.zeros(group.width, dtype=np.float64) for group in trace.graph.groups]
     tensors = {tensor.name: tensor for tensor in trace.model.graph.initializer}
     nodes = {node.name: node for node in trace.normal.nodes}
-    readers: dict[str, list[Node]] = {}
-    for node in trace.normal.nodes:
-        for name in node.inputs:
-            readers.setdefault(name, []).append(node)
     for producer in trace.channels.producers:
         group, unit = trace.channels.axis_units(producer.tensor, producer.axis)
         free = group >= 0
@@ -43,7 +39,9 @@ def unit_scores(trace: OnnxTrace, *, norm: int = 1) -> list[FloatArray]:
         energy = weight if norm == 1 else weight * weight
         others = tuple(k for k in range(weight.ndim) if k != producer.axis)
         size = energy.sum(axis=others, dtype=np.float64)
-        scale = _batch_norm_scale(readers.get(nodes[producer.node].outputs[0], []), tensors)
+        scale = _batch_norm_scale(
+            trace.normal.readers.get(nodes[producer.node].outputs[0], ()), tensors
+        )
         if scale is not None and len(scale) == len(size):
             size = size * np.abs(scale) ** norm
         for g in np.unique(group[free]):

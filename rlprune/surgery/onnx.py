@@ -12,13 +12,13 @@ import onnx
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
-from rlprune.errors import PlanError
+from rlprune.errors import ModelError, PlanError
 from rlprune.graph.folding import ints, slice_index
 from rlprune.graph.from_onnx import OnnxTrace
 from rlprune.graph.load import is_skeleton, without_weights
 from rlprune.graph.rules_layout import pad_counts
 from rlprune.graph.types import FloatArray, IntArray, PruningGraph
-from rlprune.graph.walk import Node, is_hollow
+from rlprune.graph.walk import Node, is_hollow, reading
 from rlprune.surgery.importance import unit_scores
 
 BoolArray = NDArray[np.bool_]
@@ -61,7 +61,12 @@ def prune_onnx(
 
 
 def cut(trace: OnnxTrace, kept: Sequence[IntArray]) -> ModelProto:
-    """The model with only the units `kept` of every group."""
+    """The model with only the units `kept` of every group.
+
+    Raises:
+        ModelError: ONNX's checker refuses the result; the extents that the file states for its
+            outputs are wrong, or what it means is not what the operators' shapes say.
+    """
     surgeon = _Surgeon(trace, kept)
     source = trace.model
     model = ModelProto(ir_version=source.ir_version, producer_name="rlprune")
@@ -77,7 +82,8 @@ def cut(trace: OnnxTrace, kept: Sequence[IntArray]) -> ModelProto:
         copy.CopyFrom(proto)
         rewrite = _REWRITES.get(node.op)
         if rewrite is not None:
-            made += rewrite(surgeon, node, copy)
+            with reading(node):
+                made += rewrite(surgeon, node, copy)
     read = {name for node in graph.node for name in node.input}
     read.update(value.name for value in graph.output)
     for tensor in source.graph.initializer:
@@ -85,8 +91,12 @@ def cut(trace: OnnxTrace, kept: Sequence[IntArray]) -> ModelProto:
             surgeon.slice_weight(tensor, graph.initializer.add())
     graph.initializer.extend(made)
     if not is_skeleton(source):
-        # Without the weights, which the checker would copy twice: 3 x the model at 100 MB.
-        onnx.checker.check_model(without_weights(model), full_check=True)
+        try:
+            # Without the weights, which the checker would copy twice: 3 x the model at 100 MB.
+            onnx.checker.check_model(without_weights(model), full_check=True)
+        except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+            why = " ".join(str(error).split())[:300]
+            raise ModelError(f"ONNX checker, of the cut model: {why}", field="model") from error
     return model
 
 
@@ -173,18 +183,20 @@ def _conv(surgeon: _Surgeon, node: Node, copy: NodeProto) -> list[TensorProto]:
 
 
 def _reshape(surgeon: _Surgeon, node: Node, copy: NodeProto) -> list[TensorProto]:
-    """New extents where channels shrink; what was left to inference (0, -1) stays so."""
+    """New extents where channels shrink; what was left to inference (0, -1) stays so.
+
+    But for a 0, "as in the input", where input and output do not shrink alike.
+    """
     after = surgeon.shape(node.outputs[0])
     if after == list(surgeon.trace.normal.shapes[node.outputs[0]]):
         return []
+    before = surgeon.shape(node.inputs[0])
     target = ints(surgeon.trace.normal.values[node.inputs[1]]) or []
-    return _constant(
-        surgeon,
-        copy,
-        1,
-        [t if t in (0, -1) else d for t, d in zip(target, after, strict=True)],
-        "shape",
-    )
+    new = [
+        t if t == -1 or (t == 0 and before[k] == d) else d
+        for k, (t, d) in enumerate(zip(target, after, strict=True))
+    ]
+    return _constant(surgeon, copy, 1, new, "shape")
 
 
 def _expand(surgeon: _Surgeon, node: Node, copy: NodeProto) -> list[TensorProto]:
@@ -278,6 +290,18 @@ def _pad(surgeon: _Surgeon, node: Node, copy: NodeProto) -> list[TensorProto]:
     return _constant(surgeon, copy, 1, begins + ends, "pads")
 
 
+def _squeeze(surgeon: _Surgeon, node: Node, copy: NodeProto) -> list[TensorProto]:
+    """Axes that are left to be told by their extent are named: a single unit's is one too."""
+    if "axes" in node.attrs or len(node.inputs) > 1 or not surgeon.shrunk(node.inputs[0]):
+        return []
+    shape = surgeon.trace.normal.shapes[node.inputs[0]]
+    axes = [axis for axis, extent in enumerate(shape) if extent == 1]
+    if surgeon.trace.normal.opset() < 13:
+        _set(copy, "axes", axes)
+        return []
+    return _constant(surgeon, copy, 1, axes, "axes")
+
+
 def _resize(surgeon: _Surgeon, node: Node, copy: NodeProto) -> list[TensorProto]:
     sizes = surgeon.known(node)[3] if len(node.inputs) > 3 and node.inputs[3] else None
     masks = surgeon.shrunk(node.outputs[0])
@@ -302,4 +326,5 @@ _REWRITES: dict[str, Callable[[_Surgeon, Node, NodeProto], list[TensorProto]]] =
     "Gather": _gather,
     "Pad": _pad,
     "Resize": _resize,
+    "Squeeze": _squeeze,
 }

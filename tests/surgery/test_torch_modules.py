@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from topologies import TOPOLOGIES, ResNetA, randomise
+from topologies import TOPOLOGIES, ResNetA
 from torch import Tensor, nn
+from torch_parts import randomise
 
 from rlprune.errors import ModelError, PlanError
 from rlprune.graph.from_torch import trace_torch
