@@ -95,7 +95,9 @@ class Encoder(nn.Module):
 class ViT(nn.Module):
     """Patches, class token, positions, encoders; `make` says how attention is written."""
 
-    def __init__(self, make: Callable[[int, int], nn.Module], dim: int = 24, heads: int = 4) -> None:
+    def __init__(
+        self, make: Callable[[int, int], nn.Module], dim: int = 24, heads: int = 4
+    ) -> None:
         super().__init__()
         self.patches = nn.Conv2d(3, dim, 4, 4)
         self.token = nn.Parameter(torch.zeros(1, 1, dim))

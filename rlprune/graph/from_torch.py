@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import io
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -20,8 +20,8 @@ from onnx import numpy_helper
 from rlprune.errors import MissingExtraError, ModelError
 from rlprune.graph.folding import LAYOUT, Array
 from rlprune.graph.from_onnx import OnnxTrace, trace_onnx
-from rlprune.graph.types import PruningGraph
-from rlprune.graph.walk import read_nodes
+from rlprune.graph.types import Member, PruningGraph
+from rlprune.graph.walk import read_nodes, walk
 
 try:
     import torch
@@ -43,21 +43,29 @@ OPSET = 17
 """The newest that the older exporter writes without opset-18 forms of Split, Pad and reductions."""
 
 
+@dataclass(frozen=True, slots=True)
+class Place:
+    """One tensor of the ONNX twin that holds a weight of the module, or a part of it."""
+
+    tensor: str
+    axes: tuple[int, ...]
+    """For each axis of the weight the axis it became; -1 for none."""
+    starts: tuple[int, ...]
+    """For each axis of the weight its first position in the part."""
+
+
 @dataclass(frozen=True)
 class TorchTrace:
     """A module as it was when traced, and its ONNX twin, whose initializers bear its names."""
 
+    graph: PruningGraph
+    """Members are the module's own tensors and axes."""
     onnx: OnnxTrace
     module: nn.Module
     """A copy, in the mode the caller's module was in, without its hooks."""
     call: Call
-    moved: Mapping[str, tuple[str, tuple[int, ...]]]
-    """Weights that the twin holds transposed or with other axes: its name there, and for each axis
-    of the weight the axis it became (-1: none)."""
-
-    @property
-    def graph(self) -> PruningGraph:
-        return self.onnx.graph
+    moved: Mapping[str, tuple[Place, ...]]
+    """Where the twin has weights that it holds transposed, in parts, or with other axes."""
 
 
 def trace_torch(module: nn.Module, example_inputs: Any) -> TorchTrace:
@@ -81,7 +89,8 @@ def trace_torch(module: nn.Module, example_inputs: Any) -> TorchTrace:
     snapshot = detached_copy(module)
     model = export_onnx(snapshot, call, refuse_reads=True)
     trace = trace_onnx(model)
-    return TorchTrace(trace, snapshot, call, _moved_weights(model, trace.normal.weights))
+    moved = _moved_weights(model, trace.normal.weights)
+    return TorchTrace(_own_names(trace.graph, moved), trace, snapshot, call, moved)
 
 
 def export_onnx(
@@ -152,26 +161,22 @@ def export_onnx(
     return model
 
 
-def _moved_weights(
-    model: onnx.ModelProto, weights: frozenset[str]
-) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """Follows weights through Transpose, Unsqueeze and the like to their place in normal form.
+def _moved_weights(model: onnx.ModelProto, weights: frozenset[str]) -> dict[str, tuple[Place, ...]]:
+    """Follows weights through Transpose, Slice and the like to their places in normal form.
 
     Each axis is followed by moving, in place of the weight, an array of the coordinates along it.
     """
     shapes = {t.name: tuple(t.dims) for t in model.graph.initializer if t.name not in weights}
-    constants: dict[str, Array] = {}
+    constants = _constants(model)
     coordinates: dict[str, tuple[str, Sequence[Array]]] = {}
-    moved: dict[str, tuple[str, tuple[int, ...]]] = {}
+    moved: dict[str, tuple[Place, ...]] = {}
     for node in read_nodes(model):
-        if node.op == "Constant" and isinstance(node.attrs.get("value"), onnx.TensorProto):
-            constants[node.outputs[0]] = numpy_helper.to_array(node.attrs["value"])
         source = node.inputs[0] if node.inputs else ""
         others = [constants.get(name) for name in node.inputs[1:]]
         if node.op not in LAYOUT or any(value is None for value in others):
             continue
         if source in shapes:
-            name, along = source, list(np.indices(shapes[source]))
+            name, along = source, list(_coordinates(shapes[source]))
         elif source in coordinates:
             name, along = coordinates[source][0], list(coordinates[source][1])
         else:
@@ -181,17 +186,65 @@ def _moved_weights(
         target = node.outputs[0]
         coordinates[target] = name, along
         if target in weights:
-            moved.setdefault(name, (target, tuple(_axis_of(array) for array in along)))
+            found = [_axis_of(array) for array in along]
+            place = Place(target, tuple(a for a, _ in found), tuple(s for _, s in found))
+            moved[name] = (*moved.get(name, ()), place)
     return moved
 
 
-def _axis_of(coordinate: Array) -> int:
-    """The axis along which the array counts 0, 1, 2, ...; -1 where there is none."""
+def _own_names(graph: PruningGraph, moved: Mapping[str, tuple[Place, ...]]) -> PruningGraph:
+    """The graph with members named as the module names them."""
+    names = {
+        (place.tensor, there): (name, axis)
+        for name, places in moved.items()
+        for place in places
+        for axis, there in enumerate(place.axes)
+    }
+    groups = []
+    for group in graph.groups:
+        members: dict[tuple[str, int], Member] = {}
+        for member in group.members:
+            tensor, axis = names.get((member.tensor, member.axis), (member.tensor, member.axis))
+            before = members.get((tensor, axis))
+            repeat = member.repeat + (before.repeat if before else 0)
+            node = before.node if before else member.node
+            members[tensor, axis] = Member(node, tensor, axis, repeat)
+        groups.append(replace(group, members=tuple(members.values())))
+    return replace(graph, groups=tuple(groups))
+
+
+def _constants(model: onnx.ModelProto) -> Mapping[str, Array]:
+    """The values that are known, computed ones (bounds of slices) among them."""
+    inputs = {
+        value.name: (
+            value.type.tensor_type.elem_type,
+            tuple(dim.dim_value for dim in value.type.tensor_type.shape.dim),
+        )
+        for value in model.graph.input
+    }
+    return walk(model, read_nodes(model), inputs, 1).values
+
+
+def _coordinates(shape: tuple[int, ...]) -> Iterator[Array]:
+    for axis, size in enumerate(shape):
+        line = np.arange(size).reshape([-1 if k == axis else 1 for k in range(len(shape))])
+        yield np.broadcast_to(line, shape)
+
+
+def _axis_of(coordinate: Array) -> tuple[int, int]:
+    """The axis along which the array counts s, s+1, s+2, ... and s; (-1, 0) where there is none."""
     for axis, size in enumerate(coordinate.shape):
+        # What was merely broadcast or transposed has one axis along which memory moves.
+        moving = [k for k, stride in enumerate(coordinate.strides) if stride]
+        index = tuple(
+            slice(None) if k in (axis, *moving) else slice(1) for k in range(coordinate.ndim)
+        )
+        part = coordinate[index]
         line = np.arange(size).reshape([-1 if k == axis else 1 for k in range(coordinate.ndim)])
-        if size > 1 and (coordinate == line).all():
-            return axis
-    return -1
+        start = int(part.flat[0]) if part.size else 0
+        if size > 1 and (part == start + line).all():
+            return axis, start
+    return -1, 0
 
 
 def _tell_apart(module: nn.Module) -> None:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from rlprune.graph.channels import ChannelMap
-from rlprune.graph.from_torch import TorchTrace
+from rlprune.graph.from_torch import Place, TorchTrace
 from rlprune.graph.torch_call import named_tensors
 from rlprune.graph.types import IntArray
 
@@ -54,7 +54,9 @@ class Cut:
         self.widths = trace.graph.widths
         keeps = np.array([len(units) for units in survivors], dtype=np.int64)
         self.form = form_units(trace.graph.widths, keeps)
-        places = {name: (name, tuple(range(8))) for name in trace.onnx.normal.weights}
+        places = {
+            name: (Place(name, tuple(range(8)), (0,) * 8),) for name in trace.onnx.normal.weights
+        }
         places |= trace.moved
         # The exporter gives a shared tensor one of its names.
         shared = {id(t): places[name] for name, t in named_tensors(trace.module) if name in places}
@@ -71,17 +73,19 @@ class Cut:
 
     def units(self, name: str, axis: int, size: int) -> tuple[IntArray, IntArray]:
         """Group and unit of every position of that axis; -1 where held or not known."""
-        there, axes = self._places.get(name, ("", ()))
-        if axis < len(axes) and axes[axis] >= 0:
+        group = np.full(size, -1, dtype=np.int64)
+        unit = np.full(size, -1, dtype=np.int64)
+        for place in self._places.get(name, ()):
+            if axis >= len(place.axes) or place.axes[axis] < 0:
+                continue
             try:
-                group, unit = self.channels.axis_units(there, axes[axis])
+                g, u = self.channels.axis_units(place.tensor, place.axes[axis])
             except KeyError:
-                pass
-            else:
-                if len(group) == size:
-                    return group, unit
-        held = np.full(size, -1, dtype=np.int64)
-        return held, held
+                continue
+            at = slice(place.starts[axis], place.starts[axis] + len(g))
+            if len(group[at]) == len(g):
+                group[at], unit[at] = g, u
+        return group, unit
 
     def stay(self, group: IntArray, unit: IntArray) -> IntArray:
         """Positions that stay in form of an axis with these groups and units, ascending."""
@@ -116,10 +120,11 @@ class Cut:
 
     def wide_side(self, name: str, size: int) -> int:
         """Channels that stay on the side of a grouped convolution its weight lists per group."""
-        data = self._data.get(self._places.get(name, ("", ()))[0])
-        if data is None:
-            return size
-        return len(kept_positions(self.channels, data, 1, size, self.form))
+        for place in self._places.get(name, ()):
+            if place.tensor in self._data:
+                data = self._data[place.tensor]
+                return len(kept_positions(self.channels, data, 1, size, self.form))
+        return size
 
 
 def _stay(group: IntArray, unit: IntArray, kept: Sequence[IntArray]) -> NDArray[np.bool_]:

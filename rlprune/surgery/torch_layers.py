@@ -52,6 +52,8 @@ def follow_layer(part: nn.Module, path: str, cut: Cut) -> None:
     elif isinstance(part, nn.Embedding):
         part.num_embeddings, part.embedding_dim = part.weight.shape
     elif isinstance(part, nn.MultiheadAttention):
+        if part.k_proj_weight is not None and part.v_proj_weight is not None:
+            part.kdim, part.vdim = part.k_proj_weight.shape[1], part.v_proj_weight.shape[1]
         was = getattr(part, "head_dim", part.embed_dim // part.num_heads)
         if part.out_proj.weight.shape[1] != part.num_heads * was:
             PrunedMultiheadAttention.convert(part, was)
