@@ -7,11 +7,11 @@ module (surgery.torch). The caller's module is neither run nor changed: a copy i
 
 from __future__ import annotations
 
-import copy
 import io
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import onnx
@@ -20,12 +20,22 @@ from onnx import numpy_helper
 from rlprune.errors import MissingExtraError, ModelError
 from rlprune.graph.folding import LAYOUT, Array
 from rlprune.graph.from_onnx import OnnxTrace, trace_onnx
-from rlprune.graph.types import PruningGraph
-from rlprune.graph.walk import read_nodes
+from rlprune.graph.types import Member, PruningGraph
+from rlprune.graph.walk import read_nodes, walk
 
 try:
     import torch
     from torch import Tensor, nn
+
+    from rlprune.graph.torch_call import (
+        Call,
+        as_float32,
+        detached_copy,
+        first_line,
+        named_tensors,
+        refuse_value_reads,
+        unwrap,
+    )
 except ImportError as error:
     raise MissingExtraError("tracing a torch module", "torch") from error
 
@@ -33,131 +43,140 @@ OPSET = 17
 """The newest that the older exporter writes without opset-18 forms of Split, Pad and reductions."""
 
 
+@dataclass(frozen=True, slots=True)
+class Place:
+    """One tensor of the ONNX twin that holds a weight of the module, or a part of it."""
+
+    tensor: str
+    axes: tuple[int, ...]
+    """For each axis of the weight the axis it became; -1 for none."""
+    starts: tuple[int, ...]
+    """For each axis of the weight its first position in the part."""
+
+
 @dataclass(frozen=True)
 class TorchTrace:
     """A module as it was when traced, and its ONNX twin, whose initializers bear its names."""
 
+    graph: PruningGraph
+    """Members are the module's own tensors and axes."""
     onnx: OnnxTrace
     module: nn.Module
     """A copy, in the mode the caller's module was in, without its hooks."""
-    inputs: tuple[Tensor, ...]
-    moved: Mapping[str, tuple[str, tuple[int, ...]]]
-    """Weights that the twin holds transposed or with other axes: its name there, and for each axis
-    of the weight the axis it became (-1: none)."""
-
-    @property
-    def graph(self) -> PruningGraph:
-        return self.onnx.graph
+    call: Call
+    moved: Mapping[str, tuple[Place, ...]]
+    """Where the twin has weights that it holds transposed, in parts, or with other axes."""
 
 
-def trace_torch(module: nn.Module, example_inputs: Tensor | Sequence[Tensor]) -> TorchTrace:
+def trace_torch(module: nn.Module, example_inputs: Any) -> TorchTrace:
     """The pruning graph of `module` at the shapes of `example_inputs` (batch first).
 
-    Frozen parameters and modules in train mode are traced as any other; mode, gradients and hooks
-    of the caller's module stay as they are.
+    Frozen parameters, half precision and train mode are traced as any other; what the caller's
+    module holds stays as it is. DataParallel and `torch.compile` wrappers are taken off.
+
+    Args:
+        module: traced as it computes in eval mode.
+        example_inputs: a tensor, a sequence of positional arguments, or a dict of keyword ones.
 
     Raises:
-        ModelError: the module cannot be copied, run on the inputs, or exported.
+        InputError: no tensor among the example inputs.
+        ModelError: the module cannot be copied, run on the inputs, or exported, or it branches on
+            values it computes.
         UnsupportedOperatorError: an operator whose channels cannot be followed.
     """
-    given = (example_inputs,) if isinstance(example_inputs, Tensor) else tuple(example_inputs)
-    inputs = tuple(tensor.detach().clone() for tensor in given)
+    module = unwrap(module)
+    call = Call.of(example_inputs)
     snapshot = detached_copy(module)
-    model = export_onnx(snapshot, inputs)
+    model = export_onnx(snapshot, call, refuse_reads=True)
     trace = trace_onnx(model)
-    return TorchTrace(trace, snapshot, inputs, _moved_weights(model, trace.normal.weights))
-
-
-def detached_copy(module: nn.Module) -> nn.Module:
-    """A deep copy without gradients and hooks: a hook may reach into objects of the caller's.
-
-    Raises:
-        ModelError: torch cannot copy it.
-    """
-    try:
-        twin = copy.deepcopy(module)
-    except (RuntimeError, TypeError) as error:
-        raise ModelError(
-            f"module {type(module).__name__} cannot be copied: {_line(error)}"
-        ) from error
-    for part in twin.modules():
-        for hooks in (part._forward_hooks, part._forward_pre_hooks, part._backward_hooks):
-            hooks.clear()
-    for parameter in twin.parameters():
-        parameter.grad = None
-    return twin
-
-
-def named_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Every parameter and buffer under each of its names: a shared one comes more than once."""
-    yield from module.named_parameters(remove_duplicate=False)
-    yield from module.named_buffers(remove_duplicate=False)
+    moved = _moved_weights(model, trace.normal.weights)
+    return TorchTrace(_own_names(trace.graph, moved), trace, snapshot, call, moved)
 
 
 def export_onnx(
-    module: nn.Module, inputs: tuple[Tensor, ...], output_names: Sequence[str] = ()
+    module: nn.Module,
+    call: Call,
+    *,
+    prepare: Callable[[nn.Module], None] = lambda _: None,
+    refuse_reads: bool = False,
 ) -> onnx.ModelProto:
-    """`module` in eval mode as ONNX, nothing folded, initializers named as in `state_dict`.
+    """`module` in eval mode and float32 as ONNX, nothing folded, initializers named as in
+    `state_dict`.
+
+    Args:
+        module: not changed.
+        call: what it is called with.
+        prepare: what to do to the copy that is exported.
+        refuse_reads: whether to look first for branches on computed values.
 
     Raises:
-        ModelError: the module does not run on `inputs`, or the exporter refuses it.
+        ModelError: the module does not run on `call`, or the exporter refuses it.
     """
-    twin = copy.deepcopy(module).eval()
+    twin = detached_copy(module).eval().cpu().float()
     for part in twin.modules():
         # The exporter names what `state_dict` lists and turns other buffers into constants.
         part._non_persistent_buffers_set.clear()
     with torch.no_grad():
         _tell_apart(twin)
+    prepare(twin)
     file = io.BytesIO()
+    fast_path = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)  # an operator of its own, unknown to ONNX
     try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "You are using the legacy", DeprecationWarning)
-            warnings.filterwarnings("ignore", "The feature will be removed", DeprecationWarning)
+        with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
+            for message in ("You are using the legacy", "The feature will be removed"):
+                warnings.filterwarnings("ignore", message, DeprecationWarning)
             warnings.filterwarnings("ignore", "Constant folding", UserWarning)
+            # Branches on shapes are followed at the shapes given; those on values were refused.
+            warnings.filterwarnings("ignore", category=torch.jit.TracerWarning)
+            if refuse_reads:
+                refuse_value_reads(twin, call)
+            call.flatten(twin)
             torch.onnx.export(
                 twin,
-                inputs,
+                call.tensors(),
                 file,  # type: ignore[arg-type]  # annotated for the newer exporter only
-                output_names=list(output_names) or None,
                 # Eval-mode training flags, yet BatchNorm stays a node with its own tensors.
                 training=torch.onnx.TrainingMode.PRESERVE,
                 do_constant_folding=False,
                 opset_version=OPSET,
                 dynamo=False,
             )
+    except ModelError:
+        raise
     except Exception as error:  # anything the forward code or the exporter may raise
         name = type(module).__name__
-        raise ModelError(f"module {name} cannot be exported to ONNX: {_line(error)}") from error
+        raise ModelError(
+            f"module {name} cannot be exported to ONNX: {first_line(error)}"
+        ) from error
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast_path)
     model = onnx.load_model_from_string(file.getvalue())
     values = dict(named_tensors(module))
     for initializer in model.graph.initializer:
         value = values.get(initializer.name)
         if value is not None and tuple(value.shape) == tuple(initializer.dims):
-            array = value.detach().cpu().contiguous().numpy()
+            array = as_float32(value.detach()).cpu().contiguous().numpy()
             initializer.CopyFrom(numpy_helper.from_array(array, initializer.name))
     return model
 
 
-def _moved_weights(
-    model: onnx.ModelProto, weights: frozenset[str]
-) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """Follows weights through Transpose, Unsqueeze and the like to their place in normal form.
+def _moved_weights(model: onnx.ModelProto, weights: frozenset[str]) -> dict[str, tuple[Place, ...]]:
+    """Follows weights through Transpose, Slice and the like to their places in normal form.
 
     Each axis is followed by moving, in place of the weight, an array of the coordinates along it.
     """
     shapes = {t.name: tuple(t.dims) for t in model.graph.initializer if t.name not in weights}
-    constants: dict[str, Array] = {}
+    constants = _constants(model)
     coordinates: dict[str, tuple[str, Sequence[Array]]] = {}
-    moved: dict[str, tuple[str, tuple[int, ...]]] = {}
+    moved: dict[str, tuple[Place, ...]] = {}
     for node in read_nodes(model):
-        if node.op == "Constant" and isinstance(node.attrs.get("value"), onnx.TensorProto):
-            constants[node.outputs[0]] = numpy_helper.to_array(node.attrs["value"])
         source = node.inputs[0] if node.inputs else ""
         others = [constants.get(name) for name in node.inputs[1:]]
         if node.op not in LAYOUT or any(value is None for value in others):
             continue
         if source in shapes:
-            name, along = source, list(np.indices(shapes[source]))
+            name, along = source, list(_coordinates(shapes[source]))
         elif source in coordinates:
             name, along = coordinates[source][0], list(coordinates[source][1])
         else:
@@ -167,17 +186,65 @@ def _moved_weights(
         target = node.outputs[0]
         coordinates[target] = name, along
         if target in weights:
-            moved.setdefault(name, (target, tuple(_axis_of(array) for array in along)))
+            found = [_axis_of(array) for array in along]
+            place = Place(target, tuple(a for a, _ in found), tuple(s for _, s in found))
+            moved[name] = (*moved.get(name, ()), place)
     return moved
 
 
-def _axis_of(coordinate: Array) -> int:
-    """The axis along which the array counts 0, 1, 2, ...; -1 where there is none."""
+def _own_names(graph: PruningGraph, moved: Mapping[str, tuple[Place, ...]]) -> PruningGraph:
+    """The graph with members named as the module names them."""
+    names = {
+        (place.tensor, there): (name, axis)
+        for name, places in moved.items()
+        for place in places
+        for axis, there in enumerate(place.axes)
+    }
+    groups = []
+    for group in graph.groups:
+        members: dict[tuple[str, int], Member] = {}
+        for member in group.members:
+            tensor, axis = names.get((member.tensor, member.axis), (member.tensor, member.axis))
+            before = members.get((tensor, axis))
+            repeat = member.repeat + (before.repeat if before else 0)
+            node = before.node if before else member.node
+            members[tensor, axis] = Member(node, tensor, axis, repeat)
+        groups.append(replace(group, members=tuple(members.values())))
+    return replace(graph, groups=tuple(groups))
+
+
+def _constants(model: onnx.ModelProto) -> Mapping[str, Array]:
+    """The values that are known, computed ones (bounds of slices) among them."""
+    inputs = {
+        value.name: (
+            value.type.tensor_type.elem_type,
+            tuple(dim.dim_value for dim in value.type.tensor_type.shape.dim),
+        )
+        for value in model.graph.input
+    }
+    return walk(model, read_nodes(model), inputs, 1).values
+
+
+def _coordinates(shape: tuple[int, ...]) -> Iterator[Array]:
+    for axis, size in enumerate(shape):
+        line = np.arange(size).reshape([-1 if k == axis else 1 for k in range(len(shape))])
+        yield np.broadcast_to(line, shape)
+
+
+def _axis_of(coordinate: Array) -> tuple[int, int]:
+    """The axis along which the array counts s, s+1, s+2, ... and s; (-1, 0) where there is none."""
     for axis, size in enumerate(coordinate.shape):
+        # What was merely broadcast or transposed has one axis along which memory moves.
+        moving = [k for k, stride in enumerate(coordinate.strides) if stride]
+        index = tuple(
+            slice(None) if k in (axis, *moving) else slice(1) for k in range(coordinate.ndim)
+        )
+        part = coordinate[index]
         line = np.arange(size).reshape([-1 if k == axis else 1 for k in range(coordinate.ndim)])
-        if size > 1 and (coordinate == line).all():
-            return axis
-    return -1
+        start = int(part.flat[0]) if part.size else 0
+        if size > 1 and (part == start + line).all():
+            return axis, start
+    return -1, 0
 
 
 def _tell_apart(module: nn.Module) -> None:
@@ -200,9 +267,4 @@ def _tell_apart(module: nn.Module) -> None:
 
 def _content(tensor: Tensor) -> tuple[object, ...]:
     raw = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
-    return tensor.dtype, tuple(tensor.shape), raw
-
-
-def _line(error: Exception) -> str:
-    text = str(error).strip()
-    return text.splitlines()[0][:300] if text else type(error).__name__
+    return tensor.dtype, tuple(tensor.shape), hash(raw)

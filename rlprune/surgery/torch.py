@@ -1,10 +1,11 @@
 """A plan applied to the torch module it was traced from: a smaller copy, ready to fine-tune.
 
-Weights and buffers are cut by name with the ONNX trace's channel map; the attributes of torch's own
-layers follow. Where the forward code has widths written into it (the padded shortcut of an option-A
-ResNet, `view(-1, 1024)`, split sizes, channel slices) the copy is a `torch.fx` graph module in
-which those numbers are replaced (surgery.torch_graph). Every result is checked, on random weights,
-against the uncut module with the consumers of dropped channels zeroed; what differs is refused.
+Weights and buffers are cut by name with the ONNX trace's channel map; the attributes that name
+widths follow. Where forward code has widths written into it that no attribute moves (a padded
+shortcut, `view(-1, 1024)`, split sizes, channel slices) that module alone becomes a `torch.fx`
+graph module in which the numbers are replaced (surgery.torch_graph). Every result is checked, on
+random weights, against the uncut module with the consumers of dropped channels zeroed; what differs
+is refused.
 """
 
 from __future__ import annotations
@@ -12,19 +13,22 @@ from __future__ import annotations
 from collections.abc import Iterable
 from contextlib import redirect_stderr
 from io import StringIO
+from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from rlprune.errors import ModelError
-from rlprune.graph.from_torch import TorchTrace, detached_copy, named_tensors
+from rlprune.graph.from_torch import TorchTrace
+from rlprune.graph.torch_call import Call, detached_copy, named_tensors, tensors_in
 from rlprune.graph.types import FloatArray, IntArray
 from rlprune.surgery.importance import unit_scores
 from rlprune.surgery.onnx import check_keeps, kept_units
-from rlprune.surgery.torch_graph import kept_positions, rewrite_widths
+from rlprune.surgery.torch_cut import Cut
+from rlprune.surgery.torch_graph import own_code, rewrite_widths
+from rlprune.surgery.torch_layers import follow_layer, width_choices
 
 TOLERANCE = 1e-3
 """Greatest difference from the oracle, as a share of its greatest output; float32 reorders sums."""
@@ -35,37 +39,35 @@ def prune_torch(
 ) -> nn.Module:
     """A copy of the traced module with `keeps` [G] units left in each group, in the mode it was in.
 
-    Which units stay is decided by `scores` (by default as for ONNX). Applying the same plan to the
-    same trace again gives a module that takes this one's `state_dict`. In a module that had to be
-    rewritten, branches on `self.training` (functional dropout) are those of eval mode.
+    Which units stay is decided by `scores` (by default as for ONNX). The form of the result does
+    not depend on it: the same plan applied to the same architecture with other weights gives a
+    module that takes this one's `state_dict` and then computes the same. In a part whose code had
+    to be rewritten, statements under `if self.training` are those of eval mode.
 
     Raises:
         PlanError: `keeps` does not fit the graph.
         ModelError: the forward code depends on widths in a way that cannot be followed.
     """
     check_keeps(trace.graph, keeps)
-    kept = kept_units(unit_scores(trace.onnx) if scores is None else scores, keeps)
-    cut = _Cut(trace, kept)
-    probe = detached_copy(trace.module).eval()
+    survivors = kept_units(unit_scores(trace.onnx) if scores is None else scores, keeps)
+    cut = Cut(trace, survivors)
+    probe = detached_copy(trace.module).eval().float()
     randomise(probe, seed=0)
     oracle = _zero_consumers(detached_copy(probe), cut)
-    inputs = _random_like(trace.inputs, seed=1)
-    small = _shrink(detached_copy(probe), cut)
-    if not _agree(small, oracle, inputs):
-        small = _shrink(rewrite_widths(probe, trace, kept), cut)
-        if not _agree(small, oracle, inputs):
+    call = _random_like(trace.call, seed=1)
+    with torch.no_grad():
+        expected = list(tensors_in(call.run(oracle)))
+    del oracle
+    small, kept_whole = _follow_attributes(probe, cut), set[str]()
+    if not _agree(small, expected, call):
+        small, kept_whole = _rewrite(probe, trace, cut, call)
+        if not _agree(small, expected, call):
             raise ModelError(
                 f"module {type(trace.module).__name__} cannot be cut: its forward code depends on "
-                "widths in a way that cannot be rewritten; prune its ONNX export instead"
+                f"widths in a way that cannot be rewritten{_plain_tensors(trace.module)}; prune "
+                "its ONNX export instead"
             )
-    true = dict(named_tensors(trace.module))
-    with torch.no_grad():
-        for name, tensor in named_tensors(small):
-            if name in true:
-                tensor.copy_(cut.tensor(name, true[name]))
-    modes = {name: part.training for name, part in trace.module.named_modules()}
-    for name, part in small.named_modules():
-        part.training = modes.get(name, trace.module.training)
+    _fill(small, trace.module, cut, kept_whole)
     return small
 
 
@@ -87,87 +89,138 @@ def randomise(module: nn.Module, *, seed: int) -> None:
                 part.running_var.uniform_(0.5, 1.5, generator=generator)
 
 
-class _Cut:
-    """Which positions of every named parameter and buffer stay."""
-
-    def __init__(self, trace: TorchTrace, kept: list[IntArray]) -> None:
-        self._channels = trace.onnx.channels
-        self._kept = kept
-        places = {name: (name, tuple(range(8))) for name in trace.onnx.normal.weights}
-        places |= trace.moved
-        # The exporter gives a shared tensor one of its names.
-        shared = {id(t): places[name] for name, t in named_tensors(trace.module) if name in places}
-        self._places = {
-            name: shared[id(tensor)]
-            for name, tensor in named_tensors(trace.module)
-            if id(tensor) in shared
-        }
-        nodes = [n for n in trace.onnx.model.graph.node if n.op_type in ("Conv", "ConvTranspose")]
-        self._data = {
-            node.input[1]: node.input[0] if node.op_type == "Conv" else node.output[0]
-            for node in nodes
-        }
-
-    def positions(self, name: str, axis: int, size: int) -> IntArray:
-        """Positions of that axis that stay, ascending; all where the trace does not know it."""
-        there, axes = self._places.get(name, ("", ()))
-        if axis >= len(axes) or axes[axis] < 0:
-            return np.arange(size, dtype=np.int64)
-        return kept_positions(self._channels, there, axes[axis], size, self._kept)
-
-    def tensor(self, name: str, tensor: Tensor) -> Tensor:
-        """The part of it that stays."""
-        for axis, size in enumerate(tensor.shape):
-            stays = self.positions(name, axis, size)
-            if len(stays) < size:
-                tensor = tensor.index_select(axis, torch.from_numpy(stays).to(tensor.device))
-        return tensor.detach().clone()
-
-    def wide_side(self, name: str, size: int) -> int:
-        """Channels that stay on the side of a grouped convolution its weight lists per group."""
-        data = self._data[self._places[name][0]]
-        return len(kept_positions(self._channels, data, 1, size, self._kept))
+def _follow_attributes(probe: nn.Module, cut: Cut) -> nn.Module:
+    """A cut copy, all code as it was, attributes at their likeliest."""
+    small = detached_copy(probe)
+    for path, part in small.named_modules():
+        if own_code(part):
+            for name, value in next(width_choices(part, path, cut), {}).items():
+                setattr(part, name, value)
+    _shrink(small, cut)
+    return small
 
 
-def _shrink(module: nn.Module, cut: _Cut) -> nn.Module:
-    """Cuts every tensor of `module` in place and lets the layers' attributes follow."""
-    done: dict[int, nn.Parameter] = {}  # a shared parameter stays shared
+def _rewrite(
+    probe: nn.Module, trace: TorchTrace, cut: Cut, call: Call
+) -> tuple[nn.Module, set[str]]:
+    """A cut copy with the widths in its code replaced, every part as like its old self as can be.
+
+    Also the names of tensors that are no longer to be cut.
+    """
+    small = detached_copy(probe)
+    rewritten, indices = rewrite_widths(small, trace, cut)
+    before = {path: small.get_submodule(path) for path in rewritten}
+    choices = {path: list(width_choices(part, path, cut)) for path, part in before.items()}
+    for path, part in small.named_modules():
+        if own_code(part) and path not in rewritten:
+            for name, value in next(width_choices(part, path, cut), {}).items():
+                setattr(part, name, value)
+    for path, part in rewritten.items():
+        for name, value in (choices[path] or [{}])[0].items():
+            setattr(part, name, value)
+        small = _put(small, path, part)
+    _shrink(small, cut)
+    small = _restore(small, before, choices, call)
+    return small, indices
+
+
+def _restore(
+    small: nn.Module,
+    before: dict[str, nn.Module],
+    choices: dict[str, list[dict[str, int]]],
+    call: Call,
+) -> nn.Module:
+    """Puts back every part whose own code, its attributes set right, does what the graph does."""
+    seen: dict[str, tuple[Any, Any, Any]] = {}
+    handles = []
+    for path in before:
+
+        def note(_: nn.Module, args: Any, kwargs: Any, result: Any, path: str = path) -> None:
+            seen.setdefault(path, (args, kwargs, result))
+
+        part = small.get_submodule(path)
+        handles.append(part.register_forward_hook(note, with_kwargs=True))
+    try:
+        with torch.no_grad(), redirect_stderr(StringIO()):
+            call.run(small)
+    except Exception:  # forward code at widths it was not written for; the caller will see
+        return small
+    finally:
+        for handle in handles:
+            handle.remove()
+    for path, part in before.items():
+        if path not in seen:
+            continue
+        args, kwargs, result = seen[path]
+        part._buffers = small.get_submodule(path)._buffers
+        part._parameters = small.get_submodule(path)._parameters
+        expected = list(tensors_in(result))
+        for choice in choices[path] or [{}]:
+            old = {name: getattr(part, name) for name in choice}
+            for name, value in choice.items():
+                setattr(part, name, value)
+            if _agree(part, expected, Call(args, kwargs)):
+                small = _put(small, path, part)
+                break
+            for name, value in old.items():
+                setattr(part, name, value)
+    return small
+
+
+def _put(root: nn.Module, path: str, part: nn.Module) -> nn.Module:
+    """`root` with `part` at `path`, wherever the module there is used."""
+    if not path:
+        return part
+    old = root.get_submodule(path)
+    for owner in root.modules():
+        for name, child in owner._modules.items():
+            if child is old:
+                owner._modules[name] = part
+    return root
+
+
+def _shrink(module: nn.Module, cut: Cut) -> None:
+    """Cuts every tensor of `module` in place and lets the attributes of torch's layers follow."""
+    done: dict[int, Tensor] = {}  # a shared tensor stays shared
     for path, part in module.named_modules():
         prefix = f"{path}." if path else ""
         for name, parameter in list(part.named_parameters(recurse=False)):
             if id(parameter) not in done:
                 smaller = cut.tensor(prefix + name, parameter)
                 done[id(parameter)] = nn.Parameter(smaller, parameter.requires_grad)
-            part._parameters[name] = done[id(parameter)]
+            part._parameters[name] = done[id(parameter)]  # type: ignore[assignment]
         for name, buffer in list(part.named_buffers(recurse=False)):
-            part._buffers[name] = cut.tensor(prefix + name, buffer)
-        _follow(part, prefix + "weight", cut)
-    return module
+            if id(buffer) not in done:
+                done[id(buffer)] = cut.tensor(prefix + name, buffer)
+            part._buffers[name] = done[id(buffer)]
+    for path, part in module.named_modules():
+        follow_layer(part, path, cut)
 
 
-def _follow(part: nn.Module, weight_name: str, cut: _Cut) -> None:
-    """Sets the attributes in which torch's layers keep their widths."""
-    if isinstance(part, _ConvNd):
-        transposed = isinstance(part, _ConvTransposeNd)
-        wide = part.out_channels if transposed else part.in_channels
-        if part.groups > 1:
-            part.groups = cut.wide_side(weight_name, wide) // part.weight.shape[1]
-        wide = part.weight.shape[1] * part.groups
-        narrow = part.weight.shape[0]
-        part.in_channels, part.out_channels = (narrow, wide) if transposed else (wide, narrow)
-    elif isinstance(part, nn.Linear):
-        part.out_features, part.in_features = part.weight.shape
-    elif isinstance(part, _NormBase):
-        tensor = part.weight if part.weight is not None else part.running_mean
-        if tensor is not None:
-            part.num_features = tensor.shape[0]
-    elif isinstance(part, nn.GroupNorm) and part.weight is not None:
-        part.num_channels = part.weight.shape[0]
-    elif isinstance(part, nn.PReLU):
-        part.num_parameters = part.weight.shape[0]
+def _fill(small: nn.Module, true: nn.Module, cut: Cut, kept_whole: set[str]) -> None:
+    """Gives `small` the values, types, devices and modes of the uncut module, in place."""
+    values = dict(named_tensors(true))
+    done: dict[int, Tensor] = {}
+    for path, part in small.named_modules():
+        prefix = f"{path}." if path else ""
+        for held in (part._parameters, part._buffers):
+            for name, old in held.items():
+                full = prefix + name
+                if old is None or full not in values:
+                    continue
+                if id(old) not in done:
+                    value = values[full]
+                    new = old.to(value) if full in kept_whole else cut.tensor(full, value)
+                    if isinstance(old, nn.Parameter):
+                        new = nn.Parameter(new, value.requires_grad)
+                    done[id(old)] = new
+                held[name] = done[id(old)]  # type: ignore[assignment]
+    modes = {name: part.training for name, part in true.named_modules()}
+    for name, part in small.named_modules():
+        part.training = modes.get(name, true.training)
 
 
-def _zero_consumers(module: nn.Module, cut: _Cut) -> nn.Module:
+def _zero_consumers(module: nn.Module, cut: Cut) -> nn.Module:
     """`module` with the weights that read dropped channels set to zero, in place: the oracle."""
     with torch.no_grad():
         for path, part in module.named_modules():
@@ -175,7 +228,7 @@ def _zero_consumers(module: nn.Module, cut: _Cut) -> nn.Module:
                 full = f"{path}.{name}" if path else name
                 for axis in _reading_axes(part, parameter):
                     stays = torch.zeros(parameter.shape[axis], dtype=torch.bool)
-                    stays[torch.from_numpy(cut.positions(full, axis, len(stays)))] = True
+                    stays[torch.from_numpy(cut.alive(full, axis, len(stays)))] = True
                     parameter.index_fill_(axis, torch.nonzero(~stays).flatten(), 0.0)
     return module
 
@@ -191,39 +244,41 @@ def _reading_axes(part: nn.Module, parameter: Tensor) -> Iterable[int]:
     return range(parameter.dim())
 
 
-def _random_like(inputs: tuple[Tensor, ...], *, seed: int) -> tuple[Tensor, ...]:
+def _random_like(call: Call, *, seed: int) -> Call:
     """Random inputs of the same shapes; what is not floating point (indices) stays as it is."""
     generator = torch.Generator().manual_seed(seed)
-    return tuple(
-        torch.randn(t.shape, generator=generator).to(t) if t.is_floating_point() else t
-        for t in inputs
+    return call.map(
+        lambda t: torch.randn(t.shape, generator=generator) if t.is_floating_point() else t
     )
 
 
-def _agree(small: nn.Module, oracle: nn.Module, inputs: tuple[Tensor, ...]) -> bool:
-    """Whether both give the same outputs; False too where the smaller one does not run."""
+def _agree(small: nn.Module, expected: list[Tensor], call: Call) -> bool:
+    """Whether it gives these outputs; False too where it does not run."""
     with torch.no_grad():
-        expected = list(_tensors(oracle(*inputs)))
         try:
             with redirect_stderr(StringIO()):  # fx prints code beside the traceback
-                outputs = list(_tensors(small(*inputs)))
+                outputs = list(tensors_in(call.run(small)))
         except Exception:  # whatever forward code raises when a width is not what it was
             return False
     if not expected or [t.shape for t in outputs] != [t.shape for t in expected]:
         return False  # what cannot be compared is not known to be right
     for ours, theirs in zip(outputs, expected, strict=True):
+        if not theirs.is_floating_point():
+            if not torch.equal(ours, theirs):
+                return False
+            continue
         scale = float(theirs.abs().max()) if theirs.numel() else 0.0
         if not bool(((ours - theirs).abs() <= TOLERANCE * scale).all()):
             return False
     return True
 
 
-def _tensors(output: object) -> Iterable[Tensor]:
-    if isinstance(output, Tensor):
-        yield output
-    elif isinstance(output, dict):
-        for value in output.values():
-            yield from _tensors(value)
-    elif isinstance(output, list | tuple):
-        for value in output:
-            yield from _tensors(value)
+def _plain_tensors(module: nn.Module) -> str:
+    """Names tensors that are neither parameter nor buffer, the likeliest cause."""
+    for path, part in module.named_modules():
+        if isinstance(part, fx.GraphModule):
+            continue
+        for name, value in vars(part).items():
+            if isinstance(value, Tensor):
+                return f" (register {f'{path}.{name}'.lstrip('.')!r} as a buffer)"
+    return ""

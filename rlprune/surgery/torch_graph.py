@@ -1,17 +1,19 @@
-"""Widths written into a module's forward code, replaced through `torch.fx`.
+"""Widths written into a module's forward code, found and replaced through `torch.fx`.
 
-The full-size module is traced symbolically and exported once more, this time with every value whose
-widths matter as an output of its own: so the ONNX trace knows the channels of exactly the values
-that the fx graph computes, and nothing has to be matched by order or by name of operator.
+Every module with forward code of its own is traced by itself, its children being leaves, on the
+values it gets when the whole net runs: so branches and loops over shapes are followed. The net is
+then exported once more with every value whose widths matter as an output, which tells the channels
+of exactly the values the fx graphs compute; nothing is matched by order or by name of operator.
+Modules of which no number changes stay what they are.
 """
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Sequence
+import inspect
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
@@ -19,259 +21,382 @@ from rlprune.errors import ModelError
 from rlprune.graph.channels import ChannelMap
 from rlprune.graph.from_onnx import trace_onnx
 from rlprune.graph.from_torch import TorchTrace, export_onnx
+from rlprune.graph.torch_call import Call, first_line, tensors_in
 from rlprune.graph.types import IntArray
-
-_SIZES_AT = {"view": 1, "reshape": 1, "expand": 1, "new_zeros": 1, "zeros": 0, "unflatten": 2}
-"""Functions whose arguments from here on are the sizes of their result."""
-_PARTS: dict[str, Callable[[Tensor, Any], Sequence[Tensor]]] = {
-    "split": Tensor.split,
-    "chunk": Tensor.chunk,
-    "tensor_split": Tensor.tensor_split,
-}
-"""Functions that cut an axis into parts; all become `torch.split` with sizes."""
+from rlprune.surgery.torch_cut import Cut, kept_positions
+from rlprune.surgery.torch_numbers import Widths, rewrite, subject
 
 
-def kept_positions(
-    channels: ChannelMap, tensor: str, axis: int, size: int, kept: list[IntArray]
-) -> IntArray:
-    """Positions of an axis of length `size` that stay when group g keeps the units `kept[g]`.
-
-    Ascending; held positions, and those of a tensor that the trace does not know, all stay.
-    """
-    try:
-        group, unit = channels.axis_units(tensor, axis)
-    except KeyError:
-        return np.arange(size, dtype=np.int64)
-    stays = group < 0
-    for index in np.unique(group[~stays]):
-        stays |= (group == index) & np.isin(unit, kept[index])
-    return np.flatnonzero(stays).astype(np.int64)
+def by_mode(training: bool, in_training: Any, in_eval: Any) -> Any:
+    """What forward code made depend on `self.training`."""
+    return in_training if training else in_eval
 
 
-def rewrite_widths(module: nn.Module, trace: TorchTrace, kept: list[IntArray]) -> fx.GraphModule:
-    """`module` (in eval mode) as an fx graph whose written-down widths are those after the cut.
+@dataclass(frozen=True)
+class Sites:
+    """Modules with forward code of their own, as fx graphs."""
 
-    Its tensors are still of full size.
+    graphs: dict[str, fx.Graph]
+    shapes: dict[str, dict[str, tuple[int, ...]]]
+    """Per path, the shape of every tensor that the graph computes, by node name."""
+    refused: dict[str, str]
+    """Why the code at a path cannot be followed."""
+
+
+def own_code(part: nn.Module) -> bool:
+    """Whether a module's forward code may have widths in it: it is not a plain layer of torch's."""
+    if isinstance(part, fx.GraphModule | nn.Unflatten):
+        return True
+    forward = inspect.unwrap(type(part).forward)
+    return not str(getattr(forward, "__module__", "")).startswith("torch.")
+
+
+def trace_sites(module: nn.Module, call: Call) -> Sites:
+    """Follows the code of all modules within `module` (in eval mode) that has code of its own."""
+    calls = first_calls(module, call)
+    sites = Sites({}, {}, {})
+    for path, (args, kwargs) in calls.items():
+        part = module.get_submodule(path)
+        try:
+            graph, shapes = _trace(part, args, kwargs)
+        except Exception as error:  # tracing runs forward code, which may raise anything
+            sites.refused[path] = first_line(error)
+        else:
+            sites.graphs[path], sites.shapes[path] = graph, shapes
+    return sites
+
+
+def first_calls(module: nn.Module, call: Call) -> dict[str, tuple[tuple[Any, ...], dict[str, Any]]]:
+    """What each module with code of its own is called with first, by path, as the net runs."""
+    calls: dict[str, tuple[tuple[Any, ...], dict[str, Any]]] = {}
+    handles = []
+    for path, part in module.named_modules():
+        if own_code(part):
+
+            def note(_: nn.Module, args: Any, kwargs: Any, path: str = path) -> None:
+                calls.setdefault(path, (args, kwargs))
+
+            handles.append(part.register_forward_pre_hook(note, with_kwargs=True))
+    with torch.no_grad():
+        call.run(module)
+    for handle in handles:
+        handle.remove()
+    return calls
+
+
+def rewrite_widths(
+    module: nn.Module, trace: TorchTrace, cut: Cut
+) -> tuple[dict[str, fx.GraphModule], set[str]]:
+    """For every part of `module` (in eval mode) with widths in its code, the code after the cut.
+
+    The new parts hold the tensors and children of those they stand for, still of full size. Index
+    tensors are replaced in `module`; their names are the second result.
 
     Raises:
-        ModelError: torch.fx cannot follow the forward code, or not to the same graph.
+        ModelError: another graph than the traced one comes out.
     """
-    try:
-        tracer = _Tracer()
-        rewritten = fx.GraphModule(module, tracer.trace(module), type(module).__name__)
-        shapes = _Shapes(rewritten)
-        shapes.run(*trace.inputs)
-    except Exception as error:  # tracing runs forward code, which may raise anything
+    sites = trace_sites(module, trace.call)
+    names, channels = _watch(module, trace, sites)
+    rewritten: dict[str, fx.GraphModule] = {}
+    indices: set[str] = set()
+    for path, graph in sites.graphs.items():
+        part = module.get_submodule(path)
+        widths = _SiteWidths(path, sites.shapes[path], names, channels, cut)
+        changed, replaced = rewrite(part, graph, widths)
+        indices.update(f"{path}.{name}" if path else name for name in replaced)
+        if changed:
+            rewritten[path] = _graph_module(part, graph)
+    if not rewritten and not indices and sites.refused:
+        path, why = next(iter(sites.refused.items()))
         raise ModelError(
-            f"module {type(trace.module).__name__} cannot be cut: its forward code has widths "
-            f"written into it and torch.fx cannot trace it ({str(error).splitlines()[0][:200]}); "
-            "prune its ONNX export instead"
-        ) from error
-    widths = _Widths(rewritten, trace, kept, shapes.shapes)
-    for node in rewritten.graph.nodes:
-        _rewrite(node, widths)
-    rewritten.graph.lint()
-    rewritten.recompile()
-    return rewritten
+            f"module {type(trace.module).__name__} cannot be cut: torch.fx cannot trace the code "
+            f"of {path or 'it'!r} ({why}), in which widths are written; prune its ONNX export"
+        )
+    return rewritten, indices
+
+
+def _graph_module(part: nn.Module, graph: fx.Graph) -> fx.GraphModule:
+    """`graph` as a module with all that `part` holds, the very same children and tensors."""
+    result = fx.GraphModule(part, graph, type(part).__name__)
+    constants = set(result._buffers) - set(part._buffers)
+    for name in constants:
+        part._buffers[name] = result._buffers[name]
+    for name, value in part.__dict__.items():
+        if name not in result.__dict__:
+            result.__dict__[name] = value
+    result._modules = part._modules
+    result._parameters = part._parameters
+    result._buffers = part._buffers
+    result._non_persistent_buffers_set = part._non_persistent_buffers_set | constants
+    result.training = part.training
+    return result
+
+
+class _SiteWidths(Widths):
+    """Which positions stay of the values that one fx graph computes."""
+
+    def __init__(
+        self,
+        path: str,
+        shapes: dict[str, tuple[int, ...]],
+        names: dict[tuple[str, str], str],
+        channels: ChannelMap,
+        cut: Cut,
+    ) -> None:
+        self._path = path
+        self._shapes = shapes
+        self._names = names
+        self._channels = channels
+        self._cut = cut
+
+    def shape(self, node: object) -> tuple[int, ...] | None:
+        return self._shapes.get(node.name) if isinstance(node, fx.Node) else None
+
+    def kept(self, node: fx.Node, axis: int) -> IntArray:
+        size = self._shapes[node.name][axis]
+        if node.op == "get_attr":
+            prefix = f"{self._path}." if self._path else ""
+            group, unit = self._cut.units(f"{prefix}{node.target}", axis, size)
+            return self._cut.stay(group, unit)
+        name = self._names.get((self._path, node.name), "")
+        return kept_positions(self._channels, name, axis, size, self._cut.form)
+
+
+def _trace(
+    part: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[fx.Graph, dict[str, tuple[int, ...]]]:
+    """The code of one module; numbers that depend on `self.training` ask for it when run."""
+    with torch.no_grad():
+        tracer = _Tracer(part, args, kwargs)
+        graph = tracer.trace(part)
+        try:
+            part.training = True
+            other = _Tracer(part, args, kwargs).trace(part)
+        except Exception:  # code that runs in eval mode only
+            other = graph
+        finally:
+            part.training = False
+    pairs = list(zip(graph.nodes, other.nodes, strict=False))
+    alike = len(graph.nodes) == len(other.nodes) and all(
+        a.op == b.op and str(a.target) == str(b.target) for a, b in pairs
+    )
+    mode: fx.Node | None = None
+    for node, twin in pairs if alike else ():
+        for place in range(len(node.args)):
+            if _differ(node.args[place], twin.args[place]):
+                mode = mode or _ask_mode(graph)
+                node.update_arg(place, _choice(graph, node, mode, twin.args[place], place))
+        for key in node.kwargs:
+            if _differ(node.kwargs[key], twin.kwargs.get(key)):
+                mode = mode or _ask_mode(graph)
+                node.update_kwarg(key, _choice(graph, node, mode, twin.kwargs[key], key))
+    return graph, tracer.shapes
+
+
+def _differ(left: Any, right: Any) -> bool:
+    numbers = (bool, int, float)
+    return isinstance(left, numbers) and isinstance(right, numbers) and left != right
+
+
+def _ask_mode(graph: fx.Graph) -> fx.Node:
+    first = next(node for node in graph.nodes if node.op != "placeholder")
+    with graph.inserting_before(first):
+        return graph.create_node("get_attr", "training")
+
+
+def _choice(graph: fx.Graph, node: fx.Node, mode: fx.Node, other: Any, at: int | str) -> fx.Node:
+    here = node.args[at] if isinstance(at, int) else node.kwargs[at]
+    with graph.inserting_before(node):
+        return graph.call_function(by_mode, (mode, other, here))
+
+
+class _Proxy(fx.Proxy):
+    """A value of which numbers and lengths are known."""
+
+    def __len__(self) -> int:
+        return len(_value(self.node))
+
+    def __index__(self) -> int:
+        return int(_value(self.node))
+
+    __int__ = __index__
+
+
+def _value(node: fx.Node) -> Any:
+    return node.meta["value"]
 
 
 class _Tracer(fx.Tracer):
-    """Knows into how many parts `chunk` and `split` cut, so that code may loop over them."""
+    """Computes along, so that it knows what a branch or loop over shapes does."""
+
+    def __init__(self, part: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        super().__init__()
+        bound = inspect.signature(part.forward).bind(*args, **kwargs)
+        bound.apply_defaults()
+        self._given = bound.arguments
+        self._computing = False
+        self.shapes: dict[str, tuple[int, ...]] = {}
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return True
+
+    def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> Any:
+        function, args = super().create_args_for_root(root_fn, is_module, concrete_args)
+        # What is no tensor is what it was: None, flags, sizes.
+        return function, [
+            arg
+            if not isinstance(arg, fx.Proxy) or list(tensors_in(_value(arg.node)))
+            else _value(arg.node)
+            for arg in args
+        ]
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return _Proxy(node, self)
+
+    def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
+        if self._computing:
+            return forward(*args, **kwargs)
+        return super().call_module(m, forward, args, kwargs)
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: Any) -> Any:
+        if self._computing:
+            return attr_val
+        return super().getattr(attr, attr_val, parameter_proxy_cache)
 
     def create_proxy(self, *args: Any, **kwargs: Any) -> Any:
         proxy: Any = super().create_proxy(*args, **kwargs)
         node = proxy.node
-        if node.op in ("call_function", "call_method") and _name(node) in _PARTS:
-            spec = node.args[1] if len(node.args) > 1 else None
-            if isinstance(spec, list | tuple) and _name(node) == "split":
-                return tuple(proxy[index] for index in range(len(spec)))
-            if isinstance(spec, int) and _name(node) == "chunk":
-                return tuple(proxy[index] for index in range(spec))
+        self._computing = True
+        try:
+            node.meta["value"] = self._compute(node)
+        finally:
+            self._computing = False
+        if isinstance(_value(node), Tensor):
+            self.shapes[node.name] = tuple(_value(node).shape)
         return proxy
 
+    def to_bool(self, obj: fx.Proxy) -> bool:
+        value = _value(obj.node)
+        if isinstance(value, Tensor):
+            raise ValueError("it branches on computed values")
+        return bool(value)
 
-class _Shapes(fx.Interpreter):
-    """Runs the graph and notes the shape of every tensor it computes."""
+    def iter(self, obj: fx.Proxy) -> Iterator[Any]:
+        value = _value(obj.node)
+        count = value.shape[0] if isinstance(value, Tensor) else len(value)
+        return iter([obj[index] for index in range(count)])
 
-    def __init__(self, module: fx.GraphModule) -> None:
-        super().__init__(module)
-        self.shapes: dict[str, tuple[int, ...]] = {}
+    def _compute(self, node: fx.Node) -> Any:
+        if node.op == "placeholder":
+            return self._given[str(node.target).lstrip("*")]
+        if node.op == "output":
+            return None
+        args = fx.node.map_arg(node.args, _value)
+        kwargs = fx.node.map_arg(node.kwargs, _value)
+        if node.op == "get_attr":
+            found: Any = self.root
+            for name in str(node.target).split("."):
+                found = getattr(found, name)
+            return found
+        if node.op == "call_module":
+            return self.root.get_submodule(str(node.target))(*args, **kwargs)
+        if node.op == "call_method":
+            return getattr(args[0], str(node.target))(*args[1:], **kwargs)
+        assert callable(node.target)
+        return node.target(*args, **kwargs)
+
+
+class _Noting(fx.Interpreter):
+    """Runs a part's graph in place of its code and notes the values that are asked for."""
+
+    def __init__(
+        self, part: nn.Module, graph: fx.Graph, wanted: set[str], seen: dict[str, Tensor]
+    ) -> None:
+        super().__init__(part, graph=graph)
+        self._wanted = wanted
+        self._seen = seen
 
     def run_node(self, n: fx.Node) -> Any:
-        with torch.no_grad():
-            result = super().run_node(n)
-        if isinstance(result, Tensor):
-            self.shapes[n.name] = tuple(result.shape)
+        result = super().run_node(n)
+        if n.name in self._wanted and isinstance(result, Tensor):
+            self._seen.setdefault(n.name, result)
         return result
 
 
-class _Widths:
-    """Which positions stay of the values that an fx graph computes."""
+def _watch(
+    module: nn.Module, trace: TorchTrace, sites: Sites
+) -> tuple[dict[tuple[str, str], str], ChannelMap]:
+    """Names of the values that decide about rewriting, by path and node, and the channel map."""
+    wanted = {
+        path: {
+            node.name
+            for node in map(subject, graph.nodes)
+            if node is not None and node.op != "get_attr" and node.name in sites.shapes[path]
+        }
+        for path, graph in sites.graphs.items()
+    }
+    seen: dict[str, dict[str, Tensor]] = {path: {} for path in wanted}
+    keys: list[list[tuple[str, str]]] = []  # of each output, all that it is called
 
-    def __init__(
-        self,
-        module: fx.GraphModule,
-        trace: TorchTrace,
-        kept: list[IntArray],
-        shapes: dict[str, tuple[int, ...]],
-    ) -> None:
-        self._kept = kept
-        self._shapes = shapes
-        inputs = {node.name for node in module.graph.nodes if node.op == "placeholder"}
-        subjects = [_subject(node) for node in module.graph.nodes]
-        watched = list(
-            dict.fromkeys(
-                node.name
-                for node in subjects
-                if node is not None and node.name in shapes and node.name not in inputs
-            )
-        )
-        self._names = {name: f"fx.{name}" for name in watched}
-        self._channels = _watch(module, trace, self._names)
+    def prepare(twin: nn.Module) -> None:
+        for path, graph in sites.graphs.items():
+            part = twin.get_submodule(path)
+            if wanted[path]:
+                _run_noting(part, graph, wanted[path], seen[path])
+        forward = twin.forward
 
-    def shape(self, node: object) -> tuple[int, ...] | None:
-        """Shape at full width; None where the value is no tensor."""
-        return self._shapes.get(node.name) if isinstance(node, fx.Node) else None
+        def with_notes(*args: Any, **kwargs: Any) -> tuple[tuple[Tensor, ...], Any]:
+            for noted in seen.values():
+                noted.clear()
+            keys.clear()
+            output = forward(*args, **kwargs)
+            given = {id(tensor) for tensor in tensors_in([args, kwargs])}
+            place: dict[int, int] = {}
+            tensors: list[Tensor] = []
+            for path, noted in seen.items():
+                for name, tensor in noted.items():
+                    if id(tensor) in given:
+                        continue  # a graph input, of which nothing is cut
+                    if id(tensor) not in place:
+                        place[id(tensor)] = len(tensors)
+                        tensors.append(tensor)
+                        keys.append([])
+                    keys[place[id(tensor)]].append((path, name))
+            return tuple(tensors), output
 
-    def kept(self, node: fx.Node, axis: int) -> IntArray:
-        """Positions of that axis that stay."""
-        size = self._shapes[node.name][axis]
-        name = self._names.get(node.name, "")
-        return kept_positions(self._channels, name, axis, size, self._kept)
+        twin.forward = with_notes
 
-
-def _watch(module: fx.GraphModule, trace: TorchTrace, names: dict[str, str]) -> ChannelMap:
-    """Channel map of `module`; the value of the node called `name` is the tensor `names[name]`."""
-    twin = copy.deepcopy(module)
-    nodes = {node.name: node for node in twin.graph.nodes}
-    end = next(node for node in twin.graph.nodes if node.op == "output")
-    end.args = ((*(nodes[name] for name in names), end.args[0]),)
-    twin.recompile()
-    model = export_onnx(twin, trace.inputs, tuple(names.values()))
-    del model.graph.output[: len(names)]
+    model = export_onnx(module, trace.call, prepare=prepare)
+    source = {
+        node.output[0]: node.input[0] for node in model.graph.node if node.op_type == "Identity"
+    }
+    names: dict[tuple[str, str], str] = {}
+    for value, own in zip(model.graph.output, keys, strict=False):
+        name = value.name
+        while name in source:
+            name = source[name]
+        names.update(dict.fromkeys(own, name))
+    del model.graph.output[: len(keys)]
     again = trace_onnx(model)
     ours = [(g.width, {m.tensor for m in g.members}) for g in again.graph.groups]
-    theirs = [(g.width, {m.tensor for m in g.members}) for g in trace.graph.groups]
+    theirs = [(g.width, {m.tensor for m in g.members}) for g in trace.onnx.graph.groups]
     if again.graph.fingerprint != trace.graph.fingerprint or ours != theirs:
         raise ModelError(
             f"module {type(trace.module).__name__} cannot be cut: torch.fx sees another graph "
             "than the ONNX export shows; prune the export instead"
         )
-    return again.channels
+    return names, again.channels
 
 
-def _name(node: fx.Node) -> str:
-    return str(getattr(node.target, "__name__", node.target))
+def _run_noting(
+    part: nn.Module, graph: fx.Graph, wanted: set[str], seen: dict[str, Tensor]
+) -> None:
+    """Makes `part` run its graph; in place."""
+    signature = inspect.signature(part.forward)
 
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        bound = signature.bind(*args, **kwargs)
+        bound.apply_defaults()
+        return _Noting(part, graph, wanted, seen).run(*bound.arguments.values())
 
-def _subject(node: fx.Node) -> fx.Node | None:
-    """The node whose widths decide how `node` is rewritten; None where it is left alone."""
-    if node.op not in ("call_function", "call_method"):
-        return None
-    name = _name(node)
-    if name in _SIZES_AT or name == "pad":
-        return node
-    if name in _PARTS or name in ("getitem", "narrow"):
-        return node.args[0] if isinstance(node.args[0], fx.Node) else None
-    return None
-
-
-def _rewrite(node: fx.Node, widths: _Widths) -> None:
-    """Replaces the widths in the arguments of one node by those after the cut."""
-    subject = _subject(node)
-    shape = widths.shape(subject)
-    if subject is None or shape is None:
-        return
-    name = _name(node)
-    if name in _SIZES_AT:
-        _rewrite_sizes(node, len(shape), widths)
-    elif name == "pad":
-        _rewrite_pad(node, len(shape), widths)
-    elif name in _PARTS:
-        _rewrite_parts(node, subject, shape, widths)
-    elif name == "narrow" and all(isinstance(arg, int) for arg in node.args[1:]):
-        axis, start, length = (int(str(arg)) for arg in node.args[1:4])
-        stays = widths.kept(subject, axis % len(shape))
-        begin = start % shape[axis]
-        first = int(np.searchsorted(stays, begin))
-        node.args = (subject, axis, first, int(np.searchsorted(stays, begin + length)) - first)
-    elif name == "getitem":
-        node.args = (subject, _cut_index(node.args[1], subject, shape, widths))
-
-
-def _rewrite_sizes(node: fx.Node, rank: int, widths: _Widths) -> None:
-    at = _SIZES_AT[_name(node)]
-    offset = int(str(node.args[1])) % rank if _name(node) == "unflatten" else 0
-    listed = isinstance(node.args[at], list | tuple)
-    sizes: list[Any] = list(node.args[at] if listed else node.args[at:])  # type: ignore[arg-type]
-    for index, size in enumerate(sizes):
-        if isinstance(size, int) and size > 1:
-            sizes[index] = len(widths.kept(node, offset + index))
-    node.args = (*node.args[:at], tuple(sizes)) if listed else (*node.args[:at], *sizes)
-
-
-def _rewrite_pad(node: fx.Node, rank: int, widths: _Widths) -> None:
-    given = node.kwargs["pad"] if "pad" in node.kwargs else node.args[1]
-    if not isinstance(given, list | tuple) or not all(isinstance(n, int) for n in given):
-        return
-    pad: list[Any] = list(given)
-    for pair in range(len(pad) // 2):
-        low, high = pad[2 * pair], pad[2 * pair + 1]
-        axis = rank - 1 - pair
-        stays = widths.kept(node, axis)
-        if low > 0:
-            pad[2 * pair] = int((stays < low).sum())
-        if high > 0:
-            size = (widths.shape(node) or ())[axis]
-            pad[2 * pair + 1] = int((stays >= size - high).sum())
-    if "pad" in node.kwargs:
-        node.update_kwarg("pad", pad)
-    else:
-        node.update_arg(1, pad)
-
-
-def _rewrite_parts(node: fx.Node, x: fx.Node, shape: tuple[int, ...], widths: _Widths) -> None:
-    method = _PARTS[_name(node)]
-    spec = (
-        node.args[1]
-        if len(node.args) > 1
-        else next((value for key, value in node.kwargs.items() if key != "dim"), None)
-    )
-    axis = node.args[2] if len(node.args) > 2 else node.kwargs.get("dim", 0)
-    if not isinstance(axis, int) or not isinstance(spec, int | list | tuple):
-        return
-    axis %= len(shape)
-    stays = widths.kept(x, axis)
-    if len(stays) == shape[axis]:
-        return
-    parts = method(torch.arange(shape[axis]), spec)
-    node.op, node.target = "call_function", torch.split
-    node.args = (x, [int(np.isin(part.numpy(), stays).sum()) for part in parts], axis)
-    node.kwargs = {}
-
-
-def _cut_index(index: Any, x: fx.Node, shape: tuple[int, ...], widths: _Widths) -> Any:
-    """An index expression with the bounds of its slices moved to where the kept positions are."""
-    items: Sequence[Any] = index if isinstance(index, tuple) else (index,)
-    taken = sum(item is not None and item is not Ellipsis for item in items)
-    moved: list[Any] = []
-    axis = 0
-    for item in items:
-        if item is Ellipsis:
-            axis += len(shape) - taken
-        elif item is not None:
-            if isinstance(item, slice) and item.step in (None, 1):
-                item = _cut_slice(item, shape[axis], widths.kept(x, axis))
-            axis += 1
-        moved.append(item)
-    return tuple(moved) if isinstance(index, tuple) else moved[0]
-
-
-def _cut_slice(item: slice, size: int, stays: IntArray) -> slice:
-    def move(bound: Any) -> Any:
-        if not isinstance(bound, int):
-            return bound  # open, or computed when run
-        at = max(bound + size, 0) if bound < 0 else min(bound, size)
-        return int(np.searchsorted(stays, at))
-
-    return item if len(stays) == size else slice(move(item.start), move(item.stop), item.step)
+    part.forward = forward
