@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import redirect_stdout
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -33,6 +34,7 @@ try:
         detached_copy,
         first_line,
         named_tensors,
+        plain_attention,
         refuse_value_reads,
         unwrap,
     )
@@ -120,15 +122,16 @@ def export_onnx(
         _tell_apart(twin)
     prepare(twin)
     file = io.BytesIO()
-    fast_path = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)  # an operator of its own, unknown to ONNX
     try:
-        with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
-            for message in ("You are using the legacy", "The feature will be removed"):
-                warnings.filterwarnings("ignore", message, DeprecationWarning)
-            warnings.filterwarnings("ignore", "Constant folding", UserWarning)
-            # Branches on shapes are followed at the shapes given; those on values were refused.
-            warnings.filterwarnings("ignore", category=torch.jit.TracerWarning)
+        with (
+            plain_attention(),
+            warnings.catch_warnings(),
+            torch.random.fork_rng(devices=[]),
+            redirect_stdout(io.StringIO()),  # the exporter prints the whole graph when it fails
+        ):
+            # Its age, what it folds, branches on shapes: the graph that comes out is what counts,
+            # and every cut made with it is checked.
+            warnings.simplefilter("ignore")
             if refuse_reads:
                 refuse_value_reads(twin, call)
             call.flatten(twin)
@@ -149,8 +152,6 @@ def export_onnx(
         raise ModelError(
             f"module {name} cannot be exported to ONNX: {first_line(error)}"
         ) from error
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast_path)
     model = onnx.load_model_from_string(file.getvalue())
     values = dict(named_tensors(module))
     for initializer in model.graph.initializer:

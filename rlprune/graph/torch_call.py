@@ -10,6 +10,7 @@ import copy
 import sys
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from types import FrameType
@@ -17,6 +18,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map
 from torch.utils.weak import WeakIdKeyDictionary
@@ -138,7 +140,7 @@ def unwrap(module: nn.Module) -> nn.Module:
     if isinstance(module, torch.jit.ScriptModule):
         raise ModelError(f"module {name} is TorchScript; give the nn.Module it was made from")
     for path, tensor in named_tensors(module):
-        if tensor.is_meta or isinstance(tensor, nn.parameter.UninitializedTensorMixin):
+        if tensor.is_meta or is_lazy(tensor):
             raise ModelError(
                 f"module {name} has no values in {path!r} (meta device or lazy); "
                 "materialise it, e.g. module.to_empty(device='cpu') and load_state_dict"
@@ -179,6 +181,18 @@ def detached_copy(module: nn.Module) -> nn.Module:
     return twin
 
 
+@contextmanager
+def plain_attention() -> Iterator[None]:
+    """Attention without torch's fused operator, which ONNX does not know and which blanks what is
+    masked; so that all modules compute alike here."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
+
+
 def first_line(error: Exception) -> str:
     text = str(error).strip()
     return text.splitlines()[0][:300] if text else type(error).__name__
@@ -207,11 +221,11 @@ def refuse_value_reads(module: nn.Module, call: Call) -> None:
         )
 
 
-class _Reads(TorchDispatchMode):
+class _Reads(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Notes where what was computed from the inputs is turned into Python values."""
 
     def __init__(self, inputs: tuple[Tensor, ...]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.place = ""
         self._computed = WeakIdKeyDictionary()
         for tensor in inputs:

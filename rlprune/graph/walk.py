@@ -40,6 +40,10 @@ from rlprune.graph.load import check_shape
 
 Shape = tuple[int, ...]
 
+MAX_GROWTH = 128
+"""How often a weight's elements may be taken by a Gather that is folded; exporters fold the tables
+of relative positions (Swin: 169 rows to 49 x 49), or leave that to us."""
+
 _KEEP_SHAPE = frozenset(
     (
         *("Relu", "LeakyRelu", "Sigmoid", "Tanh", "HardSwish", "HardSigmoid", "Elu", "Gelu", "Erf"),
@@ -195,11 +199,11 @@ class Walk:
                 data = to_array(weight)
             if (
                 node.op == "Gather"
-                and result_size("Gather", dict(node.attrs), [data, *rest]) > data.size
+                and result_size("Gather", dict(node.attrs), [data, *rest]) > MAX_GROWTH * data.size
             ):
                 return False
             moved = LAYOUT[node.op](dict(node.attrs), data, *rest)
-            if moved.size > data.size:
+            if moved.size > data.size and node.op != "Gather":
                 return False
         except (ValueError, IndexError, TypeError):
             return False

@@ -22,7 +22,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from rlprune.errors import ModelError
 from rlprune.graph.from_torch import TorchTrace
-from rlprune.graph.torch_call import Call, detached_copy, named_tensors, tensors_in
+from rlprune.graph.torch_call import Call, detached_copy, named_tensors, plain_attention, tensors_in
 from rlprune.graph.types import FloatArray, IntArray
 from rlprune.surgery.importance import unit_scores
 from rlprune.surgery.onnx import check_keeps, kept_units
@@ -49,6 +49,11 @@ def prune_torch(
         ModelError: the forward code depends on widths in a way that cannot be followed.
     """
     check_keeps(trace.graph, keeps)
+    with plain_attention():
+        return _prune(trace, keeps, scores)
+
+
+def _prune(trace: TorchTrace, keeps: IntArray, scores: list[FloatArray] | None) -> nn.Module:
     survivors = kept_units(unit_scores(trace.onnx) if scores is None else scores, keeps)
     cut = Cut(trace, survivors)
     probe = detached_copy(trace.module).eval().float()
@@ -188,12 +193,12 @@ def _shrink(module: nn.Module, cut: Cut) -> None:
             if id(parameter) not in done:
                 smaller = cut.tensor(prefix + name, parameter)
                 done[id(parameter)] = nn.Parameter(smaller, parameter.requires_grad)
-            part._parameters[name] = done[id(parameter)]  # type: ignore[assignment]
+            part._parameters[name] = done[id(parameter)]
         for name, buffer in list(part.named_buffers(recurse=False)):
             if id(buffer) not in done:
                 done[id(buffer)] = cut.tensor(prefix + name, buffer)
             part._buffers[name] = done[id(buffer)]
-    for path, part in module.named_modules():
+    for path, part in reversed(list(module.named_modules())):  # what is inside first
         follow_layer(part, path, cut)
 
 
@@ -214,7 +219,7 @@ def _fill(small: nn.Module, true: nn.Module, cut: Cut, kept_whole: set[str]) -> 
                     if isinstance(old, nn.Parameter):
                         new = nn.Parameter(new, value.requires_grad)
                     done[id(old)] = new
-                held[name] = done[id(old)]  # type: ignore[assignment]
+                held[name] = done[id(old)]
     modes = {name: part.training for name, part in true.named_modules()}
     for name, part in small.named_modules():
         part.training = modes.get(name, true.training)

@@ -81,7 +81,8 @@ class PrunedMultiheadAttention(nn.MultiheadAttention):
             mixed = torch.bmm(weights, v).transpose(0, 1).contiguous()
         else:
             if mask is not None:
-                mask = mask.view(batch, -1, length, k.shape[1])
+                one = mask.shape[0] == 1
+                mask = mask[None] if one else mask.view(batch, self.num_heads, -1, k.shape[1])
             shape = (batch, self.num_heads, -1, self.head_dim)
             q, k, v = q.view(shape), k.view(shape), v.view(shape)
             mixed = F.scaled_dot_product_attention(q, k, v, mask, dropout)
@@ -103,7 +104,7 @@ class PrunedMultiheadAttention(nn.MultiheadAttention):
         width = self.num_heads * self.head_dim
         if self.in_proj_weight is not None and query is key and key is value:
             joint = F.linear(query, self.in_proj_weight, self.in_proj_bias)
-            joint = joint.unflatten(-1, (3, width)).unsqueeze(0)
+            joint = joint.unflatten(-1, (3, width)).unsqueeze(0)  # type: ignore[no-untyped-call]
             joint = joint.transpose(0, -2).squeeze(-2).contiguous()
             return joint[0], joint[1], joint[2]
         bias = self.in_proj_bias

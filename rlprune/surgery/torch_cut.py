@@ -54,7 +54,7 @@ class Cut:
         self.widths = trace.graph.widths
         keeps = np.array([len(units) for units in survivors], dtype=np.int64)
         self.form = form_units(trace.graph.widths, keeps)
-        places = {
+        places: dict[str, tuple[Place, ...]] = {
             name: (Place(name, tuple(range(8)), (0,) * 8),) for name in trace.onnx.normal.weights
         }
         places |= trace.moved

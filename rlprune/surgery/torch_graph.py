@@ -263,9 +263,8 @@ class _Tracer(fx.Tracer):
             return attr_val
         return super().getattr(attr, attr_val, parameter_proxy_cache)
 
-    def create_proxy(self, *args: Any, **kwargs: Any) -> Any:
-        proxy: Any = super().create_proxy(*args, **kwargs)
-        node = proxy.node
+    def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
+        node = super().create_node(*args, **kwargs)
         self._computing = True
         try:
             node.meta["value"] = self._compute(node)
@@ -273,7 +272,7 @@ class _Tracer(fx.Tracer):
             self._computing = False
         if isinstance(_value(node), Tensor):
             self.shapes[node.name] = tuple(_value(node).shape)
-        return proxy
+        return node
 
     def to_bool(self, obj: fx.Proxy) -> bool:
         value = _value(obj.node)
@@ -284,7 +283,8 @@ class _Tracer(fx.Tracer):
     def iter(self, obj: fx.Proxy) -> Iterator[Any]:
         value = _value(obj.node)
         count = value.shape[0] if isinstance(value, Tensor) else len(value)
-        return iter([obj[index] for index in range(count)])
+        item: Any = obj
+        return iter([item[index] for index in range(count)])
 
     def _compute(self, node: fx.Node) -> Any:
         if node.op == "placeholder":

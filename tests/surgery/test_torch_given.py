@@ -45,7 +45,11 @@ def small_net() -> nn.Module:
     return module.eval()
 
 
-@pytest.mark.parametrize("wrap", [nn.DataParallel, torch.compile], ids=["parallel", "compiled"])
+def compiled(module: nn.Module) -> Any:
+    return torch.compile(module, backend="eager")
+
+
+@pytest.mark.parametrize("wrap", [nn.DataParallel, compiled])
 def test_wrapper_is_taken_off_and_the_module_in_it_pruned(wrap: Any) -> None:
     module = small_net()
     small = halves(trace_torch(wrap(module), IMAGE))
@@ -278,11 +282,9 @@ def test_only_parts_whose_code_must_change_lose_their_class(name: str) -> None:
     small = halves(trace_torch(module, inputs))
     assert type(small) is type(module)
     changed = [path for path, part in small.named_modules() if isinstance(part, fx.GraphModule)]
-    expected = {
-        "resnet_a": ["blocks.1", "blocks.3"],  # the padded shortcuts
-        "vit_packed": ["encoders.0.attention", "encoders.1.attention"],  # sizes from the stream
-    }
-    assert changed == expected.get(name, [])
+    # timm's attention takes the size of what its heads give from the stream, which is wider now.
+    expected = ["encoders.0.attention", "encoders.1.attention"] if name == "vit_packed" else []
+    assert changed == expected
     assert [path for path, _ in small.named_modules()] == [p for p, _ in module.named_modules()]
 
 
@@ -298,8 +300,6 @@ def test_attributes_of_attention_follow(name: str) -> None:
 
 
 def test_rewritten_attention_still_drops_out_when_trained() -> None:
-    module, inputs = TRANSFORMERS["vit_separate"]()
-    module.get_submodule("encoders.0.attention").forward  # noqa: B018  (its own code stays)
     for name in ("vit_packed", "vit_separate"):
         module, inputs = TRANSFORMERS[name]()
         part = halves(trace_torch(module, inputs)).get_submodule("encoders.0.attention").train()

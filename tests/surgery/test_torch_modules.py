@@ -132,23 +132,22 @@ def test_keeps_that_do_not_fit_are_refused() -> None:
 
 
 class Moody(nn.Module):
-    """Widths written into code that torch.fx cannot follow, for it branches on values."""
+    """Widths written into code that torch.fx cannot follow: it counts with numpy."""
 
     def __init__(self) -> None:
         super().__init__()
         self.conv, self.fc = nn.Conv2d(3, 8, 3), nn.Linear(8 * 36, 4)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.conv(x).view(-1, 288)
-        if bool(x.sum() > 1e9):
-            x = x * 2
-        result: Tensor = self.fc(x)
-        return result
+        x = self.conv(x).view(-1, int(np.prod((8, 36))))
+        if isinstance(x, Tensor):
+            result: Tensor = self.fc(x)
+            return result
+        raise TypeError("this wants a tensor")
 
 
-@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
 def test_widths_in_code_that_cannot_be_followed_are_refused_not_guessed() -> None:
-    with pytest.raises(ModelError, match=r"torch\.fx cannot trace it") as refusal:
+    with pytest.raises(ModelError, match=r"torch\.fx cannot trace the code") as refusal:
         halved(Moody().eval())
     assert "\n" not in str(refusal.value)
 
@@ -166,10 +165,9 @@ class Picked(nn.Module):
         return result
 
 
-def test_what_cannot_be_rewritten_is_refused_in_silence(capfd: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(ModelError, match="Picked cannot be cut"):
-        halved(Picked().eval())
-    assert capfd.readouterr() == ("", "")
+def test_a_list_of_channels_in_code_is_rewritten() -> None:
+    small = halved(Picked().eval())
+    assert small.get_parameter("mix.weight").shape[:2] == (4, 4)
 
 
 class Secret(nn.Module):
@@ -185,9 +183,12 @@ class Secret(nn.Module):
         return result
 
 
-def test_a_plain_tensor_of_channel_width_is_refused_not_guessed() -> None:
-    with pytest.raises(ModelError, match="Secret cannot be cut"):
+def test_a_plain_tensor_of_channel_width_is_refused_in_silence(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(ModelError, match=r"Secret cannot be cut.*register 'plain' as a buffer"):
         halved(Secret().eval())
+    assert capfd.readouterr() == ("", "")
 
 
 class Broken(nn.Module):
@@ -197,7 +198,7 @@ class Broken(nn.Module):
 
 def test_module_that_does_not_run_is_refused_in_one_line() -> None:
     with pytest.raises(
-        ModelError, match="Broken cannot be exported to ONNX: no weather"
+        ModelError, match="Broken does not run on the example inputs: no weather"
     ) as refusal:
         trace_torch(Broken(), IMAGE)
     assert "\n" not in str(refusal.value)

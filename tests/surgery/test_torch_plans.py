@@ -10,7 +10,6 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
-import safetensors.torch
 import torch
 from numpy.typing import NDArray
 from onnx import numpy_helper
@@ -108,21 +107,6 @@ def test_callers_module_stays_untouched(name: str) -> None:
     assert before.keys() == module.state_dict().keys()
     for key, value in module.state_dict().items():
         assert torch.equal(value, before[key])
-
-
-@EVERY
-def test_fine_tuned_state_loads_into_the_plan_applied_again(name: str) -> None:
-    trace, inputs = traced(name)
-    keeps = some_keeps(trace, seed=1)
-    tuned = prune_torch(trace, keeps).train()
-    optimizer = torch.optim.SGD(tuned.parameters(), lr=1e-2)
-    batch = torch.cat([inputs[0], torch.randn_like(inputs[0])])
-    tuned(batch).square().mean().backward()
-    optimizer.step()
-    saved = safetensors.torch.save({k: v.contiguous() for k, v in tuned.state_dict().items()})
-    again = prune_torch(trace, keeps)
-    again.load_state_dict(safetensors.torch.load(saved))
-    assert_close(run(again.eval(), inputs), run(tuned.eval(), inputs))
 
 
 @EVERY
