@@ -167,21 +167,16 @@ def test_groups_of_theirs_that_are_not_ours_break_the_net(name: str) -> None:
 
 
 def test_a_depthwise_layer_of_two_outputs_per_input_ties_both_as_theirs_does_not() -> None:
-    """Theirs takes away inputs alone: the outputs left then read other inputs than they did."""
+    """Theirs takes inputs away alone, and the layer no longer fits what it reads."""
     partition, others = ours("depth_multiplier")[0], theirs("depth_multiplier")
-    assert {("stem.0", "out", 16), ("depth.0", "out", 32)} <= set[Layer]().union(
-        *(layers for layers in partition if len(layers) == 5)
-    )
+    tied = {("stem.0", "out", 16), ("depth.0", "out", 32), ("point.0", "in", 32)}
+    assert any(tied <= layers for layers in partition)
     module, inputs = NETS["depth_multiplier"]()
     alone = next(layers for layers in others if ("stem.0", "out", 16) in layers)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        output = TorchPruning(module, inputs).halve(alone)
-    norm = module.get_submodule("stem.1")
-    with torch.no_grad():
-        for name in ("weight", "bias"):  # the same channels silent, and nothing else changed
-            norm.get_parameter(name)[:8] = 0.0
-        assert not torch.allclose(output, module(*inputs), rtol=0.1)
+        with pytest.raises(RuntimeError):
+            TorchPruning(module, inputs).halve(alone)
 
 
 def test_channel_shuffle_has_groups_where_theirs_fails() -> None:

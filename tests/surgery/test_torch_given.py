@@ -337,7 +337,7 @@ def test_pruned_attention_is_torchs_where_heads_fill_the_width(need_weights: boo
 def test_torchs_encoder_agrees_with_itself_on_and_off_its_fused_path() -> None:
     module, inputs = built(lambda: EncoderLayers(count=2), 2, 7, 10)
     padding = torch.arange(7)[None, :] >= torch.tensor([[7], [5]])
-    small = halves(trace_torch(module, {"x": inputs[0], "padding": padding}))
+    small = halves(trace_torch(module, inputs))
     with torch.no_grad():
         fused = small(inputs[0], padding)
     plain = small(inputs[0].requires_grad_(True), padding)
