@@ -10,8 +10,8 @@ from typing import cast
 
 import torch
 import torch.nn.functional as F
-from topologies import Head, conv_bn, randomise
 from torch import Tensor, nn
+from torch_parts import Head, conv_bn, randomise
 
 Built = tuple[nn.Module, tuple[Tensor, ...]]
 

@@ -180,7 +180,7 @@ def result_size(op: str, attrs: Attrs, arrays: Sequence[Array]) -> int:
     """
     if op == "Gather":
         extent = max(arrays[0].shape[int(attrs.get("axis", 0))], 1)
-        return arrays[0].size // extent * arrays[1].size
+        return int(arrays[0].size // extent * arrays[1].size)
     if op == "Concat" or op in LAYOUT:
         return sum(array.size for array in arrays)
     if op in ("ConstantOfShape", "Range", "ReduceProd"):

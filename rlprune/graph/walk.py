@@ -40,10 +40,6 @@ from rlprune.graph.load import check_shape
 
 Shape = tuple[int, ...]
 
-MAX_GROWTH = 128
-"""How often a weight's elements may be taken by a Gather that is folded; exporters fold the tables
-of relative positions (Swin: 169 rows to 49 x 49), or leave that to us."""
-
 _KEEP_SHAPE = frozenset(
     (
         *("Relu", "LeakyRelu", "Sigmoid", "Tanh", "HardSwish", "HardSigmoid", "Elu", "Gelu", "Erf"),
@@ -197,9 +193,11 @@ class Walk:
                 data: Array = np.broadcast_to(np.zeros((), np.bool_), weight.dims)
             else:
                 data = to_array(weight)
+            # Swin's tables of relative positions grow (169 rows to 49 x 49): exporters fold them.
+            most = max(data.size, MAX_FOLDED)
             if (
                 node.op == "Gather"
-                and result_size("Gather", dict(node.attrs), [data, *rest]) > MAX_GROWTH * data.size
+                and result_size("Gather", dict(node.attrs), [data, *rest]) > most
             ):
                 return False
             moved = LAYOUT[node.op](dict(node.attrs), data, *rest)

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from topologies import TOPOLOGIES, Head, conv_bn, randomise
+from topologies import TOPOLOGIES
 from torch import Tensor, fx, nn
 from torch.nn.utils import parametrizations
 from torch_nets import TRANSFORMERS, EncoderLayers, built
+from torch_parts import Head, conv_bn, randomise
 
 import rlprune
 from rlprune.errors import InputError, ModelError
