@@ -93,6 +93,11 @@ class BoundConstraints:
         own = self.stated
         return Constraints(self.round_to, own.min_keep, own.min_keep_ratio, own.hold, own.pin)
 
+    @property
+    def beyond_rounding(self) -> bool:
+        """Whether anything but a rounding was stated."""
+        return self.stated != Constraints(self.stated.round_to)
+
     def why(self, group: int) -> str:
         """What was stated about one group; empty where nothing was."""
         if group in self.held:

@@ -142,6 +142,14 @@ def test_every_policy_keeps_to_holds_and_pins_within_the_budget(policy: str) -> 
     assert shapes["conv1.weight"][0] == shapes["fc.weight"][1] == plan.keeps[1]
 
 
+def test_a_budget_that_only_the_constraints_forbid_says_so() -> None:
+    ask = {"device": "macs", "budget_ratio": 0.5, "policy": "uniform"}
+    plan = rlprune.plan(TRACE, hold="*", **ask)  # type: ignore[arg-type]
+    assert not plan.feasible and "no plan within the constraints meets" in plan.note
+    assert (plan.keeps == WIDTHS).all()
+    assert rlprune.plan(TRACE, **ask).feasible  # type: ignore[arg-type]
+
+
 def test_plans_made_before_constraints_were_recorded_are_read() -> None:
     import json
 

@@ -88,7 +88,15 @@ def make_plan(
         params=figures.params,
         reference=_figures(task, reference),
         constraints=constraints.recorded if constraints else Constraints(),
-        note=_note(task, policy, budget_ms, least, feasible, bool((keeps == reference).all())),
+        note=_note(
+            task,
+            policy,
+            budget_ms,
+            least,
+            feasible,
+            bool((keeps == reference).all()),
+            bool(constraints and constraints.beyond_rounding),
+        ),
     )
 
 
@@ -111,6 +119,7 @@ def _note(
     least: IntArray,
     feasible: bool,
     is_reference: bool,
+    constrained: bool,
 ) -> str:
     """What the reader should know, clauses joined by semicolons; empty where nothing is."""
     clauses: list[str] = []
@@ -120,7 +129,8 @@ def _note(
     if not feasible:
         floor = float(task.tables.upper_ms(least[None])[0])
         clauses.append(
-            f"no plan meets {budget_ms:.4g} {unit}: this is the plan of least latency, "
+            f"no plan{' within the constraints' if constrained else ''} meets "
+            f"{budget_ms:.4g} {unit}: this is the plan of least latency, "
             f"which needs a budget of {floor:.4g} {unit} (upper end of its interval)"
         )
     elif task.group_count and is_reference and policy.name != "knapsack":
