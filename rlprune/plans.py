@@ -11,6 +11,7 @@ import json
 import math
 import os
 import secrets
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -223,14 +224,16 @@ class PruningPlan:
         return PruningPlan.from_json(text)
 
 
-def write_atomic(path: Path, content: bytes) -> None:
-    """Writes `content` beside `path`, then renames it there, so no reader sees half a file."""
+def write_atomic(path: Path, content: bytes | Iterator[bytes]) -> None:
+    """Writes `content`, whole or in pieces, beside `path`, then renames it there, so no reader sees
+    half a file.
+    """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     # Not mkstemp, whose files only their owner may read: a plan is to be passed on.
     handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
     try:
         with os.fdopen(handle, "wb") as file:
-            file.write(content)
+            file.writelines((content,) if isinstance(content, bytes) else content)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)

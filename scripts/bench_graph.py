@@ -7,11 +7,12 @@
   filled with random weights.
 - `apply/NET`: `rlprune.apply(plan, trace)`, uniform at half the MACs, checker
   included.
-- `memory/NET`: what a fresh process needs to read, trace, apply and write, as a multiple of the
-  file: its greatest resident size (VmHWM) at the end, less its resident size with everything
-  imported, before the file is opened.
-- `cli/NET`: `rlprune apply PLAN MODEL -o OUT` in a fresh process: wall time from its start to
-  its end, and its greatest resident size, interpreter and packages included, over the file's.
+- `memory/NET`: what `rlprune.apply(plan, path)` adds to a fresh process, which has imported what it
+  needs, to read, trace and cut: its greatest resident size (VmHWM) at the end, less its resident
+  size (VmRSS) before the file is opened, over the file's size. `memory_whole` is the same for the
+  worst plan, which keeps everything.
+- `cli/NET`: `rlprune apply PLAN MODEL -o OUT` in a fresh process, writing included: wall time from
+  its start to its end, and its greatest resident size less that of the imported command.
 - `prunable/FILE`: share of the MACs in operators with an axis that a plan may shrink.
 
 One thread. Times are medians of n runs with 90 % intervals (order statistics). The targets are for
@@ -61,14 +62,15 @@ import rlprune.surgery.onnx, rlprune.graph.from_onnx
 plan = rlprune.PruningPlan.load(sys.argv[1])
 before = peak()['VmRSS']
 pruned = rlprune.apply(plan, sys.argv[2])
-open(sys.argv[3], 'wb').write(pruned.SerializeToString())
 print(peak()['VmHWM'] - before)
 """
 COMMAND = """
-import sys
+import sys, onnx, rlprune
+import rlprune.surgery.onnx, rlprune.graph.from_onnx
 from rlprune.cli import app
+before = peak()['VmRSS']
 app(['apply', sys.argv[1], sys.argv[2], '-o', sys.argv[3], '--json'], standalone_mode=False)
-print(peak()['VmHWM'], file=sys.stderr)
+print(peak()['VmHWM'] - before, file=sys.stderr)
 """
 
 
@@ -141,24 +143,32 @@ def net_rows(net: str, path: Path, folder: Path, count: int) -> list[Row]:
     # Only ResNet-50 has the size that the target is for.
     target = APPLY_SEC if net == "resnet50" else None
     rows += time_rows(f"apply/{net}", partial(rlprune.apply, plan, trace), count, target)
+    whole = rlprune.plan(trace, device="macs", budget_ratio=1.0, policy="uniform")
     del trace
-    plan.save(folder / "plan.json")
-    arguments = [str(folder / "plan.json"), str(path), str(folder / "pruned.onnx")]
-    peaks, own, walls, cpus = [], [], [], []
+    pruned = str(folder / "pruned.onnx")
+    for name, made in (("memory_whole", whole), ("memory", plan)):
+        made.save(folder / "plan.json")
+        arguments = [str(folder / "plan.json"), str(path), pruned]
+        peaks = [int(run(HIGH_WATER + LIBRARY, arguments).stdout) for _ in range(PROCESS_COUNT)]
+        rows.append(memory_row(f"{name}/{net}", peaks, size))
+    peaks, walls, cpus = [], [], []
     for _ in range(PROCESS_COUNT):
-        peaks.append(int(run(HIGH_WATER + LIBRARY, arguments).stdout) / size)
         began, before = time.perf_counter(), os.times()
         done = run(HIGH_WATER + COMMAND, arguments)
         walls.append(time.perf_counter() - began)
         after = os.times()
         cpus.append(sum(after[2:4]) - sum(before[2:4]))  # of children that ended
-        own.append(int(done.stderr.splitlines()[-1]) / size)
-    unit = f"x{size / 1e6:.0f} MB"
-    rows.append(Row(f"memory/{net}", max(peaks), unit, MEMORY_RATIO, "min", PROCESS_COUNT, None))
+        peaks.append(int(done.stderr.splitlines()[-1]))
     rows.append(median_row(f"cli/{net}/wall", walls, None))
     rows.append(median_row(f"cli/{net}/cpu", cpus, None))
-    rows.append(Row(f"cli/{net}/memory", max(own), unit, None, "min", PROCESS_COUNT, None))
+    rows.append(memory_row(f"cli/{net}/memory", peaks, size))
     return rows
+
+
+def memory_row(name: str, peaks: list[int], size: int) -> Row:
+    """The greatest of several processes, over the file's size."""
+    unit = f"x{size / 1e6:.0f} MB"
+    return Row(name, max(peaks) / size, unit, MEMORY_RATIO, "min", len(peaks), None)
 
 
 def time_rows(name: str, call: Callable[[], object], count: int, target: float | None) -> list[Row]:

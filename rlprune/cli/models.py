@@ -58,6 +58,7 @@ def apply(
     """
     import rlprune
     from rlprune.plans import PruningPlan, write_atomic
+    from rlprune.surgery.encode import encode
 
     check_output(output)
     made = PruningPlan.load(plan)
@@ -65,11 +66,10 @@ def apply(
     graph = traced.graph
     pruned = rlprune.apply(made, traced, calibration=calibration)
     del traced  # its copy of the weights, or three models would be in memory at once
-    content = pruned.SerializeToString()
-    write_atomic(output, content)
+    write_atomic(output, encode(pruned))
     figures = {
         "output": str(output),
-        "bytes": len(content),
+        "bytes": output.stat().st_size,
         "macs": int(graph.macs(made.keeps)),
         "macs_ratio": int(graph.macs(made.keeps)) / max(int(graph.macs(graph.widths)), 1),
         "params": int(graph.params(made.keeps)),

@@ -97,6 +97,20 @@ def test_torch_module_is_traced_planned_and_cut() -> None:
         rlprune.trace(module)
 
 
+def test_a_weight_held_by_its_torch_name_keeps_its_shape() -> None:
+    from topologies import TOPOLOGIES
+
+    module, inputs = TOPOLOGIES["resnet_a"]()
+    before = {name: tuple(p.shape) for name, p in module.named_parameters() if p.dim() == 4}
+    name = list(before)[1]
+    ask = {"budget_ratio": 0.6, "device": "macs", "policy": "uniform", "hold": name}
+    plan = rlprune.plan(module, example_inputs=inputs, **ask)
+    smaller = rlprune.apply(plan, module, example_inputs=inputs)
+    after = {name: tuple(p.shape) for name, p in smaller.named_parameters()}
+    assert after[name] == before[name]
+    assert any(after[other] != shape for other, shape in before.items())
+
+
 def test_what_cannot_be_traced_is_named() -> None:
     with pytest.raises(InputError, match="cannot trace a int"):
         rlprune.trace(7)  # type: ignore[call-overload]
