@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -57,8 +58,20 @@ class LatencyTables:
         """Full widths [G]."""
         return self.levels[:, -1]
 
+    @cached_property
+    def _places(self) -> tuple[FloatArray, FloatArray]:
+        """(A [G, O], b [O]): an operator's cost stands at `flat_ms[keeps @ A + b]`.
+
+        The two floor divisions are exact for levels, so they fold into one matrix, and floats carry
+        it: numpy multiplies those by BLAS. The half in b makes truncation round.
+        """
+        rows = self.in_incidence / self.in_step[:, None] * self.out_count[:, None]
+        columns = self.out_incidence / self.out_step[:, None]
+        start = self.in_base / self.in_step * self.out_count + self.out_base / self.out_step
+        return np.ascontiguousarray((rows + columns).T), self.offset + start + 0.5
+
     def _cost(
-        self, operators: IntArray | slice, in_total: IntArray, out_total: IntArray
+        self, operators: IntArray, in_total: IntArray, out_total: IntArray
     ) -> FloatArray:
         rows = in_total // self.in_step[operators]
         columns = out_total // self.out_step[operators]
@@ -67,9 +80,9 @@ class LatencyTables:
 
     def operator_ms(self, keeps: IntArray) -> FloatArray:
         """Cost of every operator for keeps [B, G] (each a level of its group) -> [B, O]."""
-        in_total = keeps @ self.in_incidence.T + self.in_base  # [B, O]
-        out_total = keeps @ self.out_incidence.T + self.out_base
-        return self._cost(slice(None), in_total, out_total)
+        matrix, start = self._places
+        index = (keeps.astype(np.float64) @ matrix + start).astype(np.int64)  # [B, O]
+        return np.asarray(self.flat_ms.take(index))
 
     def latency_ms(self, keeps: IntArray) -> FloatArray:
         """Predicted ms for keeps [B, G] (each a level of its group) -> [B]."""
