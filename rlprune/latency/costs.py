@@ -106,7 +106,7 @@ class OperatorCosts:
         self, key: OperatorSpec, ins: IntArray, outs: IntArray
     ) -> tuple[FloatArray, FloatArray]:
         """Log ms of the donor or a roofline [N], and what the regression corrects it by [N, F]."""
-        op = _operator(key)
+        op = operator_of(key)
         macs = op.macs_at(_aligned(ins), _aligned(outs)) + np.zeros(len(ins))
         weights = op.params_at(ins, outs)
         cells = (
@@ -189,7 +189,7 @@ def _widths(points: Sequence[CostPoint]) -> tuple[IntArray, IntArray]:
     )
 
 
-def _operator(key: OperatorSpec) -> Operator:
+def operator_of(key: OperatorSpec) -> Operator:
     """The form as a graph's operator, for its MACs and parameters."""
     return Operator(
         name="",
