@@ -182,7 +182,7 @@ def result_size(op: str, attrs: Attrs, arrays: Sequence[Array]) -> int:
         extent = max(arrays[0].shape[int(attrs.get("axis", 0))], 1)
         return int(arrays[0].size // extent * arrays[1].size)
     if op == "Concat" or op in LAYOUT:
-        return sum(array.size for array in arrays)
+        return int(sum(array.size for array in arrays))
     if op in ("ConstantOfShape", "Range", "ReduceProd"):
         return 0  # bounded where they are made
     return int(math.prod(np.broadcast_shapes(*(array.shape for array in arrays))))

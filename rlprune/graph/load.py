@@ -20,7 +20,7 @@ from google.protobuf.message import DecodeError
 from onnx import AttributeProto, ModelProto, TensorProto, helper
 
 from rlprune.errors import ModelError, UnsupportedOperatorError
-from rlprune.graph.wire import MAX_NODES, MAX_VALUES, measure, too_many_nodes
+from rlprune.graph.wire import MAX_NODES, MAX_PARTS, measure, too_many_nodes
 
 MAX_BYTES = 2**31 - 1
 """Largest model, external data included; protobuf's own limit."""
@@ -273,9 +273,9 @@ def _check_nodes(model: ModelProto) -> None:
             _check_text(text)
         for attribute in node.attribute:
             values += len(attribute.ints) + len(attribute.floats) + len(attribute.strings)
-            if values > MAX_VALUES:
+            if values > MAX_PARTS:
                 raise ModelError(
-                    f"the attributes of the nodes hold more than {MAX_VALUES} numbers",
+                    f"the attributes of the nodes hold more than {MAX_PARTS} numbers",
                     field="model",
                 )
             nested = attribute.HasField("g") or len(attribute.graphs)

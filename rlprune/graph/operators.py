@@ -312,7 +312,10 @@ class _Lister:
                 return
             other = next((n for n in node.inputs if n != data[0]), "")
             if int(np.prod(self.normal.shapes.get(other, ()), dtype=np.int64)) == 1:
-                self.add(node, "activation", "scale")
+                one = self.normal.values.get(other)
+                inverts = node.op == "Div" and node.inputs[0] == other
+                inverts = inverts and one is not None and bool((one == 1).all())
+                self.add(node, "activation", "reciprocal" if inverts else "scale")
                 return
         kind = "add" if node.op in ("Add", "Sub") else "mul"
         self.add(node, kind, "", in_width=self.width(node.outputs[0]))

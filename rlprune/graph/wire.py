@@ -15,11 +15,9 @@ from rlprune.errors import ModelError
 
 MAX_NODES = 50_000
 MAX_PARTS = 2**19
-"""Most messages and repeated strings in a file."""
+"""Most messages, repeated strings and numbers listed one by one in a file."""
 MAX_VARINT_BYTES = 2**24
 """Most bytes of lists of numbers in the coding of variable length; weights are stored otherwise."""
-MAX_VALUES = 2**20
-"""Most numbers in the attributes of all nodes, tensors left out."""
 
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 
@@ -38,7 +36,10 @@ def measure(data: bytes) -> None:
             fields = kind.fields_by_number
             place = start
             while place < end:
-                tag, place = _varint(data, place, end)
+                tag = data[place]
+                place += 1
+                if tag > 0x7F:
+                    tag, place = _varint(data, place - 1, end)
                 length, wire = 0, tag & 7
                 if wire == _BYTES:
                     length, place = _varint(data, place, end)
@@ -57,10 +58,10 @@ def measure(data: bytes) -> None:
                     if length and field.message_type.name != "StringStringEntryProto":
                         inner.append((place, place + length, field.message_type))
                 elif field is not None and field.is_repeated:
-                    if field.type in (field.TYPE_STRING, field.TYPE_BYTES):
+                    if wire != _BYTES or field.type in (field.TYPE_STRING, field.TYPE_BYTES):
                         parts += 1
                     elif field.type not in (field.TYPE_FLOAT, field.TYPE_DOUBLE):
-                        varint_bytes += max(length, 1)
+                        varint_bytes += length
                 if node_count > MAX_NODES:
                     raise too_many_nodes(f"more than {MAX_NODES}")
                 if parts > MAX_PARTS:
