@@ -102,7 +102,7 @@ class MeasureConfig:
     max_error_ratio: float = 0.03
     """Unstable where the standard error of the sessions' ratios to the control is above this."""
     max_drift_ratio: float = 0.3
-    """Unstable where the control itself ranges over more than this share between sessions."""
+    """Unstable where the middle half of the control's sessions ranges over more than this share."""
     seed: int = 0
     """Of the random inputs."""
 
@@ -225,11 +225,12 @@ class _Bench:
             if not np.all(np.isfinite(values)) or np.min(values) <= 0:
                 return "failed", f"the clock gave {np.min(values)} ms for a {name}"
         error = _error_ratio(own / control)
-        drift = float(np.ptp(control) / np.median(control))
+        low, middle, high = np.percentile(control, (25, 50, 75))
+        drift = float((high - low) / middle)
         if error > self.config.max_error_ratio:
             return "unstable", f"the ratio to the control is uncertain by {error:.1%}"
         if drift > self.config.max_drift_ratio:
-            return "unstable", f"the control drifted over {drift:.0%} of its median"
+            return "unstable", f"half of the control's sessions drifted over {drift:.0%}"
         return "ok", ""
 
     def measurement(self, trial: _Trial, device: str, *, given: bool) -> Measurement:

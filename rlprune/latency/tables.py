@@ -70,9 +70,7 @@ class LatencyTables:
         start = self.in_base / self.in_step * self.out_count + self.out_base / self.out_step
         return np.ascontiguousarray((rows + columns).T), self.offset + start + 0.5
 
-    def _cost(
-        self, operators: IntArray, in_total: IntArray, out_total: IntArray
-    ) -> FloatArray:
+    def _cost(self, operators: IntArray, in_total: IntArray, out_total: IntArray) -> FloatArray:
         rows = in_total // self.in_step[operators]
         columns = out_total // self.out_step[operators]
         index = self.offset[operators] + rows * self.out_count[operators] + columns
