@@ -106,6 +106,7 @@ def work(
     ] = None,
     runtime: RuntimeName = "ort",
     threads: Annotated[int, typer.Option(min=1, help="Threads the runtime computes on.")] = 1,
+    batch: Annotated[int, typer.Option(min=1, help="Batch of the models measured here.")] = 1,
     once: Annotated[bool, typer.Option("--once", help="End when nothing is left to do.")] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Measure the models as a worker would, and print.")
@@ -136,6 +137,7 @@ def work(
             tls_ca=tls_ca,
             runtime=runtime,
             thread_count=threads,
+            batch=batch,
             once=once,
             on_progress=on_progress,
         )

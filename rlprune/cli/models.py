@@ -98,14 +98,14 @@ def measure(
     import numpy as np
 
     from rlprune.graph.load import load_onnx
-    from rlprune.latency.device import local_device_key
+    from rlprune.latency.device import local_device_key, model_batch
     from rlprune.latency.measure import MeasureConfig, measure
     from rlprune.latency.types import ModelSubject
     from rlprune.runtime import get_runtime
 
     executing = get_runtime(runtime)
     loaded = [_with_shapes(load_onnx(path), path, input_shape) for path in models]
-    device = local_device_key(executing, thread_count=threads)
+    device = local_device_key(executing, thread_count=threads, batch=model_batch(loaded[0]))
     with progress() as on_progress:
         measured = measure(
             # Files need not be traceable to be measured; nothing of this is stored.

@@ -7,6 +7,7 @@ stays in it. Its limits are its own doing: memory for good, CPU time anew with e
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import json
 import os
@@ -114,7 +115,8 @@ def _die_with(parent_pid: int) -> None:
         if os.getppid() != parent_pid:  # it was gone before
             sys.exit(1)
         # Where memory ends in spite of the limit, this is the process to end.
-        Path("/proc/self/oom_score_adj").write_text("1000")
+        with contextlib.suppress(OSError):  # /proc may be read-only in a container
+            Path("/proc/self/oom_score_adj").write_text("1000")
 
 
 def _limit_memory(memory_bytes: int) -> None:

@@ -8,7 +8,7 @@ from rlprune.device.child import Child, ChildConfig
 from rlprune.errors import MeasurementError
 from rlprune.graph.from_onnx import OnnxTrace
 from rlprune.graph.skeleton import strip
-from rlprune.latency.device import local_device_key
+from rlprune.latency.device import batch_of, local_device_key
 from rlprune.latency.measure import MeasureConfig
 from rlprune.latency.types import Measurement, ModelSubject
 
@@ -32,9 +32,10 @@ def measure_like_a_worker(
     found: dict[str, Measurement] = {}
     try:
         child.start()
-        device = local_device_key(child, thread_count=thread_count)
         for name, trace in traces.items():
             graph = trace.graph
+            batch = batch_of(graph.input_shapes)
+            device = local_device_key(child, thread_count=thread_count, batch=batch)
             subject = ModelSubject(graph.fingerprint, tuple(int(width) for width in graph.widths))
             try:
                 (found[name],) = child.measure(

@@ -22,6 +22,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
 
+import onnx
+
 from rlprune.device.child import Checkpoint, Child, ChildConfig, ChildFault
 from rlprune.errors import (
     InputError,
@@ -31,9 +33,9 @@ from rlprune.errors import (
     RlpruneError,
     UnavailableError,
 )
-from rlprune.latency.device import local_device_key
+from rlprune.latency.device import local_device_key, model_batch
 from rlprune.latency.measure import MeasureConfig
-from rlprune.latency.types import FAULT, Measurement
+from rlprune.latency.types import FAULT, Measurement, ModelSubject, OperatorSpec
 from rlprune.service.device_client import DeviceClient, LeasedJob
 from rlprune.store.encoding import Subject, check_measurement
 from rlprune.store.records import JobState
@@ -66,6 +68,7 @@ def work(
     token: str | None = None,
     tls_ca: str | Path | None = None,
     thread_count: int = 1,
+    batch: int = 1,
     runtime: str = "ort",
     once: bool = False,
     stop: threading.Event | None = None,
@@ -78,7 +81,8 @@ def work(
         server: HOST:PORT.
         token: what the server asks for, if anything.
         tls_ca: PEM file of the certificate that vouches for the server.
-        thread_count: threads the runtime computes on; part of the device key.
+        thread_count: threads the runtime computes on; part of the device key, as is
+        batch: of the models measured here; those of another are refused.
         runtime: name of the runtime that executes models.
         once: return when nothing is left to do, and raise where the server does not answer.
         stop: ends the work when set; SIGTERM and Ctrl+C do too, in the main thread.
@@ -95,7 +99,7 @@ def work(
     try:
         with _stopped_by_signals(stop or threading.Event()) as ended:
             child.start()
-            worker = _Worker(client, child, thread_count, config, on_progress)
+            worker = _Worker(client, child, thread_count, batch, config, on_progress)
             return worker.run(ended, once=once)
     finally:
         child.close()
@@ -112,12 +116,14 @@ class _Worker:
         client: DeviceClient,
         child: Child,
         thread_count: int,
+        batch: int,
         config: WorkerConfig,
         on_progress: OnProgress | None,
     ) -> None:
         self._client = client
         self._child = child
-        self._key = local_device_key(child, thread_count=thread_count)
+        self._key = local_device_key(child, thread_count=thread_count, batch=batch)
+        self._batch = batch
         self._config = config
         self._measure = replace(config.measure, thread_count=thread_count)
         self._on_progress = on_progress
@@ -230,6 +236,16 @@ class _Worker:
         checkpoint: Checkpoint,
     ) -> list[Measurement]:
         """One measurement each; ChildFault where one of them takes the child down."""
+        models = [subject for subject in part if isinstance(subject, ModelSubject)]
+        batch = model_batch(onnx.load_model_from_string(skeleton)) if models else self._batch
+        if batch != self._batch:
+            reason = (
+                f"batch {batch}, but {self._key} is of batch {self._batch}: work --batch {batch}"
+            )
+            operators = tuple(subject for subject in part if isinstance(subject, OperatorSpec))
+            return [self._failed(subject, reason) for subject in models] + (
+                self._measured(operators, "", b"", checkpoint) if operators else []
+            )
         try:
             measured = self._child.measure(
                 part,

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import platform
 import re
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Protocol
+
+import onnx
 
 from rlprune.latency.types import MACS_DEVICE
 
@@ -38,11 +41,28 @@ class Named(Protocol):
 def local_device_key(runtime: Named, *, thread_count: int = 1, batch: int = 1) -> str:
     """The key of this machine: runtime, hardware, threads, precision, batch; `[a-z0-9._-]{1,120}`.
 
-    For example `ort-1.31.1.x86_64-amd-epyc-25-1.t1.f32.b1`.
+    For example `ort-1.31.1.x86_64-amd-epyc-25-1.t1.f32.b1`. The batch is that of the models whose
+    latency the key stands for; models of another batch are measured and planned under another key.
     """
     tail = f".t{thread_count}.f32.b{batch}"
     head = f"{_slug(runtime.name)}-{_slug(runtime.version)}.{_slug(platform.machine())}-"
     return (head + _cpu_slug(_CPUINFO))[: MAX_KEY - len(tail)].rstrip("-._") + tail
+
+
+def batch_of(input_shapes: Iterable[Sequence[int]]) -> int:
+    """The leading extent of the first input that has more than one; else, or where open, 1."""
+    leading = (shape[0] for shape in input_shapes if len(shape) > 1)
+    return max(1, next(leading, 1))
+
+
+def model_batch(model: onnx.ModelProto) -> int:
+    """The same of an ONNX model or skeleton."""
+    weights = {tensor.name for tensor in model.graph.initializer}
+    return batch_of(
+        [dim.dim_value for dim in value.type.tensor_type.shape.dim]
+        for value in model.graph.input
+        if value.name not in weights
+    )
 
 
 def _cpu_slug(cpuinfo: Path) -> str:

@@ -75,7 +75,7 @@ def plan_model(
     else:
         raise BudgetError("give either budget_ms or budget_ratio", field="budget_ms")
     chosen = get_policy(policy)
-    device, runtime = _which_device(device)
+    device, runtime = _which_device(device, trace.graph)
     if certify and runtime is None:
         raise InputError(
             f"device {device!r} is not this machine, so nothing can be certified here; ask the "
@@ -190,11 +190,11 @@ def constrained_levels(graph: PruningGraph, bound: BoundConstraints) -> tuple[In
     )
 
 
-def _which_device(device: str | None) -> tuple[str, Runtime | None]:
+def _which_device(device: str | None, graph: PruningGraph) -> tuple[str, Runtime | None]:
     """The key to plan for, and the runtime to measure with where that is this machine."""
     if device == MACS_DEVICE:
         return device, None
-    from rlprune.latency.device import local_device_key
+    from rlprune.latency.device import batch_of, local_device_key
     from rlprune.runtime import RUNTIMES, get_runtime
 
     # A key begins with its runtime's name; the bare name stands for this machine.
@@ -207,7 +207,7 @@ def _which_device(device: str | None) -> tuple[str, Runtime | None]:
         if device in (None, named):
             raise
         return str(device), None
-    own = local_device_key(runtime)
+    own = local_device_key(runtime, batch=batch_of(graph.input_shapes))
     return (own, runtime) if device in (None, named, own) else (str(device), None)
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
+import onnx
 
 from rlprune.errors import MeasurementError
 from rlprune.runtime.base import Array, one_line, with_closed_extents
@@ -48,15 +49,13 @@ with _caught_output():
 class MnnSession:
     """A `Session` of MNN."""
 
-    def __init__(self, interpreter: Any, thread_count: int) -> None:
+    def __init__(self, interpreter: Any, output_names: list[str], thread_count: int) -> None:
         options = {"backend": "CPU", "precision": "high", "numThread": thread_count}
         self._session = interpreter.createSession(options)
         self._interpreter = interpreter
         self._inputs: dict[str, Any] = interpreter.getSessionInputAll(self._session)
-        self._outputs = [
-            (output, _host_tensor(np.zeros(output.getShape(), dtype=np.float32)))
-            for output in interpreter.getSessionOutputAll(self._session).values()
-        ]
+        outputs = interpreter.getSessionOutputAll(self._session)  # ordered by name
+        self._outputs = [(outputs[name], _host_copy(outputs[name])) for name in output_names]
         self._fed: dict[str, tuple[Array, Any]] = {}
         self.input_names = list(self._inputs)
 
@@ -108,12 +107,13 @@ class MnnRuntime:
             path.write_bytes(self._converted.get(model, lambda: _convert(model, Path(folder))))
             with _caught_output() as printed:
                 try:
-                    return MnnSession(MNN.Interpreter(str(path)), thread_count)
+                    names = [
+                        value.name for value in onnx.load_model_from_string(model).graph.output
+                    ]
+                    return MnnSession(MNN.Interpreter(str(path)), names, thread_count)
                 except Exception as error:  # it raises bare Exceptions
-                    reason = one_line(error)
-                    raise MeasurementError(
-                        f"MNN refuses the model: {_told(printed) or reason}"
-                    ) from error
+                    reason = _told(printed) or one_line(error)
+                    raise MeasurementError(f"MNN refuses the model: {reason}") from error
 
 
 def _host_tensor(array: Array) -> Any:
@@ -123,6 +123,11 @@ def _host_tensor(array: Array) -> Any:
         array, kind = array.astype(np.int32), MNN.Halide_Type_Int
     values = np.ascontiguousarray(array)
     return MNN.Tensor(array.shape, kind, values, MNN.Tensor_DimensionType_Caffe)
+
+
+def _host_copy(tensor: Any) -> Any:
+    whole = tensor.getDataType() == MNN.Halide_Type_Int
+    return _host_tensor(np.zeros(tensor.getShape(), dtype=np.int32 if whole else np.float32))
 
 
 def _convert(model: bytes, folder: Path) -> bytes:

@@ -85,32 +85,36 @@ def test_open_extents_are_given_with_or_without_a_name(
     assert opened["macs"] == answer(rlprune("trace", model, "--json"))["macs"]
 
 
+@pytest.mark.parametrize("runtime", ["ort", "mnn"])
 def test_first_plan_measures_this_machine_and_the_next_finds_it(
-    rlprune: Rlprune, folder: Path
+    rlprune: Rlprune, folder: Path, runtime: str
 ) -> None:
     model = folder / "tiny.onnx"
     model.write_bytes(small_onnx(widths=(8, 16), shape=(1, 3, 8, 8)).SerializeToString())
     ask = ("plan", model, "--budget-ratio", 0.9, "--round-to", 8, "--policy", "knapsack", "--json")
-    first = rlprune(*ask)
+    named = () if runtime == "ort" else ("--device", runtime)
+    first = rlprune(*ask, *named)
     assert first.exit_code in (0, 3)  # so small a model is mostly overhead
     assert "measuring this machine" in first.stderr
-    second = rlprune(*ask)
+    key = json.loads(first.stdout)["device"]
+    assert key.startswith(f"{runtime}-")
+    second = rlprune(*ask, "--device", key)
     assert "measuring" not in second.stderr
     assert json.loads(second.stdout) == json.loads(first.stdout)
     (device,) = answer(rlprune("devices", "--json"))
-    assert device["device"] == json.loads(first.stdout)["device"]
-    assert device["measurement_count"] > 0
+    assert device["device"] == key and device["measurement_count"] > 0
 
 
+@pytest.mark.parametrize("runtime", ["ort", "openvino"])
 def test_measure_interleaves_models_in_one_table(
-    rlprune: Rlprune, folder: Path, model: Path
+    rlprune: Rlprune, folder: Path, model: Path, runtime: str
 ) -> None:
     (folder / "half.onnx").write_bytes(small_onnx(widths=(16, 32)).SerializeToString())
-    report = answer(rlprune("measure", model, "half.onnx", "--json"))
+    report = answer(rlprune("measure", model, "half.onnx", "--runtime", runtime, "--json"))
     first, half = report["models"]
     assert first["ratio_to_first"] == pytest.approx(1, abs=0.5)
     assert half["ratio_to_first"] < first["ratio_to_first"]
-    assert report["device"].startswith("ort-")
+    assert report["device"].startswith(f"{runtime}-")
 
 
 def test_devices_of_an_empty_store(rlprune: Rlprune) -> None:

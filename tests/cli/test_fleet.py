@@ -87,6 +87,19 @@ def test_plan_from_a_server_whose_worker_measures(
     assert rlprune(*ask).exit_code == 2  # which device?
 
 
+def test_a_worker_measures_dry_without_a_server(rlprune: Rlprune, folder: Path) -> None:
+    (folder / "model.onnx").write_bytes(small_onnx(shape=(1, 3, 8, 8)).SerializeToString())
+    found = answer(rlprune("work", "--dry-run", "model.onnx", "--runtime", "mnn", "--json"))
+    assert found["device"] == local_device_key(get_runtime("mnn"))
+    (model,) = found["models"]
+    assert model["model"] == "model.onnx" and model["latency_ms"] > 0
+    assert "tract" in refusal(
+        rlprune("work", "--dry-run", "model.onnx", "--runtime", "tract"), folder
+    )
+    for wrong in ((), ("--dry-run",), ("model.onnx",), ("--dry-run", "--server", "a:1", "m.onnx")):
+        assert rlprune("work", *wrong).exit_code == 2
+
+
 def test_server_open_to_others_needs_certificate_and_token(rlprune: Rlprune, folder: Path) -> None:
     line = refusal(rlprune("serve", "--listen", "0.0.0.0:0"), folder)
     assert "certificate" in line and "token" in line

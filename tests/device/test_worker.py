@@ -68,6 +68,29 @@ def test_what_cannot_be_measured_is_reported_as_failed(server: Server, store: St
     assert found[TWISTED].status == "failed" and found[TWISTED].reason
 
 
+def test_a_model_of_another_batch_is_not_measured_under_this_key(
+    server: Server, store: Store
+) -> None:
+    batched = conv_net((8, 16), extent=8)
+    for value in (batched.graph.input[0], batched.graph.output[0]):
+        value.type.tensor_type.shape.dim[0].dim_value = 4
+    store.register_device(FAULTY_KEY)
+    with (
+        working(server.address, runtime="faulty", config=faulty()),
+        Client(server.address) as client,
+    ):
+        (found,) = client.measure(batched, np.array([8, 16]), FAULTY_KEY)
+    assert found.status == "failed" and "work --batch 4" in found.reason
+    batch_key = FAULTY_KEY.replace(".b1", ".b4")
+    with (
+        working(server.address, runtime="faulty", config=faulty(), batch=4),
+        Client(server.address) as client,
+    ):
+        until(lambda: batch_key in [device.key for device in client.devices()])
+        (found,) = client.measure(batched, np.array([8, 16]), batch_key)
+    assert found.latency_ms > 0
+
+
 def test_a_worker_that_lost_its_lease_stops_and_reports_nothing(
     server: Server, store: Store
 ) -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from rlprune.latency.device import local_device_key
+from onnx_nets import conv_net
+
+from rlprune.latency.device import batch_of, local_device_key, model_batch
 
 
 @dataclass
@@ -37,3 +39,11 @@ def test_differs_where_latencies_are_not_comparable() -> None:
 def test_stays_a_key_whatever_the_runtime_calls_itself() -> None:
     key = local_device_key(Named(name="O R/T!", version="1." + "9" * 300), thread_count=16)
     assert re.fullmatch(r"[a-z0-9._-]{1,120}", key) and key.endswith(".t16.f32.b1")
+
+
+def test_a_models_batch_is_its_first_inputs_leading_extent() -> None:
+    assert batch_of([(4, 3, 8, 8), (1, 7)]) == 4
+    assert batch_of([(7,), (2, 7)]) == 2, "a vector has no batch"
+    assert batch_of([(0, 3, 8, 8)]) == 1, "open"
+    assert batch_of([]) == 1
+    assert model_batch(conv_net((8, 16), extent=8)) == 1

@@ -102,6 +102,29 @@ def test_runs_again_with_new_values_and_in_a_fresh_session(name: str) -> None:
 
 
 @EVERY
+def test_outputs_come_in_the_models_order_and_types(name: str) -> None:
+    shape = [1, 8, 4, 4]
+    kinds = (("z", TensorProto.FLOAT), ("a", TensorProto.INT64), ("m", TensorProto.FLOAT))
+    graph = helper.make_graph(
+        [
+            helper.make_node("Relu", ["x"], ["z"]),
+            helper.make_node("ArgMax", ["z"], ["a"], axis=1),
+            helper.make_node("Neg", ["x"], ["m"]),
+        ],
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)],
+        [helper.make_tensor_value_info(output, kind, None) for output, kind in kinds],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    x = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+    session = runtime_of(name).load(model.SerializeToString())
+    relu, most, negative = session.run({"x": x})
+    np.testing.assert_array_equal(relu, np.maximum(x, 0))
+    np.testing.assert_array_equal(most, relu.argmax(1, keepdims=True))
+    np.testing.assert_array_equal(negative, -x)
+
+
+@EVERY
 def test_an_open_extent_is_one(name: str) -> None:
     model, _ = conv_model(batch="N")
     (y,) = runtime_of(name).load(model.SerializeToString()).run(random_inputs(model))

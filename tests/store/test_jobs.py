@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from rlprune.errors import ConflictError, InputError, LeaseError, NotFoundError
-from rlprune.latency.types import Measurement, ModelSubject, OperatorSpec
+from rlprune.latency.types import FAULT, Measurement, ModelSubject, OperatorSpec
 from rlprune.store import Store, open_store
 from rlprune.store.encoding import subject_key
 from rlprune.store.jobs import PARK_SEC, SUBJECTS_PER_JOB, JobQueue
@@ -129,6 +129,46 @@ def test_a_report_of_something_else_is_refused_and_changes_nothing(rig: Rig) -> 
     assert rig.store.generation(DEVICE) == 0 and rig.store.measurements(DEVICE) == []
     # None of the refusals has used up the request_id.
     assert rig.leases.report(lease.lease_id, "r1", [good]).accepted_count == 1
+
+
+def test_a_subject_counts_once_in_its_job_under_whatever_request_id(rig: Rig) -> None:
+    rig.jobs.enqueue(DEVICE, [spec(8), spec(16)])
+    lease = rig.lease()
+    rig.leases.report(lease.lease_id, "r1", [measured(spec(8))])
+    for again in ([measured(spec(8), 2.0)], [measured(spec(16)), measured(spec(16), 2.0)]):
+        with pytest.raises(InputError, match="counts once"):
+            rig.leases.report(lease.lease_id, "r2", again)
+    assert rig.store.measurements(DEVICE) == [measured(spec(8))]
+    rig.leases.report(lease.lease_id, "r2", [measured(spec(16))], done=True)
+    assert rig.store.generation(DEVICE) == 2
+
+
+def test_three_subjects_that_take_the_measuring_process_down_park_the_job(rig: Rig) -> None:
+    specs = [spec(8), spec(16), spec(24), spec(32)]
+    (job,) = rig.jobs.enqueue(DEVICE, specs)
+    lease = rig.lease()
+    faults = [
+        dataclasses.replace(failed(one, f"SIGSEGV at {index}"), conditions=((FAULT, "child"),))
+        for index, one in enumerate(specs)
+    ]
+    rig.leases.report(lease.lease_id, "r1", [failed(specs[3], "no kernel"), *faults[:2]])
+    assert rig.state(job) is JobState.LEASED, "two faults, and one that is none"
+    answer = rig.leases.report(lease.lease_id, "r2", [])
+    assert answer.state is JobState.LEASED
+    # The third one is the job's last: it is finished and needs no parking.
+    answer = rig.leases.report(lease.lease_id, "r3", faults[2:3], done=True)
+    assert answer.state is JobState.FAILED
+
+    (job,) = rig.jobs.enqueue(DEVICE, [*specs, spec(40)])
+    lease = rig.lease()
+    answer = rig.leases.report(lease.lease_id, "r4", faults[:3])
+    assert answer.state is rig.state(job) is JobState.PARKED
+    assert "3 subjects" in rig.jobs.job(job.job_id).reason
+    assert "SIGSEGV at 2" in rig.jobs.job(job.job_id).reason
+    with pytest.raises(LeaseError):
+        rig.leases.renew(lease.lease_id)
+    assert rig.leases.lease("worker-1", DEVICE) is None
+    assert {subject_key(spec(32)), subject_key(spec(40))} <= set(rig.jobs.unmeasurable(DEVICE))
 
 
 def test_renewing_keeps_the_lease(rig: Rig) -> None:
