@@ -16,6 +16,7 @@ from rlprune.graph.types import FloatArray, IntArray, Operator, PruningGraph
 from rlprune.latency.calibrate import Calibration, Key, PlanRows, calibrate, operator_keys
 from rlprune.latency.choose import calibration_keeps, operator_specs
 from rlprune.latency.costs import CostPoint, OperatorCosts
+from rlprune.latency.drift import CANARY, ENOUGH, Drift, device_drift
 from rlprune.latency.operators import OVERHEAD
 from rlprune.latency.tables import LatencyTables
 from rlprune.latency.types import Measurement, ModelSubject, OperatorSpec
@@ -24,6 +25,9 @@ CALIBRATION_COUNT = 11
 """Whole models wanted per graph: the unpruned one and ten plans."""
 MAX_ATTEMPT_COUNT = 18
 """... and tried, where some come out unstable or failed."""
+
+RECHECK_COUNT = ENOUGH
+"""Plans measured again of a device that has drifted."""
 
 DEFAULT_CALL_MS = 0.008
 MIN_LOG_SD = 0.01
@@ -44,6 +48,8 @@ class LatencyModel:
     """Operators that were tried, whatever came of it."""
     attempts: Mapping[str, Mapping[tuple[int, ...], str]]
     """Per fingerprint the plans that were tried, and the best status of each."""
+    drift: Drift
+    """Whether the device is still as fast as it was."""
 
     @staticmethod
     def fit(
@@ -61,8 +67,11 @@ class LatencyModel:
         Measurements of other devices and of graphs that are not in `graphs` are left out.
         """
         own = [one for one in measurements if one.device == device]
+        drift = device_drift(own)
         operators = [one for one in own if isinstance(one.subject, OperatorSpec)]
-        calls, points = _operator_points([one for one in operators if one.status != "failed"])
+        calls, points = _operator_points(
+            [one for one in operators if one.status != "failed"], drift.control_ms.get(CANARY)
+        )
         attempts: dict[str, dict[tuple[int, ...], str]] = {}
         plans: dict[str, list[Measurement]] = {}
         for one in own:
@@ -77,13 +86,16 @@ class LatencyModel:
             costs=OperatorCosts.fit(points, donor),
             call_ms=calls,
             rows=tuple(
-                _plan_rows(graphs[fingerprint], plans[fingerprint])
+                _plan_rows(
+                    graphs[fingerprint], plans[fingerprint], drift.control_ms.get(fingerprint)
+                )
                 for fingerprint in sorted(plans.keys() & graphs.keys())
             ),
             measured=frozenset(
                 one.subject for one in operators if isinstance(one.subject, OperatorSpec)
             ),
             attempts=attempts,
+            drift=drift,
         )
 
     def calibration(self, graph: PruningGraph) -> Calibration:
@@ -126,7 +138,7 @@ class LatencyModel:
         """What should be measured before plans for this graph are worth much; empty: ready.
 
         What was tried and failed is not asked for again; plans that came out unstable are made up
-        for by others, within reason.
+        for by others, within reason. A few plans are asked for again where the device has drifted.
         """
         wanted: list[OperatorSpec | ModelSubject] = [
             *operator_specs(graph, levels, level_count, self.costs, self.measured)
@@ -140,6 +152,9 @@ class LatencyModel:
             )
             fresh = [keeps for keeps in map(_counts, plans) if keeps not in tried]
             wanted += [ModelSubject(graph.fingerprint, keeps) for keeps in fresh[:room]]
+        elif self.drift.stale:
+            again = calibration_keeps(graph, levels, level_count, count=RECHECK_COUNT)
+            wanted += [ModelSubject(graph.fingerprint, keeps) for keeps in map(_counts, again)]
         return wanted
 
 
@@ -147,16 +162,17 @@ def _counts(keeps: IntArray) -> tuple[int, ...]:
     return tuple(int(keep) for keep in keeps)
 
 
-def _operator_points(measurements: Sequence[Measurement]) -> tuple[float, list[CostPoint]]:
+def _operator_points(
+    measurements: Sequence[Measurement], canary_ms: float | None
+) -> tuple[float, list[CostPoint]]:
     """The call overhead in ms, and every operator net of it.
 
-    Ratios to the canary times the canary's usual latency: so the machine's slow days drop out.
+    Ratios to the canary times the canary's latency today: so the machine's slow days drop out.
     """
-    canary = _canary_ms(measurements)
     gross: dict[OperatorSpec, list[tuple[float, float]]] = {}
     for one in measurements:
         assert isinstance(one.subject, OperatorSpec)
-        ms = one.latency_ms if np.isnan(canary) else one.control_ratio * canary
+        ms = one.control_ratio * canary_ms if one.control_cpu_ms and canary_ms else one.latency_ms
         if np.isfinite(ms) and ms > 0:
             gross.setdefault(one.subject, []).append((ms, _log_sd(one)))
     pooled = {spec: _pool(values) for spec, values in gross.items()}
@@ -169,15 +185,12 @@ def _operator_points(measurements: Sequence[Measurement]) -> tuple[float, list[C
     return call, points
 
 
-def _canary_ms(measurements: Sequence[Measurement]) -> float:
-    controls = [one.control_ms for one in measurements if np.isfinite(one.control_ms)]
-    return float(np.median(controls)) if len(controls) == len(measurements) > 0 else float("nan")
-
-
-def _plan_rows(graph: PruningGraph, measurements: Sequence[Measurement]) -> PlanRows:
+def _plan_rows(
+    graph: PruningGraph, measurements: Sequence[Measurement], control_ms: float | None
+) -> PlanRows:
     """One row per plan, and one for the unpruned model, which every control measured."""
-    controls = [one.control_ms for one in measurements if _has_control(one)]
-    base_ms = float(np.median(controls)) if controls else float("nan")
+    control_count = sum(_has_control(one) for one in measurements)
+    base_ms = control_ms if control_ms and control_count else float("nan")
     by_plan: dict[tuple[int, ...], list[tuple[float, float, bool]]] = {}
     for one in measurements:
         assert isinstance(one.subject, ModelSubject)
@@ -189,7 +202,7 @@ def _plan_rows(graph: PruningGraph, measurements: Sequence[Measurement]) -> Plan
     widths = _counts(graph.widths)
     if np.isfinite(base_ms):
         by_plan.pop(widths, None)
-        rows.append((widths, base_ms, MIN_LOG_SD / np.sqrt(len(controls)), True))
+        rows.append((widths, base_ms, MIN_LOG_SD / np.sqrt(control_count), True))
     for keeps, values in by_plan.items():
         ms, log_sd = _pool([(ms, log_sd) for ms, log_sd, _ in values])
         rows.append((keeps, ms, log_sd, any(ok for _, _, ok in values)))

@@ -17,8 +17,12 @@ from rlprune.store.encoding import digest
 from rlprune.task.task import PruningTask
 
 if TYPE_CHECKING:
+    from rlprune.latency.costs import OperatorCosts
     from rlprune.latency.model import LatencyModel
     from rlprune.store import Store
+
+DONOR_COUNT = 30
+"""Measurements a device must have for another to start from its costs."""
 
 T = TypeVar("T")
 
@@ -66,17 +70,33 @@ def _compiled_of(store: Store) -> _Compiled:
 def latency_model(store: Store, device: str) -> LatencyModel:
     """The device's latency model over all its measurements so far; fitted once per generation.
 
-    A device without measurements has one too: its `missing` names everything.
+    A device without measurements has one too: its `missing` names everything. Where another device
+    of the store has measured more operators, its costs are the donor.
     """
     from rlprune.latency.model import LatencyModel
 
     # The generation is read first: a report that arrives in between makes the entry fresher than
     # its key says, and the next call fits again.
     generation = store.generation(device)
+    donors = [one for one in store.devices() if one.key != device]
+    most = max(donors, key=lambda one: (one.measurement_count, one.key), default=None)
+    donor = None if most is None or most.measurement_count < DONOR_COUNT else most
     return _compiled_of(store).models.get(
-        (device, generation),
-        lambda: LatencyModel.fit(device, store.measurements(device), store.graphs()),
+        (device, generation, donor and donor.key),
+        lambda: LatencyModel.fit(
+            device,
+            store.measurements(device),
+            store.graphs(),
+            donor=None if donor is None else _costs(store, donor.key),
+        ),
     )
+
+
+def _costs(store: Store, device: str) -> OperatorCosts:
+    """Costs of another device's operators, from nothing but its own measurements."""
+    from rlprune.latency.model import LatencyModel
+
+    return LatencyModel.fit(device, store.measurements(device), {}).costs
 
 
 def tables_for(

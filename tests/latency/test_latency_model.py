@@ -219,3 +219,16 @@ def test_the_same_measurements_give_the_same_tables() -> None:
     )
     np.testing.assert_array_equal(first.flat_ms, again.flat_ms)
     assert first.interval_ratio == again.interval_ratio
+
+
+def test_a_new_device_is_of_use_after_ten_whole_models_by_another_devices_operators() -> None:
+    """It is three times as fast, and fuses otherwise; none of its operators was measured."""
+    donor = LatencyModel.fit(DEVICE, operators(slow=3.0), {}).costs
+    keeps = calibration_keeps(GRAPH, LEVELS, COUNTS, count=10)
+    truth = model_ms(GRAPH, unseen(200), FACTORS)
+    errors = {}
+    for name, known in (("donor", donor), ("alone", None)):
+        model = LatencyModel.fit(DEVICE, plans(keeps), GRAPHS, donor=known)
+        errors[name] = np.abs(np.log(predicted(model, unseen(200)) / truth))
+    assert np.mean(errors["donor"] < np.log(1.1)) >= 0.9
+    assert np.median(errors["donor"]) < np.median(errors["alone"])
