@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from rlprune.cli import explain, fleet, models, planning, training
+from rlprune.cli import explain, fleet, latency, models, planning, training
 from rlprune.cli.frame import Commands
 
 app = typer.Typer(
@@ -28,6 +28,7 @@ app.command("trace")(explain.trace)
 app.command("plan")(planning.plan)
 app.command("apply")(models.apply)
 app.command("measure")(models.measure)
+app.command("explain-latency")(latency.explain_latency)
 app.command("train")(training.train)
 app.command("serve")(fleet.serve)
 app.command("work")(fleet.work)

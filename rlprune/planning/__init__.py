@@ -9,8 +9,10 @@ from rlprune.planning.local import (
     OnProgress,
     check_measured,
     constrained_levels,
+    device_task,
     plan_model,
     profile_model,
+    which_device,
 )
 from rlprune.planning.make import check_budget, make_plan
 from rlprune.planning.tables import latency_model, task_for
@@ -20,9 +22,11 @@ __all__ = [
     "check_budget",
     "check_measured",
     "constrained_levels",
+    "device_task",
     "latency_model",
     "make_plan",
     "plan_model",
     "profile_model",
     "task_for",
+    "which_device",
 ]

@@ -19,6 +19,7 @@ from rlprune.planning.tables import latency_model, nothing_measured, task_for
 from rlprune.plans import PruningPlan
 from rlprune.profile.types import GroupProfiles, keep_levels
 from rlprune.store.encoding import digest
+from rlprune.task.task import PruningTask
 from rlprune.task.taskdir import read_npz, write_npz
 
 if TYPE_CHECKING:
@@ -75,7 +76,7 @@ def plan_model(
     else:
         raise BudgetError("give either budget_ms or budget_ratio", field="budget_ms")
     chosen = get_policy(policy)
-    device, runtime = _which_device(device, trace.graph)
+    device, runtime = which_device(device, trace.graph)
     if certify and runtime is None:
         raise InputError(
             f"device {device!r} is not this machine, so nothing can be certified here; ask the "
@@ -87,17 +88,14 @@ def plan_model(
         trace, *constrained_levels(trace.graph, bound), calibration, on_progress=on_progress
     )
     store = open_store() if store is None else store
-    if runtime is not None:
-        _measure_missing(trace, profiles, store, device, runtime, on_progress)
-    else:
-        check_measured(trace.graph, store, device)
+    task = device_task(trace, profiles, store, device, runtime, on_progress=on_progress)
 
     def ask(budget_ms: float) -> PruningPlan:
         task = task_for(trace.graph, profiles, store, device)
         return make_plan(task, chosen, budget_ms, device=device, constraints=bound)
 
     if budget_ratio is not None:
-        budget_ms = budget_ratio * task_for(trace.graph, profiles, store, device).base_ms
+        budget_ms = budget_ratio * task.base_ms
     assert budget_ms is not None
     made = ask(budget_ms)
     if not certify or runtime is None:
@@ -190,8 +188,15 @@ def constrained_levels(graph: PruningGraph, bound: BoundConstraints) -> tuple[In
     )
 
 
-def _which_device(device: str | None, graph: PruningGraph) -> tuple[str, Runtime | None]:
-    """The key to plan for, and the runtime to measure with where that is this machine."""
+def which_device(device: str | None, graph: PruningGraph) -> tuple[str, Runtime | None]:
+    """The key that is meant, and the runtime to measure with where that is this machine.
+
+    Args:
+        device: a key, `macs`, or a runtime's name for this machine; None for this machine and ort.
+
+    Raises:
+        MissingExtraError: a runtime of this machine is meant that is not installed.
+    """
     if device == MACS_DEVICE:
         return device, None
     from rlprune.latency.device import batch_of, local_device_key
@@ -209,6 +214,29 @@ def _which_device(device: str | None, graph: PruningGraph) -> tuple[str, Runtime
         return str(device), None
     own = local_device_key(runtime, batch=batch_of(graph.input_shapes))
     return (own, runtime) if device in (None, named, own) else (str(device), None)
+
+
+def device_task(
+    trace: OnnxTrace,
+    profiles: GroupProfiles,
+    store: Store,
+    device: str,
+    runtime: Runtime | None,
+    *,
+    on_progress: OnProgress | None = None,
+) -> PruningTask:
+    """The planning task of a traced model on a device as `which_device` names it.
+
+    With a `runtime` that is this machine, and what the store does not have is measured now.
+
+    Raises:
+        NotFoundError: another device, that has not measured what this model needs.
+    """
+    if runtime is not None:
+        _measure_missing(trace, profiles, store, device, runtime, on_progress)
+    else:
+        check_measured(trace.graph, store, device)
+    return task_for(trace.graph, profiles, store, device)
 
 
 def check_measured(graph: PruningGraph, store: Store, device: str) -> None:

@@ -1,0 +1,217 @@
+"""Where a model's milliseconds are: operator by operator, before a plan and under it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from rlprune.constraints import Constraints, bind
+from rlprune.graph.types import IntArray
+from rlprune.latency.calibrate import operator_keys
+from rlprune.latency.device import preferred_multiple
+from rlprune.latency.types import MACS_DEVICE
+from rlprune.planning.certify import ONE_SIDED_95
+from rlprune.planning.local import OnProgress, constrained_levels, device_task, which_device
+from rlprune.planning.tables import latency_model
+from rlprune.plans import PruningPlan
+from rlprune.profile.energy import energy_profiles, loss_curve
+from rlprune.task.task import PruningTask
+
+if TYPE_CHECKING:
+    from rlprune.graph.from_onnx import OnnxTrace
+    from rlprune.latency.model import LatencyModel
+    from rlprune.store import Store
+
+
+@dataclass(frozen=True, slots=True)
+class OperatorLatency:
+    """One operator, unpruned and under the plan; pairs are (before, after)."""
+
+    name: str
+    kind: str
+    fusable: bool
+    """A runtime may compute it within its producer; it is then charged what it adds there."""
+    in_width: tuple[int, int]
+    out_width: tuple[int, int]
+    ms: tuple[float, float]
+
+
+@dataclass(frozen=True, slots=True)
+class WholeLatency:
+    """A whole model, predicted and, where that was done, measured."""
+
+    predicted_ms: float
+    predicted_interval_ms: tuple[float, float]
+    """90 %."""
+    measured_ms: float | None = None
+    """By its ratio to the unpruned model's, as a plan's certificate."""
+    measured_interval_ms: tuple[float, float] | None = None
+    """90 %: 5 % on either side."""
+
+
+@dataclass(frozen=True, slots=True)
+class NextStep:
+    """The group that would save most for what it loses, narrowed by one level."""
+
+    group: str
+    keep: tuple[int, int]
+    """(now, then)."""
+    saved_ms: float
+
+
+@dataclass(frozen=True, slots=True)
+class LatencyBreakdown:
+    """A model's latency on one device; `macs` counts millions of MACs instead."""
+
+    device: str
+    fingerprint: str
+    operators: tuple[OperatorLatency, ...]
+    """In the graph's order; what they and the overhead add up to is what is predicted."""
+    overhead_ms: float
+    """What every call costs besides its operators."""
+    before: WholeLatency
+    after: WholeLatency | None
+    """Under the plan; None without one."""
+    next_step: NextStep | None
+    """None where nothing can shrink, or nothing would be saved."""
+
+
+def explain_latency(
+    trace: OnnxTrace,
+    plan: PruningPlan | None = None,
+    *,
+    device: str | None = None,
+    store: Store | None = None,
+    on_progress: OnProgress | None = None,
+) -> LatencyBreakdown:
+    """A traced model's latency, operator by operator, and what a plan makes of it.
+
+    For the plan's device where none is named. What the model needs is measured now where that is
+    this machine and the store does not have it, as `plan_model` does.
+
+    Raises:
+        PlanError: the plan is for another graph, or asks for what it cannot give.
+        NotFoundError: another device that has not reported what this model needs.
+        MissingExtraError: something must be measured, and no runtime is installed.
+    """
+    from rlprune.store import open_store
+
+    graph = trace.graph
+    if plan is not None:
+        plan.check(graph)
+    named = device if device is not None or plan is None else plan.device
+    key, runtime = which_device(named, graph)
+    bound = bind(
+        graph,
+        Constraints() if plan is None else plan.constraints,
+        round_to=preferred_multiple(key),
+    )
+    keeps = graph.widths if plan is None else plan.keeps
+    levels = _with_keeps(*constrained_levels(graph, bound), keeps)
+    profiles = energy_profiles(trace, *levels)
+    store = open_store() if store is None else store
+    task = device_task(trace, profiles, store, key, runtime, on_progress=on_progress)
+    model = None if key == MACS_DEVICE else latency_model(store, key)
+    before = _whole(task, graph.widths, model)
+    after = None if plan is None else _whole(task, keeps, model)
+    if plan is not None and after is not None and after.measured_ms is None:
+        after = _certified(after, plan, key)
+    return LatencyBreakdown(
+        device=key,
+        fingerprint=graph.fingerprint,
+        operators=_operators(task, keeps, fusing=model is not None),
+        overhead_ms=task.tables.overhead_ms,
+        before=before,
+        after=after,
+        next_step=_next_step(task, keeps, {group for pins in bound.pins for group in pins}),
+    )
+
+
+def _with_keeps(
+    levels: IntArray, level_count: IntArray, keeps: IntArray
+) -> tuple[IntArray, IntArray]:
+    """Levels that have the plan's keeps among them: a plan may have been edited by hand."""
+    rows = [
+        np.union1d(own[:count], keep)
+        for own, count, keep in zip(levels, level_count, keeps, strict=True)
+    ]
+    count = np.array([len(row) for row in rows], dtype=np.int64)
+    width = int(count.max(initial=1))
+    padded = [np.pad(row, (0, width - len(row)), mode="edge") for row in rows]
+    return np.array(padded, dtype=np.int64).reshape(len(rows), width), count
+
+
+def _operators(task: PruningTask, keeps: IntArray, *, fusing: bool) -> tuple[OperatorLatency, ...]:
+    graph = task.graph
+    both = np.stack([graph.widths, keeps])  # [2, G]
+    ms = task.tables.operator_ms(both)  # [2, O]
+    return tuple(
+        OperatorLatency(
+            name=op.name,
+            kind=op.kind,
+            fusable=fusing and operator_class.endswith("+"),
+            in_width=_pair(op.in_width.at(both)),
+            out_width=_pair(op.out_width.at(both)),
+            ms=(float(ms[0, index]), float(ms[1, index])),
+        )
+        for index, (op, (operator_class, _)) in enumerate(
+            zip(graph.operators, operator_keys(graph), strict=True)
+        )
+    )
+
+
+def _pair(widths: IntArray) -> tuple[int, int]:
+    return int(widths[0]), int(widths[1])
+
+
+def _whole(task: PruningTask, keeps: IntArray, model: LatencyModel | None) -> WholeLatency:
+    predicted = float(task.tables.latency_ms(keeps[None])[0])
+    low, high = task.tables.interval_ratio
+    whole = WholeLatency(predicted, (predicted * low, predicted * high))
+    for rows in () if model is None else model.rows:
+        if rows.graph.fingerprint != task.graph.fingerprint:
+            continue
+        for row in np.flatnonzero(np.all(rows.keeps == keeps, axis=1)):
+            ms, spread = float(rows.ms[row]), float(np.exp(ONE_SIDED_95 * rows.log_sd[row]))
+            return WholeLatency(
+                predicted, whole.predicted_interval_ms, ms, (ms / spread, ms * spread)
+            )
+    return whole
+
+
+def _certified(whole: WholeLatency, plan: PruningPlan, device: str) -> WholeLatency:
+    """With what the plan's certificate says, where that is of this device."""
+    found = plan.certificate
+    if found is None or plan.device != device:
+        return whole
+    return WholeLatency(
+        whole.predicted_ms,
+        whole.predicted_interval_ms,
+        found.measured_latency_ms,
+        found.measured_interval_ms,
+    )
+
+
+def _next_step(task: PruningTask, keeps: IntArray, pinned: set[int]) -> NextStep | None:
+    """By saved latency over added loss as the weights tell it; pinned groups never move alone."""
+    choice = task.choice_of(keeps[None])[0]
+    free = np.array([g for g in np.flatnonzero(choice > 0) if g not in pinned], dtype=np.int64)
+    if not len(free):
+        return None
+    narrower = np.tile(keeps, (len(free), 1))  # [F, G]: row f has its group one level narrower
+    steps = np.arange(len(free))
+    narrower[steps, free] = task.levels[free, choice[free] - 1]
+    saved = task.tables.latency_ms(keeps[None])[0] - task.tables.latency_ms(narrower)  # [F]
+    loss = loss_curve(task.profiles, task.graph)
+    added = loss[free, choice[free] - 1] - loss[free, choice[free]]
+    best = int(np.argmax(saved / np.maximum(added, 1e-9)))
+    if saved[best] <= 0:
+        return None
+    group = int(free[best])
+    return NextStep(
+        group=task.graph.groups[group].name,
+        keep=(int(keeps[group]), int(narrower[best, group])),
+        saved_ms=float(saved[best]),
+    )
