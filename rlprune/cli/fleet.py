@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -23,6 +24,7 @@ from rlprune.cli.frame import (
 
 if TYPE_CHECKING:
     from rlprune.service.client import Client
+    from rlprune.store import DeviceRecord
 
 TOKEN_VARIABLE = "RLPRUNE_TOKEN"
 """Where commands find the token: an option would show it in the list of processes."""
@@ -194,41 +196,82 @@ def devices(
     tls_ca: TlsCa = None,
     as_json: Json = False,
 ) -> None:
-    """List the devices that plans are made for."""
+    """List the devices that plans are made for, and how far their predictions can be trusted.
+
+    Error is the half-width of the predictions' 90 % interval; drift, how much slower the device
+    runs since its last change; stale, that it has measured too little since.
+    """
     from rlprune.store import open_store
 
     if server is not None:
         with connect(server, tls_ca) as client:
-            found = client.devices()
+            found = client.devices(health=True)
     else:
+        from rlprune.planning.health import with_health
+
         with closing(open_store(store)) as opened:
-            found = opened.devices()
+            found = [with_health(opened, record) for record in opened.devices()]
     if as_json:
-        print_json(
-            [
-                {
-                    "device": record.key,
-                    "measurement_count": record.measurement_count,
-                    "last_seen_sec": record.last_seen_sec,
-                    "description": record.description,
-                }
-                for record in found
-            ]
-        )
+        print_json([_device_facts(record) for record in found])
         return
     if not found:
         print_line(
             "no devices yet: `rlprune plan` measures this machine, `rlprune work` reports it"
         )
         return
+    now_sec = time.time()
+    columns = ("measurements", "measured", "seen", "error", "drift", "stale", "parked jobs")
     print_table(
-        ("device", "measurements", "last seen"),
-        [
-            (
-                record.key,
-                str(record.measurement_count),
-                time.strftime("%Y-%m-%d %H:%M", time.localtime(record.last_seen_sec)),
-            )
-            for record in found
-        ],
+        ("device", "runtime", *columns), [_device_row(record, now_sec) for record in found], left=2
     )
+
+
+def _device_facts(record: DeviceRecord) -> dict[str, Any]:
+    from rlprune.store import DeviceHealth
+
+    # A server of an earlier version sends none.
+    health = record.health or DeviceHealth(float("nan"), float("nan"), stale=False)
+    return {
+        "device": record.key,
+        "runtime": _runtime(record),
+        "measurement_count": record.measurement_count,
+        "last_measured_sec": record.last_measured_sec,
+        "last_seen_sec": record.last_seen_sec,
+        "error_ratio": health.error_ratio,
+        "drift_ratio": health.drift_ratio,
+        "stale": health.stale,
+        "parked_job_count": health.parked_job_count,
+        "description": record.description,
+    }
+
+
+def _device_row(record: DeviceRecord, now_sec: float) -> list[str]:
+    facts = _device_facts(record)
+    error, drift = facts["error_ratio"], facts["drift_ratio"]
+    return [
+        record.key,
+        facts["runtime"],
+        str(record.measurement_count),
+        _age(record.last_measured_sec, now_sec),
+        _age(record.last_seen_sec, now_sec),
+        "-" if math.isnan(error) else f"{error:.1%}",
+        "-" if math.isnan(drift) else f"{drift - 1.0:+.0%}",
+        "yes" if facts["stale"] else "no",
+        str(facts["parked_job_count"]),
+    ]
+
+
+def _runtime(record: DeviceRecord) -> str:
+    """As the device's worker says; a key begins with it, too."""
+    return record.description.get("runtime") or record.key.partition("-")[0]
+
+
+def _age(then_sec: float | None, now_sec: float) -> str:
+    """How long ago, in the largest unit that counts at least two; clocks may be a little apart."""
+    if then_sec is None:
+        return "never"
+    age_sec = max(now_sec - then_sec, 0.0)
+    for unit, unit_sec in (("d", 86400), ("h", 3600), ("min", 60)):
+        if age_sec >= 2 * unit_sec:
+            return f"{age_sec / unit_sec:.0f} {unit} ago"
+    return f"{age_sec:.0f} s ago"

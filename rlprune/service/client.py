@@ -41,6 +41,8 @@ OnProgress = Callable[[str, int, int], None]
 
 PLAN_TIMEOUT_SEC = 120.0
 """Of one CreatePlan: a large model is traced once, and a device's tables fitted once a report."""
+HEALTH_PAGE_SIZE = 8
+"""Devices asked for at once with their health: a fit each, where it has measured since."""
 FIRST_POLL_SEC = 0.1
 MAX_POLL_SEC = 1.0
 
@@ -230,13 +232,22 @@ class Client:
             if not request.page_token:
                 return
 
-    def devices(self) -> list[DeviceRecord]:
-        """All devices that the server knows, by key."""
+    def devices(self, *, health: bool = False) -> list[DeviceRecord]:
+        """All devices that the server knows, by key.
+
+        With `health`, how far each one's predictions can be trusted, which the server may have to
+        compute.
+        """
         found: list[DeviceRecord] = []
-        request = devices_pb2.ListDevicesRequest()
+        request = devices_pb2.ListDevicesRequest(with_health=health)
+        if health:
+            request.page_size = HEALTH_PAGE_SIZE
         while True:
             page = self._channel.call(
-                "DeviceService/ListDevices", request, devices_pb2.ListDevicesResponse
+                "DeviceService/ListDevices",
+                request,
+                devices_pb2.ListDevicesResponse,
+                timeout_sec=PLAN_TIMEOUT_SEC,
             )
             found += [device_from(device) for device in page.devices]
             request.page_token = page.next_page_token

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from rlprune.errors import InputError
 from rlprune.latency.types import Measurement, ModelSubject, OperatorSpec
 from rlprune.store.encoding import Subject, check_fingerprint, check_measurement
-from rlprune.store.records import DeviceRecord, Job, JobState
+from rlprune.store.records import DeviceHealth, DeviceRecord, Job, JobState
 from rlprune.v1 import devices_pb2, types_pb2
 
 MAX_WIDTH = 1 << 20
@@ -204,7 +204,7 @@ def state_from(number: devices_pb2.JobState) -> JobState:
 
 def device_to(record: DeviceRecord, open_job_count: int) -> devices_pb2.Device:
     """The device's message."""
-    return devices_pb2.Device(
+    message = devices_pb2.Device(
         key=record.key,
         description=record.description,
         first_seen_sec=record.first_seen_sec,
@@ -212,7 +212,23 @@ def device_to(record: DeviceRecord, open_job_count: int) -> devices_pb2.Device:
         measurement_count=record.measurement_count,
         generation=record.generation,
         open_job_count=open_job_count,
+        last_measured_sec=record.last_measured_sec,
     )
+    if record.health is not None:
+        message.health.CopyFrom(
+            devices_pb2.DeviceHealth(
+                error_ratio=_known(record.health.error_ratio),
+                drift_ratio=_known(record.health.drift_ratio),
+                stale=record.health.stale,
+                parked_job_count=record.health.parked_job_count,
+            )
+        )
+    return message
+
+
+def _known(value: float) -> float | None:
+    """NaN as what the wire leaves out."""
+    return None if math.isnan(value) else value
 
 
 def device_from(message: devices_pb2.Device) -> DeviceRecord:
@@ -224,4 +240,18 @@ def device_from(message: devices_pb2.Device) -> DeviceRecord:
         last_seen_sec=message.last_seen_sec,
         measurement_count=message.measurement_count,
         generation=message.generation,
+        last_measured_sec=message.last_measured_sec
+        if message.HasField("last_measured_sec")
+        else None,
+        health=_health_from(message.health) if message.HasField("health") else None,
+    )
+
+
+def _health_from(message: devices_pb2.DeviceHealth) -> DeviceHealth:
+    nan = float("nan")
+    return DeviceHealth(
+        error_ratio=message.error_ratio if message.HasField("error_ratio") else nan,
+        drift_ratio=message.drift_ratio if message.HasField("drift_ratio") else nan,
+        stale=message.stale,
+        parked_job_count=message.parked_job_count,
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from rlprune.errors import InputError, PlanError
 from rlprune.graph.types import PruningGraph
 from rlprune.latency.types import ModelSubject
+from rlprune.planning.health import with_health
 from rlprune.service.device_messages import (
     device_to,
     job_to,
@@ -54,6 +55,8 @@ class DeviceService:
         # Devices are few, and their keys are their order: the last one is the token.
         left = [record for record in self._store.devices() if record.key > request.page_token]
         page = left[:limit]
+        if request.with_health:
+            page = [with_health(self._store, record) for record in page]
         return devices_pb2.ListDevicesResponse(
             devices=[device_to(record, len(self._jobs.open_jobs(record.key))) for record in page],
             next_page_token=page[-1].key if len(left) > limit else "",

@@ -10,12 +10,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rlprune.store.records import DeviceRecord, PlanRecord
+from rlprune.store.records import DeviceHealth, DeviceRecord, PlanRecord
 
 if TYPE_CHECKING:
     from rlprune.store.store import Store
 
-__all__ = ["DeviceRecord", "PlanRecord", "Store", "open_store"]
+__all__ = ["DeviceHealth", "DeviceRecord", "PlanRecord", "Store", "open_store"]
 
 
 def open_store(url: str | None = None, *, clock: Callable[[], float] = time.time) -> Store:

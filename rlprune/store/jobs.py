@@ -177,6 +177,15 @@ class JobQueue:
         with self._database.read() as connection:
             return _open_jobs(connection, device)
 
+    def parked_count(self, device: str) -> int:
+        """Jobs of a device that were given up."""
+        rows = schema.jobs.c
+        query = sa.select(sa.func.count()).where(
+            rows.device == device, rows.state == JobState.PARKED.value
+        )
+        with self._database.read() as connection:
+            return int(connection.scalar(query) or 0)
+
     def _row(self, device: str, subjects: Sequence[Subject], fingerprint: str) -> dict[str, Any]:
         keys = json.dumps([encoding.subject_key(subject) for subject in subjects])
         return {

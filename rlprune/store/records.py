@@ -10,6 +10,22 @@ from rlprune.store.encoding import Subject
 
 
 @dataclass(frozen=True, slots=True)
+class DeviceHealth:
+    """How far predictions for a device can be trusted."""
+
+    error_ratio: float
+    """Half-width of the predictions' 90 % interval (natural logarithm, so about a share): the
+    median over models measured whole; NaN without any."""
+    drift_ratio: float
+    """How much slower (above 1) the device's controls run than before its last change; 1.0 where
+    they never changed, NaN without measurements."""
+    stale: bool
+    """It changed, and too little was measured since: plans ask for new measurements."""
+    parked_job_count: int = 0
+    """Jobs given up for good."""
+
+
+@dataclass(frozen=True, slots=True)
 class DeviceRecord:
     """A device that registered or was measured on."""
 
@@ -22,6 +38,10 @@ class DeviceRecord:
     measurement_count: int
     generation: int
     """Grows with every accepted measurement; what was computed at another generation is stale."""
+    last_measured_sec: float | None = None
+    """When the last measurement was accepted; None before the first."""
+    health: DeviceHealth | None = None
+    """Only where it was asked for: computing it costs a fit."""
 
 
 @dataclass(frozen=True, slots=True)

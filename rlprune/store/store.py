@@ -130,12 +130,14 @@ class Store:
         return self._devices(sa.true())
 
     def _devices(self, which: sa.ColumnElement[bool]) -> list[DeviceRecord]:
-        count = (
-            sa.select(sa.func.count())
-            .where(schema.measurements.c.device == schema.devices.c.device)
-            .scalar_subquery()
-        )
-        query = sa.select(schema.devices, count.label("measurement_count")).where(which)
+        own = schema.measurements.c.device == schema.devices.c.device
+        count = sa.select(sa.func.count()).where(own).scalar_subquery()
+        last = sa.select(sa.func.max(schema.measurements.c.accepted_sec)).where(own)
+        query = sa.select(
+            schema.devices,
+            count.label("measurement_count"),
+            last.scalar_subquery().label("last_measured_sec"),
+        ).where(which)
         with self.database.read() as connection:
             rows = connection.execute(query.order_by(schema.devices.c.device)).mappings().all()
         return [
@@ -146,6 +148,7 @@ class Store:
                 last_seen_sec=row["last_seen_sec"],
                 measurement_count=row["measurement_count"],
                 generation=row["generation"],
+                last_measured_sec=row["last_measured_sec"],
             )
             for row in rows
         ]

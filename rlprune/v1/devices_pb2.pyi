@@ -24,7 +24,7 @@ JOB_STATE_FAILED: JobState
 JOB_STATE_PARKED: JobState
 
 class Device(_message.Message):
-    __slots__ = ("key", "description", "first_seen_sec", "last_seen_sec", "measurement_count", "generation", "open_job_count")
+    __slots__ = ("key", "description", "first_seen_sec", "last_seen_sec", "measurement_count", "generation", "open_job_count", "last_measured_sec", "health")
     class DescriptionEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -39,6 +39,8 @@ class Device(_message.Message):
     MEASUREMENT_COUNT_FIELD_NUMBER: _ClassVar[int]
     GENERATION_FIELD_NUMBER: _ClassVar[int]
     OPEN_JOB_COUNT_FIELD_NUMBER: _ClassVar[int]
+    LAST_MEASURED_SEC_FIELD_NUMBER: _ClassVar[int]
+    HEALTH_FIELD_NUMBER: _ClassVar[int]
     key: str
     description: _containers.ScalarMap[str, str]
     first_seen_sec: float
@@ -46,7 +48,21 @@ class Device(_message.Message):
     measurement_count: int
     generation: int
     open_job_count: int
-    def __init__(self, key: _Optional[str] = ..., description: _Optional[_Mapping[str, str]] = ..., first_seen_sec: _Optional[float] = ..., last_seen_sec: _Optional[float] = ..., measurement_count: _Optional[int] = ..., generation: _Optional[int] = ..., open_job_count: _Optional[int] = ...) -> None: ...
+    last_measured_sec: float
+    health: DeviceHealth
+    def __init__(self, key: _Optional[str] = ..., description: _Optional[_Mapping[str, str]] = ..., first_seen_sec: _Optional[float] = ..., last_seen_sec: _Optional[float] = ..., measurement_count: _Optional[int] = ..., generation: _Optional[int] = ..., open_job_count: _Optional[int] = ..., last_measured_sec: _Optional[float] = ..., health: _Optional[_Union[DeviceHealth, _Mapping]] = ...) -> None: ...
+
+class DeviceHealth(_message.Message):
+    __slots__ = ("error_ratio", "drift_ratio", "stale", "parked_job_count")
+    ERROR_RATIO_FIELD_NUMBER: _ClassVar[int]
+    DRIFT_RATIO_FIELD_NUMBER: _ClassVar[int]
+    STALE_FIELD_NUMBER: _ClassVar[int]
+    PARKED_JOB_COUNT_FIELD_NUMBER: _ClassVar[int]
+    error_ratio: float
+    drift_ratio: float
+    stale: bool
+    parked_job_count: int
+    def __init__(self, error_ratio: _Optional[float] = ..., drift_ratio: _Optional[float] = ..., stale: _Optional[bool] = ..., parked_job_count: _Optional[int] = ...) -> None: ...
 
 class RegisterDeviceRequest(_message.Message):
     __slots__ = ("key", "description")
@@ -64,12 +80,14 @@ class RegisterDeviceRequest(_message.Message):
     def __init__(self, key: _Optional[str] = ..., description: _Optional[_Mapping[str, str]] = ...) -> None: ...
 
 class ListDevicesRequest(_message.Message):
-    __slots__ = ("page_size", "page_token")
+    __slots__ = ("page_size", "page_token", "with_health")
     PAGE_SIZE_FIELD_NUMBER: _ClassVar[int]
     PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    WITH_HEALTH_FIELD_NUMBER: _ClassVar[int]
     page_size: int
     page_token: str
-    def __init__(self, page_size: _Optional[int] = ..., page_token: _Optional[str] = ...) -> None: ...
+    with_health: bool
+    def __init__(self, page_size: _Optional[int] = ..., page_token: _Optional[str] = ..., with_health: _Optional[bool] = ...) -> None: ...
 
 class ListDevicesResponse(_message.Message):
     __slots__ = ("devices", "next_page_token")
