@@ -2,7 +2,8 @@
 
 Models come from elsewhere and runtimes are native code, so a model that crashes the runtime, eats
 all memory or hangs it must take down something that can be started again. The child lives on from
-part to part, since importing a runtime takes a second; after a fault the next part gets a new one.
+part to part, since importing a runtime takes a second; after a fault the next part gets a new one,
+and so does who asks for a fresh one.
 The worker itself never loads a runtime. Needs POSIX; the limits are set by `child_main`.
 """
 
@@ -75,6 +76,7 @@ class Child:
         self.name = runtime
         self.version = ""
         """Of the runtime, as the child says; known once it was started."""
+        self._used = False
 
     def start(self) -> None:
         """Has the runtime loaded in a process of its own, unless that is the case.
@@ -132,6 +134,7 @@ class Child:
             UnavailableError: no child comes up.
         """
         self.start()
+        self._used = True
         keys = [encoding.subject_key(subject) for subject in subjects]
         request = {"subjects": keys, "device": device, "fingerprint": fingerprint}
         self._send({**request, "config": asdict(config)}, skeleton)
@@ -159,8 +162,14 @@ class Child:
             else:
                 return self._measurements(message)
 
+    def refresh(self) -> None:
+        """Sees to it that the next measurement is the first of its process."""
+        if self._used:
+            self.close()
+
     def close(self) -> None:
         """Ends the child at once, if there is one; the next measurement starts another."""
+        self._used = False
         if self._connection is not None:
             self._connection.close()
             self._connection = None

@@ -2,9 +2,10 @@
 
 Connects outwards only. A lease is renewed while the measuring goes on; where it is lost, measuring
 stops and nothing is reported. Results are reported a part at a time, so a killed worker loses
-little. A part that takes the child down is measured again one subject at a time, and what does it
-again is reported as failed. A server that is restarted is waited for. SIGTERM and Ctrl+C give the
-job back and end cleanly. Runs without torch, ray and gymnasium.
+little. A job of whole models alone gets a child of its own. A part that takes the child down is
+measured again one subject at a time, and what does it again is reported as failed. A server that is
+restarted is waited for. SIGTERM and Ctrl+C give the job back and end cleanly. Runs without torch,
+ray and gymnasium.
 """
 
 from __future__ import annotations
@@ -180,6 +181,10 @@ class _Worker:
         total = len(job.job.subjects)
         size = self._config.part_size
         parts = deque(job.left[start : start + size] for start in range(0, len(job.left), size))
+        if all(isinstance(subject, ModelSubject) for subject in job.left):
+            # What a process did before tells on what it measures next, and a plan's certificate
+            # stands on this. Starting one takes about a second.
+            self._child.refresh()
         with _Renewal(self._client, job) as renewal:
 
             def checkpoint(done: int, planned: int) -> None:

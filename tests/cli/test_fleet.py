@@ -73,12 +73,20 @@ def test_plan_from_a_server_whose_worker_measures(
         while not answer(rlprune("devices", "--server", server, "--json")):
             assert worker.poll() is None
         asked = rlprune(*ask, "--device", device, "--json")
+        certified = rlprune(*ask, "--device", device, "--certify", "--json")
     assert worker.returncode == 0
     assert asked.exit_code in (0, 3)
     plan = json.loads(asked.stdout)
     assert plan["device"] == device and plan["base_latency_ms"] > 0
+    assert certified.exit_code in (0, 3)
+    certificate = json.loads(certified.stdout)["certificate"]
+    assert certificate["within"] == (certified.exit_code == 0)
+    assert certificate["rounds"] and certificate["measured_latency_ms"] > 0
     (known,) = answer(rlprune("devices", "--server", server, "--json"))
     assert known["device"] == device and known["measurement_count"] > 0
+    assert known["runtime"] == "ort" and known["error_ratio"] > 0
+    assert known["last_measured_sec"] <= known["last_seen_sec"] + 10
+    assert isinstance(known["stale"], bool) and known["parked_job_count"] == 0
 
     line = refusal(rlprune(*ask, "--device", "toaster"), folder, also=("s.sqlite",))
     assert "toaster" in line and device in line

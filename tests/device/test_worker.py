@@ -15,10 +15,12 @@ from device_rig import FAULTY_KEY, QUICK, conv, faulty, until, working
 from faulty_child import SLEEP, SLOW
 from onnx_nets import conv_net
 
+from rlprune.device.child import ChildConfig
 from rlprune.device.worker import work
 from rlprune.errors import AuthenticationError, UnavailableError
 from rlprune.graph.from_onnx import trace_onnx
 from rlprune.latency.device import local_device_key
+from rlprune.latency.types import ModelSubject
 from rlprune.runtime import get_runtime
 from rlprune.service.client import Client
 from rlprune.service.server import Server, start
@@ -56,6 +58,30 @@ def test_a_plan_for_a_real_device_is_measured_planned_and_measured_again(
         assert found.control_ms > 0, "the unpruned model runs between as control"
         assert store.generation(KEY) == before + 1
     assert running.result() >= 2
+
+
+def test_every_round_of_a_certificate_is_measured_in_a_new_process(
+    server: Server, store: Store, tmp_path: Path
+) -> None:
+    starts = tmp_path / "starts"
+    child = (
+        f"import os; print(os.getpid(), file=open({str(starts)!r}, 'a'), flush=True)\n"
+        "from rlprune.device import child_main; child_main.main()"
+    )
+    config = replace(QUICK, child=ChildConfig(command=(sys.executable, "-c", child)))
+    with working(server.address, config=config), Client(server.address) as client:
+        until(client.devices)
+        ask = {"device": KEY, "budget_ratio": 0.95, "policy": "knapsack"}
+        client.plan(NET, **ask)  # type: ignore[arg-type]
+        before, measured_before = starts.read_text().split(), store.generation(KEY)
+        plan = client.plan(NET, certify=True, **ask)  # type: ignore[arg-type]
+    assert plan.certificate is not None and plan.certificate.within == plan.feasible
+    rounds = plan.certificate.rounds
+    assert len(set(starts.read_text().split())) >= len(before) + len(rounds)
+    reported = store.measurements(KEY)[measured_before:]
+    kept = {one.subject.keeps for one in reported if isinstance(one.subject, ModelSubject)}
+    assert {found.keeps for found in rounds} <= kept
+    assert all(one.control_ms > 0 for one in reported)
 
 
 def test_what_cannot_be_measured_is_reported_as_failed(server: Server, store: Store) -> None:

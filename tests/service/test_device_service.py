@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import uuid
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -29,7 +30,7 @@ from rlprune.service.device_messages import (
     subject_to,
 )
 from rlprune.store.encoding import Subject
-from rlprune.store.records import JobState
+from rlprune.store.records import DeviceHealth, JobState
 from rlprune.v1 import devices_pb2, types_pb2
 
 NET = conv_net()
@@ -79,6 +80,60 @@ def test_devices_are_listed_with_what_is_known_of_them(board: Rig) -> None:
             devices_pb2.ListDevicesResponse,
         )
     assert refusal.value.field == "page_size"
+
+
+def test_the_health_of_devices_is_told_where_it_is_asked_for(board: Rig) -> None:
+    board.device.register_device("board-2", {})
+    widths = TRACE.graph.widths
+    for keeps in ((widths * share).round().astype(int) for share in np.linspace(0.3, 1.0, 12)):
+        plan = ModelSubject(TRACE.graph.fingerprint, tuple(int(keep) for keep in keeps))
+        ask(board, plan)
+    board.do_jobs(macs_cost(TRACE.graph))
+    ask(board, SPEC)
+    for _ in range(3):
+        assert board.device.lease("worker", BOARD) is not None
+        board.now_offset += 31.0  # ... and never heard of again
+    assert board.device.lease("worker", BOARD) is None
+    assert board.client.devices()[0].health is None
+    board.now_offset += 3600.0
+    known, idle = board.client.devices(health=True)
+    assert known.health is not None and idle.health is not None
+    assert 0.0 < known.health.error_ratio < 0.3
+    assert known.health.parked_job_count == 1 and idle.health.parked_job_count == 0
+    assert known.last_measured_sec is not None and idle.last_measured_sec is None
+    assert known.last_seen_sec - known.last_measured_sec > 60.0
+    assert np.isnan(idle.health.error_ratio) and np.isnan(idle.health.drift_ratio)
+
+
+def test_a_device_that_slows_down_is_stale_until_it_is_measured_again(board: Rig) -> None:
+    cost = macs_cost(TRACE.graph)
+
+    def report(slowness: float, count: int) -> DeviceHealth:
+        board.store.add_measurements(
+            [with_control(SPEC, slowness * cost(SPEC), slowness) for _ in range(count)]
+        )
+        (known,) = board.client.devices(health=True)
+        assert known.health is not None
+        return known.health
+
+    steady = report(1.0, 12)
+    assert not steady.stale and steady.drift_ratio == 1.0
+    slower = report(2.0, 12)
+    assert slower.stale and slower.drift_ratio == pytest.approx(2.0, rel=0.1)
+    board.store.add_measurements([with_control(FULL, 2.0 * cost(FULL), 2.0) for _ in range(8)])
+    (again,) = board.client.devices(health=True)
+    assert again.health is not None and not again.health.stale
+
+
+def with_control(subject: Subject, ms: float, control_ms: float) -> Measurement:
+    control = ((control_ms,) * 3,) * 4
+    found = measured(BOARD, subject, ms)
+    return replace(
+        found,
+        control_cpu_ms=control,
+        control_wall_ms=control,
+        conditions=(("control", "canary"),),
+    )
 
 
 def test_what_was_measured_arrives_exactly(board: Rig) -> None:
