@@ -61,8 +61,11 @@ class ChildConfig:
     """What starts it; a Python of another environment may have another runtime."""
 
 
-class ChildFault(MeasurementError):
-    """A measurement took the child down, or would have; its message says how."""
+class ChildFault(Exception):
+    """A measurement took the child down, or would have; its message says how.
+
+    Of no error class that travels: whoever measures makes a failed measurement of it.
+    """
 
 
 class Child:

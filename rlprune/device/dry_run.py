@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from rlprune.device.child import Child, ChildConfig
+from rlprune.device.child import Child, ChildConfig, ChildFault
 from rlprune.errors import MeasurementError
 from rlprune.graph.from_onnx import OnnxTrace
 from rlprune.graph.skeleton import strip
@@ -46,7 +46,7 @@ def measure_like_a_worker(
                     skeleton=strip(trace.model),
                     checkpoint=lambda done, planned: None,
                 )
-            except MeasurementError as error:
+            except (ChildFault, MeasurementError) as error:
                 found[name] = Measurement(
                     device,
                     subject,

@@ -260,8 +260,6 @@ class _Worker:
                 skeleton=skeleton,
                 checkpoint=checkpoint,
             )
-        except ChildFault:
-            raise
         except MeasurementError as error:
             LOG.warning("cannot measure: %s", error)
             return [self._failed(subject, str(error)) for subject in part]

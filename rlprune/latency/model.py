@@ -132,6 +132,10 @@ class LatencyModel:
             interval_ratio=calibration.interval_ratio,
         )
 
+    def knows(self, graph: PruningGraph) -> bool:
+        """Whether whole models of this graph were measured, so that predictions are worth much."""
+        return any(row.graph.fingerprint == graph.fingerprint for row in self.rows)
+
     def missing(
         self, graph: PruningGraph, levels: IntArray, level_count: IntArray
     ) -> list[OperatorSpec | ModelSubject]:

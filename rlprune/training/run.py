@@ -240,9 +240,7 @@ def training_tasks(
         count = len(tasks)
         for name, model in models.items():
             profiles = model.profiles
-            if device != MACS_DEVICE and latency_model(store, device).missing(
-                model.graph, profiles.levels, profiles.level_count
-            ):
+            if device != MACS_DEVICE and not latency_model(store, device).knows(model.graph):
                 skipped.append(f"{name} on {device}")
                 continue
             task = task_for(model.graph, profiles, store, device)
