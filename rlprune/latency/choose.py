@@ -225,5 +225,5 @@ def calibration_keeps(
         chosen.setdefault(tuple(choice.tolist()))
         if len(chosen) >= count:
             break
-    picked = np.array(list(chosen), dtype=np.int64).reshape(-1, len(top))[:count]
+    picked = np.array(list(chosen), dtype=np.int64).reshape(len(chosen), len(top))[:count]
     return np.asarray(levels[np.arange(len(top)), picked], dtype=np.int64)

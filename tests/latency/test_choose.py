@@ -113,3 +113,5 @@ def test_few_plans_are_all_that_a_small_graph_has() -> None:
     width = Width(0, ((0, 1),))
     graph = PruningGraph("f", (Group("g", 16, ()),), (conv("c", -1, Width(3), width, 8),), ())
     assert len(calibration_keeps(graph, *keep_levels(graph), count=11)) == 2
+    fixed = PruningGraph("f", (), (conv("c", -1, Width(3), Width(16), 8),), ())
+    assert calibration_keeps(fixed, *keep_levels(fixed), count=11).shape == (1, 0)
