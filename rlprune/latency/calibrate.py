@@ -20,7 +20,7 @@ from rlprune.latency.operators import form, spec_at
 from rlprune.latency.types import OperatorSpec
 
 FUSED_PRIOR = 0.1
-ALL_SD, CLASS_SD, FORM_SD = 0.3, 0.15, 0.15
+ALL_SD, CLASS_SD, FORM_SD = 0.3, 0.3, 0.15
 """How far all factors, those of a class, and each by itself may move."""
 OVERHEAD_SD = 1.0
 PLAN_SD = 0.02

@@ -21,9 +21,9 @@ from rlprune.latency.operators import OVERHEAD
 from rlprune.latency.tables import LatencyTables
 from rlprune.latency.types import Measurement, ModelSubject, OperatorSpec
 
-CALIBRATION_COUNT = 11
-"""Whole models wanted per graph: the unpruned one and ten plans."""
-MAX_ATTEMPT_COUNT = 18
+CALIBRATION_COUNT = 21
+"""Whole models wanted per graph: the unpruned one and twenty plans."""
+MAX_ATTEMPT_COUNT = 30
 """... and tried, where some come out unstable or failed."""
 
 RECHECK_COUNT = ENOUGH
