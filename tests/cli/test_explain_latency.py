@@ -93,6 +93,8 @@ def test_this_machine_is_measured_once_and_predicted_stands_beside_measured(
     assert "activation+" in shown and "may be fused" in shown and "; measured" in shown
     (again,) = answer(rlprune("devices", "--json"))
     assert device["stale"] or again["measurement_count"] == device["measurement_count"]
+    listed = rlprune("devices").stdout
+    assert device["device"] in listed and " s ago" in listed and "parked jobs" in listed
 
 
 def test_a_certificate_stands_beside_the_prediction_of_its_device(
