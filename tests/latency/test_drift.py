@@ -18,7 +18,7 @@ from hand_graphs import (
 
 from rlprune.latency.choose import calibration_keeps, operator_grid
 from rlprune.latency.drift import CANARY, ENOUGH, WINDOW, device_drift
-from rlprune.latency.model import LatencyModel
+from rlprune.latency.model import CALIBRATION_COUNT, LatencyModel
 from rlprune.latency.operators import OVERHEAD
 from rlprune.latency.types import Measurement, ModelSubject
 from rlprune.profile.types import keep_levels
@@ -26,7 +26,7 @@ from rlprune.profile.types import keep_levels
 GRAPH = residual_graph()
 LEVELS, COUNTS = keep_levels(GRAPH)
 GRAPHS = {GRAPH.fingerprint: GRAPH}
-KEEPS = calibration_keeps(GRAPH, LEVELS, COUNTS, count=12)
+KEEPS = calibration_keeps(GRAPH, LEVELS, COUNTS, count=CALIBRATION_COUNT)
 BASE = float(model_ms(GRAPH, GRAPH.widths[None], {})[0])
 
 
@@ -51,7 +51,7 @@ def test_nothing_measured_says_nothing() -> None:
 
 
 def test_a_steady_device_does_not_drift() -> None:
-    drift = device_drift(operators() + plans(12))
+    drift = device_drift(operators() + plans(CALIBRATION_COUNT))
     assert drift.ratio == 1.0 and not drift.stale
     assert drift.control_ms == pytest.approx({CANARY: 0.1, GRAPH.fingerprint: BASE})
 
@@ -59,7 +59,7 @@ def test_a_steady_device_does_not_drift() -> None:
 def test_noise_and_a_busy_neighbour_are_not_drift() -> None:
     rng = np.random.default_rng(0)
     noisy = []
-    for index, one in enumerate(operators() + plans(12)):
+    for index, one in enumerate(operators() + plans(CALIBRATION_COUNT)):
         slow = (1.3 if index % 20 < 10 else 1.0) * np.exp(0.05 * rng.standard_normal())
         control = tuple(tuple(ms * slow for ms in session) for session in one.control_cpu_ms)
         noisy.append(replace(one, control_cpu_ms=control))
@@ -67,7 +67,7 @@ def test_noise_and_a_busy_neighbour_are_not_drift() -> None:
 
 
 def test_throttling_is_noticed_by_every_control_and_ends_with_measuring_again() -> None:
-    before = operators() + plans(12)
+    before = operators() + plans(CALIBRATION_COUNT)
     throttled = operators(slow=2.0)[:WINDOW]
     drift = device_drift(before + throttled)
     assert drift.ratio == pytest.approx(2.0) and drift.stale
@@ -78,7 +78,7 @@ def test_throttling_is_noticed_by_every_control_and_ends_with_measuring_again() 
 
 
 def test_a_stale_model_asks_for_a_few_plans_again_and_its_milliseconds_follow() -> None:
-    before = operators() + plans(12)
+    before = operators() + plans(CALIBRATION_COUNT)
     steady = LatencyModel.fit(DEVICE, before, GRAPHS)
     assert steady.missing(GRAPH, LEVELS, COUNTS) == []
     throttled = before + plans(WINDOW, slow=2.0)
