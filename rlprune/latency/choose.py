@@ -208,8 +208,9 @@ def calibration_keeps(
     """Distinct plans to measure whole [N, G]: the base, the least, uniform ones, random ones.
 
     A longer list begins with the shorter one. Fewer than `count` rows where there are not so many
-    plans. Random plans draw a common fraction and scatter the groups around it: with independent
-    draws every plan would cost about the same, and nothing would be learned about cheap and dear.
+    plans. Every other random plan scatters the groups around a common fraction, the others draw
+    each group by itself: those cost about the same and say little about cheap and dear, but without
+    them what is wide beside what is narrow was predicted 5 % off, outside the interval.
     """
     rng = np.random.default_rng(seed)
     top = level_count - 1
@@ -220,8 +221,10 @@ def calibration_keeps(
         if attempt < len(choices):
             choice = choices[attempt]
         else:
-            scattered = rng.uniform(0.0, 1.0) + rng.normal(0.0, 0.35, len(top))
-            choice = np.rint(np.clip(scattered, 0.0, 1.0) * top).astype(np.int64)
+            share = rng.uniform(0.0, 1.0, len(top))
+            if attempt % 2:
+                share = np.clip(rng.uniform() + rng.normal(0.0, 0.35, len(top)), 0.0, 1.0)
+            choice = np.rint(share * top).astype(np.int64)
         chosen.setdefault(tuple(choice.tolist()))
         if len(chosen) >= count:
             break

@@ -212,7 +212,9 @@ def _plan_rows(
         rows.append((keeps, ms, log_sd, any(ok for _, _, ok in values)))
     return PlanRows(
         graph=graph,
-        keeps=np.array([row[0] for row in rows], dtype=np.int64).reshape(len(rows), len(graph.groups)),
+        keeps=np.array([row[0] for row in rows], dtype=np.int64).reshape(
+            len(rows), len(graph.groups)
+        ),
         ms=np.array([row[1] for row in rows], dtype=np.float64),
         log_sd=np.array([row[2] for row in rows], dtype=np.float64),
         trusted=np.array([row[3] for row in rows], dtype=np.float64),
