@@ -3,6 +3,7 @@
     trace = rlprune.trace("model.onnx")                    # or a torch module and example inputs
     plan = rlprune.plan(trace, budget_ratio=0.5)           # for this machine, measured if need be
     smaller = rlprune.apply(plan, trace)                   # an onnx.ModelProto, or a torch module
+    report = rlprune.finetune(module, plan, "train.npz", out="tuned")   # cut, trained, written
     plan = rlprune.Client("host:port").plan("model.onnx", device="...", budget_ms=8)
 
 Importing this costs nothing: each call imports what it needs, and says which extra is missing.
@@ -25,11 +26,12 @@ if TYPE_CHECKING:
     from rlprune.graph.from_torch import TorchTrace
     from rlprune.plans import PruningPlan
     from rlprune.service.client import Client
+    from rlprune.training.recover import finetune
 
     OnnxModel = str | Path | bytes | onnx.ModelProto | OnnxTrace
     TorchModel = nn.Module | TorchTrace
 
-__all__ = ["Client", "PruningPlan", "__version__", "apply", "plan", "trace"]
+__all__ = ["Client", "PruningPlan", "__version__", "apply", "finetune", "plan", "trace"]
 
 
 def __getattr__(name: str) -> Any:
@@ -37,6 +39,10 @@ def __getattr__(name: str) -> Any:
         from rlprune.service.client import Client
 
         return Client
+    if name == "finetune":
+        from rlprune.training.recover import finetune
+
+        return finetune
     if name == "PruningPlan":
         from rlprune.plans import PruningPlan
 
