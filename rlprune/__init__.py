@@ -127,6 +127,8 @@ def plan(
     hold: str | Iterable[str] = (),
     pin: str | Iterable[str] = (),
     certify: bool = False,
+    guard: bool = True,
+    candidates: int = 0,
 ) -> PruningPlan:
     """How many channels each group may keep, so that the model runs within the budget.
 
@@ -150,6 +152,12 @@ def plan(
         pin: the same; the channels of all layers that one glob matches keep one ratio.
         certify: measure the plan on this machine, in a new process, and correct it where it misses
             its budget or leaves much of it unused; `plan.certificate` says what came of it.
+        guard: give the knapsack's plan, and say so in `plan.note`, where the policy's recorded gain
+            on unseen models is not clearly above zero; False for what it plans all the same.
+        candidates: propose so many plans (the knapsack's, the policy's, samples around it, the
+            other classical ones) and take the best by its loss on half of the calibration images,
+            the other half being what losses are measured on; the knapsack's stands unless beaten
+            by more than a standard error. `plan.candidates` has the table.
 
     Returns:
         The plan; `feasible` is False where no plan is within the budget.
@@ -175,6 +183,8 @@ def plan(
         calibration=calibration,
         constraints=constraints,
         certify=certify,
+        guard=guard,
+        candidates=candidates,
     )
 
 

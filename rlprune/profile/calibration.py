@@ -37,6 +37,22 @@ class Calibration:
         """The images at `index` [M]."""
         return Calibration(self.x[index], self.y[index])
 
+    def halves(self, *, seed: int = 0) -> tuple[Calibration, Calibration]:
+        """Two disjoint halves, drawn by `seed`: to profile on one and to judge plans on the other.
+
+        Raises:
+            CalibrationError: too few images for two.
+        """
+        if len(self) < 2 * MIN_IMAGES:
+            raise CalibrationError(
+                f"calibration: {len(self)} images are too few to halve; give at least "
+                f"{2 * MIN_IMAGES}",
+                field="calibration",
+            )
+        order = np.random.default_rng(seed).permutation(len(self))
+        middle = len(self) // 2
+        return self.take(np.sort(order[:middle])), self.take(np.sort(order[middle:]))
+
 
 def load_calibration(path: str | Path, trace: OnnxTrace) -> Calibration:
     """Reads an `.npz` with `x` (float, [N, ...]) and `y` (integer classes, [N]); nothing is
