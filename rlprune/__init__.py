@@ -3,6 +3,7 @@
     trace = rlprune.trace("model.onnx")                    # or a torch module and example inputs
     plan = rlprune.plan(trace, budget_ratio=0.5)           # for this machine, measured if need be
     smaller = rlprune.apply(plan, trace)                   # an onnx.ModelProto, or a torch module
+    report = rlprune.finetune(module, plan, "train.npz", out="tuned")   # cut, trained, written
     plan = rlprune.Client("host:port").plan("model.onnx", device="...", budget_ms=8)
 
 Importing this costs nothing: each call imports what it needs, and says which extra is missing.
@@ -25,11 +26,12 @@ if TYPE_CHECKING:
     from rlprune.graph.from_torch import TorchTrace
     from rlprune.plans import PruningPlan
     from rlprune.service.client import Client
+    from rlprune.training.recover import finetune
 
     OnnxModel = str | Path | bytes | onnx.ModelProto | OnnxTrace
     TorchModel = nn.Module | TorchTrace
 
-__all__ = ["Client", "PruningPlan", "__version__", "apply", "plan", "trace"]
+__all__ = ["Client", "PruningPlan", "__version__", "apply", "finetune", "plan", "trace"]
 
 
 def __getattr__(name: str) -> Any:
@@ -37,6 +39,10 @@ def __getattr__(name: str) -> Any:
         from rlprune.service.client import Client
 
         return Client
+    if name == "finetune":
+        from rlprune.training.recover import finetune
+
+        return finetune
     if name == "PruningPlan":
         from rlprune.plans import PruningPlan
 
@@ -121,6 +127,8 @@ def plan(
     hold: str | Iterable[str] = (),
     pin: str | Iterable[str] = (),
     certify: bool = False,
+    guard: bool = True,
+    candidates: int = 0,
 ) -> PruningPlan:
     """How many channels each group may keep, so that the model runs within the budget.
 
@@ -144,6 +152,12 @@ def plan(
         pin: the same; the channels of all layers that one glob matches keep one ratio.
         certify: measure the plan on this machine, in a new process, and correct it where it misses
             its budget or leaves much of it unused; `plan.certificate` says what came of it.
+        guard: give the knapsack's plan, and say so in `plan.note`, where the policy's recorded gain
+            on unseen models is not clearly above zero; False for what it plans all the same.
+        candidates: propose so many plans (the knapsack's, the policy's, samples around it, the
+            other classical ones) and take the best by its loss on half of the calibration images,
+            the other half being what losses are measured on; the knapsack's stands unless beaten
+            by more than a standard error. `plan.candidates` has the table.
 
     Returns:
         The plan; `feasible` is False where no plan is within the budget.
@@ -169,6 +183,8 @@ def plan(
         calibration=calibration,
         constraints=constraints,
         certify=certify,
+        guard=guard,
+        candidates=candidates,
     )
 
 

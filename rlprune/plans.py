@@ -53,6 +53,23 @@ class PlanFigures:
 
 
 @dataclass(frozen=True, slots=True)
+class Candidate(PlanFigures):
+    """One of several plans for the same budget, as proposed or as evaluated."""
+
+    policy: str
+    """Name and version of what proposed it; samples around a policy's plan end in `~1`, `~2`."""
+    loss: float | None = None
+    """Cross-entropy after statistics correction on images that no profile was measured on, nats;
+    None until it is evaluated, as the two below."""
+    loss_se: float | None = None
+    """Its standard error over images."""
+    gain_se: float | None = None
+    """Standard error of its difference from the knapsack's loss, image by image."""
+    chosen: bool = False
+    """Whether it is the plan."""
+
+
+@dataclass(frozen=True, slots=True)
 class MeasuredRound:
     """One plan that was measured on the way to a certificate."""
 
@@ -110,6 +127,8 @@ class PruningPlan:
     """What was measured, where that was asked for."""
     constraints: Constraints = field(default_factory=Constraints)
     """What was stated; `round_to` is None only where it is not known."""
+    candidates: tuple[Candidate, ...] = ()
+    """What it was chosen from, where that was asked for; the first is the knapsack's."""
 
     @property
     def keeps(self) -> IntArray:
@@ -188,18 +207,11 @@ class PruningPlan:
                 ),
                 macs=_count(data["macs"]),
                 params=_count(data["params"]),
-                reference=None
-                if reference is None
-                else PlanFigures(
-                    keeps=tuple(_count(keep) for keep in reference["keeps"]),
-                    predicted_latency_ms=_finite(reference["predicted_latency_ms"]),
-                    predicted_interval_ms=_pair(reference["predicted_interval_ms"]),
-                    macs=_count(reference["macs"]),
-                    params=_count(reference["params"]),
-                ),
+                reference=None if reference is None else PlanFigures(**_figures(reference)),
                 note=str(data["note"]),
                 certificate=_certificate(data.get("certificate")),
                 constraints=_constraints(data.get("constraints", {})),
+                candidates=tuple(_candidate(one) for one in data.get("candidates", ())),
             )
         except (KeyError, TypeError, ValueError, InputError) as error:
             raise PlanError(
@@ -240,6 +252,31 @@ def write_atomic(path: Path, content: bytes | Iterator[bytes]) -> None:
     except BaseException:
         os.unlink(temporary)
         raise
+
+
+def _figures(data: Any) -> dict[str, Any]:
+    """What `PlanFigures` holds."""
+    return {
+        "keeps": tuple(_count(keep) for keep in data["keeps"]),
+        "predicted_latency_ms": _finite(data["predicted_latency_ms"]),
+        "predicted_interval_ms": _pair(data["predicted_interval_ms"]),
+        "macs": _count(data["macs"]),
+        "params": _count(data["params"]),
+    }
+
+
+def _candidate(data: Any) -> Candidate:
+    def known(value: Any) -> float | None:
+        return None if value is None else _finite(value)
+
+    return Candidate(
+        **_figures(data),
+        policy=str(data["policy"]),
+        loss=known(data["loss"]),
+        loss_se=known(data["loss_se"]),
+        gain_se=known(data["gain_se"]),
+        chosen=bool(data["chosen"]),
+    )
 
 
 def _certificate(data: Any) -> Certificate | None:

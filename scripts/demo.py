@@ -193,6 +193,7 @@ class Asker:
             budget_ms=budget_ms,
             policy=policy,
             calibration=self.calibration,
+            guard=False,  # the demo is about what the policy itself plans
         )
         if not plan.feasible:
             raise DemoError(f"{policy} found {budget_ms:.3f} ms infeasible: {plan.note}")

@@ -128,6 +128,7 @@ def test_every_policy_keeps_to_holds_and_pins_within_the_budget(policy: str) -> 
         hold="conv0",
         pin=["conv[13]"],
         round_to=4,
+        guard=False,
         **ASK,  # type: ignore[arg-type]
     )
     assert plan.feasible and plan.predicted_interval_ms[1] <= plan.budget_ms

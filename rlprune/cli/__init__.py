@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from rlprune.cli import explain, fleet, latency, models, planning, training
+from rlprune.cli import explain, finetune, fleet, latency, models, planning, training
 from rlprune.cli.frame import Commands
 
 app = typer.Typer(
@@ -27,6 +27,7 @@ app = typer.Typer(
 app.command("trace")(explain.trace)
 app.command("plan")(planning.plan)
 app.command("apply")(models.apply)
+app.command("finetune")(finetune.finetune)
 app.command("measure")(models.measure)
 app.command("explain-latency")(latency.explain_latency)
 app.command("train")(training.train)

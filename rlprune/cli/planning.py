@@ -72,6 +72,22 @@ def plan(
         bool,
         typer.Option("--certify", help="Measure the plan on the device; correct it if it misses."),
     ] = False,
+    candidates: Annotated[
+        int,
+        typer.Option(
+            metavar="K",
+            show_default=False,
+            help="Propose K plans and take the best by its loss on half of the calibration images.",
+        ),
+    ] = 0,
+    no_guard: Annotated[
+        bool,
+        typer.Option(
+            "--no-guard",
+            help="Take a learned policy's plan though its gain on unseen models is not clearly "
+            "above zero.",
+        ),
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Plan how many channels each group keeps.
@@ -105,6 +121,8 @@ def plan(
                 calibration=calibration,
                 constraints=constraints,
                 certify=certify,
+                guard=not no_guard,
+                candidates=candidates,
                 on_progress=on_progress,
             )
         else:
@@ -122,6 +140,8 @@ def plan(
                     hold=constraints.hold,
                     pin=constraints.pin,
                     certify=certify,
+                    guard=not no_guard,
+                    candidates=candidates,
                     on_progress=on_progress,
                 )
     if as_json:
@@ -156,6 +176,22 @@ def _print_plan(plan: PruningPlan) -> None:
             for row, entry in zip(rows, plan.groups, strict=True)
         ]
     print_table(columns, rows, left=left)
+    if plan.candidates:
+        print_table(
+            ("candidate", unit, "loss", "+-", "difference +-", "chosen"),
+            [
+                (
+                    one.policy,
+                    f"{one.predicted_latency_ms:.4g}",
+                    *(
+                        "" if value is None else f"{value:.4f}"
+                        for value in (one.loss, one.loss_se, one.gain_se)
+                    ),
+                    "yes" if one.chosen else "",
+                )
+                for one in plan.candidates
+            ],
+        )
     low, high = plan.predicted_interval_ms
     print_line(
         f"budget     {plan.budget_ms:.4g} {unit} of {plan.base_latency_ms:.4g}; "

@@ -5,6 +5,7 @@ has reported nothing new. `plan_model` is the whole way on this machine, without
 not been measured yet is measured once, and found in the local store the next time.
 """
 
+from rlprune.planning.candidates import check_count
 from rlprune.planning.local import (
     OnProgress,
     check_measured,
@@ -12,6 +13,7 @@ from rlprune.planning.local import (
     device_task,
     plan_model,
     profile_model,
+    split_calibration,
     which_device,
 )
 from rlprune.planning.make import check_budget, make_plan
@@ -20,6 +22,7 @@ from rlprune.planning.tables import latency_model, task_for
 __all__ = [
     "OnProgress",
     "check_budget",
+    "check_count",
     "check_measured",
     "constrained_levels",
     "device_task",
@@ -27,6 +30,7 @@ __all__ = [
     "make_plan",
     "plan_model",
     "profile_model",
+    "split_calibration",
     "task_for",
     "which_device",
 ]

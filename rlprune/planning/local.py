@@ -14,6 +14,7 @@ from rlprune.errors import BudgetError, InputError, MissingExtraError, NotFoundE
 from rlprune.graph.types import IntArray, PruningGraph
 from rlprune.latency.device import preferred_multiple
 from rlprune.latency.types import MACS_DEVICE, Measurement
+from rlprune.planning.candidates import check_count, chooser
 from rlprune.planning.make import check_budget, make_plan
 from rlprune.planning.tables import latency_model, nothing_measured, task_for
 from rlprune.plans import PruningPlan
@@ -24,6 +25,7 @@ from rlprune.task.taskdir import read_npz, write_npz
 
 if TYPE_CHECKING:
     from rlprune.graph.from_onnx import OnnxTrace
+    from rlprune.profile.calibration import Calibration
     from rlprune.runtime import Runtime
     from rlprune.store import Store
 
@@ -49,6 +51,8 @@ def plan_model(
     calibration: str | Path | None = None,
     constraints: Constraints | None = None,
     certify: bool = False,
+    guard: bool = True,
+    candidates: int = 0,
     store: Store | None = None,
     on_progress: OnProgress | None = None,
 ) -> PruningPlan:
@@ -57,7 +61,8 @@ def plan_model(
     With no `device`, a runtime's name or this machine's own key, what the model needs is measured
     now where the local store does not have it. Whatever was given is checked before the first
     measurement. With `certify` the plan is measured here, and corrected where it misses
-    (`planning.certify`).
+    (`planning.certify`). With `candidates`, so many plans are evaluated on half of the calibration
+    images, those that the profile is not measured on (`planning.candidates`).
 
     Raises:
         BudgetError: not exactly one budget, or not a positive, finite one.
@@ -75,6 +80,7 @@ def plan_model(
         check_budget(budget_ratio, "budget_ratio")
     else:
         raise BudgetError("give either budget_ms or budget_ratio", field="budget_ms")
+    check_count(candidates, calibrated=calibration is not None)
     chosen = get_policy(policy)
     device, runtime = which_device(device, trace.graph)
     if certify and runtime is None:
@@ -84,15 +90,25 @@ def plan_model(
             field="device",
         )
     bound = bind(trace.graph, constraints or Constraints(), round_to=preferred_multiple(device))
+    profile_images, pick = split_calibration(trace, calibration, candidates, on_progress)
     profiles = profile_model(
-        trace, *constrained_levels(trace.graph, bound), calibration, on_progress=on_progress
+        trace, *constrained_levels(trace.graph, bound), profile_images, on_progress=on_progress
     )
     store = open_store() if store is None else store
     task = device_task(trace, profiles, store, device, runtime, on_progress=on_progress)
 
     def ask(budget_ms: float) -> PruningPlan:
         task = task_for(trace.graph, profiles, store, device)
-        return make_plan(task, chosen, budget_ms, device=device, constraints=bound)
+        made = make_plan(
+            task,
+            chosen,
+            budget_ms,
+            device=device,
+            constraints=bound,
+            guard=guard,
+            candidate_count=candidates,
+        )
+        return pick(made)
 
     if budget_ratio is not None:
         budget_ms = budget_ratio * task.base_ms
@@ -118,11 +134,34 @@ def plan_model(
     return certify_plan(ask, measured, made)
 
 
+def split_calibration(
+    trace: OnnxTrace,
+    calibration: str | Path | None,
+    candidates: int,
+    on_progress: OnProgress | None = None,
+) -> tuple[str | Path | Calibration | None, Callable[[PruningPlan], PruningPlan]]:
+    """What to profile on, and how a plan with candidates is chosen from.
+
+    Without candidates all images are profiled on, and plans stay as they are made. With them the
+    images are halved.
+
+    Raises:
+        CalibrationError: the calibration file is refused.
+    """
+    if not candidates or calibration is None:
+        return calibration, lambda plan: plan
+    from rlprune.profile.calibration import load_calibration
+
+    for_profile, for_choice = load_calibration(calibration, trace).halves()
+    tell = _named(on_progress, "evaluating candidates")
+    return for_profile, chooser(trace, for_choice, on_progress=tell)
+
+
 def profile_model(
     trace: OnnxTrace,
     levels: IntArray,
     level_count: IntArray,
-    calibration: str | Path | None = None,
+    calibration: str | Path | Calibration | None = None,
     *,
     on_progress: OnProgress | None = None,
 ) -> GroupProfiles:
@@ -140,12 +179,14 @@ def profile_model(
     profiles = energy_profiles(trace, levels, level_count)
     if calibration is None:
         return profiles
-    from rlprune.profile.calibration import load_calibration
+    from rlprune.profile.calibration import Calibration, load_calibration
     from rlprune.profile.evaluate import Evaluator
     from rlprune.profile.measured import measure_profiles
     from rlprune.runtime import get_runtime
 
-    data = load_calibration(calibration, trace)
+    data = calibration
+    if not isinstance(data, Calibration):
+        data = load_calibration(data, trace)
     key = digest(
         PROFILE_FORMAT.encode(),
         trace.graph.fingerprint.encode(),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -11,7 +11,8 @@ from rlprune.constraints import BoundConstraints, Constraints
 from rlprune.errors import BudgetError
 from rlprune.graph.types import IntArray
 from rlprune.latency.types import MACS_DEVICE
-from rlprune.plans import PlanEntry, PlanFigures, PruningPlan
+from rlprune.planning.candidates import PENDING, propose
+from rlprune.plans import Candidate, PlanEntry, PlanFigures, PruningPlan
 from rlprune.task.pinned import PinnedTask
 from rlprune.task.task import PruningTask
 
@@ -42,15 +43,23 @@ def make_plan(
     *,
     device: str,
     constraints: BoundConstraints | None = None,
+    guard: bool = True,
+    candidate_count: int = 0,
 ) -> PruningPlan:
     """The policy's plan for one budget, with every figure a reader needs to judge it; pure.
 
     An infeasible budget is an answer, not an error: the plan of least latency, `feasible` False.
     The task's levels are those the constraints leave; what is pinned is planned as one group.
 
+    Args:
+        guard: give the knapsack's plan where the policy may not answer alone (`policy.guard`).
+        candidate_count: also propose so many plans, for `candidates.choose` where the weights are;
+            the plan is then the knapsack's.
+
     Raises:
         BudgetError: the budget is NaN, infinite, zero or negative.
     """
+    from rlprune.policy.guard import why_not_alone
     from rlprune.task.knapsack import least_keeps, solve
 
     budget_ms = check_budget(budget_ms)
@@ -59,12 +68,26 @@ def make_plan(
     least = pinned.expand(least_keeps(pinned.task))
     feasible = bool(task.tables.upper_ms(least[None])[0] <= budget_ms)
     keeps = reference = pinned.expand(solve(pinned.task, asked)[0]) if feasible else least
-    if feasible and task.group_count and policy.name != "knapsack":
-        keeps = pinned.expand(policy.plan(pinned.task, asked)[0])
-    figures = _figures(task, keeps)
+    decided, why = policy.name, ""
+    candidates: list[Candidate] = []
+    if feasible and task.group_count:
+        if candidate_count:
+            decided, why = "knapsack", PENDING
+            rng = np.random.default_rng(0)
+            candidates = [
+                Candidate(**_figures(task, pinned.expand(own)), policy=name)
+                for name, own in propose(pinned.task, policy, budget_ms, candidate_count, rng)
+            ]
+        elif guard and (why := why_not_alone(policy)):
+            decided, why = "knapsack", f"the knapsack reference: {why}"
+        elif policy.name != "knapsack":
+            keeps = pinned.expand(policy.plan(pinned.task, asked)[0])
+            if (keeps == reference).all():
+                why = "the same as the knapsack reference"
+    figures = PlanFigures(**_figures(task, keeps))
     return PruningPlan(
         fingerprint=task.graph.fingerprint,
-        policy=policy.name,
+        policy=decided,
         profiled=task.profiles.profiled,
         device=device,
         budget_ms=budget_ms,
@@ -86,39 +109,39 @@ def make_plan(
         ),
         macs=figures.macs,
         params=figures.params,
-        reference=_figures(task, reference),
+        reference=PlanFigures(**_figures(task, reference)),
+        candidates=tuple(candidates),
         constraints=constraints.recorded if constraints else Constraints(),
         note=_note(
             task,
-            policy,
+            why,
             budget_ms,
             least,
             feasible,
-            bool((keeps == reference).all()),
             bool(constraints and constraints.beyond_rounding),
         ),
     )
 
 
-def _figures(task: PruningTask, keeps: IntArray) -> PlanFigures:
+def _figures(task: PruningTask, keeps: IntArray) -> dict[str, Any]:
+    """What `PlanFigures` holds of a plan."""
     latency = float(task.tables.latency_ms(keeps[None])[0])
     low, high = task.tables.interval_ratio
-    return PlanFigures(
-        keeps=tuple(int(keep) for keep in keeps),
-        predicted_latency_ms=latency,
-        predicted_interval_ms=(latency * low, latency * high),
-        macs=int(task.graph.macs(keeps)),
-        params=int(task.graph.params(keeps)),
-    )
+    return {
+        "keeps": tuple(int(keep) for keep in keeps),
+        "predicted_latency_ms": latency,
+        "predicted_interval_ms": (latency * low, latency * high),
+        "macs": int(task.graph.macs(keeps)),
+        "params": int(task.graph.params(keeps)),
+    }
 
 
 def _note(
     task: PruningTask,
-    policy: Policy,
+    why: str,
     budget_ms: float,
     least: IntArray,
     feasible: bool,
-    is_reference: bool,
     constrained: bool,
 ) -> str:
     """What the reader should know, clauses joined by semicolons; empty where nothing is."""
@@ -133,8 +156,8 @@ def _note(
             f"{budget_ms:.4g} {unit}: this is the plan of least latency, "
             f"which needs a budget of {floor:.4g} {unit} (upper end of its interval)"
         )
-    elif task.group_count and is_reference and policy.name != "knapsack":
-        clauses.append("the same as the knapsack reference")
+    elif why:
+        clauses.append(why)
     if not task.profiles.profiled:
         source = "shapes alone" if task.profiles.energy_loss is None else "weights alone"
         clauses.append(f"losses estimated from {source}: no calibration data")

@@ -8,9 +8,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from rlprune.errors import PolicyError
-from rlprune.policy.base import Policy
+from rlprune.policy.base import Policy, SamplingPolicy
 
-__all__ = ["POLICY_NAMES", "Policy", "get_policy"]
+__all__ = ["POLICY_NAMES", "Policy", "SamplingPolicy", "get_policy"]
 
 POLICY_NAMES = ("learned", "corrected", "knapsack", "global", "uniform")
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
+
+import numpy as np
 
 from rlprune.graph.types import FloatArray, IntArray
 from rlprune.task.task import PruningTask
@@ -22,4 +24,15 @@ class Policy(Protocol):
         `task.tables.upper_ms` of every row is within its budget where any plan is; where none is,
         the row is `rlprune.task.knapsack.least_keeps`.
         """
+        ...
+
+
+@runtime_checkable
+class SamplingPolicy(Policy, Protocol):
+    """A policy that has more than one answer, for whoever can evaluate several."""
+
+    def sample(
+        self, task: PruningTask, budget_ms: float, count: int, rng: np.random.Generator
+    ) -> IntArray:
+        """Keeps [count, G] around its plan for one budget, each within it; some may be equal."""
         ...

@@ -37,6 +37,22 @@ class Calibration:
         """The images at `index` [M]."""
         return Calibration(self.x[index], self.y[index])
 
+    def halves(self, *, seed: int = 0) -> tuple[Calibration, Calibration]:
+        """Two disjoint halves, drawn by `seed`: to profile on one and to judge plans on the other.
+
+        Raises:
+            CalibrationError: too few images for two.
+        """
+        if len(self) < 2 * MIN_IMAGES:
+            raise CalibrationError(
+                f"calibration: {len(self)} images are too few to halve; give at least "
+                f"{2 * MIN_IMAGES}",
+                field="calibration",
+            )
+        order = np.random.default_rng(seed).permutation(len(self))
+        middle = len(self) // 2
+        return self.take(np.sort(order[:middle])), self.take(np.sort(order[middle:]))
+
 
 def load_calibration(path: str | Path, trace: OnnxTrace) -> Calibration:
     """Reads an `.npz` with `x` (float, [N, ...]) and `y` (integer classes, [N]); nothing is
@@ -45,24 +61,34 @@ def load_calibration(path: str | Path, trace: OnnxTrace) -> Calibration:
     Raises:
         CalibrationError: not such a file, or not what the traced model's input and output need.
     """
+    return check_calibration(*read_images(path), trace.model)
+
+
+def read_images(
+    path: str | Path, *, what: str = "calibration"
+) -> tuple[NDArray[Any], NDArray[Any]]:
+    """`x` and `y` of an `.npz`, as they stand there; `what` is what the caller calls it.
+
+    Raises:
+        CalibrationError: not such a file.
+    """
     try:
         # Opened here, since np.load leaves a file open that is no whole archive.
         with open(path, "rb") as file, np.load(file, allow_pickle=False) as data:
             missing = [name for name in ("x", "y") if name not in data]
             if missing:
                 raise CalibrationError(
-                    f"calibration {path} has no {missing[0]!r} (it has {sorted(data)}); "
+                    f"{what} {path} has no {missing[0]!r} (it has {sorted(data)}); "
                     "save it with np.savez(path, x=images, y=labels)",
-                    field="calibration",
+                    field=what,
                 )
-            x, y = data["x"], data["y"]
+            return data["x"], data["y"]
     except (OSError, EOFError, ValueError, TypeError, AttributeError, zipfile.BadZipFile) as error:
         # np.load of something else than an .npz gives an array, which is no context manager.
         raise CalibrationError(
-            f"cannot read calibration {path} as an .npz of plain arrays: {_one_line(error)}",
-            field="calibration",
+            f"cannot read {what} {path} as an .npz of plain arrays: {_one_line(error)}",
+            field=what,
         ) from error
-    return check_calibration(x, y, trace.model)
 
 
 def check_calibration(x: NDArray[Any], y: NDArray[Any], model: onnx.ModelProto) -> Calibration:
@@ -71,9 +97,44 @@ def check_calibration(x: NDArray[Any], y: NDArray[Any], model: onnx.ModelProto) 
     Raises:
         CalibrationError: shape, type, values or labels do not fit the model's input and output.
     """
+    images = check_images(x, y)
+    check_fit(images, model)
+    return images
+
+
+def check_fit(images: Calibration, model: onnx.ModelProto, *, what: str = "calibration") -> None:
+    """Refuses images that `model` does not take, and classes that it does not know.
+
+    Raises:
+        CalibrationError: calling the images `what`.
+    """
+    x, y = images.x, images.y
+    wanted = _input_shape(model)
+    if len(wanted) != x.ndim or any(
+        have != want for have, want in zip(x.shape[1:], wanted[1:], strict=True) if want is not None
+    ):
+        shown = ["N", *("?" if want is None else want for want in wanted[1:])]
+        raise CalibrationError(
+            f"{what}: x is {list(x.shape)}, the model takes [{', '.join(map(str, shown))}]",
+            field=what,
+        )
+    class_count = _class_count(model)
+    if y.min() < 0 or (class_count is not None and y.max() >= class_count):
+        top = "" if class_count is None else f"..{class_count - 1}"
+        raise CalibrationError(
+            f"{what}: y holds classes {y.min()}..{y.max()}, the model knows 0{top}", field=what
+        )
+
+
+def check_images(x: NDArray[Any], y: NDArray[Any], *, what: str = "calibration") -> Calibration:
+    """`x` and `y` as a `Calibration`, if they are images and their classes, of whatever model.
+
+    Raises:
+        CalibrationError: other types or lengths, too few, or not finite.
+    """
 
     def refuse(why: str) -> CalibrationError:
-        return CalibrationError(f"calibration: {why}", field="calibration")
+        return CalibrationError(f"{what}: {why}", field=what)
 
     if not np.issubdtype(x.dtype, np.floating):
         raise refuse(f"x is {x.dtype}; give floats, preprocessed as the model takes them")
@@ -83,19 +144,9 @@ def check_calibration(x: NDArray[Any], y: NDArray[Any], model: onnx.ModelProto) 
         raise refuse(f"x is {list(x.shape)} and y {list(y.shape)}; both need the same first length")
     if len(y) < MIN_IMAGES:
         raise refuse(f"{len(y)} images are too few; give at least {MIN_IMAGES}")
-    wanted = _input_shape(model)
-    if len(wanted) != x.ndim or any(
-        have != want for have, want in zip(x.shape[1:], wanted[1:], strict=True) if want is not None
-    ):
-        shown = ["N", *("?" if want is None else want for want in wanted[1:])]
-        raise refuse(f"x is {list(x.shape)}, the model takes [{', '.join(map(str, shown))}]")
     x = np.ascontiguousarray(x, dtype=np.float32)
     if not np.isfinite(x).all():
         raise refuse("x holds NaN or infinite values")
-    class_count = _class_count(model)
-    if y.min() < 0 or (class_count is not None and y.max() >= class_count):
-        top = "" if class_count is None else f"..{class_count - 1}"
-        raise refuse(f"y holds classes {y.min()}..{y.max()}, the model knows 0{top}")
     return Calibration(x, y.astype(np.int64))
 
 

@@ -8,7 +8,7 @@ written out as a plain ONNX file and judged on other images.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -50,6 +50,9 @@ class Evaluation:
     """Share (0-1) of the images whose top class is right."""
     fold_losses: FloatArray
     """Mean cross-entropy on each of `FOLD_COUNT` disjoint folds."""
+    image_losses: FloatArray = field(default_factory=lambda: np.zeros(0))
+    """Cross-entropy of every image [N], so that two plans can be compared image by image; empty
+    where it was not kept."""
 
 
 class Evaluator:
@@ -161,6 +164,7 @@ def score(logits: FloatArray, y: IntArray) -> Evaluation:
         loss_se=float(loss.std(ddof=1) / np.sqrt(len(loss))),
         accuracy=float((logits.argmax(1) == y).mean()),
         fold_losses=np.array([loss[fold::FOLD_COUNT].mean() for fold in range(FOLD_COUNT)]),
+        image_losses=loss,
     )
 
 

@@ -20,7 +20,13 @@ from rlprune.errors import BudgetError, InputError, MeasurementError, Unavailabl
 from rlprune.graph.types import IntArray
 from rlprune.latency.device import preferred_multiple
 from rlprune.latency.types import MACS_DEVICE, Measurement, ModelSubject
-from rlprune.planning import check_budget, constrained_levels, profile_model
+from rlprune.planning import (
+    check_budget,
+    check_count,
+    constrained_levels,
+    profile_model,
+    split_calibration,
+)
 from rlprune.plans import PruningPlan
 from rlprune.profile.types import GroupProfiles
 from rlprune.service.channel import Channel
@@ -101,6 +107,8 @@ class Client:
         pin: str | Iterable[str] = (),
         input_shapes: Mapping[str, Sequence[int]] | None = None,
         certify: bool = False,
+        guard: bool = True,
+        candidates: int = 0,
         wait: bool = True,
         timeout_sec: float = 600.0,
         on_progress: OnProgress | None = None,
@@ -118,6 +126,7 @@ class Client:
             input_shapes: shapes of inputs whose extents the file leaves open, by name.
             certify: have the plan measured on the device and corrected where it misses its budget
                 or leaves much of it unused; `plan.certificate` says what came of it.
+            guard, candidates: see `rlprune.plan`; candidates are evaluated on this machine.
             wait: for what the device has still to measure; without, the plan is what is known now.
             timeout_sec: how long to wait for that.
             on_progress: told what is being measured, here and on the device.
@@ -131,7 +140,10 @@ class Client:
             MeasurementError: the device cannot run what would have to be measured.
             UnavailableError: no answer, or the device has not measured enough in time.
         """
-        request = plans_pb2.CreatePlanRequest(device=device, policy=policy)
+        check_count(candidates, calibrated=calibration is not None)
+        request = plans_pb2.CreatePlanRequest(
+            device=device, policy=policy, unguarded=not guard, candidates=candidates
+        )
         if (budget_ms is None) == (budget_ratio is None):
             raise BudgetError("give either budget_ms or budget_ratio", field="budget_ms")
         if budget_ms is not None:
@@ -145,18 +157,19 @@ class Client:
         request.min_keep_ratio = min_keep_ratio
         request.hold.extend(stated.hold)
         request.pin.extend(stated.pin)
+        images, pick = split_calibration(trace, calibration, candidates, on_progress)
         profiles = profile_model(
-            trace, *constrained_levels(trace.graph, bound), calibration, on_progress=on_progress
+            trace, *constrained_levels(trace.graph, bound), images, on_progress=on_progress
         )
         deadline = time.monotonic() + timeout_sec if wait else 0.0
-        made = self._answer(trace, profiles, request, deadline, on_progress)
+        made = pick(self._answer(trace, profiles, request, deadline, on_progress))
         if not certify:
             return made
         from rlprune.planning.certify import certify_plan
 
         def ask(budget_ms: float) -> PruningPlan:
             request.budget_ms = budget_ms
-            return self._answer(trace, profiles, request, deadline, on_progress)
+            return pick(self._answer(trace, profiles, request, deadline, on_progress))
 
         def measure(keeps: IntArray) -> Measurement:
             [found] = self.measure(trace, keeps, device, on_progress=on_progress)

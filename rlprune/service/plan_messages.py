@@ -7,6 +7,7 @@ What comes from outside is checked here as far as it can be without asking the s
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +15,7 @@ import numpy.typing as npt
 from rlprune.constraints import BoundConstraints, Constraints
 from rlprune.errors import InputError
 from rlprune.graph.types import FloatArray, IntArray, PruningGraph
-from rlprune.plans import PlanEntry, PlanFigures, PruningPlan
+from rlprune.plans import Candidate, PlanEntry, PlanFigures, PruningPlan
 from rlprune.profile.types import MAX_LEVELS, GroupProfiles
 from rlprune.store.records import PlanRecord
 from rlprune.v1 import plans_pb2, types_pb2
@@ -57,6 +58,10 @@ def plan_to(plan: PruningPlan) -> types_pb2.PruningPlan:
             hold=plan.constraints.hold,
             pin=plan.constraints.pin,
         ),
+        candidates=[
+            types_pb2.Candidate(policy=one.policy, figures=_figures_to(one))
+            for one in plan.candidates
+        ],
     )
 
 
@@ -86,9 +91,14 @@ def plan_from(message: types_pb2.PruningPlan) -> PruningPlan:
         ),
         macs=message.macs,
         params=message.params,
-        reference=_figures_from(message.reference) if message.HasField("reference") else None,
+        reference=PlanFigures(**_figures_from(message.reference))
+        if message.HasField("reference")
+        else None,
         note=message.note,
         constraints=constraints_from(message.constraints),
+        candidates=tuple(
+            Candidate(**_figures_from(one.figures), policy=one.policy) for one in message.candidates
+        ),
     )
 
 
@@ -131,14 +141,15 @@ def _figures_to(figures: PlanFigures) -> types_pb2.PlanFigures:
     )
 
 
-def _figures_from(message: types_pb2.PlanFigures) -> PlanFigures:
-    return PlanFigures(
-        tuple(message.keeps),
-        message.predicted_latency_ms,
-        _pair(message.predicted_interval_ms),
-        message.macs,
-        message.params,
-    )
+def _figures_from(message: types_pb2.PlanFigures) -> dict[str, Any]:
+    """What `PlanFigures` holds."""
+    return {
+        "keeps": tuple(message.keeps),
+        "predicted_latency_ms": message.predicted_latency_ms,
+        "predicted_interval_ms": _pair(message.predicted_interval_ms),
+        "macs": message.macs,
+        "params": message.params,
+    }
 
 
 def _interval(pair: tuple[float, float]) -> types_pb2.Interval:

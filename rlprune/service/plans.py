@@ -15,6 +15,7 @@ from rlprune.latency.device import preferred_multiple
 from rlprune.latency.types import MACS_DEVICE
 from rlprune.planning import (
     check_budget,
+    check_count,
     constrained_levels,
     latency_model,
     make_plan,
@@ -65,6 +66,7 @@ class PlanService:
             if plan_id is not None:
                 return _answer(self._store.plan(plan_id), plan_id, [])
         policy = self._policy_of(request)
+        check_count(request.candidates, calibrated=True)  # or not: that is the client's
         _check_budget(request)
         constraints = constraints_from(request)
         graph, brought = self._graph_of(request)
@@ -141,7 +143,15 @@ class PlanService:
         budget_ms = request.budget_ms
         if request.WhichOneof("budget") == "budget_ratio":
             budget_ms = request.budget_ratio * task.base_ms
-        return make_plan(task, policy, budget_ms, device=device, constraints=constraints)
+        return make_plan(
+            task,
+            policy,
+            budget_ms,
+            device=device,
+            constraints=constraints,
+            guard=not request.unguarded,
+            candidate_count=request.candidates,
+        )
 
     def _missing(
         self, graph: PruningGraph, profiles: GroupProfiles, device: str, *, needed: bool

@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from rlprune.errors import InputError, MissingExtraError
-from rlprune.training.finetune import EpochRecord, Images, TrainConfig, fit, shifted
+from rlprune.training.checkpoint import EpochRecord
+from rlprune.training.finetune import Images, TrainConfig, fit, shifted
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import onnx
 import pytest
 from command_line import Rlprune, answer, refusal
@@ -51,11 +52,36 @@ def test_plan_for_macs_prints_every_field(rlprune: Rlprune, model: Path) -> None
 def test_every_policy_meets_the_budget(rlprune: Rlprune, model: Path, policy: str) -> None:
     plan = answer(
         rlprune(
-            "plan", model, "--budget-ratio", 0.4, "--device", "macs", "--policy", policy, "--json"
+            "plan",
+            model,
+            "--budget-ratio",
+            0.4,
+            "--device",
+            "macs",
+            "--policy",
+            policy,
+            "--no-guard",
+            "--json",
         )
     )
     assert plan["policy"].split("/")[0] == policy
     assert plan["predicted_interval_ms"][1] <= plan["budget_ms"]
+
+
+def test_candidates_are_told_in_a_table(rlprune: Rlprune, model: Path, folder: Path) -> None:
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((64, 3, 16, 16)).astype(np.float32)
+    np.savez(folder / "data.npz", x=x, y=np.arange(64) % 10)
+    ask = ("plan", model, "--budget-ratio", 0.5, "--device", "macs", "--round-to", 16)
+    shown = rlprune(*ask, "--candidates", 3, "--calibration", "data.npz", "-o", "plan.json")
+    assert shown.exit_code == 0, shown.output
+    plan = PruningPlan.load("plan.json")
+    assert 2 <= len(plan.candidates) <= 3
+    for one in plan.candidates:
+        assert one.policy in shown.stdout and f"{one.loss:.4f}" in shown.stdout
+    assert "evaluating candidates" in shown.stderr
+    line = refusal(rlprune(*ask, "--candidates", 3), folder)
+    assert "give calibration" in line
 
 
 def test_plan_then_apply_gives_a_smaller_model_that_runs(rlprune: Rlprune, model: Path) -> None:

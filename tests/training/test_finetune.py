@@ -12,8 +12,8 @@ import torch
 from rlprune.errors import InputError
 from rlprune.graph.from_torch import trace_torch
 from rlprune.surgery.torch import prune_torch
+from rlprune.training.checkpoint import EpochRecord
 from rlprune.training.finetune import (
-    EpochRecord,
     Images,
     TrainConfig,
     fit,

@@ -1,0 +1,259 @@
+"""Candidates are chosen where the weights are; without them a policy that proved nothing is not
+taken.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from calibrated import own_images, traced
+from synthetic import chain_graph, random_task, task_of
+
+import rlprune
+from rlprune.errors import CalibrationError, InputError
+from rlprune.planning import make_plan
+from rlprune.planning.candidates import choose
+from rlprune.plans import PruningPlan
+from rlprune.policy import DEFAULT_ARTIFACT, SamplingPolicy, get_policy
+from rlprune.policy.artifact import PolicyArtifact, Score
+from rlprune.policy.corrected import budgets_at
+from rlprune.policy.guard import recorded_gain, why_not_alone
+from rlprune.policy.learned import LearnedPolicy
+from rlprune.profile.evaluate import Evaluation
+from rlprune.service.client import Client
+from rlprune.service.server import start
+from rlprune.task.task import PruningTask
+
+
+@pytest.fixture
+def task() -> PruningTask:
+    return task_of(chain_graph([64, 96, 128, 64]), seed=3)
+
+
+def proposed(task: PruningTask, count: int, policy: str = "learned") -> PruningPlan:
+    budget = float(budgets_at(task, np.array([0.5]))[0])
+    return make_plan(task, get_policy(policy), budget, device="d", candidate_count=count)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_candidates_differ_and_keep_the_budget(seed: int) -> None:
+    task = random_task(seed, noise=0.05 * seed)
+    plan = proposed(task, 8)
+    keeps = [one.keeps for one in plan.candidates]
+    assert len(set(keeps)) == len(keeps) <= 8
+    assert (task.tables.upper_ms(np.array(keeps)) <= plan.budget_ms).all()
+    assert all(k in task.levels[g] for row in keeps for g, k in enumerate(row))
+    assert plan.candidates[0].policy == "knapsack"
+    assert plan.reference is not None and keeps[0] == plan.reference.keeps == tuple(plan.keeps)
+
+
+def test_the_policy_and_all_classical_planners_are_among_them(task: PruningTask) -> None:
+    plan = proposed(task, 12)
+    budget = np.array([plan.budget_ms])
+    keeps = {one.keeps for one in plan.candidates}
+    for name in ("knapsack", "learned", "corrected", "global", "uniform"):
+        assert tuple(get_policy(name).plan(task, budget)[0].tolist()) in keeps
+    assert any("~" in one.policy for one in plan.candidates), "samples fill the rest"
+    assert proposed(task, 12) == plan, "the same question has the same candidates"
+    assert plan.policy == "knapsack" and "until the candidates are evaluated" in plan.note
+    assert all(one.loss is None and not one.chosen for one in plan.candidates)
+
+
+def test_samples_lie_around_the_policys_plan_within_the_budget(task: PruningTask) -> None:
+    policy = get_policy("learned")
+    assert isinstance(policy, SamplingPolicy)
+    budget = float(budgets_at(task, np.array([0.5]))[0])
+    samples = policy.sample(task, budget, 30, np.random.default_rng(0))
+    assert samples.shape == (30, 4) and (task.tables.upper_ms(samples) <= budget).all()
+    own = policy.plan(task, np.array([budget]))[0]
+    near, far = (np.abs(samples[part::3] - own).mean() for part in (0, 2))
+    assert near < far and len(np.unique(samples, axis=0)) > 3
+
+
+def losses(of: dict[tuple[int, ...], np.ndarray]) -> Any:
+    """An evaluation that has these losses per image."""
+
+    def evaluate(keeps: tuple[int, ...]) -> Evaluation:
+        loss = of[keeps]
+        se = float(loss.std(ddof=1) / np.sqrt(len(loss)))
+        return Evaluation(float(loss.mean()), se, 0.5, np.zeros(4), loss)
+
+    return evaluate
+
+
+def test_the_best_is_taken_where_it_is_better_by_more_than_noise(task: PruningTask) -> None:
+    plan = proposed(task, 6)
+    rng = np.random.default_rng(0)
+    images = rng.exponential(1.0, 400)  # some images are hard for every plan
+    rows = [images + 0.2 * i for i in range(len(plan.candidates))]
+    rows[3] = images - 0.03 + rng.normal(0, 0.1, 400)
+    keeps = [one.keeps for one in plan.candidates]
+    chosen = choose(plan, losses(dict(zip(keeps, rows, strict=True))))
+    assert tuple(chosen.keeps) == keeps[3] and chosen.policy == plan.candidates[3].policy
+    assert [one.chosen for one in chosen.candidates] == [i == 3 for i in range(len(keeps))]
+    assert chosen.predicted_latency_ms == plan.candidates[3].predicted_latency_ms
+    assert chosen.macs == task.graph.macs(chosen.keeps)
+    assert (
+        f"best of {len(keeps)} candidates on 400 images" in chosen.note
+        and "until" not in chosen.note
+    )
+    own = chosen.candidates[3]
+    assert own.loss == pytest.approx(rows[3].mean())
+    assert own.loss_se is not None and own.gain_se is not None and own.gain_se < own.loss_se
+    assert PruningPlan.from_json(chosen.to_json()) == chosen
+    chosen.check(task.graph)
+
+
+def test_within_one_standard_error_the_knapsack_stays(task: PruningTask) -> None:
+    plan = proposed(task, 6)
+    rng = np.random.default_rng(0)
+    images = rng.exponential(1.0, 400)
+    keeps = [one.keeps for one in plan.candidates]
+    rows = {row: images + 0.2 * i for i, row in enumerate(keeps)}
+    noise = rng.normal(0, 1.0, 400)
+    rows[keeps[2]] = images + noise - noise.mean() - 0.04  # standard error 0.05
+    chosen = choose(plan, losses(rows))
+    assert tuple(chosen.keeps) == keeps[0] and chosen.policy == "knapsack"
+    assert chosen.candidates[2].loss < chosen.candidates[0].loss  # type: ignore[operator]
+    assert f"the knapsack reference: none of {len(keeps)}" in chosen.note
+    rows[keeps[2]] = np.full(400, np.nan)
+    assert choose(plan, losses(rows)).policy == "knapsack"
+
+
+def test_an_infeasible_budget_has_no_candidates(task: PruningTask) -> None:
+    plan = make_plan(task, get_policy("learned"), 1e-6, device="d", candidate_count=8)
+    assert not plan.feasible and plan.candidates == () and "until" not in plan.note
+
+
+# --- the guard -----------------------------------------------------------------------------------
+
+
+def learned(left_out: Any = None, validation: float | None = None) -> LearnedPolicy:
+    """The default network with another record."""
+    artifact = PolicyArtifact.load(DEFAULT_ARTIFACT)
+    provenance = {} if left_out is None else {"left_out": left_out}
+    score = None
+    if validation is not None:
+        score = Score(0.0, validation, validation + 1, 0.0, 0.0, 0.0, 0.5, ("m",))
+    return LearnedPolicy(replace(artifact, provenance=provenance, validation=score))
+
+
+@pytest.mark.parametrize(
+    ("left_out", "validation", "alone"),
+    [
+        ({"gain_low": 0.01, "gain_high": 0.1}, -1.0, True),
+        ({"gain_low": 0.0, "gain_high": 0.1}, 1.0, False),
+        ({"gain_low": -0.05, "gain_high": 0.002}, 1.0, False),
+        ({"gain_low": float("nan"), "gain_high": 0.1}, 1.0, False),
+        ({"gain": 0.1}, 1.0, False),
+        (None, 0.01, True),
+        (None, -0.01, False),
+        (None, None, False),
+    ],
+)
+def test_a_policy_answers_alone_where_its_recorded_gain_is_above_zero(
+    task: PruningTask, left_out: Any, validation: float | None, alone: bool
+) -> None:
+    policy = learned(left_out, validation)
+    assert (why_not_alone(policy) == "") == alone
+    budget = float(budgets_at(task, np.array([0.4]))[0])
+    plan = make_plan(task, policy, budget, device="d")
+    own = policy.plan(task, np.array([budget]))[0]
+    raw = make_plan(task, policy, budget, device="d", guard=False)
+    assert raw.policy == policy.name and raw.keeps.tolist() == own.tolist()
+    assert raw.reference is not None
+    if alone:
+        assert plan == raw
+    else:
+        assert plan.policy == "knapsack" and tuple(plan.keeps) == raw.reference.keeps
+        assert f"the knapsack reference: {why_not_alone(policy)}" in plan.note
+
+
+def test_the_shipped_policy_is_guarded_by_its_own_card() -> None:
+    """The card's leave-one-out interval decides, not the validation model that chose it."""
+    import json
+
+    card = json.loads((DEFAULT_ARTIFACT / "card.json").read_text())["provenance"]["left_out"]
+    policy = LearnedPolicy.load(DEFAULT_ARTIFACT)
+    assert recorded_gain(policy.artifact) == (card["gain_low"], card["gain_high"])
+    assert bool(why_not_alone(policy)) == (card["gain_low"] <= 0)
+    assert all(why_not_alone(get_policy(name)) == "" for name in ("knapsack", "corrected"))
+
+
+# --- the whole way -------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def calibration(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    images = own_images(TRACE, 128)
+    path = tmp_path_factory.mktemp("images") / "images.npz"
+    np.savez(path, x=images.x, y=images.y)
+    return path
+
+
+TRACE = traced("resnet_b")
+ASK: dict[str, Any] = {"device": "macs", "budget_ratio": 0.6, "round_to": 8, "candidates": 6}
+
+
+def test_profile_and_choice_see_different_images(
+    calibration: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """In process and through a server the same plan, chosen on what was not profiled on."""
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+    seen: list[set[bytes]] = []
+    from rlprune.profile import evaluate
+
+    class Spying(evaluate.Evaluator):
+        def __init__(self, trace: Any, images: Any, **rest: Any) -> None:
+            seen.append({image.tobytes() for image in images.x})
+            super().__init__(trace, images, **rest)
+
+    monkeypatch.setattr(evaluate, "Evaluator", Spying)
+    plan = rlprune.plan(TRACE, calibration=calibration, **ASK)
+    profiled, chosen_on = seen
+    assert len(profiled) == len(chosen_on) == 64 and not profiled & chosen_on
+    assert 2 <= len(plan.candidates) <= 6 and sum(one.chosen for one in plan.candidates) == 1
+    assert all(one.loss is not None for one in plan.candidates)
+    [taken] = [one for one in plan.candidates if one.chosen]
+    assert taken.keeps == tuple(plan.keeps) and taken.policy == plan.policy
+    assert taken.loss is not None and taken.loss <= plan.candidates[0].loss  # type: ignore[operator]
+    assert plan.predicted_interval_ms[1] <= plan.budget_ms
+
+    server = start("127.0.0.1:0", str(tmp_path / "s.sqlite"))
+    try:
+        with Client(server.address) as client:
+            assert client.plan(TRACE, calibration=calibration, **ASK) == plan
+            alone = client.plan(TRACE, device="macs", budget_ratio=0.6)
+            assert alone.policy == "knapsack" and "not clearly above zero" in alone.note
+            raw = client.plan(TRACE, device="macs", budget_ratio=0.6, guard=False)
+            assert raw.policy.startswith("learned/")
+    finally:
+        server.stop(0.5)
+
+
+@pytest.mark.parametrize("count", [1, -2, 65])
+def test_a_count_that_leaves_nothing_to_choose_is_refused(calibration: Path, count: int) -> None:
+    with pytest.raises(InputError, match=f"{count} candidates; give 2 to 64"):
+        rlprune.plan(TRACE, calibration=calibration, **{**ASK, "candidates": count})
+
+
+def test_candidates_need_images_enough_to_halve(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="give calibration"):
+        rlprune.plan(TRACE, **ASK)
+    few = own_images(TRACE, 20)
+    np.savez(tmp_path / "few.npz", x=few.x, y=few.y)
+    with pytest.raises(CalibrationError, match="20 images are too few to halve"):
+        rlprune.plan(TRACE, calibration=tmp_path / "few.npz", **ASK)
+
+
+def test_halves_are_drawn_by_seed_and_disjoint() -> None:
+    images = own_images(TRACE, 65)
+    first, second = images.halves()
+    keys = [{image.tobytes() for image in half.x} for half in (first, second)]
+    assert (len(first), len(second)) == (32, 33) and not keys[0] & keys[1]
+    assert (images.halves()[0].x == first.x).all()
+    assert (images.halves(seed=1)[0].x != first.x).any()
