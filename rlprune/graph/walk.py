@@ -133,6 +133,8 @@ class Walk:
             if any(value is None for value in rest):
                 return False
             return self._move(node, first, [value for value in rest if value is not None])
+        if first is not None and node.op == "Split":
+            return self._split(node, first)
         known = [v for name in node.inputs if (v := self.values.get(name)) is not None]
         if node.op not in ARITHMETIC or len(known) < len(node.inputs):
             return False
@@ -205,13 +207,46 @@ class Walk:
                 return False
         except (ValueError, IndexError, TypeError):
             return False
+        self._put(name, weight, moved, hollow)
+        return True
+
+    def _put(self, name: str, weight: Weight, moved: Array, hollow: bool) -> None:
+        """Makes `name` a weight that holds what was moved of another."""
         check_shape(name, moved.shape)
         self.types[name] = (weight.elem_type, moved.shape)
         if hollow:
             proto = TensorProto(name=name, data_type=weight.elem_type, dims=moved.shape)
             self.weights[name] = Weight(moved.shape, weight.elem_type, proto=proto)
-        else:
-            self.weights[name] = weight_of(make_tensor(name, moved))
+            return
+        self.weights[name] = weight_of(make_tensor(name, moved))
+
+    def _split(self, node: Node, weight: Weight) -> bool:
+        """Takes a weight apart for good, as the newer exporter leaves packed projections."""
+        hollow = weight.array is None and weight.proto is not None and is_hollow(weight.proto)
+        if any(not name for name in node.outputs) or not weight.dims:
+            return False
+        axis = int(node.attrs.get("axis", 0))
+        if not -len(weight.dims) <= axis < len(weight.dims):
+            return False
+        extent = weight.dims[axis]
+        given = self.values.get(node.inputs[1]) if len(node.inputs) > 1 else None
+        if len(node.inputs) > 1 and node.inputs[1] and given is None:
+            return False
+        each = -(-extent // len(node.outputs))
+        sizes = (
+            [int(size) for size in given]
+            if given is not None
+            else list(node.attrs.get("split", ()))
+            or [min(each, extent - each * k) for k in range(len(node.outputs))]
+        )
+        if len(sizes) != len(node.outputs) or sum(sizes) != extent or min(sizes) < 1:
+            return False
+        data = np.broadcast_to(np.zeros((), np.bool_), weight.dims) if hollow else to_array(weight)
+        parts = np.split(data, np.cumsum(sizes)[:-1], axis=axis)
+        for name, part in zip(node.outputs, parts, strict=True):
+            self._put(name, weight, np.asarray(part), hollow)
+            if node.inputs[0] in self.values:
+                self.values[name] = np.asarray(part)
         return True
 
     def _infer(self, node: Node, proto: NodeProto) -> None:
