@@ -16,18 +16,17 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import argparse
-import json
 import platform
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
 from baseline_torch_pruning import TorchPruningPolicy
-from bench_rows import Outcome, Row, plan_rows, print_table
+from bench_rows import Outcome, Row, plan_rows, print_table, write_rows
 from bench_speed import time_plans
 from cifar_pack import REPOSITORY, CifarPack, shared_data
 from numpy.typing import NDArray
@@ -152,7 +151,7 @@ def main() -> None:
             met = row.value <= row.target if row.sense == "min" else row.value >= row.target
             print(f"{row.name:52} {row.value:9.3f} {row.target:9.3f}  {'yes' if met else 'NO'}")
     if arguments.json:
-        arguments.json.write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n")
+        write_rows(arguments.json, rows)
 
 
 def bench_network(bench: Bench, name: str) -> list[Row]:

@@ -23,21 +23,19 @@ from __future__ import annotations
 
 import argparse
 import gzip
-import json
 import os
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import onnx
 from bench_nets import export
-from bench_rows import LEVEL, Row
+from bench_rows import LEVEL, Row, write_rows
 from scipy.stats import binom
 
 import rlprune
@@ -103,7 +101,7 @@ def main() -> None:
     else:
         print(f"prunable/*: skipped, no {shared}")
     if options.json:
-        options.json.write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n")
+        write_rows(options.json, rows)
 
 
 def report(rows: list[Row], new: list[Row]) -> None:

@@ -20,14 +20,12 @@ Needs shared/data and shared/models. Load averages are printed: figures of a bus
 from __future__ import annotations
 
 import argparse
-import json
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
-from bench_rows import Row
+from bench_rows import Row, write_rows
 from latency_data import MODELS, Case, collect, fitted, traced
 from latency_loop import certify_rows, repeat_rows, speed_rows
 from latency_rivals import RIVALS
@@ -92,7 +90,7 @@ def main() -> None:
     if "speed" in options.only:
         rows += show(speed_rows(traces, options.runtimes[0]))
     if options.json:
-        options.json.write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n")
+        write_rows(options.json, rows)
 
 
 def predict_rows(runtime: str, device: str, cases: list[Case]) -> Iterator[Row]:

@@ -6,11 +6,10 @@ scripts/bench_refusals [--quick] [--seed N] [--json FILE]
 from __future__ import annotations
 
 import argparse
-import json
 import os
-from dataclasses import asdict
 from pathlib import Path
 
+from bench_rows import write_rows
 from refusals import rows
 
 
@@ -25,7 +24,7 @@ def main() -> None:
     for row in found:
         print(f"{row.name:40} {row.value:8.2f} {row.unit:3} target {row.target:g}")
     if options.json:
-        options.json.write_text(json.dumps([asdict(row) for row in found], indent=1) + "\n")
+        write_rows(options.json, found)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,10 @@ Intervals are 90 %: Student's t over seeds, and over folds of the images, added 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import numpy as np
 from scipy.stats import t as student
@@ -42,6 +45,11 @@ class Outcome:
     """Mean loss on disjoint folds of the images."""
     accuracy: float
     budget_ms: float
+
+
+def write_rows(path: Path, rows: Sequence[Row]) -> None:
+    """The list that every benchmark's `--json FILE` holds."""
+    path.write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n")
 
 
 def plan_rows(

@@ -12,16 +12,14 @@ alike, and changes nothing.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import statistics
 import subprocess
 import sys
 import time
-from dataclasses import asdict
 from pathlib import Path
 
-from bench_rows import Row
+from bench_rows import Row, write_rows
 from cifar_pack import CifarPack, shared_data
 
 from rlprune.latency.macs import macs_tables
@@ -66,7 +64,7 @@ def main() -> None:
         target = "" if row.target is None else f"target {row.target:.0f}"
         print(f"{row.name:22} {row.value:7.1f} {row.unit} {target}")
     if options.json:
-        options.json.write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n")
+        write_rows(options.json, rows)
 
 
 def time_plans(task: PruningTask, name: str) -> tuple[float, float]:

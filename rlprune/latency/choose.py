@@ -74,14 +74,13 @@ class _Form:
     def take(self) -> OperatorSpec:
         """Counts the best candidate as measured."""
         index = int(self.gains.argmax())
-        self.known.append(self.candidates[index])
         self._condition(index)
+        self._update()
         return self.candidates[index]
 
     def condition_on(self, measured: Collection[OperatorSpec]) -> None:
         for index, spec in enumerate(self.candidates):
             if spec in measured:
-                self.known.append(spec)
                 self._condition(index)
         self._update()
 
@@ -89,7 +88,7 @@ class _Form:
         row = self.kernel[self.weights.shape[1] + index].copy()
         own = row[self.weights.shape[1] + index]
         self.kernel -= np.outer(row, row) / (own + POINT_SD**2)
-        self._update()
+        self.known.append(self.candidates[index])
 
     def _update(self) -> None:
         count = self.weights.shape[1]
