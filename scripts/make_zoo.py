@@ -153,7 +153,7 @@ def train(
         nesterov=True,
     )
     checkpoint = work / f"{name}.pt"
-    recipe_used = {**asdict(recipe), "epochs": list(net.epochs)}
+    recipe_used = {**asdict(recipe), "epochs": list(net.epochs), "bfloat16": net.bfloat16}
     history: list[dict[str, Any]] = []
     if checkpoint.is_file():
         state = torch.load(checkpoint, weights_only=True)
@@ -167,7 +167,9 @@ def train(
         clock.skip(size)
     for epoch in range(len(history), len(plan)):
         started = time.monotonic()
-        loss, accuracy = train_epoch(module, optimizer, data, recipe, epoch, plan)
+        loss, accuracy = train_epoch(
+            module, optimizer, data, recipe, epoch, plan, net.bfloat16
+        )
         row: dict[str, Any] = {
             "size": plan[epoch],
             "loss": round(loss, 4),
@@ -205,6 +207,7 @@ def train_epoch(
     recipe: Recipe,
     epoch: int,
     plan: list[int],
+    bfloat16: bool,
 ) -> tuple[float, float]:
     """Mean loss and accuracy over the epoch; its order and augmentation follow from its number."""
     generator = torch.Generator().manual_seed(1000 * recipe.seed + epoch)
@@ -219,7 +222,8 @@ def train_epoch(
         y = torch.from_numpy(labels[index.numpy()])
         for group in optimizer.param_groups:
             group["lr"] = rate(recipe, (epoch * step_count + step) / (len(plan) * step_count))
-        logits = module(x.contiguous(memory_format=torch.channels_last))
+        with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
+            logits = module(x.contiguous(memory_format=torch.channels_last)).float()
         loss = F.cross_entropy(logits, y, label_smoothing=recipe.label_smoothing)
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
@@ -275,7 +279,12 @@ def keep(
             "test_reward_accuracy": score(module, data.reward).accuracy,
             "with": f"torch {torch.__version__}, weights in float16, computed in float32",
         },
-        "recipe": {**asdict(recipe), "epochs": list(net.epochs), "sizes": list(SIZES)},
+        "recipe": {
+            **asdict(recipe),
+            "epochs": list(net.epochs),
+            "sizes": list(SIZES),
+            "bfloat16": net.bfloat16,
+        },
         "images": "45,000 CIFAR-10 train images; validated on train_calib (5,000)",
         "history": history,
         "licence": "Apache-2.0",
