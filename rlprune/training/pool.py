@@ -16,6 +16,8 @@ from rlprune.profile.evaluate import Evaluation, Evaluator
 
 EVALUATION_TIMEOUT_SEC = 600.0
 """Deadline of one evaluation in a worker."""
+SETTLE_TIMEOUT_SEC = 10.0
+"""How long workers may finish what they have before they are ended."""
 
 
 class EvaluationPool(Protocol):
@@ -58,9 +60,11 @@ def evaluation_pool(
             max_task_retries=2,
         )(_Worker)
         workers = [actor.remote(model, shared) for _ in range(worker_count)]
+        pool = _RayPool(workers)
         try:
-            yield _RayPool(workers)
+            yield pool
         finally:
+            pool.settle()
             for worker in workers:
                 ray.kill(worker, no_restart=True)
 
@@ -95,24 +99,49 @@ class _Worker:
 
 @dataclass(frozen=True)
 class _RayPool:
-    """Workers in processes of their own; a plan whose worker died is given to another."""
+    """Workers in processes of their own, each with one plan at a time."""
 
     workers: list[Any]
+    running: dict[Any, Any] = field(default_factory=dict)
+    """Call -> the worker that has it."""
 
     def base(self, images: str) -> Evaluation:
-        return self._wait(self.workers[0].base.remote(images))
+        return self._result(self.workers[0].base.remote(images))
 
     def evaluate(self, images: str, plans: IntArray) -> Iterator[Evaluation]:
-        count = len(self.workers)
-        calls = [
-            self.workers[index % count].evaluate_one.remote(images, keeps)
-            for index, keeps in enumerate(plans)
-        ]
-        for call in calls:
-            yield self._wait(call)
+        calls: list[Any] = []
+        told = 0
+        for keeps in plans:
+            worker = self._free_worker()
+            calls.append(worker.evaluate_one.remote(images, keeps))
+            self.running[calls[-1]] = worker
+            while calls[told] not in self.running:
+                yield self._result(calls[told])
+                told += 1
+        for call in calls[told:]:
+            yield self._result(call)
+            self.running.pop(call, None)
+
+    def settle(self) -> None:
+        """Lets what runs come to its end, within reason: Ray complains of calls cut short."""
+        import ray
+
+        if self.running:
+            ray.wait(list(self.running), num_returns=len(self.running), timeout=SETTLE_TIMEOUT_SEC)
+
+    def _free_worker(self) -> Any:
+        import ray
+
+        if len(self.running) < len(self.workers):
+            busy = list(self.running.values())
+            return next(worker for worker in self.workers if worker not in busy)
+        done, _ = ray.wait(list(self.running), num_returns=1, timeout=EVALUATION_TIMEOUT_SEC)
+        if not done:
+            raise UnavailableError("the recording workers hang; record again to go on")
+        return self.running.pop(done[0])
 
     @staticmethod
-    def _wait(call: Any) -> Evaluation:
+    def _result(call: Any) -> Evaluation:
         import ray
 
         try:

@@ -121,6 +121,8 @@ def record_model(
         "digest": _digest(trace, profile_images, objective_images, levels, config),
     }
     known = _known(folder, trace, about)
+    if known is not None and len(known.keeps) >= config.evaluation_count:
+        return load_model_dir(folder)
     images = {"profile": profile_images, "evaluations": objective_images}
     with evaluation_pool(trace, images, config.worker_count) as pool:
         if known is None:

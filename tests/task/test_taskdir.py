@@ -131,7 +131,7 @@ def test_evaluations_of_another_model_or_program_are_refused(tmp_path: Path) -> 
     task, other = random_task(0), random_task(1)
     path = tmp_path / "evaluations.parquet"
     save_model_dir(tmp_path, task.graph, task.profiles, some_evaluations(task))
-    with pytest.raises(InputError, match="of graph .*, beside graph"):
+    with pytest.raises(InputError, match=r"of graph .*, beside graph"):
         load_evaluations(path, other.graph)
     table = pq.read_table(path)
     metadata = table.schema.metadata
