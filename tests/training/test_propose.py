@@ -32,7 +32,7 @@ def by_source(proposals: list[Proposal], source: str) -> list[Proposal]:
 def test_proposals_are_new_and_run_out() -> None:
     task = random_task(0)
     possible = int(np.prod(task.level_count)) - 1
-    count = min(possible, 500) + 10
+    count = min(possible, 150) + 10
     known = nothing(task)
     found = PlanProposer([task], known).propose(count, np.random.default_rng(0))
     plans = {tuple(proposal.keeps) for proposal in found}
@@ -46,7 +46,7 @@ def test_proposals_are_new_and_run_out() -> None:
 
 def test_every_source_has_its_share_and_the_policys_falls_to_the_others(task: PruningTask) -> None:
     rng = np.random.default_rng(0)
-    with_policy = PlanProposer([task], nothing(task), get_policy("learned")).propose(200, rng)
+    with_policy = PlanProposer([task], nothing(task), get_policy("learned")).propose(100, rng)
     name = f"policy:{get_policy('learned').name}"
     assert {proposal.source for proposal in with_policy} == {*MIX, name} - {"policy"}
     without = PlanProposer([task], nothing(task)).propose(100, rng)
