@@ -107,8 +107,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--shared")
     arguments = parser.parse_args()
-    for number in (signal.SIGINT, signal.SIGTERM):  # a shell starts jobs with SIGINT ignored
-        signal.signal(number, signal.default_int_handler)
+    listen()
     out = arguments.out or (HELD_OUT if arguments.held_out else DATA / "recorded")
     try:
         names = chosen(arguments.networks, arguments.held_out, out)
@@ -119,6 +118,12 @@ def main() -> int:
         return 130
     except RlpruneError as error:
         raise SystemExit(str(error)) from error
+
+
+def listen() -> None:
+    """Both ways to stop a run lead through every `finally`."""
+    for number in (signal.SIGINT, signal.SIGTERM):  # a shell starts jobs with SIGINT ignored
+        signal.signal(number, signal.default_int_handler)
 
 
 def chosen(given: list[str], held_out: bool, out: Path) -> list[str]:
@@ -158,6 +163,7 @@ def record(names: list[str], zoo: Zoo, out: Path, arguments: argparse.Namespace)
         closing(open_store(arguments.store)) as store,
         ray_session(None) if arguments.workers else nullcontext(),
     ):
+        listen()  # Ray has its own idea of SIGTERM
         for device in arguments.device:
             store.device(device)  # refuses one that nobody knows
         while count < arguments.evaluations:
