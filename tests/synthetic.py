@@ -278,6 +278,7 @@ def evaluations_of(
         keeps=keeps,
         loss=increase + 0.3,
         loss_se=np.full(count, 0.01),
+        divergence=increase,
         accuracy=np.exp(-increase) if accuracy is None else accuracy,
         base_loss=0.3,
         source=np.full(count, "random"),

@@ -20,13 +20,13 @@ from rlprune.errors import InputError, MissingExtraError
 from rlprune.graph.types import FloatArray, IntArray, PruningGraph
 from rlprune.plans import write_atomic
 
-FORMAT = "rlprune.recording/2"
+FORMAT = "rlprune.recording/3"
 """Also part of what tells recordings apart: a new one where what an evaluation computes is new."""
 
 
 @dataclass(frozen=True)
 class Evaluations:
-    """Losses of whole plans of one model, after statistics correction, on images of their own.
+    """Losses of whole plans of one model, after reconstruction, on images of their own.
 
     The images are disjoint from those the profiles were measured on (ARCHITECTURE section 5).
     """
@@ -37,6 +37,8 @@ class Evaluations:
     """Of the pruned model [N], nats."""
     loss_se: FloatArray
     """Standard error of `loss` [N]."""
+    divergence: FloatArray
+    """Of the pruned model's answers from the unpruned one's [N], nats."""
     accuracy: FloatArray
     """Share (0-1) of the images classified rightly [N]."""
     base_loss: float
@@ -54,7 +56,8 @@ class Evaluations:
 
     def __post_init__(self) -> None:
         count = len(self.keeps)
-        for name in ("loss", "loss_se", "accuracy", "source", "device", "budget", "batch"):
+        names = ("loss", "loss_se", "divergence", "accuracy", "source", "device", "budget", "batch")
+        for name in names:
             shape = getattr(self, name).shape
             if shape != (count,):
                 raise ValueError(f"{name} has shape {shape}, expected {(count,)} as keeps has rows")
@@ -66,6 +69,7 @@ class Evaluations:
             keeps=np.zeros((0, group_count), dtype=np.int64),
             loss=np.zeros(0),
             loss_se=np.zeros(0),
+            divergence=np.zeros(0),
             accuracy=np.zeros(0),
             base_loss=base_loss,
             source=np.zeros(0, dtype=np.str_),
@@ -103,6 +107,7 @@ def save_evaluations(path: Path, evaluations: Evaluations, graph: PruningGraph) 
         "keeps": evaluations.keeps.tolist(),
         "loss": evaluations.loss,
         "loss_se": evaluations.loss_se,
+        "divergence": evaluations.divergence,
         "accuracy": evaluations.accuracy,
         "source": evaluations.source.tolist(),
         "device": [device or None for device in evaluations.device.tolist()],
@@ -152,6 +157,7 @@ def load_evaluations(path: Path, graph: PruningGraph) -> Evaluations:
             keeps=np.array(rows, dtype=np.int64).reshape(-1, groups),
             loss=table["loss"].to_numpy(),
             loss_se=table["loss_se"].to_numpy(),
+            divergence=table["divergence"].to_numpy(),
             accuracy=table["accuracy"].to_numpy(),
             base_loss=float(about["base_loss"]),
             source=np.array(table["source"].to_pylist(), dtype=np.str_),
@@ -193,6 +199,7 @@ def _schema(pa: Any) -> Any:
             pa.field("keeps", pa.list_(pa.field("element", pa.int16(), False)), False),
             pa.field("loss", pa.float64(), False),
             pa.field("loss_se", pa.float64(), False),
+            pa.field("divergence", pa.float64(), False),
             pa.field("accuracy", pa.float64(), False),
             pa.field("source", pa.string(), False),
             pa.field("device", pa.string()),

@@ -188,7 +188,13 @@ def _profile(
         done += batch
         _save_rows(part, done)
     energy = energy_profiles(trace, levels, level_count)
-    profiles = with_losses(energy, plans, done, pool.base("profile"), len(images))
+    profiles = with_losses(
+        energy,
+        plans,
+        np.array([evaluation.fold_divergences for evaluation in done]),
+        base_loss=pool.base("profile").loss,
+        image_count=len(images),
+    )
     save_model_dir(folder, trace.graph, profiles, known)
     part.unlink(missing_ok=True)
     return profiles
@@ -230,6 +236,7 @@ def _extended(
         keeps=np.concatenate([known.keeps, [proposal.keeps for proposal in proposals]]),
         loss=np.append(known.loss, [evaluation.loss for evaluation in found]),
         loss_se=np.append(known.loss_se, [evaluation.loss_se for evaluation in found]),
+        divergence=np.append(known.divergence, [evaluation.divergence for evaluation in found]),
         accuracy=np.append(known.accuracy, [evaluation.accuracy for evaluation in found]),
         source=np.append(known.source, [proposal.source for proposal in proposals]),
         device=np.append(known.device, [proposal.device for proposal in proposals]),
