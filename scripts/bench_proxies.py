@@ -4,8 +4,8 @@
                           [--seeds N] [--device KEY] [--work DIR] [--shared DIR]
 
 For each network plans of equal predicted latency are drawn (a third around the knapsack's, a third
-further off, a third at random), each is cut, re-estimated and fine-tuned in the same short way with
-several seeds, and the mean accuracy on images that nothing else saw is ranked against every proxy.
+further off, a third at random), each is cut, reconstructed and fine-tuned in the same short way
+with several seeds; the mean accuracy on images that nothing else saw is ranked against every proxy.
 Seeds disagree, so no proxy can reach 1: the ceiling is the root of the reliability of that mean
 (Spearman-Brown over the seeds' rank correlation). The distribution of the plans is printed, since
 every correlation depends on it. Interrupted runs go on where they stopped.
@@ -59,9 +59,9 @@ from rlprune.training.finetune import (
     TrainConfig,
     fit,
     flipped_and_shifted,
-    reestimate,
     score,
 )
+from rlprune.training.reconstruct import reconstruct_module
 
 NETWORKS = ("vgg", "mobilenetv1")
 SHARE = 0.5
@@ -201,7 +201,9 @@ def tuned(case: Case, plans: IntArray, seed_count: int, path: Path) -> FloatArra
 def tune(case: Case, keeps: IntArray, seed: int) -> float:
     """One epoch of fine-tuning; the plan is judged on images that nothing else saw."""
     module = prune_torch(case.torch_trace, keeps)
-    reestimate(module, case.train.take(np.arange(min(1000, len(case.train)))))
+    few = case.train.take(np.arange(min(1000, len(case.train))))
+    images = Calibration(few.x, few.y)
+    reconstruct_module(module, case.torch_trace, keeps, images, get_runtime())
     config = TrainConfig(epoch_count=1, seed=seed)
     fit(module, case.train, config, augment=flipped_and_shifted)
     return score(module, case.judge).accuracy

@@ -11,7 +11,7 @@ of ResNet-20 at 0.55 of its MACs: statistics matched 2.95 nats, reconstructed 1.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -42,10 +42,14 @@ MAX_CACHE_BYTES = 1 << 28
 
 
 @dataclass(frozen=True)
-class _Layer:
+class Layer:
     """A layer that mixes its input channels, and what it reads in the dense network."""
 
     output: str
+    tensor: str
+    """The weight's name."""
+    bias: str
+    """The bias's; empty where there is none."""
     weight: FloatArray
     """[C_out, C_in * K], K positions of the kernel to each channel."""
     shape: tuple[int, ...]
@@ -66,7 +70,7 @@ class _Layer:
 class Reconstruction:
     """Reconstructs pruned models of one trace; keeps what it has solved. For one thread."""
 
-    layers: Sequence[_Layer]
+    layers: Sequence[Layer]
     _solved: dict[tuple[str, bytes], tuple[FloatArray, FloatArray]] = field(default_factory=dict)
     _bytes: int = 0
 
@@ -84,11 +88,8 @@ class Reconstruction:
 
     def apply(self, pruned: onnx.ModelProto, kept: Sequence[IntArray]) -> onnx.ModelProto:
         """A copy of a model cut to the units `kept` of every group, its layers reconstructed."""
-        changes: dict[str, LayerChange] = {}
-        for layer in self.layers:
-            inputs = kept_mask(*layer.read, kept)
-            if inputs.all():
-                continue
+        changes = {}
+        for layer, inputs in self._losing(kept):
             weight, shift = self._solve(layer, inputs)
             outputs = kept_mask(*layer.made, kept)
             shape = (int(outputs.sum()), int(inputs.sum()), *layer.shape[2:])
@@ -96,7 +97,23 @@ class Reconstruction:
             changes[layer.output] = LayerChange(moved, shift[outputs])
         return with_layers(pruned, changes)
 
-    def _solve(self, layer: _Layer, inputs: BoolArray) -> tuple[FloatArray, FloatArray]:
+    def uncut(self, kept: Sequence[IntArray]) -> Iterator[tuple[Layer, FloatArray, FloatArray]]:
+        """Of every layer that loses inputs, weight (laid out and as wide as in the file, 0 where
+        inputs go) and shift [C_out]: for who cuts them another way."""
+        for layer, inputs in self._losing(kept):
+            weight, shift = self._solve(layer, inputs)
+            whole = np.zeros_like(layer.weight)
+            whole[:, np.repeat(inputs, whole.shape[1] // len(inputs))] = weight
+            yield layer, np.moveaxis(whole.reshape(layer.shape), (0, 1), layer.axes), shift
+
+    def _losing(self, kept: Sequence[IntArray]) -> Iterator[tuple[Layer, BoolArray]]:
+        """Layers that lose inputs, and which inputs they keep [C_in]."""
+        for layer in self.layers:
+            inputs = kept_mask(*layer.read, kept)
+            if not inputs.all():
+                yield layer, inputs
+
+    def _solve(self, layer: Layer, inputs: BoolArray) -> tuple[FloatArray, FloatArray]:
         """Weights [C_out, kept * K] and shift [C_out] of all outputs for the kept inputs [C_in]."""
         key = (layer.output, inputs.tobytes())
         if key not in self._solved:
@@ -135,12 +152,14 @@ def _reads_groups(trace: OnnxTrace, node: Node) -> bool:
     return bool((trace.channels.axis_units(node.inputs[1], axes[0])[0] >= 0).any())
 
 
-def _layer(trace: OnnxTrace, node: Node, mean: FloatArray, covariance: FloatArray) -> _Layer:
+def _layer(trace: OnnxTrace, node: Node, mean: FloatArray, covariance: FloatArray) -> Layer:
     [tensor] = [t for t in trace.model.graph.initializer if t.name == node.inputs[1]]
     read, made = mixing_axes(node, trace.normal.shapes) or (1, 0)
     weight = np.moveaxis(numpy_helper.to_array(tensor).astype(np.float64), (made, read), (0, 1))
-    return _Layer(
+    return Layer(
         output=node.outputs[0],
+        tensor=tensor.name,
+        bias=node.inputs[2] if len(node.inputs) > 2 else "",
         weight=weight.reshape(len(weight), -1),
         shape=weight.shape,
         axes=(made, read),
