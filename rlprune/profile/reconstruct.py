@@ -71,7 +71,9 @@ class Reconstruction:
     """Reconstructs pruned models of one trace; keeps what it has solved. For one thread."""
 
     layers: Sequence[Layer]
-    _solved: dict[tuple[str, bytes], tuple[FloatArray, FloatArray]] = field(default_factory=dict)
+    _solved: dict[tuple[str, bytes, bool], tuple[FloatArray, FloatArray]] = field(
+        default_factory=dict
+    )
     _bytes: int = 0
 
     @staticmethod
@@ -89,7 +91,7 @@ class Reconstruction:
     def apply(self, pruned: onnx.ModelProto, kept: Sequence[IntArray]) -> onnx.ModelProto:
         """A copy of a model cut to the units `kept` of every group, its layers reconstructed."""
         changes = {}
-        for layer, inputs in self._losing(kept):
+        for layer, inputs in self.losing(kept):
             weight, shift = self._solve(layer, inputs)
             outputs = kept_mask(*layer.made, kept)
             shape = (int(outputs.sum()), int(inputs.sum()), *layer.shape[2:])
@@ -97,31 +99,40 @@ class Reconstruction:
             changes[layer.output] = LayerChange(moved, shift[outputs])
         return with_layers(pruned, changes)
 
-    def uncut(self, kept: Sequence[IntArray]) -> Iterator[tuple[Layer, FloatArray, FloatArray]]:
-        """Of every layer that loses inputs, weight (laid out and as wide as in the file, 0 where
-        inputs go) and shift [C_out]: for who cuts them another way."""
-        for layer, inputs in self._losing(kept):
-            weight, shift = self._solve(layer, inputs)
-            whole = np.zeros_like(layer.weight)
-            whole[:, np.repeat(inputs, whole.shape[1] // len(inputs))] = weight
-            yield layer, np.moveaxis(whole.reshape(layer.shape), (0, 1), layer.axes), shift
+    def uncut(
+        self, layer: Layer, inputs: BoolArray, *, shifted: bool
+    ) -> tuple[FloatArray, FloatArray]:
+        """Weight (laid out and as wide as in the file, 0 where inputs go) and shift [C_out] of a
+        layer that keeps `inputs` [C_in], for who cuts it another way.
 
-    def _losing(self, kept: Sequence[IntArray]) -> Iterator[tuple[Layer, BoolArray]]:
-        """Layers that lose inputs, and which inputs they keep [C_in]."""
+        Not `shifted` it is the best there is without a shift, which is then 0.
+        """
+        weight, shift = self._solve(layer, inputs, shifted)
+        whole = np.zeros_like(layer.weight)
+        whole[:, np.repeat(inputs, whole.shape[1] // len(inputs))] = weight
+        return np.moveaxis(whole.reshape(layer.shape), (0, 1), layer.axes), shift
+
+    def losing(self, kept: Sequence[IntArray]) -> Iterator[tuple[Layer, BoolArray]]:
+        """Layers that lose inputs to the units `kept` of every group, and what they keep [C_in]."""
         for layer in self.layers:
             inputs = kept_mask(*layer.read, kept)
             if not inputs.all():
                 yield layer, inputs
 
-    def _solve(self, layer: Layer, inputs: BoolArray) -> tuple[FloatArray, FloatArray]:
+    def _solve(
+        self, layer: Layer, inputs: BoolArray, shifted: bool = True
+    ) -> tuple[FloatArray, FloatArray]:
         """Weights [C_out, kept * K] and shift [C_out] of all outputs for the kept inputs [C_in]."""
-        key = (layer.output, inputs.tobytes())
+        key = (layer.output, inputs.tobytes(), shifted)
         if key not in self._solved:
             stay = np.repeat(inputs, layer.weight.shape[1] // len(inputs))
-            # Least squares in moments: W C[:, S] C[S, S]^-1, the means left to the shift.
-            wanted = layer.covariance[stay] @ layer.weight.T  # [kept * K, C_out]
-            weight = np.linalg.solve(layer.covariance[np.ix_(stay, stay)], wanted).T
-            shift = layer.weight @ layer.mean - weight @ layer.mean[stay]
+            # Least squares in moments: W C[:, S] C[S, S]^-1, the means left to the shift if any.
+            mean = layer.mean if shifted else np.zeros_like(layer.mean)
+            moment = layer.covariance[stay]  # [kept * K, C_in * K]
+            if not shifted:
+                moment = moment + np.outer(layer.mean[stay], layer.mean)
+            weight = np.linalg.solve(moment[:, stay], moment @ layer.weight.T).T
+            shift = layer.weight @ mean - weight @ mean[stay]
             if self._bytes > MAX_CACHE_BYTES:
                 self._solved.clear()
                 self._bytes = 0

@@ -1,7 +1,8 @@
 """A cut module's layers reconstructed, so that training starts from what is left at its best.
 
 The same linear solves as for ONNX files (`profile.reconstruct`), written into the module's own
-parameters; a shift that no bias can take is taken off the mean of the BatchNorm behind.
+parameters. A layer's shift goes into its bias or off the mean of the BatchNorm behind; where there
+is neither, the solve is for weights alone.
 """
 
 from __future__ import annotations
@@ -44,20 +45,23 @@ def reconstruct_module(
     uses = Counter(name for node in normal.nodes for name in node.inputs)
     done = 0
     with torch.no_grad():
-        for layer, weight, shift in reconstruction.uncut(kept):
-            names, sign = [layer.tensor, layer.bias], 1.0
+        for layer, inputs in reconstruction.losing(kept):
+            places, sign = [layer.bias], 1.0
             readers = normal.readers.get(layer.output, ())
             if len(readers) == 1 and readers[0].op == "BatchNormalization":
-                names, sign = [layer.tensor, readers[0].inputs[3]], -1.0
+                places, sign = [readers[0].inputs[3]], -1.0
+            names = [layer.tensor, *filter(None, places)]
             if any(uses[name] != 1 or name not in tensors for name in names):
                 continue
+            weight, shift = reconstruction.uncut(layer, inputs, shifted=len(names) > 1)
             new = [
                 cut.tensor(name, torch.from_numpy(np.ascontiguousarray(value)))
-                for name, value in zip(names, (weight, sign * shift), strict=True)
+                for name, value in zip(names, (weight, sign * shift), strict=False)
             ]
             if [one.shape for one in new] != [tensors[name].shape for name in names]:
                 continue
-            tensors[names[0]].copy_(new[0])
-            tensors[names[1]].add_(new[1])
+            tensors[layer.tensor].copy_(new[0])
+            for name, value in zip(names[1:], new[1:], strict=True):
+                tensors[name].add_(value)
             done += 1
     return done
