@@ -31,7 +31,7 @@ from rlprune.store.encoding import measurement_from_json, measurement_to_json, s
 
 TIMEOUT_SEC = 600.0
 PROCESS_COUNT = 4
-SESSION_COUNT = 6
+SESSION_COUNT = 4
 """Fresh sessions in each of the processes; together more than elsewhere, since a certificate is
 compared with a budget."""
 _CONTROL, _PRUNED, _RESULT = "control.onnx", "pruned.onnx", "measurement.json"
