@@ -76,9 +76,9 @@ class MeasuredRound:
     keeps: tuple[int, ...]
     predicted_latency_ms: float
     measured_latency_ms: float
-    """By the ratio to the unpruned model interleaved with it, in a process of its own."""
+    """By the ratio to the unpruned model interleaved with it, in processes of their own."""
     measured_interval_ms: tuple[float, float]
-    """What the sessions leave uncertain: 95 % on either side."""
+    """Where another such measurement would lie: 95 % on either side."""
     status: str
     """`ok`, `unstable` or `failed`, as `Measurement.status`."""
     reason: str = ""

@@ -1,7 +1,8 @@
 """Latency that can be trusted: predictions, repeats and certificates on this machine's device keys.
 
     scripts/bench_latency [--quick] [--seed N] [--json FILE] [--only PART ...] [--runtimes NAME ...]
-                          [--models NAME ...] [--plans N] [--work DIR] [--shared DIR]
+                          [--models NAME ...] [--plans N] [--sessions N] [--work DIR]
+                          [--shared DIR]
 
 Parts, each resumable (measurements are kept under `--work`):
 
@@ -33,6 +34,7 @@ from platformdirs import user_cache_path
 
 from rlprune.graph.types import FloatArray, IntArray
 from rlprune.latency.device import local_device_key
+from rlprune.latency.measure import MeasureConfig
 from rlprune.latency.types import ModelSubject, OperatorSpec
 from rlprune.runtime import RUNTIMES, get_runtime
 
@@ -52,6 +54,7 @@ def main() -> None:
     parser.add_argument("--runtimes", nargs="+", choices=list(RUNTIMES), default=list(RUNTIMES))
     parser.add_argument("--models", nargs="+", default=None, metavar="NAME")
     parser.add_argument("--plans", type=int, help="unseen plans per model and key; 40 by default")
+    parser.add_argument("--sessions", type=int, default=12, help="of every whole model collected")
     parser.add_argument("--work", type=Path, default=user_cache_path("rlprune") / "bench_latency")
     parser.add_argument("--shared", help="folder that holds data/ and models/")
     options = parser.parse_args()
@@ -75,6 +78,7 @@ def main() -> None:
                 options.work,
                 plan_count=plan_count,
                 seed=options.seed,
+                config=MeasureConfig(session_count=options.sessions),
             )
             for name, trace in traces.items()
         ]

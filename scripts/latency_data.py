@@ -18,6 +18,7 @@ from rlprune.graph.skeleton import fill, strip
 from rlprune.graph.types import IntArray
 from rlprune.latency.collect import measure_subjects, trace_models
 from rlprune.latency.costs import OperatorCosts
+from rlprune.latency.measure import MeasureConfig
 from rlprune.latency.model import CALIBRATION_COUNT, LatencyModel
 from rlprune.latency.types import Measurement, ModelSubject, OperatorSpec
 from rlprune.profile.types import keep_levels
@@ -83,13 +84,14 @@ def collect(
     *,
     plan_count: int,
     seed: int,
+    config: MeasureConfig | None = None,
 ) -> Case:
     """Measures what is not in the model's store under `work` yet."""
     url = f"sqlite:///{work / f'{runtime.name}-{name}.sqlite'}"
     with closing(open_store(url)) as store:
         store.register_device(device, {})
         store.put_graph(trace.graph, strip(trace.model))
-        return _collect(name, trace, runtime, device, store, plan_count, seed)
+        return _collect(name, trace, runtime, device, store, plan_count, seed, config)
 
 
 def _collect(
@@ -100,6 +102,7 @@ def _collect(
     store: Store,
     plan_count: int,
     seed: int,
+    config: MeasureConfig | None,
 ) -> Case:
     graph = trace.graph
     levels, level_count = keep_levels(graph)
@@ -123,6 +126,7 @@ def _collect(
                     model_of=model_of,
                     device=device,
                     runtime=runtime,
+                    config=config,
                 )
             )
             done = min(start + PART, len(subjects))

@@ -1,10 +1,13 @@
 """From sums of operators to whole models: what a runtime fuses, caches and adds.
 
 Operators measured alone add up to 0.9-1.4 times the model they make: activations vanish into
-convolutions, layout changes appear between them. So each form of operator in a graph gets a factor,
-fitted to whole models under several plans. Factors start from a prior (1, or 0.1 where a runtime is
-apt to fuse), move together, then by class, then by form, as far as the data carry them: a ridge
-regression whose penalty is the inverse of that prior's covariance, factors kept at or above zero.
+convolutions, layout changes appear between them, and where a width does not fill a runtime's blocks
+a whole chain of operators takes another path (ONNX Runtime on AVX-512: widths that are no multiple
+of 16). So each form of operator in a graph gets a factor, and a further one for each alignment that
+its in- and out-width miss, fitted to whole models under several plans. They start from a prior (1,
+or 0.1 where a runtime is apt to fuse; no misalignment matters), move together, then by class, then
+by form, as far as the data carry them: Gaussian regression with that prior's covariance, factors
+kept at or above zero.
 """
 
 from __future__ import annotations
@@ -15,14 +18,19 @@ from dataclasses import dataclass
 import numpy as np
 
 from rlprune.graph.types import FloatArray, IntArray, Operator, PruningGraph
-from rlprune.latency.costs import OperatorCosts
+from rlprune.latency.costs import ALIGNMENTS, OperatorCosts
 from rlprune.latency.operators import form, spec_at
 from rlprune.latency.types import OperatorSpec
 
 FUSED_PRIOR = 0.1
 ALL_SD, CLASS_SD, FORM_SD = 0.3, 0.3, 0.15
 """How far all factors, those of a class, and each by itself may move."""
+MISALIGNED_CLASS_SD, MISALIGNED_FORM_SD = 0.2, 0.1
+"""... and how much a missed alignment may add to those of a class, and to each by itself."""
 OVERHEAD_SD = 1.0
+PINNED_SD = 1e-4
+"""Of a factor that would come out below zero."""
+TRAIT_COUNT = 1 + 2 * len(ALIGNMENTS)
 PLAN_SD = 0.02
 """What the sum leaves unexplained of a plan, as a share of its latency."""
 BASE_SD = 0.005
@@ -75,10 +83,15 @@ class PlanRows:
 class Calibration:
     """Factors for the operators of one graph."""
 
-    factors: dict[Key, float]
+    factors: dict[Key, FloatArray]
+    """What each of an operator's traits counts [F]."""
     overhead_ms: float
     half_width: float
     """Of the 90 % interval, in the natural logarithm of the latency."""
+
+    def factor(self, key: Key, ins: IntArray, outs: IntArray) -> FloatArray:
+        """What operators of `key` at in- and out-widths [N] are multiplied by [N]."""
+        return np.maximum(_traits(ins, outs) @ self.factors[key], 0.0)
 
     @property
     def interval_ratio(self) -> tuple[float, float]:
@@ -94,49 +107,50 @@ def calibrate(
     for row in blocks:
         keys += [key for key in dict.fromkeys(operator_keys(row.graph)) if key not in keys]
     index = {key: place for place, key in enumerate(keys)}
-    prior, precision = _prior([cls for cls, _ in keys])
+    mean, covariance = _prior([cls for cls, _ in keys])
+    if not blocks:
+        return Calibration(dict(zip(keys, mean, strict=True)), call_ms, DEFAULT_HALF_WIDTH)
 
-    designs, noises, own, judged = [], [], [], []
+    designs, calls, noises, judged = [], [], [], []
     for row in blocks:
-        sums = _sums(row.graph, costs, row.keeps, index)
-        sums[:, -1] = call_ms
+        # Rows in shares of what was measured, so that errors are relative and all targets 1.
+        designs.append(_sums(row.graph, costs, row.keeps, index) / row.ms[:, None, None])
+        calls.append(call_ms / row.ms)
         mine = row.graph.fingerprint == graph.fingerprint
         base = np.all(row.keeps == row.graph.widths, axis=1)
         model_sd = np.where(base, BASE_SD, PLAN_SD) if mine else np.full(len(base), OTHER_GRAPH_SD)
-        designs.append(sums / row.ms[:, None])  # rows in shares, so that errors are relative
         noises.append(np.hypot(model_sd, row.log_sd))
-        own.append(np.full(len(base), mine))
         judged.append(mine & ~base & (row.trusted > 0))
-    if not blocks:
-        return Calibration(
-            dict(zip(keys, prior[:-1].tolist(), strict=True)), call_ms, DEFAULT_HALF_WIDTH
-        )
+    design, call, noise = map(np.concatenate, (designs, calls, noises))
+    chosen = np.flatnonzero(np.concatenate(judged))
 
-    design, weight = np.concatenate(designs), np.concatenate(noises) ** -2.0
     # How fast the device is as a whole is no matter for a prior: a donor may be many times faster.
-    scale = 1.0 / float(np.median(design @ prior))
-    prior, precision = prior * scale, precision / scale**2
-    normal = design.T @ (weight[:, None] * design) + precision
-    right = design.T @ weight + precision @ prior
-    free = np.ones(len(prior), dtype=bool)
-    factors = np.zeros(len(prior))
+    scale = 1.0 / float(np.median(np.einsum("nkf,kf->n", design, mean) + call))
+    mean, covariance, call_var = mean * scale, covariance * scale**2, (OVERHEAD_SD * scale) ** 2
+    target = np.ones(len(design))
     while True:
-        inverse = np.linalg.inv(normal[np.ix_(free, free)])
-        factors = np.zeros(len(prior))
-        factors[free] = inverse @ right[free]
-        if np.all(factors >= 0.0):
+        reach = np.einsum("nkf,fkl->nlf", design, covariance)
+        gram = np.einsum("nkf,mkf->nm", design, reach) + call_var * np.outer(call, call)
+        inverse = np.linalg.inv(gram + np.diag(noise**2))
+        pull = inverse @ (target - np.einsum("nkf,kf->n", design, mean) - scale * call)
+        factors = mean + np.einsum("n,nkf->kf", pull, reach)
+        negative = np.flatnonzero(factors[:, 0] < -2.0 * PINNED_SD)
+        if not len(negative):
             break
-        free &= factors >= 0.0
+        # Told that these are zero, as if measured.
+        pins = np.zeros((len(negative), *design.shape[1:]))
+        pins[np.arange(len(negative)), negative, 0] = 1.0
+        design, noise = (
+            np.concatenate([design, pins]),
+            np.append(noise, np.full(len(pins), PINNED_SD)),
+        )
+        call, target = np.append(call, np.zeros(len(pins))), np.append(target, np.zeros(len(pins)))
 
-    # Leave-one-out residuals without refitting: e / (1 - h), h the leverage of the row.
-    chosen = np.concatenate(judged)
-    rows_free = design[chosen][:, free]
-    leverage = np.einsum("nk,kl,nl->n", rows_free, inverse, rows_free) * weight[chosen]
-    error = 1.0 - design[chosen] @ factors
-    left_out = np.abs(error / np.maximum(1.0 - leverage, 0.05))
+    # What each row would be off by, had it been left out: no refitting needed.
+    left_out = np.abs(pull / np.diag(inverse))[chosen]
     return Calibration(
-        dict(zip(keys, factors[:-1].tolist(), strict=True)),
-        float(factors[-1]) * call_ms,
+        dict(zip(keys, factors, strict=True)),
+        (scale + call_var * float(pull @ call)) * call_ms,
         half_width(left_out),
     )
 
@@ -160,25 +174,34 @@ def half_width(left_out: FloatArray) -> float:
 def _sums(
     graph: PruningGraph, costs: OperatorCosts, keeps: IntArray, index: dict[Key, int]
 ) -> FloatArray:
-    """Uncalibrated ms per key for keeps [N, G] -> [N, K + 1]; the last column is left at 0."""
-    sums = np.zeros((len(keeps), len(index) + 1))
+    """Uncalibrated ms per key and trait for keeps [N, G] -> [N, K, F]."""
     by_key: dict[Key, list[Operator]] = {}
     for key, op in zip(operator_keys(graph), graph.operators, strict=True):
         by_key.setdefault(key, []).append(op)
+    sums = np.zeros((len(keeps), len(index), TRAIT_COUNT))
     for key, ops in by_key.items():
-        ins = np.stack([op.in_width.at(keeps) for op in ops])  # [ops, N]
-        outs = np.stack([op.out_width.at(keeps) for op in ops])
-        ms = costs.ms(key[1], ins.ravel(), outs.ravel()).reshape(ins.shape)
-        sums[:, index[key]] = ms.sum(0)
+        ins = np.stack([op.in_width.at(keeps) for op in ops]).ravel()  # [ops * N]
+        outs = np.stack([op.out_width.at(keeps) for op in ops]).ravel()
+        ms = costs.ms(key[1], ins, outs)[:, None] * _traits(ins, outs)
+        sums[:, index[key]] = ms.reshape(len(ops), len(keeps), -1).sum(0)
     return sums
 
 
+def _traits(ins: IntArray, outs: IntArray) -> FloatArray:
+    """What factors hang on [N, F]: 1, and 1 for each alignment that in- and out-widths [N] miss."""
+    missed = [widths % by != 0 for widths in (ins, outs) for by in ALIGNMENTS]
+    return np.column_stack([np.ones(len(ins)), *missed]).astype(np.float64)
+
+
 def _prior(classes: list[str]) -> tuple[FloatArray, FloatArray]:
-    """Mean [K + 1] and inverse covariance [K + 1, K + 1] of the factors; the last is the call's."""
+    """Mean [K, F], and covariance per trait [F, K, K], of what traits count."""
     count = len(classes)
+    mean = np.zeros((count, TRAIT_COUNT))
+    mean[:, 0] = [FUSED_PRIOR if cls.endswith("+") else 1.0 for cls in classes]
     same = np.array([[float(a == b) for b in classes] for a in classes]).reshape(count, count)
-    covariance = np.zeros((count + 1, count + 1))
-    covariance[:count, :count] = ALL_SD**2 + CLASS_SD**2 * same + FORM_SD**2 * np.eye(count)
-    covariance[count, count] = OVERHEAD_SD**2
-    mean = np.array([FUSED_PRIOR if cls.endswith("+") else 1.0 for cls in classes] + [1.0])
-    return mean, np.asarray(np.linalg.inv(covariance), dtype=np.float64)
+    own = np.eye(count)
+    missed = MISALIGNED_CLASS_SD**2 * same + MISALIGNED_FORM_SD**2 * own
+    missed *= np.sqrt(np.outer(mean[:, 0], mean[:, 0]))
+    covariance = np.repeat(missed[None], TRAIT_COUNT, axis=0)
+    covariance[0] = ALL_SD**2 + CLASS_SD**2 * same + FORM_SD**2 * own
+    return mean, covariance

@@ -31,7 +31,9 @@ SHAPE_SD = 0.3
 """... and how far at one width relative to another."""
 SHAPE_LENGTH = 1.5
 """Doublings of a width over which a departure fades."""
-ALIGNMENTS = (8, 4)
+BLOCK = 8
+"""Channels that the regression takes to be computed together."""
+ALIGNMENTS = (16, 8, 4)
 """Widths that are whole multiples of these run on other kernels than the rest (ORT: 44 channels
 0.76 ms, 45 channels 1.21 ms, 48 channels 0.75 ms); a point says little about another alignment."""
 RIDGE = 0.1
@@ -178,8 +180,7 @@ def _monotone(ins: IntArray, outs: IntArray, points: Sequence[CostPoint]) -> Flo
 
 def _aligned(widths: IntArray) -> IntArray:
     """Widths as kernels see them: rounded up to whole blocks, where more than one block."""
-    block = ALIGNMENTS[0]
-    return np.where(widths > block, -(-widths // block) * block, widths)
+    return np.where(widths > BLOCK, -(-widths // BLOCK) * BLOCK, widths)
 
 
 def _widths(points: Sequence[CostPoint]) -> tuple[IntArray, IntArray]:

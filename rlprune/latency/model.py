@@ -118,7 +118,7 @@ class LatencyModel:
             if place not in known:
                 ins = np.repeat(in_width, len(out_width))
                 outs = np.tile(out_width, len(in_width))
-                ms = self.costs.ms(key[1], ins, outs) * calibration.factors[key]
+                ms = self.costs.ms(key[1], ins, outs) * calibration.factor(key, ins, outs)
                 known[place] = ms.reshape(len(in_width), len(out_width))
             return known[place]
 

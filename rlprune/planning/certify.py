@@ -2,9 +2,9 @@
 
 Open-loop budgets are missed by 2 to 35 % in every published system (`anchors/pruning.md` section
 2). Here a plan counts as certified only when its latency, as a ratio to the unpruned model that ran
-interleaved with it in a process of its own, lies within the budget with what the sessions leave
-uncertain. A plan that stays far below its budget is corrected too: unused milliseconds are accuracy
-given away.
+interleaved with it in processes of its own, lies within the budget with what another measurement
+of the same kind may differ by. A plan that stays far below its budget is corrected too: unused
+milliseconds are accuracy given away.
 """
 
 from __future__ import annotations
@@ -22,13 +22,10 @@ from rlprune.plans import Certificate, MeasuredRound, PruningPlan
 MAX_ROUNDS = 3
 ENOUGH_SLACK = 0.045
 """Share of the budget that may stay unused before a further round is spent on it."""
-AIM = 0.97
-"""Share of the budget that a correction aims at."""
 ONE_SIDED_95 = 1.645
 PROCESS_SD = 0.01
-"""How far two processes are apart beyond what the sessions of one say: five measurements of a plan,
-each in a new process, ranged over 2.3 % (median; scripts/bench_latency --only repeat). Without it
-28 of 31 certified plans kept their budget when measured again."""
+"""How far a process is from others beyond what its sessions say (natural logarithm): measurements
+of a plan in five processes of twenty sessions ranged over 2.3 % (median)."""
 
 Ask = Callable[[float], PruningPlan]
 """A plan for a budget in ms; what was measured in between may tell on the answer."""
@@ -47,9 +44,10 @@ def certify_plan(
 
     Milliseconds are those of the plan's `base_latency_ms`, the unpruned model's: a measurement
     counts by its ratio to the control. Each round measures one plan; the next asks for a budget
-    scaled by how far the last one missed, kept between what is known to fit and what is known not
-    to. Of the plans that kept the budget the slowest is returned, for it gave up least; where none
-    did, the plan of least latency measured, its certificate saying that it is not within.
+    scaled by how far the last one departed from its prediction, kept between what is known to fit
+    and what is known not to. Of the plans that kept the budget the slowest is returned, for it gave
+    up least; where none did, the plan of least latency measured, its certificate saying that it is
+    not within.
 
     Args:
         plan: the first answer to the budget, feasible or not; its `budget_ms` is the budget.
@@ -74,8 +72,8 @@ def certify_plan(
             break  # the plan of least latency; nothing faster can be asked for
         else:
             misses = min(misses, asked)
-        scale = AIM * budget_ms / _pessimistic(found)
-        asked = _between(asked * scale, fits, misses)
+        scale = _aim(found) * budget_ms / found.measured_latency_ms
+        asked = _between(made.predicted_interval_ms[1] * scale, fits, misses)
         made = ask(asked)
         if any(np.array_equal(made.keeps, old.keeps) for old, _ in tried):
             break  # the levels are not fine enough to come closer
@@ -95,6 +93,7 @@ def certify_plan(
     return replace(
         chosen,
         budget_ms=budget_ms,
+        base_latency_ms=base_ms,  # a later plan's may be another: what was measured moved it
         feasible=bool(kept),
         certificate=certificate,
         note="; ".join([*clauses, _note(certificate, found, budget_ms)]),
@@ -107,7 +106,10 @@ def _round(plan: PruningPlan, measurement: Measurement, base_ms: float) -> Measu
     ratio = measurement.control_ratio
     logs = np.log(np.maximum(measurement.session_ratios, 1e-9))
     error = float(np.std(logs, ddof=1) / np.sqrt(len(logs))) if len(logs) > 1 else 0.1
-    spread = float(np.exp(ONE_SIDED_95 * np.hypot(error, PROCESS_SD)))
+    process_count = int(dict(measurement.conditions).get("process_count", 1))
+    # The next measurement errs as this one did, so the two differ by the root of two as much.
+    differ = np.sqrt(2.0) * np.hypot(error, PROCESS_SD / np.sqrt(process_count))
+    spread = float(np.exp(ONE_SIDED_95 * differ))
     return MeasuredRound(
         keeps=tuple(int(keep) for keep in plan.keeps),
         predicted_latency_ms=plan.predicted_latency_ms,
@@ -122,8 +124,10 @@ def _within(found: MeasuredRound, budget_ms: float) -> bool:
     return found.status == "ok" and found.measured_interval_ms[1] <= budget_ms
 
 
-def _pessimistic(found: MeasuredRound) -> float:
-    return max(found.measured_latency_ms, found.measured_interval_ms[1] * AIM)
+def _aim(found: MeasuredRound) -> float:
+    """Share of the budget to come out at: in the middle of what is enough and what is within."""
+    spread = found.measured_interval_ms[1] / found.measured_latency_ms
+    return float(min(np.sqrt((1.0 - ENOUGH_SLACK) / spread), 0.99 / spread))
 
 
 def _between(asked: float, fits: float, misses: float) -> float:

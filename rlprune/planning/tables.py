@@ -75,19 +75,19 @@ def latency_model(store: Store, device: str) -> LatencyModel:
     """
     from rlprune.latency.model import LatencyModel
 
-    # The generation is read first: a report that arrives in between makes the entry fresher than
-    # its key says, and the next call fits again.
-    generation = store.generation(device)
-    donors = [one for one in store.devices() if one.key != device]
-    most = max(donors, key=lambda one: (one.measurement_count, one.key), default=None)
-    donor = None if most is None or most.measurement_count < DONOR_COUNT else most
+    # Generations are read first: a report that arrives in between makes the entry fresher than its
+    # key says, and the next call fits again.
+    generations = store.generations()
+    generation = generations.pop(device, 0)
+    most = max(generations, key=lambda key: (generations[key], key), default=None)
+    donor = None if most is None or generations[most] < DONOR_COUNT else most
     return _compiled_of(store).models.get(
-        (device, generation, donor and donor.key),
+        (device, generation, donor),
         lambda: LatencyModel.fit(
             device,
             store.measurements(device),
             store.graphs(),
-            donor=None if donor is None else _costs(store, donor.key),
+            donor=None if donor is None else _costs(store, donor),
         ),
     )
 

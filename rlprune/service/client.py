@@ -51,6 +51,8 @@ HEALTH_PAGE_SIZE = 8
 """Devices asked for at once with their health: a fit each, where it has measured since."""
 FIRST_POLL_SEC = 0.1
 MAX_POLL_SEC = 1.0
+CERTIFY_JOB_COUNT = 2
+"""Measuring jobs of each round of a certificate."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,14 +168,19 @@ class Client:
         if not certify:
             return made
         from rlprune.planning.certify import certify_plan
+        from rlprune.planning.fresh import pooled
 
         def ask(budget_ms: float) -> PruningPlan:
             request.budget_ms = budget_ms
             return pick(self._answer(trace, profiles, request, deadline, on_progress))
 
         def measure(keeps: IntArray) -> Measurement:
-            [found] = self.measure(trace, keeps, device, on_progress=on_progress)
-            return found
+            # A worker gives each job a process of its own.
+            parts = [
+                self.measure(trace, keeps, device, on_progress=on_progress)[0]
+                for _ in range(CERTIFY_JOB_COUNT)
+            ]
+            return pooled(parts)
 
         return certify_plan(ask, measure, made)
 

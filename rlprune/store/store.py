@@ -159,6 +159,12 @@ class Store:
         with self.database.read() as connection:
             return int(connection.scalar(query) or 0)
 
+    def generations(self) -> dict[str, int]:
+        """The same of every device; it counts measurements, so it also says which has most."""
+        query = sa.select(schema.devices.c.device, schema.devices.c.generation)
+        with self.database.read() as connection:
+            return {device: int(generation) for device, generation in connection.execute(query)}
+
     # Measurements
 
     def add_measurements(self, measurements: Sequence[Measurement]) -> None:

@@ -52,6 +52,7 @@ class LevelCosts:
     @staticmethod
     def of(tables: LatencyTables) -> LevelCosts:
         """Takes well under a millisecond, so it is made anew wherever it is needed."""
+        tables = tables.condensed
         counts = np.diff(tables.pair_start)
         operator = tables.pair_operator
         group = np.repeat(np.arange(len(counts)), counts)

@@ -62,7 +62,8 @@ def predicted(model: LatencyModel, keeps: IntArray) -> FloatArray:
 
 def test_recovers_the_factors_of_a_device() -> None:
     model = LatencyModel.fit(DEVICE, operators() + calibration(60), GRAPHS)
-    factors = model.calibration(GRAPH).factors
+    fitted, wide = model.calibration(GRAPH), np.array([64])
+    factors = {key: float(fitted.factor(key, wide, wide)[0]) for key in fitted.factors}
     kinds = {cls for cls, _ in factors}
     assert {"conv", "activation+", "add+"} <= kinds
     conv = [value for (cls, _), value in factors.items() if cls == "conv"]
@@ -85,8 +86,8 @@ def test_compiled_tables_are_the_models_own_prediction() -> None:
     fitted, keeps = model.calibration(GRAPH), unseen(20)
     expected = np.full(20, fitted.overhead_ms)
     for key, op in zip(operator_keys(GRAPH), GRAPH.operators, strict=True):
-        ms = model.costs.ms(key[1], op.in_width.at(keeps), op.out_width.at(keeps))
-        expected += fitted.factors[key] * ms
+        ins, outs = op.in_width.at(keeps), op.out_width.at(keeps)
+        expected += fitted.factor(key, ins, outs) * model.costs.ms(key[1], ins, outs)
     tables = model.compile(GRAPH, LEVELS, COUNTS)
     np.testing.assert_allclose(tables.latency_ms(keeps), expected, rtol=1e-9)
     assert tables.device == DEVICE and tables.interval_ratio == fitted.interval_ratio

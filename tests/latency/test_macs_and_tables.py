@@ -85,6 +85,18 @@ def test_macs_tables_are_exact(graph: PruningGraph, seed: int) -> None:
     np.testing.assert_allclose(tables.latency_ms(keeps), graph.macs(keeps) / 1e6, rtol=1e-12)
 
 
+def test_operators_of_the_same_totals_are_added_up_once() -> None:
+    graph = residual_graph()
+    levels, level_count = keep_levels(graph, round_to=1)
+    tables = LatencyTables.compile("d", graph, levels, level_count, odd_cost, overhead_ms=0.5)
+    keeps = plans(levels, level_count, seed=0)
+    whole = tables.operator_ms(keeps).sum(-1) + 0.5
+    np.testing.assert_allclose(tables.latency_ms(keeps), whole, rtol=1e-14)
+    assert len(tables.condensed.offset) < len(graph.operators)
+    twice = tables.condensed.condensed
+    np.testing.assert_array_equal(twice.flat_ms, tables.condensed.flat_ms)
+
+
 def test_macs_are_a_device_without_doubt() -> None:
     graph = residual_graph()
     tables = macs_tables(graph, *keep_levels(graph))

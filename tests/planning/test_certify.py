@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from rlprune.graph.types import IntArray
 from rlprune.latency.types import Measurement, ModelSubject
 from rlprune.planning import make_plan
 from rlprune.planning.certify import MAX_ROUNDS, certify_plan
+from rlprune.planning.fresh import pooled
 from rlprune.plans import PruningPlan
 from rlprune.policy import get_policy
 from rlprune.task.task import PruningTask
@@ -100,6 +102,57 @@ def test_a_measurement_that_failed_is_an_error(task: PruningTask) -> None:
     device.status = "failed"
     with pytest.raises(MeasurementError, match="certified"):
         certified(task, device, 0.5)
+
+
+def part(*sessions: float, status: str = "ok") -> Measurement:
+    cpu = tuple((ms,) for ms in sessions)
+    control = ((1.0,),) * len(sessions)
+    conditions = (("session_count", str(len(sessions))), ("runtime", "fake 1"))
+    return Measurement(
+        "d",
+        ModelSubject("f" * 64, (8,)),
+        cpu,
+        cpu,
+        control,
+        control,
+        status=status,
+        conditions=conditions,
+    )
+
+
+def test_sessions_of_several_processes_are_one_measurement() -> None:
+    found = pooled([part(0.5, 0.52), part(0.6, 0.58)])
+    assert found.session_ratios == (0.5, 0.52, 0.6, 0.58) and found.status == "ok"
+    assert dict(found.conditions) == {
+        "session_count": "4",
+        "runtime": "fake 1",
+        "process_count": "2",
+        "sample_count": "0",
+        "dropped_sample_count": "0",
+    }
+
+
+def test_a_process_that_would_not_hold_still_is_left_out_where_others_did() -> None:
+    restless = part(0.9, 0.1, status="unstable")
+    assert pooled([part(0.5), restless, part(0.6)]).session_ratios == (0.5, 0.6)
+    assert pooled([restless, restless, part(0.5)]).status == "unstable"
+    assert pooled([part(0.5), part(status="failed")]).status == "failed"
+
+
+def test_more_processes_make_a_certificate_tighter(task: PruningTask) -> None:
+    def upper(process_count: int) -> float:
+        device = Device(task, lambda now: 1.0)
+
+        def measure(keeps: IntArray) -> Measurement:
+            conditions = (("process_count", str(process_count)),)
+            return replace(device(keeps), conditions=conditions)
+
+        plan = make_plan(task, get_policy("knapsack"), 0.6 * task.base_ms, device="d")
+        certificate = certify_plan(lambda budget: plan, measure, plan).certificate
+        assert certificate is not None
+        return certificate.measured_interval_ms[1] / certificate.measured_latency_ms
+
+    assert 1.0 < upper(4) < upper(1)
 
 
 def test_the_certificate_travels_with_the_plan(task: PruningTask) -> None:

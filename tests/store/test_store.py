@@ -87,6 +87,7 @@ def test_generation_grows_with_every_measurement_and_only_for_its_device(store: 
     store.add_measurements([])
     assert (store.generation(DEVICE), store.generation("other")) == (2, 1)
     assert {d.key: d.measurement_count for d in store.devices()} == {DEVICE: 2, "other": 1}
+    assert store.generations() == {DEVICE: 2, "other": 1}
 
 
 @pytest.mark.parametrize(
