@@ -179,27 +179,13 @@ def plan(
     traced = _trace(model, example_inputs, input_shapes)
     initial = None
     if at_init is not None:
-        from rlprune.profile.calibration import load_calibration
-        from rlprune.profile.initial import InitialScores
+        from rlprune.training.at_init import score_units
 
         if isinstance(traced, OnnxTrace):
             raise InputError(
-                "at_init needs a torch module: what is not trained yet is no ONNX file",
-                field="at_init",
+                "at_init needs a torch module: an ONNX file cannot be trained", field="at_init"
             )
-        if candidates:
-            raise InputError(
-                "candidates are judged by their losses, and an untrained network has none to "
-                "lose; leave candidates out",
-                field="candidates",
-            )
-        from rlprune.surgery.torch_saliency import check_score, initial_scores
-
-        check_score(at_init, with_images=calibration is not None)
-        images = None if calibration is None else load_calibration(calibration, traced.onnx)
-        calibration = None
-        x, y = (None, None) if images is None else (images.x, images.y)
-        initial = InitialScores(at_init, initial_scores(traced, at_init, x, y))
+        initial, calibration = score_units(traced, at_init, calibration), None
     return plan_model(
         traced if isinstance(traced, OnnxTrace) else traced.onnx,
         budget_ms=budget_ms,

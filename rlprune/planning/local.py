@@ -83,6 +83,12 @@ def plan_model(
         check_budget(budget_ratio, "budget_ratio")
     else:
         raise BudgetError("give either budget_ms or budget_ratio", field="budget_ms")
+    if initial is not None and candidates:
+        raise InputError(
+            "candidates are judged by their losses, and an untrained network has none to tell them "
+            "apart; leave candidates out",
+            field="candidates",
+        )
     check_count(candidates, calibrated=calibration is not None)
     chosen = get_policy(policy)
     device, runtime = which_device(device, trace.graph)

@@ -111,7 +111,7 @@ def _graph(graph: PruningGraph, per_unit: IntArray, widths: IntArray) -> Pruning
 def _profiles(
     task: PruningTask, graph: PruningGraph, per_unit: IntArray, levels: IntArray, count: IntArray
 ) -> GroupProfiles:
-    """Measured and initial losses summed; energies such that their curves are the sum of the curves."""
+    """Losses summed; energies such that their curves are the sum of the curves."""
     profiles = task.profiles
     merged = (per_unit > 0).astype(np.float64)  # [G, M]
     measured, energy = profiles.measured_loss, profiles.energy_loss

@@ -1,0 +1,102 @@
+"""Loss curves at initialisation: from what units are worth to how many stay."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from small_onnx import small_onnx
+
+from rlprune.graph.from_onnx import OnnxTrace, trace_onnx
+from rlprune.latency.macs import macs_tables
+from rlprune.planning import make_plan
+from rlprune.policy import get_policy
+from rlprune.profile.energy import loss_curve
+from rlprune.profile.initial import InitialScores, initial_profiles
+from rlprune.profile.types import keep_levels
+from rlprune.task.task import PruningTask
+
+
+@pytest.fixture(scope="module")
+def trace() -> OnnxTrace:
+    return trace_onnx(small_onnx())
+
+
+def alike(trace: OnnxTrace) -> list[np.ndarray]:
+    return [np.full(width, 2.0 / width) for width in trace.graph.widths]
+
+
+def test_of_equal_units_a_group_loses_the_growth_of_one_over_its_width(trace: OnnxTrace) -> None:
+    levels, count = keep_levels(trace.graph)
+    profiles = initial_profiles(trace.graph, InitialScores("synflow", alike(trace)), levels, count)
+    expected = 1.0 / levels - 1.0 / trace.graph.widths[:, None]
+    np.testing.assert_allclose(loss_curve(profiles, trace.graph), expected, atol=1e-12)
+
+
+def test_units_worth_nothing_are_free_and_groups_count_by_their_share(trace: OnnxTrace) -> None:
+    levels, count = keep_levels(trace.graph)
+    scores = alike(trace)
+    scores[0][scores[0].size // 2 :] = 0.0  # in place of half the units, nothing
+    scores[1] = 3.0 * scores[1]
+    curve = loss_curve(
+        initial_profiles(trace.graph, InitialScores("snip", scores), levels, count), trace.graph
+    )
+    half = scores[0].size // 2
+    assert (curve[0][levels[0] >= half] == pytest.approx(0.0)) and (curve[0][0] > 0.0)
+    even = loss_curve(
+        initial_profiles(trace.graph, InitialScores("snip", alike(trace)), levels, count),
+        trace.graph,
+    )
+    ratio = curve[1, 0] / even[1, 0]
+    totals = np.array([units.sum() for units in scores])
+    assert ratio == pytest.approx(totals[1] / totals.mean())
+
+
+def test_a_group_that_carries_nothing_yet_is_judged_by_its_counts(trace: OnnxTrace) -> None:
+    levels, count = keep_levels(trace.graph)
+    scores = alike(trace)
+    scores[0][:] = 0.0
+    curve = initial_profiles(trace.graph, InitialScores("snip", scores), levels, count).initial_loss
+    assert curve is not None and np.isfinite(curve).all() and curve[0, 0] > 0.0
+
+
+def test_plans_fit_the_budget_keep_the_least_ratio_and_say_what_they_are_for(
+    trace: OnnxTrace,
+) -> None:
+    """A score that puts nearly all worth into one group tempts to collapse the others."""
+    scores = alike(trace)
+    scores[0] *= 1e6
+    for least in (0.0, 0.5):
+        levels, count = keep_levels(trace.graph, min_keep_ratio=least)
+        task = PruningTask(
+            trace.graph,
+            macs_tables(trace.graph, levels, count),
+            initial_profiles(trace.graph, InitialScores("snip", scores), levels, count),
+        )
+        budget = 0.6 * task.base_ms
+        for name in ("knapsack", "corrected", "global", "uniform", "learned"):
+            plan = make_plan(task, get_policy(name), budget, device="macs")
+            assert plan.feasible and plan.predicted_interval_ms[1] <= budget, name
+            assert (plan.keeps >= np.ceil(least * trace.graph.widths)).all(), name
+            assert (plan.keeps >= 1).all() and "by snip at initialisation" in plan.note
+        learned = make_plan(task, get_policy("learned"), budget, device="macs")
+        assert "learned on trained networks only" in learned.note
+
+
+def test_pinned_groups_lose_together_what_they_lose_alone(trace: OnnxTrace) -> None:
+    from rlprune.task.pinned import PinnedTask
+
+    levels, count = keep_levels(trace.graph)
+    same = [g for g in range(len(levels)) if (levels[g] == levels[0]).all()]
+    profiles = initial_profiles(trace.graph, InitialScores("synflow", alike(trace)), levels, count)
+    if len(same) < 2:
+        levels = np.tile(levels[:1], (len(levels), 1))
+        pytest.skip("the small net has no two groups of one width")
+    task = PruningTask(trace.graph, macs_tables(trace.graph, levels, count), profiles)
+    pinned = PinnedTask.of(task, (tuple(same[:2]),))
+    whole = loss_curve(profiles, trace.graph)
+    merged = pinned.task.profiles.initial_loss
+    assert merged is not None
+    assert merged.sum() == pytest.approx(whole.sum())
+    assert replace(profiles).initial_score == pinned.task.profiles.initial_score
