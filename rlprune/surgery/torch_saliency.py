@@ -40,8 +40,6 @@ MOST_IMAGES = 512
 TEMPERATURE = 200.0
 """GraSP divides the logits by it, so that their scale at initialisation does not matter."""
 
-Batch = tuple[Tensor, Tensor]
-"""Images [N, ...] and classes [N]."""
 Saliency = dict[str, Tensor]
 """By parameter: a value of 0 or more for every weight. Vectors (biases, scales) have none."""
 
