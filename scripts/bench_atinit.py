@@ -1,7 +1,7 @@
 """A VGG planned before it is trained, then trained: beside the dense one, at equal epochs.
 
     scripts/bench_atinit [--quick] [--seed N] [--json FILE] [--shared DIR] [--work DIR]
-                         [--budget-ratio R] [--score synflow|snip|grasp]
+                         [--budget-ratio R] [--score synflow|snip|grasp] [--arms ARM ...]
 
 Four arms are trained on CIFAR-10 by one recipe (`cifar_training`), each from its own fresh
 initialisation: dense; pruned by `rlprune.plan(at_init=...)` within a share of the dense latency on
@@ -97,6 +97,9 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=user_cache_path("rlprune") / "atinit")
     parser.add_argument("--budget-ratio", type=float, default=BUDGET_RATIO, metavar="R")
     parser.add_argument("--score", default="synflow", metavar="synflow|snip|grasp")
+    parser.add_argument(
+        "--arms", nargs="+", choices=ARMS[1:], default=ARMS[1:], help="beside the dense one"
+    )
     options = parser.parse_args()
     for number in (signal.SIGINT, signal.SIGTERM):  # a shell starts jobs with SIGINT ignored
         signal.signal(number, signal.default_int_handler)
@@ -161,16 +164,17 @@ def trained(
     trace: TorchTrace, plans: Plans, data: Data, options: argparse.Namespace, work: Path
 ) -> dict[str, Arm]:
     epochs = QUICK_EPOCHS if options.quick else EPOCHS
-    clock = Clock([epochs] * len(ARMS))
-    arms = {}
-    for name in ARMS:
+    names = [name for name in ARMS if name in ("dense", *options.arms)]
+    clock = Clock([epochs] * len(names))
+    arms: dict[str, Arm] = {}
+    for name in names:
         module = fresh(options.seed)
         mask: dict[str, Tensor] = {}
         if name in ("pruned", "uniform"):
             module = reinitialised(rlprune.apply(getattr(plans, name), trace), options.seed)
         elif name == "unstructured":
-            kept = sum(p.numel() for p in arms["pruned"].module.parameters() if p.dim() > 1)
-            mask = synflow_mask(trace, kept)
+            pruned = rlprune.apply(plans.pruned, trace)
+            mask = synflow_mask(trace, sum(p.numel() for p in pruned.parameters() if p.dim() > 1))
 
         def put_mask(module: nn.Module = module, mask: dict[str, Tensor] = mask) -> None:
             with torch.no_grad():
