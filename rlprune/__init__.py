@@ -129,6 +129,7 @@ def plan(
     certify: bool = False,
     guard: bool = True,
     candidates: int = 0,
+    at_init: str | None = None,
 ) -> PruningPlan:
     """How many channels each group may keep, so that the model runs within the budget.
 
@@ -158,6 +159,8 @@ def plan(
             other classical ones) and take the best by its loss on half of the calibration images,
             the other half being what losses are measured on; the knapsack's stands unless beaten
             by more than a standard error. `plan.candidates` has the table.
+        at_init: synflow, snip or grasp: the module is not trained yet, and this score says what a
+            group is worth; snip and grasp are taken of the `calibration` images. Cut, then train.
 
     Returns:
         The plan; `feasible` is False where no plan is within the budget.
@@ -174,6 +177,15 @@ def plan(
 
     constraints = Constraints(round_to, min_keep, min_keep_ratio, patterns(hold), patterns(pin))
     traced = _trace(model, example_inputs, input_shapes)
+    initial = None
+    if at_init is not None:
+        from rlprune.training.at_init import score_units
+
+        if isinstance(traced, OnnxTrace):
+            raise InputError(
+                "at_init needs a torch module: an ONNX file cannot be trained", field="at_init"
+            )
+        initial, calibration = score_units(traced, at_init, calibration), None
     return plan_model(
         traced if isinstance(traced, OnnxTrace) else traced.onnx,
         budget_ms=budget_ms,
@@ -185,6 +197,7 @@ def plan(
         certify=certify,
         guard=guard,
         candidates=candidates,
+        initial=initial,
     )
 
 

@@ -21,74 +21,22 @@ import json
 import signal
 import sys
 import time
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-import torch.nn.functional as F
 import zoo_nets
 from cifar_pack import CifarPack, exported, shared_data
-from numpy.typing import NDArray
+from cifar_training import SIZES, Clock, Data, Recipe, train
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import nn
 
 from rlprune.errors import InputError
 from rlprune.graph.from_onnx import trace_onnx
-from rlprune.training.finetune import Images, flipped_and_shifted, score
+from rlprune.training.finetune import score
 
-SIZES = (16, 24, 32)
 LEAST_ACCURACY = 0.85
-
-
-@dataclass(frozen=True, slots=True)
-class Recipe:
-    """SGD with Nesterov momentum; the rate rises and falls linearly once (one cycle)."""
-
-    batch_size: int = 128
-    peak_rate: float = 0.15
-    warmup_ratio: float = 0.2
-    """Share (0-1) of the steps over which the rate rises."""
-    momentum: float = 0.9
-    weight_decay: float = 3e-4
-    """Of convolutions and the classifier; vectors are spared."""
-    label_smoothing: float = 0.05
-    augment: str = "mirrored one time in two, moved by up to 4 pixels"
-    seed: int = 0
-
-
-class Data:
-    """CIFAR-10 as uint8 [N, 32, 32, 3], in the parts that the zoo uses."""
-
-    def __init__(self, pack: CifarPack) -> None:
-        pixels, labels = pack.pixels("train")
-        held = np.zeros(len(labels), bool)
-        held[pack.splits["train_calib"]] = True
-        self.train = (pixels[~held], labels[~held].astype(np.int64))
-        self.validation = as_images(pixels[held], labels[held])
-        pixels, labels = pack.pixels("test")
-        reward = pack.splits["test_reward"]
-        self.reward = as_images(pixels[reward], labels[reward])
-
-
-class Clock:
-    """How long the rest takes, from what was done since the start; an image's cost is its area."""
-
-    def __init__(self, nets: Iterable[zoo_nets.ZooNet]) -> None:
-        self.left = sum(area(size) for net in nets for size in sizes(net))
-        self.done = 0.0
-        self.started = time.monotonic()
-
-    def skip(self, size: int) -> None:
-        self.left -= area(size)
-
-    def finish(self, size: int) -> float:
-        """Counts an epoch; returns the minutes still to go."""
-        self.left -= area(size)
-        self.done += area(size)
-        return (time.monotonic() - self.started) / self.done * self.left / 60
 
 
 def main() -> None:
@@ -128,115 +76,41 @@ def make(arguments: argparse.Namespace) -> None:
     if not missing:
         return
     data = Data(CifarPack(shared_data(arguments.shared)))
-    clock = Clock(zoo_nets.NETS[name] for name in missing)
+    clock = Clock(zoo_nets.NETS[name].epochs for name in missing)
     for name in missing:
-        module, history = train(name, data, Recipe(), arguments.work, clock)
+        module, history = train_net(name, data, Recipe(), arguments.work, clock)
         keep(name, module, history, data, arguments.out)
 
 
-def train(
+def train_net(
     name: str, data: Data, recipe: Recipe, work: Path, clock: Clock
 ) -> tuple[nn.Module, list[dict[str, Any]]]:
     """A trained net in eval mode, and what each epoch saw; saves its state after each epoch."""
     net = zoo_nets.NETS[name]
     torch.manual_seed(recipe.seed)
-    # In channels_last an epoch took 23-30 % less CPU (vgg, mobilenetv1; EPYC with AVX2).
-    module = net.make().to(memory_format=torch.channels_last)
-    parameters = list(module.parameters())
-    optimizer = torch.optim.SGD(
-        [
-            {"params": [p for p in parameters if p.dim() > 1], "weight_decay": recipe.weight_decay},
-            {"params": [p for p in parameters if p.dim() <= 1], "weight_decay": 0.0},
-        ],
-        lr=recipe.peak_rate,
-        momentum=recipe.momentum,
-        nesterov=True,
-    )
-    checkpoint = work / f"{name}.pt"
-    recipe_used = {**asdict(recipe), "epochs": list(net.epochs), "bfloat16": net.bfloat16}
-    history: list[dict[str, Any]] = []
-    if checkpoint.is_file():
-        state = torch.load(checkpoint, weights_only=True)
-        if state["recipe"] != recipe_used:
-            raise InputError(f"{checkpoint} is of another recipe; remove it to train {name} again")
-        module.load_state_dict(state["module"])
-        optimizer.load_state_dict(state["optimizer"])
-        history = state["history"]
-    plan = sizes(net)
-    for size in plan[: len(history)]:
-        clock.skip(size)
-    for epoch in range(len(history), len(plan)):
-        started = time.monotonic()
-        loss, accuracy = train_epoch(
-            module, optimizer, data, recipe, epoch, plan, net.bfloat16
-        )
-        row: dict[str, Any] = {
-            "size": plan[epoch],
-            "loss": round(loss, 4),
-            "accuracy": round(accuracy, 4),
-            "seconds": round(time.monotonic() - started, 1),
-        }
-        if plan[epoch] == SIZES[-1]:
-            row["validation_accuracy"] = round(score(module, data.validation).accuracy, 4)
-        history.append(row)
-        work.mkdir(parents=True, exist_ok=True)
-        partial = checkpoint.with_suffix(".partial")
-        torch.save(
-            {
-                "module": module.state_dict(),
-                "optimizer": optimizer.state_dict(),
-                "history": history,
-                "recipe": recipe_used,
-            },
-            partial,
-        )
-        partial.replace(checkpoint)
-        left = clock.finish(plan[epoch])
+    module = net.make()
+
+    def tell(epoch: int, row: dict[str, Any], known: bool) -> None:
+        if known:
+            clock.skip(row["size"])
+            return
+        left = clock.finish(row["size"])
         print(
-            f"{time.strftime('%H:%M')} {name} epoch {epoch + 1}/{len(plan)} {json.dumps(row)}, "
-            f"all done in about {left:.0f} min",
+            f"{time.strftime('%H:%M')} {name} epoch {epoch + 1}/{sum(net.epochs)} "
+            f"{json.dumps(row)}, all done in about {left:.0f} min",
             flush=True,
         )
-    return module.eval(), history
 
-
-def train_epoch(
-    module: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    data: Data,
-    recipe: Recipe,
-    epoch: int,
-    plan: list[int],
-    bfloat16: bool,
-) -> tuple[float, float]:
-    """Mean loss and accuracy over the epoch; its order and augmentation follow from its number."""
-    generator = torch.Generator().manual_seed(1000 * recipe.seed + epoch)
-    pixels, labels = data.train
-    step_count = len(labels) // recipe.batch_size
-    order = torch.randperm(len(labels), generator=generator)[: step_count * recipe.batch_size]
-    loss_sum = right = 0.0
-    module.train()
-    for step, index in enumerate(order.split(recipe.batch_size)):
-        x = torch.from_numpy(zoo_nets.preprocess(pixels[index.numpy()], zoo_nets.PREPROCESS))
-        x = resized(flipped_and_shifted(x, generator), plan[epoch])
-        y = torch.from_numpy(labels[index.numpy()])
-        for group in optimizer.param_groups:
-            group["lr"] = rate(recipe, (epoch * step_count + step) / (len(plan) * step_count))
-        with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
-            logits = module(x.contiguous(memory_format=torch.channels_last)).float()
-        loss = F.cross_entropy(logits, y, label_smoothing=recipe.label_smoothing)
-        optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-        loss_sum += loss.item()
-        right += (logits.argmax(1) == y).sum().item()
-    return loss_sum / step_count, right / len(order)
-
-
-def rate(recipe: Recipe, done: float) -> float:
-    """The learning rate after a share (0-1) of the steps."""
-    rise, fall = done / recipe.warmup_ratio, (1 - done) / (1 - recipe.warmup_ratio)
-    return recipe.peak_rate * max(min(rise, fall), 1e-3)
+    history = train(
+        module,
+        data,
+        recipe,
+        work / f"{name}.pt",
+        epochs=net.epochs,
+        bfloat16=net.bfloat16,
+        on_epoch=tell,
+    )
+    return module, history
 
 
 def keep(
@@ -296,25 +170,6 @@ def keep(
     (out / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n")
     verdict = "" if included else f", left out (below {LEAST_ACCURACY:.0%})"
     print(f"{name} ({net.family}): {after.accuracy:.2%} on validation{verdict}", flush=True)
-
-
-def as_images(pixels: NDArray[np.uint8], labels: NDArray[np.uint8]) -> Images:
-    return Images(zoo_nets.preprocess(pixels, zoo_nets.PREPROCESS), labels.astype(np.int64))
-
-
-def resized(x: Tensor, size: int) -> Tensor:
-    if size == x.shape[-1]:
-        return x
-    return F.interpolate(x, size=(size, size), mode="bilinear", antialias=True)
-
-
-def sizes(net: zoo_nets.ZooNet) -> list[int]:
-    """Pixels of each epoch."""
-    return [size for size, count in zip(SIZES, net.epochs, strict=True) for _ in range(count)]
-
-
-def area(size: int) -> float:
-    return (size / SIZES[-1]) ** 2
 
 
 def read(out: Path, name: str) -> dict[str, Any] | None:

@@ -267,7 +267,7 @@ class _Inception(nn.Module):
         return torch.cat([branch(x) for branch in self.branches], 1)
 
 
-def _vgg(*stages: tuple[int, ...]) -> nn.Module:
+def vgg(*stages: tuple[int, ...]) -> nn.Module:
     layers: list[nn.Module] = []
     cin = 3
     for index, stage in enumerate(stages):
@@ -377,7 +377,7 @@ LONGER = (4, 5, 4)
 """Epochs of nets that learn slowly: most of their convolutions see one channel each."""
 
 NETS: dict[str, ZooNet] = {
-    "vgg": ZooNet("plain", lambda: _vgg((16, 24), (48, 48), (96, 96))),
+    "vgg": ZooNet("plain", lambda: vgg((16, 24), (48, 48), (96, 96))),
     "mobilenetv2": ZooNet(
         "inverted_residual",
         lambda: _inverted(
@@ -432,6 +432,6 @@ NETS: dict[str, ZooNet] = {
         "residual",
         lambda: _resnet(24, _bottleneck, (2, 64), (1, 64), (1, 64), (2, 128), (1, 128), (1, 128)),
     ),
-    "vgg_wide_end": ZooNet("plain", lambda: _vgg((16, 16), (32, 64), (64, 128))),
+    "vgg_wide_end": ZooNet("plain", lambda: vgg((16, 16), (32, 64), (64, 128))),
 }
 """In the order of training: first one of each family, so that an early stop leaves variety."""

@@ -219,14 +219,19 @@ def parse_input_shapes(
                 f"the model has no input {name!r}; it has: {', '.join(inputs)}",
                 param_hint="--input-shape",
             )
-        try:
-            shape = tuple(int(extent) for extent in extents.split("x"))
-        except ValueError:
-            shape = (0,)
-        if min(shape) < 1:
-            raise typer.BadParameter(
-                f"{extents!r} is no shape; write positive extents like 1x3x224x224",
-                param_hint="--input-shape",
-            )
-        shapes[name] = shape
+        shapes[name] = parse_shape(extents)
     return shapes
+
+
+def parse_shape(extents: str) -> tuple[int, ...]:
+    """`1x3x224x224` as integers."""
+    try:
+        shape = tuple(int(extent) for extent in extents.split("x"))
+    except ValueError:
+        shape = (0,)
+    if min(shape) < 1:
+        raise typer.BadParameter(
+            f"{extents!r} is no shape; write positive extents like 1x3x224x224",
+            param_hint="--input-shape",
+        )
+    return shape

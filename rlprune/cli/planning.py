@@ -19,20 +19,23 @@ from rlprune.cli.frame import (
     Pin,
     RoundTo,
     check_output,
+    parse_shape,
     print_json,
     print_line,
     print_table,
     progress,
     say,
 )
-from rlprune.cli.models import Calibration, Model, load_trace
+from rlprune.cli.models import Calibration, load_trace
 
 if TYPE_CHECKING:
+    from rlprune.graph.from_onnx import OnnxTrace
     from rlprune.plans import PlanFigures, PruningPlan
+    from rlprune.profile.initial import InitialScores
 
 
 def plan(
-    model: Model,
+    model: Annotated[Path | None, typer.Argument(metavar="MODEL.onnx", show_default=False)] = None,
     budget_ms: Annotated[
         float | None, typer.Option(help="Latency the pruned model must not exceed.")
     ] = None,
@@ -88,6 +91,28 @@ def plan(
             "above zero.",
         ),
     ] = False,
+    at_init: Annotated[
+        bool,
+        typer.Option(
+            "--at-init", help="Plan a network that is not trained yet: --module, no MODEL.onnx."
+        ),
+    ] = False,
+    module: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PACKAGE.MODULE:FACTORY",
+            help="With --at-init: called without arguments it returns the torch module. This runs "
+            "that code, found as from this folder.",
+        ),
+    ] = None,
+    score: Annotated[
+        str,
+        typer.Option(
+            metavar="synflow|snip|grasp",
+            help="With --at-init: what says how much a layer matters; snip and grasp look at the "
+            "calibration images.",
+        ),
+    ] = "synflow",
     as_json: Json = False,
 ) -> None:
     """Plan how many channels each group keeps.
@@ -101,13 +126,20 @@ def plan(
         raise typer.BadParameter(
             f"which? `rlprune devices --server {server}`", param_hint="--device"
         )
+    _check_source(model, at_init, module, server)
     check_output(output)
     from rlprune.constraints import Constraints
 
     constraints = Constraints(
         round_to, min_keep, min_keep_ratio, tuple(hold or ()), tuple(pin or ())
     )
-    traced = load_trace(model, input_shape)
+    initial = None
+    if model is not None:
+        traced = load_trace(model, input_shape)
+    else:
+        assert module is not None
+        traced, initial = _untrained(module, input_shape, score, calibration)
+        calibration = None  # seen by the score
     with progress() as on_progress:
         if server is None or device is None:
             from rlprune.planning import plan_model
@@ -123,6 +155,7 @@ def plan(
                 certify=certify,
                 guard=not no_guard,
                 candidates=candidates,
+                initial=initial,
                 on_progress=on_progress,
             )
         else:
@@ -154,6 +187,59 @@ def plan(
         raise typer.Exit(INFEASIBLE)
     if output is not None:
         made.save(output)
+
+
+def _check_source(
+    model: Path | None, at_init: bool, module: str | None, server: str | None
+) -> None:
+    """Refuses a network given in no way, in two, or in one that does not go with the rest."""
+    if not at_init:
+        if model is None:
+            raise typer.BadParameter("give MODEL.onnx, or --at-init with --module")
+        if module is not None:
+            raise typer.BadParameter(
+                "goes with --at-init; a trained network is planned from its ONNX file",
+                param_hint="--module",
+            )
+        return
+    if model is not None or module is None:
+        raise typer.BadParameter(
+            "plans an untrained torch module: give --module, and no MODEL.onnx",
+            param_hint="--at-init",
+        )
+    if server is not None:
+        raise typer.BadParameter(
+            "plans on this machine; leave --server out", param_hint="--at-init"
+        )
+
+
+def _untrained(
+    module: str, input_shape: list[str] | None, score: str, calibration: Path | None
+) -> tuple[OnnxTrace, InitialScores]:
+    """A module's trace and what its units are worth before training."""
+    from rlprune.training.recover import load_module
+
+    made = load_module(module)
+    import torch
+
+    from rlprune.graph.from_torch import trace_torch
+    from rlprune.profile.calibration import read_images
+    from rlprune.training.at_init import score_units
+
+    if input_shape:
+        if len(input_shape) > 1:
+            raise typer.BadParameter(
+                "a module is traced with one input", param_hint="--input-shape"
+            )
+        shape = parse_shape(input_shape[0].rpartition("=")[2])
+    elif calibration is not None:
+        shape = (1, *read_images(calibration)[0].shape[1:])
+    else:
+        raise typer.BadParameter(
+            "what does the module take? e.g. 1x3x32x32", param_hint="--input-shape"
+        )
+    traced = trace_torch(made, torch.zeros(shape))
+    return traced.onnx, score_units(traced, score, calibration)
 
 
 def _print_plan(plan: PruningPlan) -> None:

@@ -18,6 +18,7 @@ from rlprune.planning.candidates import check_count, chooser
 from rlprune.planning.make import check_budget, make_plan
 from rlprune.planning.tables import latency_model, nothing_measured, task_for
 from rlprune.plans import PruningPlan
+from rlprune.profile.initial import InitialScores, initial_profiles
 from rlprune.profile.types import GroupProfiles, keep_levels
 from rlprune.store.encoding import digest
 from rlprune.task.task import PruningTask
@@ -53,6 +54,7 @@ def plan_model(
     certify: bool = False,
     guard: bool = True,
     candidates: int = 0,
+    initial: InitialScores | None = None,
     store: Store | None = None,
     on_progress: OnProgress | None = None,
 ) -> PruningPlan:
@@ -62,7 +64,8 @@ def plan_model(
     now where the local store does not have it. Whatever was given is checked before the first
     measurement. With `certify` the plan is measured here, and corrected where it misses
     (`planning.certify`). With `candidates`, so many plans are evaluated on half of the calibration
-    images, those that the profile is not measured on (`planning.candidates`).
+    images, those that the profile is not measured on (`planning.candidates`). With `initial` the
+    network is not trained: these scores stand in for losses.
 
     Raises:
         BudgetError: not exactly one budget, or not a positive, finite one.
@@ -80,6 +83,12 @@ def plan_model(
         check_budget(budget_ratio, "budget_ratio")
     else:
         raise BudgetError("give either budget_ms or budget_ratio", field="budget_ms")
+    if initial is not None and candidates:
+        raise InputError(
+            "candidates are judged by their losses, and an untrained network has none to tell them "
+            "apart; leave candidates out",
+            field="candidates",
+        )
     check_count(candidates, calibrated=calibration is not None)
     chosen = get_policy(policy)
     device, runtime = which_device(device, trace.graph)
@@ -90,10 +99,14 @@ def plan_model(
             field="device",
         )
     bound = bind(trace.graph, constraints or Constraints(), round_to=preferred_multiple(device))
+    levels, level_count = constrained_levels(trace.graph, bound)
     profile_images, pick = split_calibration(trace, calibration, candidates, on_progress)
-    profiles = profile_model(
-        trace, *constrained_levels(trace.graph, bound), profile_images, on_progress=on_progress
-    )
+    if initial is not None:
+        profiles = initial_profiles(trace.graph, initial, levels, level_count)
+    else:
+        profiles = profile_model(
+            trace, levels, level_count, profile_images, on_progress=on_progress
+        )
     store = open_store() if store is None else store
     task = device_task(trace, profiles, store, device, runtime, on_progress=on_progress)
 

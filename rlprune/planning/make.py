@@ -68,6 +68,7 @@ def make_plan(
     least = pinned.expand(least_keeps(pinned.task))
     feasible = bool(task.tables.upper_ms(least[None])[0] <= budget_ms)
     keeps = reference = pinned.expand(solve(pinned.task, asked)[0]) if feasible else least
+    untrained = task.profiles.initial_loss is not None
     decided, why = policy.name, ""
     candidates: list[Candidate] = []
     if feasible and task.group_count:
@@ -78,7 +79,7 @@ def make_plan(
                 Candidate(**_figures(task, pinned.expand(own)), policy=name)
                 for name, own in propose(pinned.task, policy, budget_ms, candidate_count, rng)
             ]
-        elif guard and (why := why_not_alone(policy)):
+        elif guard and (why := why_not_alone(policy, untrained=untrained)):
             decided, why = "knapsack", f"the knapsack reference: {why}"
         elif policy.name != "knapsack":
             keeps = pinned.expand(policy.plan(pinned.task, asked)[0])
@@ -158,7 +159,12 @@ def _note(
         )
     elif why:
         clauses.append(why)
-    if not task.profiles.profiled:
+    if task.profiles.initial_loss is not None:
+        clauses.append(
+            f"for an untrained network, by {task.profiles.initial_score} at initialisation: the "
+            "counts matter, not which channels stay"
+        )
+    elif not task.profiles.profiled:
         source = "shapes alone" if task.profiles.energy_loss is None else "weights alone"
         clauses.append(f"losses estimated from {source}: no calibration data")
     if task.tables.device == MACS_DEVICE:

@@ -30,13 +30,18 @@ def recorded_gain(artifact: PolicyArtifact) -> tuple[float, float] | None:
     return None if score is None else (score.gain_low, score.gain_high)
 
 
-def why_not_alone(policy: Policy) -> str:
+def why_not_alone(policy: Policy, *, untrained: bool = False) -> str:
     """Why the policy's plans are not to be taken unevaluated; empty where they are.
 
     Policies that learned nothing on other models by reinforcement answer for themselves.
+
+    Args:
+        untrained: whether the network to plan for is at its initialisation.
     """
     if not isinstance(policy, LearnedPolicy):
         return ""
+    if untrained:
+        return f"{policy.name} learned on trained networks only"
     found = recorded_gain(policy.artifact)
     if found is None:
         return f"no gain of {policy.name} on unseen models is recorded"

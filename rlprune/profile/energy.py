@@ -57,14 +57,17 @@ def shape_profiles(graph: PruningGraph, levels: IntArray, level_count: IntArray)
 def loss_curve(profiles: GroupProfiles, graph: PruningGraph) -> FloatArray:
     """What a planner adds up over groups [G, L]: non-increasing in the level, 0 at full width.
 
-    In nats where losses were measured; otherwise -log of the share of energy (of units, where only
-    shapes are known) that is kept, times the number of layers that feel it. That orders plans, but
-    is no prediction of their loss. Without the number the channels of a residual stream, which
+    In nats where losses were measured; of a network that was not trained, what a score at
+    initialisation says (`profile.initial`); otherwise -log of the share of energy (of units, where
+    only shapes are known) that is kept, times the number of layers that feel it. That orders plans,
+    but is no prediction of their loss. Without the number the channels of a residual stream, which
     every block reads and adds to, look as cheap as a block's own: rank correlation with measured
     losses over the groups of three networks 0.61, 0.65, 0.89 without it, 0.85, 0.84, 0.96 with it.
     """
     if profiles.measured_loss is not None:
         return non_increasing(profiles.measured_loss.mean(0), profiles.level_count)
+    if profiles.initial_loss is not None:
+        return non_increasing(profiles.initial_loss, profiles.level_count)
     if profiles.energy_loss is not None:
         share = profiles.energy_loss
     else:

@@ -36,6 +36,11 @@ class GroupProfiles:
     base_loss: float = float("nan")
     """Cross-entropy of the unpruned model on the calibration images; NaN where not measured."""
     image_count: int = 0
+    initial_loss: FloatArray | None = None
+    """[G, L], of a network that was not trained: what a score at initialisation says is lost, on a
+    scale of its own (`profile.initial`); None for a trained one."""
+    initial_score: str = ""
+    """The score's name, where `initial_loss` is there."""
 
     @property
     def profiled(self) -> bool:

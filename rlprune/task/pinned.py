@@ -111,7 +111,7 @@ def _graph(graph: PruningGraph, per_unit: IntArray, widths: IntArray) -> Pruning
 def _profiles(
     task: PruningTask, graph: PruningGraph, per_unit: IntArray, levels: IntArray, count: IntArray
 ) -> GroupProfiles:
-    """Measured losses summed; energies such that their curves are the sum of the curves."""
+    """Losses summed; energies such that their curves are the sum of the curves."""
     profiles = task.profiles
     merged = (per_unit > 0).astype(np.float64)  # [G, M]
     measured, energy = profiles.measured_loss, profiles.energy_loss
@@ -123,6 +123,12 @@ def _profiles(
         summed = 1.0 - np.exp(-(merged.T @ felt) / layer_count(graph)[:, None])
         single = merged.sum(0)[:, None] == 1
         energy = np.where(single, merged.T @ energy, summed)
+    initial = profiles.initial_loss
     return replace(
-        profiles, levels=levels, level_count=count, energy_loss=energy, measured_loss=measured
+        profiles,
+        levels=levels,
+        level_count=count,
+        energy_loss=energy,
+        measured_loss=measured,
+        initial_loss=None if initial is None else merged.T @ initial,
     )

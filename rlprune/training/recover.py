@@ -248,7 +248,7 @@ def load_module(source: str, weights: str | Path | None = None) -> nn.Module:
         from safetensors.torch import load_model
         from torch import nn
     except ImportError as error:
-        raise MissingExtraError("fine-tuning", "torch") from error
+        raise MissingExtraError("loading a torch module", "torch") from error
     name, _, factory = source.partition(":")
     if not name or not factory:
         raise InputError(f"module {source!r}: give package.module:factory", field="module")
