@@ -22,11 +22,12 @@ import argparse
 import multiprocessing
 import platform
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import product
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 import zoo_nets
@@ -43,6 +44,9 @@ from rlprune.planning import device_task, which_device
 from rlprune.profile.energy import energy_profiles
 from rlprune.profile.types import keep_levels
 from rlprune.store import open_store
+
+B = TypeVar("B")
+F = TypeVar("F")
 
 MODELS = ("vovnet", "seresnet", "densenet", "mobilenetv3")
 """The held-out families, one of each first."""
@@ -132,7 +136,7 @@ def main() -> None:
         estimate(bundles, options.workers)
         return
     grid = Grid(options.work / "peers.sqlite")
-    for index, findings in enumerate(done(bundles, options.workers), 1):
+    for index, findings in enumerate(done(bundles, options.workers, find), 1):
         grid.add(findings)
         print(f"{time.strftime('%H:%M')} {index}/{len(bundles)} bundles done", flush=True)
     print_cells(grid)
@@ -157,13 +161,13 @@ def settings_of(options: argparse.Namespace) -> GridSettings:
     )
 
 
-def done(bundles: list[Bundle], workers: int) -> Iterator[list[Finding]]:
-    """Findings, bundle after bundle as they are ready."""
+def done(bundles: Sequence[B], workers: int, work: Callable[[B], list[F]]) -> Iterator[list[F]]:
+    """What `work` makes of each bundle, as they are ready; `workers` processes if more than one."""
     if workers < 2:
-        yield from map(find, bundles)
+        yield from map(work, bundles)
         return
     with multiprocessing.get_context("spawn").Pool(workers) as pool:
-        yield from pool.imap_unordered(find, bundles)
+        yield from pool.imap_unordered(work, bundles)
 
 
 def find(bundle: Bundle) -> list[Finding]:
