@@ -175,9 +175,7 @@ def tune(bundle: Bundle) -> list[Result]:
         for share in run.shares:
             b = share_at_half(case, device) if bundle.half_macs else share
             place = Place(bundle.model, device, b)
-            plans = {
-                method: case.find(method, device, b).plans[-1].keeps for method in bundle.methods
-            }
+            plans = {method: answer(case, method, device, b) for method in bundle.methods}
             latency = latencies(case, device, plans, book)
             for method, keeps in plans.items():
                 print(f"{bundle.model} seed {bundle.seed} b{b:.2f} {method}", flush=True)
@@ -198,6 +196,13 @@ def tune(bundle: Bundle) -> list[Result]:
             points = tuple(100.0 * unpruned.right)
             results.append(Result("unpruned", place, bundle.seed, points, 1.0, 1.0, 0.0))
     return results
+
+
+def answer(case: Case, method: str, device: str, share: float) -> tuple[int, ...]:
+    """The keeps that a method ends with."""
+    found = case.find(method, device, share)
+    assert found is not None
+    return found.plans[-1].keeps
 
 
 def share_at_half(case: Case, device: str) -> float:

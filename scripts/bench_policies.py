@@ -3,13 +3,14 @@
     scripts/bench_policies [--quick] [--seed N] [--json FILE] [--final] [--shared DIR] [--work DIR]
                            [--models NAME ...] [--methods NAME ...] [--devices KEY ...]
                            [--shares B ...] [--seeds N] [--images N] [--evaluations N]
-                           [--store URL] [--policy NAME] [--workers N] [--estimate]
+                           [--store URL] [--policy NAME] [--workers N] [--report] [--estimate]
 
 Every method chooses on 1,000 images of one half of `test_reward`, profiles on 1,000 others of it,
-and its plan is judged on the other half; with --final on `test_report`, and that reading is logged.
-Budgets are `least + b (base - least)`. Everything is kept in DIR: an interrupted run goes on where
-it stopped, cells that matter most come first, and figures are of whatever cells are there.
-`--estimate` says what the run would cost, and runs nothing.
+and its plan is judged on the other half; with --final the same plans are judged on `test_report`,
+and that reading is logged. Budgets are `least + b (base - least)`. Everything is kept in DIR: an
+interrupted run goes on where it stopped, and methods that matter most come first in every cell.
+`--report` prints the figures of what is kept and searches for nothing; `--estimate` says what the
+run would cost from nothing.
 """
 
 from __future__ import annotations
@@ -68,6 +69,8 @@ class Run:
     store: str
     devices: tuple[str, ...]
     shares: tuple[float, ...]
+    only_kept: bool = False
+    """Whether to search for nothing that the book does not have."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +105,7 @@ def main() -> None:
     parser.add_argument("--store", metavar="URL", help="with measurements; one of its own in DIR")
     parser.add_argument("--policy", default="learned", help="a name, or an artifact's directory")
     parser.add_argument("--workers", type=int, default=1, help="processes; 1 by default")
+    parser.add_argument("--report", action="store_true", help="figures of what is kept so far")
     parser.add_argument("--estimate", action="store_true", help="say what it costs, run nothing")
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)
@@ -114,6 +118,7 @@ def main() -> None:
         options.store or f"sqlite:///{options.work / 'latency.db'}",
         (),
         tuple(options.shares),
+        options.report,
     )
     models = options.models or (QUICK_MODELS if options.quick else MODELS)
     seeds = range(options.seed, options.seed + (options.seeds or (1 if options.quick else 3)))
@@ -178,11 +183,13 @@ def find(bundle: Bundle) -> list[Finding]:
     for method, device, share in product(bundle.methods, bundle.run.devices, bundle.run.shares):
         started = time.monotonic()
         try:
-            found = case.find(method, device, share)
+            found = case.find(method, device, share, only_kept=bundle.run.only_kept)
         except PolicyError as error:
             print(f"{method} is left out: {error}", flush=True)
             continue
-        findings.append(found)
+        if found is None:
+            continue
+        findings.append(case.judged(found))
         took = time.monotonic() - started
         if took > TOLD_SEC:
             loss = found.plans[-1].loss if found.plans else None
@@ -204,7 +211,11 @@ def case_of(run: Run, model: str, seed: int) -> Case:
         zoo_nets.load(model, pack=pack),
         seed,
         pack,
-        split_images(pack, final=run.settings.final),
+        # Chosen on the same images whatever is reported on: final figures are of the same plans.
+        replace(
+            split_images(pack, final=False),
+            report=split_images(pack, final=run.settings.final).report,
+        ),
         Book(run.settings.work / "peers.sqlite"),
         open_store(run.store),
     )

@@ -186,11 +186,11 @@ class Ddpg:
             target = reward - self._baseline + (1 - over) * later
         error = (self._value(self._critic, state, action) - target).square().mean()
         self._critic_steps.zero_grad()
-        error.backward()
+        error.backward()  # type: ignore[no-untyped-call]
         self._critic_steps.step()
         gain = self._value(self._critic, state, self._actor(state)[:, 0]).mean()
         self._actor_steps.zero_grad()
-        (-gain).backward()
+        (-gain).backward()  # type: ignore[no-untyped-call]
         self._actor_steps.step()
         for slow, fast in (
             (self._actor_target, self._actor),

@@ -19,6 +19,7 @@ import zoo_nets
 from baseline_torch_pruning import TorchPruningPolicy
 from bench_tasks import Split, context_of, kept_profiles, network_images
 from cifar_pack import CifarPack
+from numpy.typing import NDArray
 
 from peers.amc import amc, random_policy
 from peers.book import Book
@@ -72,6 +73,7 @@ class GridSettings:
     """What every cell is computed with."""
 
     final: bool = False
+    """Whether to report on `test_report`; the plans are the same."""
     profile_count: int = 1000
     objective_count: int = 1000
     report_count: int | None = None
@@ -119,9 +121,10 @@ class Finding:
     """By number of evaluations, ascending; the last is the method's answer."""
     widths: tuple[int, ...]
     """Of the unpruned network."""
-    report: str
-    """Context under which the book holds the plans' losses on the report's images."""
     seconds: float
+    """That planning took."""
+    report: str = ""
+    """Context under which the book holds the plans' losses on the report's images."""
 
     @staticmethod
     def read(value: dict[str, Any]) -> Finding:
@@ -157,7 +160,7 @@ class Case:
         self._tasks: dict[str, PruningTask] = {}
         self._policies: dict[str, Policy] = {}
 
-    def _images(self, index: IntArray) -> Calibration:
+    def _images(self, index: NDArray[np.integer]) -> Calibration:
         return network_images(self.net, self._pack, index, self.trace)
 
     @cached_property
@@ -202,9 +205,13 @@ class Case:
         method: str,
         device: str,
         share: float,
+        *,
+        only_kept: bool = False,
         on_progress: Callable[[int, float], None] | None = None,
-    ) -> Finding:
-        """The method's plans in one cell, all of them judged; from the book where it has them.
+    ) -> Finding | None:
+        """The method's plans in one cell, from the book where it has them.
+
+        None where it has not, and with `only_kept`.
 
         Raises:
             PolicyError: the policy cannot be loaded.
@@ -212,18 +219,9 @@ class Case:
         task = self.task(device)
         budget = float(budgets_at(task, np.array([share]))[0])
         policy = self._policy(method.removesuffix(DATA_FREE)) if method in RULES else None
-        settings = self.settings
-        measured = task.profiles.measured_loss
-        assert measured is not None
-        key = digest(
-            method if policy is None else f"{method} {policy.name}",
-            f"{settings.search_count} {settings.episode_count} {settings.profile_count}",
-            self._policy("learned").name if method == "learned8" else "",
-            self.report_context,
-            f"{device} {budget!r} {self.seed}",
-            measured.tobytes(),
-            task.tables.flat_ms.tobytes(),
-        )
+        key = self._key(method, policy, task, device, budget)
+        if only_kept and not self._book.has(key):
+            return None
 
         def made() -> dict[str, Any]:
             started = time.monotonic()
@@ -241,15 +239,35 @@ class Case:
                 done,
                 tuple(plans),
                 tuple(int(width) for width in self.trace.graph.widths),
-                self.report_context,
-                0.0,
+                time.monotonic() - started,
             )
-            self.judge(self.trace.graph.widths)
-            for plan in plans:
-                self.judge(np.array(plan.keeps))
-            return asdict(replace(found, seconds=time.monotonic() - started))
+            return asdict(found)
 
-        return Finding.read(self._book.finding(key, made))
+        found = Finding.read(self._book.finding(key, made))
+        return replace(found, report=self.report_context)
+
+    def judged(self, finding: Finding) -> Finding:
+        """The finding, when all its plans and the unpruned network are judged."""
+        self.judge(self.trace.graph.widths)
+        for plan in finding.plans:
+            self.judge(np.array(plan.keeps))
+        return finding
+
+    def _key(
+        self, method: str, policy: Policy | None, task: PruningTask, device: str, budget: float
+    ) -> str:
+        """Digest of all that the method's plans depend on; what is reported on is no part of it."""
+        settings, measured = self.settings, task.profiles.measured_loss
+        assert measured is not None
+        return digest(
+            method if policy is None else f"{method} {policy.name}",
+            f"{settings.search_count} {settings.episode_count} {settings.profile_count}",
+            self._policy("learned").name if method == "learned8" else "",
+            self.context,
+            f"{device} {budget!r} {self.seed}",
+            measured.tobytes(),
+            task.tables.flat_ms.tobytes(),
+        )
 
     def evaluation_sec(self) -> float:
         """CPU time of one evaluation, every group at its middle level."""

@@ -63,7 +63,9 @@ def _child(
 ) -> IntArray:
     if len(people) < POPULATION // 2:
         return start
-    mother, father = (people[rng.integers(len(people), size=TOURNAMENT).min()][1] for _ in range(2))
+    mother, father = (
+        people[int(rng.integers(len(people), size=TOURNAMENT).min())][1] for _ in range(2)
+    )
     if rng.random() >= CROSSED_RATIO:
         return mother
     return np.where(rng.random(len(mother)) < 0.5, mother, father)
