@@ -34,7 +34,7 @@ from rlprune.policy.corrected import budgets_at
 from rlprune.profile.calibration import Calibration
 from rlprune.profile.evaluate import Evaluation, Evaluator, evaluate_model
 from rlprune.profile.measured import single_group_plans
-from rlprune.profile.types import keep_levels
+from rlprune.profile.types import GroupProfiles, keep_levels
 from rlprune.runtime import get_runtime
 from rlprune.store import Store
 from rlprune.store.encoding import digest
@@ -157,7 +157,6 @@ class Case:
             raise SystemExit(f"{len(order)} images are too few to profile and to choose on")
         self.objective = Evaluator(self.trace, self._images(order[:first]), runtime=get_runtime())
         self.context = context_of(self.objective, self.levels, self.level_count)
-        self._tasks: dict[str, PruningTask] = {}
         self._policies: dict[str, Policy] = {}
 
     def _images(self, index: NDArray[np.integer]) -> Calibration:
@@ -172,15 +171,15 @@ class Case:
         index = self._split.report[: self.settings.report_count]
         return digest(self.context, np.asarray(index).tobytes())
 
+    @cached_property
+    def profiles(self) -> GroupProfiles:
+        """Measured on images of their own, the same for all devices."""
+        evaluator = Evaluator(self.trace, self._images(self._profile_index), runtime=get_runtime())
+        return kept_profiles(evaluator, self.levels, self.level_count, self.settings.work)
+
     def task(self, device: str) -> PruningTask:
         """With the measured profile."""
-        if device not in self._tasks:
-            profile = Evaluator(
-                self.trace, self._images(self._profile_index), runtime=get_runtime()
-            )
-            profiles = kept_profiles(profile, self.levels, self.level_count, self.settings.work)
-            self._tasks[device] = task_for(self.trace.graph, profiles, self._store, device)
-        return self._tasks[device]
+        return task_for(self.trace.graph, self.profiles, self._store, device)
 
     def evaluate(self, keeps: IntArray) -> Evaluation:
         """On the objective's images."""
