@@ -96,7 +96,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         folder = options.keep or Path(stack.enter_context(tempfile.TemporaryDirectory()))
         folder.mkdir(parents=True, exist_ok=True)
         os.environ["XDG_DATA_HOME"] = str(folder / "data")  # nothing of the user's is touched
-        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # it warns of what is meant
         try:
             run(folder.resolve(), options, stack)
         except (DemoError, rlprune.errors.RlpruneError) as error:

@@ -30,6 +30,10 @@ Their block types differ from all others in what the graph offers: a concat that
 that one group is read by many layers, and gates whose cost does not follow from their channels.
 """
 
+JUDGED = ("cifar10_resnet20", "cifar10_resnet56")
+"""Networks that no default policy is trained on either, though their family is: the literature's
+own, which policies are judged on beside the held-out families."""
+
 PRETRAINED = {
     "cifar10_resnet8_mlperf_tiny": "residual",
     "cifar10_resnet20": "residual",
@@ -104,6 +108,15 @@ def family(name: str) -> str:
     if name not in NETS:
         raise InputError(f"no net {name!r} in the zoo; there are {', '.join([*PRETRAINED, *NETS])}")
     return NETS[name].family
+
+
+def held_out(name: str) -> bool:
+    """Whether a network is for judging policies and never for training them.
+
+    Raises:
+        InputError: no such network.
+    """
+    return family(name) in HELD_OUT or name in JUDGED
 
 
 def load(name: str, *, weights: Path = WEIGHTS, pack: CifarPack | None = None) -> Loaded:

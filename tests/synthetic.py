@@ -13,6 +13,7 @@ import numpy as np
 from rlprune.graph.types import FloatArray, Group, IntArray, Operator, PruningGraph, Width
 from rlprune.latency.tables import LatencyTables
 from rlprune.profile.types import GroupProfiles, keep_levels
+from rlprune.task.evaluations import Evaluations
 from rlprune.task.task import PruningTask
 
 
@@ -265,4 +266,23 @@ def random_task(
     graph = random_graph(np.random.default_rng((seed, 1)), group_count)
     return task_of(
         graph, seed=seed, round_to=round_to, noise=noise, folds=folds, max_levels=max_levels
+    )
+
+
+def evaluations_of(
+    keeps: IntArray, increase: FloatArray, accuracy: FloatArray | None = None
+) -> Evaluations:
+    """Plans [N, G] drawn at random, with their losses above an unpruned model's of 0.3."""
+    count = len(keeps)
+    return Evaluations(
+        keeps=keeps,
+        loss=increase + 0.3,
+        loss_se=np.full(count, 0.01),
+        divergence=increase,
+        accuracy=np.exp(-increase) if accuracy is None else accuracy,
+        base_loss=0.3,
+        source=np.full(count, "random"),
+        device=np.full(count, "macs"),
+        budget=np.full(count, 1.0),
+        batch=np.zeros(count, dtype=np.int64),
     )

@@ -107,6 +107,7 @@ class ChannelPruningEnv(gymnasium.Env[Observation, Observation]):
     | `measure` | None | `(task, keeps [B, G]) -> ms [B]`, usually a device worker |
     | `budget_range` | (0.1, 0.9) | range of b |
     | `withheld_ratio` | 0.3 | share of episodes that show no measured losses |
+    | `terminal_reward` | False | all of the reward with the last step |
 
     ## Vectorized environment
 
@@ -134,6 +135,7 @@ class ChannelPruningEnv(gymnasium.Env[Observation, Observation]):
         measure: Measure | None = None,
         budget_range: tuple[float, float] = BUDGET_RANGE,
         withheld_ratio: float = WITHHELD_RATIO,
+        terminal_reward: bool = False,
         render_mode: None = None,
     ) -> None:
         self.render_mode = render_mode
@@ -145,6 +147,7 @@ class ChannelPruningEnv(gymnasium.Env[Observation, Observation]):
                 measure=measure,
                 budget_range=budget_range,
                 withheld_ratio=withheld_ratio,
+                terminal_reward=terminal_reward,
             )
             for task in checked_tasks(tasks)
         ]

@@ -82,6 +82,7 @@ class ChannelPruningVectorEnv(gymnasium.vector.VectorEnv[Observation, Observatio
         measure: Measure | None = None,
         budget_range: tuple[float, float] = BUDGET_RANGE,
         withheld_ratio: float = WITHHELD_RATIO,
+        terminal_reward: bool = False,
         render_mode: None = None,
     ) -> None:
         super().__init__()
@@ -98,6 +99,7 @@ class ChannelPruningVectorEnv(gymnasium.vector.VectorEnv[Observation, Observatio
                 measure=measure,
                 budget_range=budget_range,
                 withheld_ratio=withheld_ratio,
+                terminal_reward=terminal_reward,
                 ahead=max(1, _SOLVED_ROWS * count // num_envs),
             )
             for task in tasks

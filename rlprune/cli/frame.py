@@ -184,6 +184,17 @@ def check_output(path: Path | None) -> None:
         raise InputError(f"{path} is a folder; give a file's name")
 
 
+def check_name(name: str) -> str:
+    """`name`, if it can be a folder's within another.
+
+    Raises:
+        InputError: empty, or a path.
+    """
+    if name in ("", ".", "..") or Path(name).name != name:
+        raise InputError(f"{name!r} is no name for a folder; give --name without slashes")
+    return name
+
+
 def parse_input_shapes(
     values: Sequence[str] | None, model: onnx.ModelProto
 ) -> dict[str, tuple[int, ...]] | None:

@@ -1,15 +1,153 @@
-"""`train`: a policy from recorded models."""
+"""`record` and `train`: what models lose, and a policy from it."""
 
 from __future__ import annotations
 
+import hashlib
 from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rlprune.cli.frame import Json, print_json, print_line, print_table, progress
+from rlprune.cli.frame import (
+    InputShapes,
+    Json,
+    check_name,
+    print_json,
+    print_line,
+    print_table,
+    progress,
+    say,
+)
+from rlprune.cli.models import Model, load_trace
+
+if TYPE_CHECKING:
+    from rlprune.task.evaluations import Evaluations
+
+StoreUrl = Annotated[
+    str | None, typer.Option(metavar="URL", help="Store with the devices' measurements.")
+]
+
+
+def record(
+    model: Model,
+    calibration: Annotated[
+        Path,
+        typer.Option(
+            metavar="FILE.npz",
+            show_default=False,
+            help="Images `x` and classes `y`: the profile is measured on one half of them, plans "
+            "are judged on the other.",
+        ),
+    ],
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="DIR",
+            help="Folder of recorded models; the one in your data folder if left out.",
+        ),
+    ] = None,
+    name: Annotated[
+        str | None,
+        typer.Option(help="Of the model's folder in DIR; as the file is called if left out."),
+    ] = None,
+    evaluations: Annotated[int, typer.Option(min=1, help="Plans to evaluate, in all.")] = 300,
+    workers: Annotated[
+        int, typer.Option(min=0, help="Processes of Ray; 0 evaluates in this process.")
+    ] = 0,
+    device: Annotated[
+        list[str] | None,
+        typer.Option(help="Device whose latencies plans are proposed by, beside macs; repeat."),
+    ] = None,
+    store: StoreUrl = None,
+    policy: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME|PATH",
+            help="Proposes plans, too: learned, or a trained policy's directory.",
+        ),
+    ] = "learned",
+    round_to: Annotated[int, typer.Option(min=1, help="Keep counts are multiples of this.")] = 8,
+    input_shape: InputShapes = None,
+    seed: int = 0,
+    as_json: Json = False,
+) -> None:
+    """Record what plans of a model lose, for `train`.
+
+    An interrupted recording loses its running batch; the same command goes on, and one with more
+    --evaluations adds to it.
+    """
+    import platformdirs
+
+    from rlprune.policy import get_policy
+    from rlprune.profile.calibration import load_calibration
+    from rlprune.store import open_store
+    from rlprune.training.record import RecordConfig, proposal_tables, record_model
+
+    folder = output or platformdirs.user_data_path("rlprune") / "tasks"
+    name = check_name(model.stem if name is None else name)
+    proposing = get_policy(policy)
+    traced = load_trace(model, input_shape)
+    profile_images, objective_images = load_calibration(calibration, traced).halves(seed=seed)
+    with closing(open_store(store)) as opened:
+        tables = proposal_tables(traced, device or (), store=opened, round_to=round_to)
+    try:
+        with progress() as on_progress:
+            recorded = record_model(
+                folder / name,
+                traced,
+                profile_images,
+                objective_images,
+                config=RecordConfig(
+                    evaluation_count=evaluations,
+                    round_to=round_to,
+                    worker_count=workers,
+                    seed=seed,
+                ),
+                tables=tables,
+                policy=proposing,
+                provenance={
+                    "name": name,
+                    "weights": model.name,
+                    "weights_sha256": hashlib.sha256(model.read_bytes()).hexdigest(),
+                    "images": f"{calibration.name}, halved",
+                },
+                on_progress=on_progress,
+            )
+    except KeyboardInterrupt:
+        say(f"stopped; {folder / name} keeps all but the running batch; the same command goes on")
+        raise typer.Exit(130) from None
+    assert recorded.evaluations is not None
+    _print_recorded(folder / name, recorded.evaluations, as_json)
+
+
+def _print_recorded(directory: Path, found: Evaluations, as_json: bool) -> None:
+    import numpy as np
+
+    rows = []
+    for source in dict.fromkeys(found.source.tolist()):
+        loss = found.loss[found.source == source]
+        rows.append((source, len(loss), float(loss.min()), float(np.median(loss))))
+    if as_json:
+        columns = ("source", "plan_count", "least_loss", "median_loss")
+        sources = [dict(zip(columns, row, strict=True)) for row in rows]
+        figures = {"plan_count": len(found.loss), "base_loss": found.base_loss, "sources": sources}
+        print_json({"directory": str(directory), **figures, "about": found.about})
+        return
+    print_table(
+        ("proposed by", "plans", "least loss", "median loss"),
+        [
+            (source, str(count), f"{least:.3f}", f"{median:.3f}")
+            for source, count, least, median in rows
+        ],
+    )
+    print_line(
+        f"{directory}: {len(found.loss)} plans, the unpruned model loses {found.base_loss:.3f}; "
+        f"`rlprune train --tasks {directory.parent} -o POLICY_DIR` learns from it"
+    )
 
 
 def train(
@@ -32,9 +170,7 @@ def train(
         list[str] | None,
         typer.Option(help="Device whose latencies in the store to train on, beside macs; repeat."),
     ] = None,
-    store: Annotated[
-        str | None, typer.Option(metavar="URL", help="Store with the devices' measurements.")
-    ] = None,
+    store: StoreUrl = None,
     validation: Annotated[
         list[str] | None,
         typer.Option(help="Model that chooses the winner and is not trained on; repeat."),

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 OnProgress = Callable[[str, int, int], None]
 """(what is being done, how much is done, of how much)."""
 
-PROFILE_FORMAT = "rlprune.profile/1"
+PROFILE_FORMAT = "rlprune.profile/2"
 """Part of every kept profile's name: a new way of measuring finds none of the old."""
 
 MEASURE_ROUNDS = 4

@@ -1,7 +1,7 @@
 """Loss curves: what a planner adds up over groups, from weights alone or from measured losses.
 
-The energy of a unit is the squared L2 norm of the effective weights that produce it (BatchNorm
-folded in; without that the scale of a layer is arbitrary). A group that keeps its best units loses
+The energy of a unit is what the effective weights that make and read it pass through it
+(`surgery.importance`). A group that keeps its best units loses
 the share of its energy that lay in the others, and `-log(1 - share)` makes the shares of groups in
 series add: the sum's exponential is the product of what passes.
 """
@@ -29,18 +29,16 @@ MOST_SHARE = 0.999
 def energy_profiles(trace: OnnxTrace, levels: IntArray, level_count: IntArray) -> GroupProfiles:
     """Data-free curves: the share of energy dropped where surgery keeps its `keep` best units.
 
-    `levels` [G, L], `level_count` [G] as from `keep_levels`. Ranked by the L1 norm, as surgery
-    ranks.
+    `levels` [G, L], `level_count` [G] as from `keep_levels`.
     """
     share = np.zeros(levels.shape, dtype=np.float64)
-    ranking, energies = unit_scores(trace), unit_scores(trace, norm=2)
-    for group, (score, energy) in enumerate(zip(ranking, energies, strict=True)):
-        passed = np.cumsum(energy[np.argsort(-score, kind="stable")])
+    for group, energy in enumerate(unit_scores(trace)):
+        passed = np.cumsum(np.sort(energy)[::-1])
         whole = passed[-1]
         # A group without energy (dead, or produced by nothing with weights) is judged by its
         # counts.
         if not whole > 0.0:
-            passed, whole = np.arange(1.0, len(score) + 1.0), float(len(score))
+            passed, whole = np.arange(1.0, len(energy) + 1.0), float(len(energy))
         share[group] = 1.0 - passed[levels[group] - 1] / whole
     full = levels == trace.graph.widths[:, None]
     return GroupProfiles(

@@ -1,25 +1,26 @@
-"""What a plan loses: cross-entropy on calibration images after statistics correction, without
-torch.
+"""What a plan loses on calibration images after it was corrected, without torch.
 
-A plan is applied by surgery, its weighted nodes' outputs are matched to the dense network's on the
-same images (`statistics`), and the loss is taken in the same pass. The network so corrected can be
-written out as a plain ONNX file and judged on other images.
+A plan is applied by surgery, then corrected: its layers are reconstructed from the channels that
+stay (`reconstruct`), or their outputs are matched to the dense network's statistics on the same
+images (`statistics`), or it is left as it was cut. The network so corrected is a plain ONNX file
+and can be judged on other images.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
 import onnx
-from numpy.typing import NDArray
 
 from rlprune.errors import CalibrationError, MeasurementError
 from rlprune.graph.types import FloatArray, IntArray, PruningGraph
 from rlprune.profile import statistics
 from rlprune.profile.calibration import Calibration
+from rlprune.profile.reconstruct import Reconstruction, kept_mask
 from rlprune.profile.statistics import Moments
+from rlprune.profile.types import FOLD_COUNT
 from rlprune.runtime.base import Array, Runtime
 from rlprune.surgery.importance import unit_scores
 from rlprune.surgery.onnx import kept_units, prune_onnx
@@ -27,8 +28,7 @@ from rlprune.surgery.onnx import kept_units, prune_onnx
 if TYPE_CHECKING:
     from rlprune.graph.from_onnx import OnnxTrace
 
-FOLD_COUNT = 4
-"""Image i lies in fold i modulo this, whatever the plan."""
+Correction = Literal["reconstruct", "match", "none"]
 
 MOST_BATCH_VALUES = 1 << 22
 """Values of the widest activation in one batch (16 MiB). Larger batches were slower on ResNet-20:
@@ -53,6 +53,14 @@ class Evaluation:
     image_losses: FloatArray = field(default_factory=lambda: np.zeros(0))
     """Cross-entropy of every image [N], so that two plans can be compared image by image; empty
     where it was not kept."""
+    fold_divergences: FloatArray = field(default_factory=lambda: np.zeros(FOLD_COUNT))
+    """Mean divergence KL(unpruned || this) of the answers on each fold, nats: what a plan changes,
+    whatever the labels say, and free of most of their noise."""
+
+    @property
+    def divergence(self) -> float:
+        """Mean over the folds, nats."""
+        return float(self.fold_divergences.mean())
 
 
 class Evaluator:
@@ -65,41 +73,58 @@ class Evaluator:
         *,
         runtime: Runtime,
         scores: list[FloatArray] | None = None,
+        correction: Correction = "reconstruct",
     ) -> None:
-        """Runs the unpruned model once, to know its statistics and its loss.
+        """Runs the unpruned model, to know its statistics and its loss.
 
         Args:
             scores: importance per group and unit, as `prune_onnx` takes it.
+            correction: what is done to a plan's network after the cut.
 
         Raises:
             CalibrationError: the model cannot be run on a batch, or does not answer with logits.
         """
+        if correction not in get_args(Correction):
+            raise ValueError(f"no correction {correction!r}; there are {get_args(Correction)}")
         self.trace = trace
         self.calibration = calibration
         self._runtime = runtime
+        self._correction = correction
         self._scores = unit_scores(trace) if scores is None else scores
-        self._sites = statistics.find_sites(trace.model)
+        self._sites = statistics.find_sites(trace.model) if correction == "match" else []
         self._units = [trace.channels.axis_units(site.tensor, site.axis) for site in self._sites]
         self._batches = _batches(trace.graph, len(calibration))
         dense = statistics.open_batch(trace.model)
         dense = statistics.instrument(dense, self._sites, match=False)
         try:
-            logits, self._dense = self._run(dense, None)
+            self._answers, self._dense = self._run(dense, None)
+            if correction == "reconstruct":
+                self._reconstruction = Reconstruction.of(trace, calibration, runtime)
         except MeasurementError as error:
             raise CalibrationError(
                 f"the model does not run on a batch; export it with a dynamic batch ({error})",
                 field="model",
             ) from error
-        self.base = score(logits, calibration.y)
+        self.base = score(self._answers, calibration.y, self._answers)
         """The unpruned model's evaluation."""
 
     def evaluate(self, keeps: IntArray) -> Evaluation:
-        """The plan's loss after statistics correction; keeps [G]."""
-        _, logits, _, _ = self._matched(keeps)
-        return score(logits, self.calibration.y)
+        """The plan's loss after correction; keeps [G]."""
+        if self._correction == "match":
+            _, logits, _, _ = self._matched(keeps)
+        else:
+            model = statistics.open_batch(self.corrected_model(keeps))
+            logits, _ = self._run(model, None)
+        return score(logits, self.calibration.y, self._answers)
 
     def corrected_model(self, keeps: IntArray) -> onnx.ModelProto:
         """The pruned model with the correction in its weights and biases: a plain ONNX file."""
+        if self._correction != "match":
+            kept = kept_units(self._scores, keeps)
+            pruned = prune_onnx(self.trace, keeps, scores=self._scores)
+            return (
+                pruned if self._correction == "none" else self._reconstruction.apply(pruned, kept)
+            )
         pruned, _, found, targets = self._matched(keeps)
         counts = np.array([len(self.calibration.y[batch]) for batch in self._batches])
         return statistics.fold(
@@ -116,7 +141,7 @@ class Evaluator:
         wanted."""
         pruned = prune_onnx(self.trace, keeps, scores=self._scores)
         kept = kept_units(self._scores, keeps)
-        masks = [_kept_mask(group, unit, kept) for group, unit in self._units]
+        masks = [kept_mask(group, unit, kept) for group, unit in self._units]
         targets = [
             [dense.take(mask) for dense, mask in zip(batch, masks, strict=True)]
             for batch in self._dense
@@ -155,17 +180,32 @@ def evaluate_model(
     return score(logits, calibration.y)
 
 
-def score(logits: FloatArray, y: IntArray) -> Evaluation:
-    """Cross-entropy and accuracy of logits [N, K] against classes [N]."""
-    shifted = logits - logits.max(1, keepdims=True)
-    loss = np.log(np.exp(shifted).sum(1)) - shifted[np.arange(len(y)), y]
+def score(logits: FloatArray, y: IntArray, dense: FloatArray | None = None) -> Evaluation:
+    """Cross-entropy and accuracy of logits [N, K] against classes [N].
+
+    With the unpruned model's logits `dense` [N, K] also the divergence from them.
+    """
+    own = _log_softmax(logits)
+    loss = -own[np.arange(len(y)), y]
+    theirs = own if dense is None else _log_softmax(dense)
+    divergence = (np.exp(theirs) * (theirs - own)).sum(1)  # [N]
     return Evaluation(
         loss=float(loss.mean()),
         loss_se=float(loss.std(ddof=1) / np.sqrt(len(loss))),
         accuracy=float((logits.argmax(1) == y).mean()),
-        fold_losses=np.array([loss[fold::FOLD_COUNT].mean() for fold in range(FOLD_COUNT)]),
+        fold_losses=_fold_means(loss),
         image_losses=loss,
+        fold_divergences=_fold_means(divergence),
     )
+
+
+def _log_softmax(logits: FloatArray) -> FloatArray:
+    shifted = logits - logits.max(1, keepdims=True)
+    return np.asarray(shifted - np.log(np.exp(shifted).sum(1, keepdims=True)))
+
+
+def _fold_means(values: FloatArray) -> FloatArray:
+    return np.array([values[fold::FOLD_COUNT].mean() for fold in range(FOLD_COUNT)])
 
 
 def _run_batches(
@@ -221,15 +261,6 @@ def _batches(graph: PruningGraph, count: int) -> list[slice]:
 def _strided(count: int, batch_count: int) -> list[slice]:
     """Every image in one batch; strided, so that images sorted by class are mixed."""
     return [slice(start, None, batch_count) for start in range(min(count, batch_count))]
-
-
-def _kept_mask(group: IntArray, unit: IntArray, kept: list[IntArray]) -> NDArray[np.bool_]:
-    """Which positions of an axis stay: those no group owns, and the kept units' [C]."""
-    mask = np.ones(len(group), dtype=np.bool_)
-    for index in np.unique(group[group >= 0]):
-        own = group == index
-        mask[own] = np.isin(unit[own], kept[index])
-    return mask
 
 
 def _ends_in_softmax(model: onnx.ModelProto) -> bool:

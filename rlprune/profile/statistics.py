@@ -158,27 +158,49 @@ def fold(
     targets: Sequence[Moments],
 ) -> onnx.ModelProto:
     """A copy of `model` with the correction from `found` to `targets` in its weights and biases."""
+    constants = _constants(model.graph)
+    nodes = {node.output[0]: node for node in model.graph.node if node.output}
+    changes = {}
+    for site, have, target in zip(sites, found, targets, strict=True):
+        node = nodes[site.tensor]
+        axis = _out_axis(node, constants)
+        if axis is None:
+            continue
+        gain, shift = target.gain_shift(have)
+        weight = numpy_helper.to_array(constants[node.input[1]])
+        along = [1] * weight.ndim
+        along[axis] = -1
+        changes[site.tensor] = LayerChange(weight * gain.reshape(along), shift, gain)
+    return with_layers(model, changes)
+
+
+@dataclass(frozen=True, slots=True)
+class LayerChange:
+    """Other weights for a layer."""
+
+    weight: NDArray[np.floating]
+    """In the file's layout."""
+    shift: FloatArray
+    """Added to every output channel [C]."""
+    bias_gain: FloatArray | None = None
+    """What the bias that is there is multiplied by [C]; it stays as it is if None."""
+
+
+def with_layers(model: onnx.ModelProto, changes: Mapping[str, LayerChange]) -> onnx.ModelProto:
+    """A copy of `model` in which the layers that make the tensors named have other weights."""
     made = onnx.ModelProto()
     made.CopyFrom(model)
     graph = made.graph
     constants = _constants(graph)
-    corrections = {
-        site.tensor: target.gain_shift(have)
-        for site, have, target in zip(sites, found, targets, strict=True)
-    }
     nodes: list[onnx.NodeProto] = []
     for node in graph.node:
         nodes.append(node)
-        correction = corrections.get(node.output[0]) if node.output else None
-        axis = _out_axis(node, constants)
-        if correction is None or axis is None:
+        change = changes.get(node.output[0]) if node.output else None
+        if change is None:
             continue
-        gain, shift = correction
-        weight = numpy_helper.to_array(constants[node.input[1]])
-        along = [1] * weight.ndim
-        along[axis] = -1
         # Of its own, since another node may read the same weight.
-        node.input[1] = _store(graph, f"{node.output[0]}//weight", weight * gain.reshape(along))
+        node.input[1] = _store(graph, f"{node.output[0]}//weight", change.weight)
+        shift = change.shift
         if node.op_type == "MatMul":
             tensor = node.output[0]
             node.output[0] = f"{tensor}//scaled"
@@ -186,7 +208,9 @@ def fold(
             nodes.append(helper.make_node("Add", [node.output[0], name], [tensor]))
             continue
         if len(node.input) > 2 and node.input[2]:
-            shift = numpy_helper.to_array(constants[node.input[2]]) * gain + shift / _beta(node)
+            bias = numpy_helper.to_array(constants[node.input[2]])
+            gain = 1.0 if change.bias_gain is None else change.bias_gain
+            shift = bias * gain + shift / _beta(node)
         del node.input[2:]
         node.input.append(_store(graph, f"{node.output[0]}//bias", shift))
     del graph.node[:]

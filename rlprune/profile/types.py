@@ -12,6 +12,8 @@ from rlprune.errors import InputError
 from rlprune.graph.types import FloatArray, IntArray, PruningGraph
 
 MAX_LEVELS = 16
+FOLD_COUNT = 4
+"""Image i lies in fold i modulo this, whatever the plan."""
 
 
 @dataclass(frozen=True)
@@ -29,8 +31,8 @@ class GroupProfiles:
     """Data-free [G, L]: share (0-1) of the group's effective weight energy that is dropped; None
     where only shapes were known (a skeleton)."""
     measured_loss: FloatArray | None = None
-    """[S, G, L]: increase of cross-entropy (nats) with the group alone at that level, after
-    statistics correction, on each of S disjoint folds of the calibration images."""
+    """[S, G, L]: divergence (nats) from the unpruned model's answers with the group alone at that
+    level, after correction, on each of S disjoint folds of the calibration images."""
     base_loss: float = float("nan")
     """Cross-entropy of the unpruned model on the calibration images; NaN where not measured."""
     image_count: int = 0

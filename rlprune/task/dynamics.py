@@ -55,12 +55,14 @@ class PruningDynamics:
         measure: Measure | None = None,
         budget_range: tuple[float, float] = BUDGET_RANGE,
         withheld_ratio: float = WITHHELD_RATIO,
+        terminal_reward: bool = False,
         ahead: int = 1,
     ) -> None:
         """Prepares a task; its own objective rewards, or the sum of its profile's losses.
 
         `ahead` episodes are drawn, and their references solved, at a time: with few rows that is
-        much faster, and a row's generator still draws the same in the same order.
+        much faster, and a row's generator still draws the same in the same order. With
+        `terminal_reward` all of an episode's reward comes with its last step.
 
         Raises:
             ValueError: an unknown mode, a range outside 0..1, no groups, or no way to measure.
@@ -82,6 +84,8 @@ class PruningDynamics:
         self._measure = measure if latency == "measured" else None
         self._budget_range = budget_range
         self._withheld_ratio = withheld_ratio
+        # A correction changes the plan at the end only, so there is nothing to evaluate before.
+        self._terminal = terminal_reward or action == "correction"
         self._objective: Objective = task.objective or AdditiveObjective(
             task.levels, loss_curve(task.profiles, task.graph)
         )
@@ -173,7 +177,7 @@ class PruningDynamics:
         episode = self.episode
         episode.act(actions)
         before = self._loss
-        if self.action != "correction" or episode.over:
+        if not self._terminal or episode.over:
             self._loss = self._objective.loss(episode.keeps)
         reward = (before - self._loss) / self._scale
         if episode.over:

@@ -1,7 +1,8 @@
 """The on-disk form of what training needs of one model: graph, profiles, recorded evaluations.
 
-A model directory holds `graph.json`, `profiles.npz` and `evaluations.npz`. No weights, no images,
-and nothing that is unpickled when read, so a directory from elsewhere can do no harm.
+A model directory holds `graph.json`, `profiles.npz` and `evaluations.parquet` (docs/recording.md).
+No weights, no images, and nothing that is unpickled when read, so a directory from elsewhere can do
+no harm.
 """
 
 from __future__ import annotations
@@ -17,42 +18,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rlprune.errors import InputError
-from rlprune.graph.types import FloatArray, IntArray, PruningGraph
+from rlprune.graph.types import FloatArray, PruningGraph
 from rlprune.plans import write_atomic
 from rlprune.profile.types import GroupProfiles
+from rlprune.task.evaluations import Evaluations, load_evaluations, save_evaluations
 
-
-@dataclass(frozen=True)
-class Evaluations:
-    """Losses of whole plans of one model, after statistics correction, on images of their own.
-
-    The images are disjoint from those the profiles were measured on (ARCHITECTURE section 5).
-    """
-
-    keeps: IntArray
-    """Units kept [N, G]."""
-    loss: FloatArray
-    """Cross-entropy of the pruned model [N], nats."""
-    loss_se: FloatArray
-    """Standard error of `loss` [N]."""
-    accuracy: FloatArray
-    """Share (0-1) of the images classified rightly [N]."""
-    base_loss: float
-    """Cross-entropy of the unpruned model on the same images, nats."""
-    source: NDArray[np.str_]
-    """What proposed each plan [N], e.g. `knapsack` or `random`."""
-
-    def __post_init__(self) -> None:
-        count = len(self.keeps)
-        for name in ("loss", "loss_se", "accuracy", "source"):
-            shape = getattr(self, name).shape
-            if shape != (count,):
-                raise ValueError(f"{name} has shape {shape}, expected {(count,)} as keeps has rows")
-
-    @property
-    def increase(self) -> FloatArray:
-        """Loss above the unpruned model [N], nats; what an `Objective` predicts."""
-        return self.loss - self.base_loss
+EVALUATIONS = "evaluations.parquet"
 
 
 @dataclass(frozen=True)
@@ -76,9 +47,13 @@ def save_model_dir(
     Raises:
         ValueError: profiles or evaluations are not of this graph.
     """
-    _check(graph, profiles, evaluations)
+    _check(graph, profiles)
     folder = Path(path)
     folder.mkdir(parents=True, exist_ok=True)
+    if evaluations is not None:
+        save_evaluations(folder / EVALUATIONS, evaluations, graph)
+    else:
+        (folder / EVALUATIONS).unlink(missing_ok=True)
     write_npz(
         folder / "profiles.npz",
         {
@@ -91,28 +66,15 @@ def save_model_dir(
             **_present("measured_loss", profiles.measured_loss),
         },
     )
-    if evaluations is not None:
-        write_npz(
-            folder / "evaluations.npz",
-            {
-                "keeps": evaluations.keeps,
-                "loss": evaluations.loss,
-                "loss_se": evaluations.loss_se,
-                "accuracy": evaluations.accuracy,
-                "base_loss": np.array(evaluations.base_loss),
-                "source": np.asarray(evaluations.source, dtype=np.str_),
-            },
-        )
-    else:
-        (folder / "evaluations.npz").unlink(missing_ok=True)
     write_atomic(folder / "graph.json", graph.to_json().encode() + b"\n")
 
 
 def load_model_dir(path: str | Path) -> RecordedModel:
-    """Reads a model directory; `evaluations.npz` may be missing.
+    """Reads a model directory; `evaluations.parquet` may be missing.
 
     Raises:
         InputError: a file is missing, damaged, or not of the same model.
+        MissingExtraError: evaluations are there, and pyarrow is not.
     """
     folder = Path(path)
     try:
@@ -127,23 +89,13 @@ def load_model_dir(path: str | Path) -> RecordedModel:
             base_loss=float(data["base_loss"]),
             image_count=int(data["image_count"]),
         )
-        evaluations = None
-        if (folder / "evaluations.npz").exists():
-            data = read_npz(folder / "evaluations.npz")
-            evaluations = Evaluations(
-                keeps=data["keeps"].astype(np.int64),
-                loss=data["loss"].astype(np.float64),
-                loss_se=data["loss_se"].astype(np.float64),
-                accuracy=data["accuracy"].astype(np.float64),
-                base_loss=float(data["base_loss"]),
-                source=data["source"].astype(np.str_),
-            )
-        _check(graph, profiles, evaluations)
+        _check(graph, profiles)
     except (OSError, KeyError, ValueError) as error:
         raise InputError(
             f"{folder} is no model directory ({error}); record the model again"
         ) from error
-    return RecordedModel(graph, profiles, evaluations)
+    path = folder / EVALUATIONS
+    return RecordedModel(graph, profiles, load_evaluations(path, graph) if path.exists() else None)
 
 
 def write_npz(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
@@ -166,7 +118,7 @@ def read_npz(path: Path) -> dict[str, NDArray[Any]]:
         raise ValueError(f"{path.name} is damaged: {error}") from error
 
 
-def _check(graph: PruningGraph, profiles: GroupProfiles, evaluations: Evaluations | None) -> None:
+def _check(graph: PruningGraph, profiles: GroupProfiles) -> None:
     if profiles.fingerprint != graph.fingerprint:
         raise ValueError(
             f"profiles are of graph {profiles.fingerprint[:12]}, not {graph.fingerprint[:12]}"
@@ -181,8 +133,6 @@ def _check(graph: PruningGraph, profiles: GroupProfiles, evaluations: Evaluation
     for name, curve in (("energy", profiles.energy_loss), ("measured", profiles.measured_loss)):
         if curve is not None and curve.shape[-2:] != profiles.levels.shape:
             raise ValueError(f"{name}_loss has shape {curve.shape}, levels {profiles.levels.shape}")
-    if evaluations is not None and evaluations.keeps.shape[1:] != (groups,):
-        raise ValueError(f"keeps have shape {evaluations.keeps.shape}, graph has {groups} groups")
 
 
 def _present(name: str, array: FloatArray | None) -> dict[str, FloatArray]:

@@ -304,6 +304,7 @@ def ray_session(address: str | None) -> Iterator[None]:
         UnavailableError: nothing answers at `address`.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # read when Ray is imported
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # it warns of what is meant
     try:
         import ray
     except ModuleNotFoundError as error:

@@ -24,6 +24,7 @@ from stable_baselines3 import PPO
 from rlprune.errors import PolicyError
 from rlprune.policy.network import Float32Array, Network, Normalizer
 from rlprune.task.episode import ActionMode
+from rlprune.task.observe import SLOTS
 from rlprune.task.task import PruningTask
 from rlprune.training.vec import TaskVecEnv
 
@@ -52,6 +53,8 @@ class AgentConfig:
     clip_range: float = 0.2
     env: Mapping[str, Any] = field(default_factory=dict)
     """Further options of the environment."""
+    blind: tuple[str, ...] = ()
+    """Observation slots that are hidden, by the beginnings of their names; for ablations."""
 
     def perturbed(self, rng: np.random.Generator) -> AgentConfig:
         """Explore: the learning rate and entropy bonus up or down by a fifth to a half."""
@@ -92,6 +95,7 @@ class Agent:
         if normalizer is None:
             longest = max(task.group_count for task in tasks)
             normalizer = fit_normalizer(self._env, seed=config.seed, steps=longest)
+            normalizer = without(normalizer, config.blind)
         self._set_normalizer(normalizer)
         self._model = PPO(
             "MlpPolicy",
@@ -222,7 +226,8 @@ class Agent:
 
 def agent_config(data: Mapping[str, Any]) -> AgentConfig:
     """From `asdict` through JSON and back."""
-    return AgentConfig(**{**data, "hidden": tuple(data["hidden"])})
+    tuples = {name: tuple(data.get(name, ())) for name in ("hidden", "blind")}
+    return AgentConfig(**{**data, **tuples})
 
 
 def fit_normalizer(env: TaskVecEnv, *, seed: int, steps: int) -> Normalizer:
@@ -240,6 +245,12 @@ def fit_normalizer(env: TaskVecEnv, *, seed: int, steps: int) -> Normalizer:
         env.step_async(np.clip(rng.normal(0.0, 0.3, shape), -1, 1).astype(np.float32))
         seen.append(env.step_wait()[0])
     return Normalizer.fit(np.concatenate(seen))
+
+
+def without(normalizer: Normalizer, blind: tuple[str, ...]) -> Normalizer:
+    """The same with the slots whose names begin so hidden: their scale is 0, in serving too."""
+    shown = np.array([not slot.startswith(blind) for slot in SLOTS]) if blind else 1.0
+    return Normalizer(normalizer.mean, normalizer.scale * shown)
 
 
 def _read_checkpoint(content: bytes) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:

@@ -39,6 +39,9 @@ VALIDATION_RATIO = 0.1
 REESTIMATE_COUNT = 8192
 """Images that BatchNorm statistics are taken of before training, at most."""
 
+RECONSTRUCT_COUNT = 1024
+"""Images that layers are reconstructed on, at most."""
+
 OnProgress = Callable[[str, int, int], None]
 """(what is being done, how much is done, of how much)."""
 
@@ -51,7 +54,8 @@ class FinetuneReport:
     """Of the graph the plan was for."""
     unpruned: Score
     cut: Score
-    """Pruned and BatchNorm re-estimated, before any training."""
+    """Pruned and reconstructed (or, where no layer can be, BatchNorm re-estimated), before any
+    training."""
     tuned: Score
     """Of what was written. These images chose the epoch, so judge on others."""
     chosen_epoch: int | None
@@ -102,16 +106,18 @@ def finetune(
     Raises:
         PlanMismatchError, PlanError: the plan is not this module's.
         InputError: data, settings or the folder's checkpoint are refused, or training diverged.
-        MissingExtraError: without the extra "torch".
+        MissingExtraError: without the extras "torch" and "device".
     """
     try:
         import torch
     except ImportError as error:
         raise MissingExtraError("fine-tuning", "torch") from error
     from rlprune.graph.from_torch import trace_torch
+    from rlprune.runtime import get_runtime
     from rlprune.surgery.torch import prune_torch
     from rlprune.training.checkpoint import Checkpoint, tensors_of
     from rlprune.training.finetune import AUGMENTS, TrainConfig, fit, reestimate, score
+    from rlprune.training.reconstruct import reconstruct_module
 
     config = TrainConfig() if config is None else config
     say = on_line or (lambda line: None)
@@ -136,7 +142,9 @@ def finetune(
     say(f"unpruned: accuracy {unpruned.accuracy:.2%}, loss {unpruned.loss:.4f} on {len(held)}")
     # Drawn, so that images sorted by class are mixed.
     drawn = np.random.default_rng(config.seed).permutation(len(train))[:REESTIMATE_COUNT]
-    reestimate(small, train.take(drawn))
+    few = train.take(drawn[:RECONSTRUCT_COUNT])
+    if not reconstruct_module(small, trace, plan.keeps, Calibration(few.x, few.y), get_runtime()):
+        reestimate(small, train.take(drawn))
     cut = score(small, held)
     say(f"pruned, not trained: accuracy {cut.accuracy:.2%}, loss {cut.loss:.4f}")
 

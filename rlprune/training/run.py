@@ -75,9 +75,7 @@ def model_dirs(path: str | Path) -> list[Path]:
         return [folder]
     found = sorted(p.parent for p in folder.glob("*/graph.json"))
     if not found:
-        raise InputError(
-            f"no recorded models in {folder}; record some with `rlprune.training.record`"
-        )
+        raise InputError(f"no recorded models in {folder}; record some with `rlprune record`")
     return found
 
 

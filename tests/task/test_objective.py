@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from synthetic import random_task, resnet_like, task_of
+from synthetic import evaluations_of, random_task, resnet_like, task_of
 
 from rlprune.errors import InputError
 from rlprune.graph.types import FloatArray, IntArray
@@ -19,7 +19,7 @@ from rlprune.task.objective import (
     reward_scale,
 )
 from rlprune.task.task import PruningTask
-from rlprune.task.taskdir import Evaluations, RecordedModel
+from rlprune.task.taskdir import RecordedModel
 
 
 def true_loss(task: PruningTask, keeps: IntArray) -> FloatArray:
@@ -116,9 +116,7 @@ def test_damaged_objective_is_refused(tmp_path: Path) -> None:
 
 def test_too_few_evaluations_fall_back_to_the_sum(task: PruningTask) -> None:
     keeps, increase = recorded(task, 10, 0)
-    some = Evaluations(
-        keeps, increase + 0.3, np.full(10, 0.01), np.zeros(10), 0.3, np.array(["random"] * 10)
-    )
+    some = evaluations_of(keeps, increase)
     assert isinstance(
         objective_of(RecordedModel(task.graph, task.profiles, some)), AdditiveObjective
     )
@@ -131,9 +129,7 @@ def test_too_few_evaluations_fall_back_to_the_sum(task: PruningTask) -> None:
 
 def test_enough_evaluations_make_a_surrogate(task: PruningTask) -> None:
     keeps, increase = recorded(task, 100, 0)
-    some = Evaluations(
-        keeps, increase + 0.3, np.full(100, 0.01), np.zeros(100), 0.3, np.array(["random"] * 100)
-    )
+    some = evaluations_of(keeps, increase)
     found = objective_of(RecordedModel(task.graph, task.profiles, some))
     assert isinstance(found, SurrogateObjective)
 

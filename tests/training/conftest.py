@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +17,6 @@ def ray_cluster() -> Iterator[None]:
         # Ray's first start would otherwise write a token into the home directory.
         patch.setenv("RAY_AUTH_TOKEN", "0123456789abcdef0123456789abcdef")
         # Its processes read the tasks' objective from the tests' folder.
-        patch.setenv("PYTHONPATH", str(Path(__file__).parent.parent))
+        patch.setenv("PYTHONPATH", str(Path(__file__).parent.parent), prepend=os.pathsep)
         with ray_session(None):
             yield

@@ -11,13 +11,13 @@ from calibrated import own_images, traced
 
 from rlprune.errors import ConflictError, InputError
 from rlprune.graph.from_onnx import OnnxTrace
-from rlprune.latency.macs import macs_tables
+from rlprune.latency.tables import LatencyTables
+from rlprune.policy import get_policy
 from rlprune.profile.calibration import Calibration
 from rlprune.profile.energy import energy_profiles
 from rlprune.profile.types import keep_levels
-from rlprune.task.task import PruningTask
-from rlprune.task.taskdir import Evaluations, RecordedModel, load_model_dir
-from rlprune.training.propose import MIX, PlanProposer
+from rlprune.task.taskdir import RecordedModel, load_model_dir
+from rlprune.training.imagined import imagined_tables
 from rlprune.training.record import RecordConfig, record_model
 
 
@@ -31,23 +31,36 @@ def images(trace: OnnxTrace) -> tuple[Calibration, Calibration]:
     return own_images(trace, 48, seed=1), own_images(trace, 48, seed=2)
 
 
-CONFIG = RecordConfig(evaluation_count=20, batch_size=6, seed=3)
+@pytest.fixture(scope="module")
+def tables(trace: OnnxTrace) -> list[LatencyTables]:
+    """Of two devices on which plans are worth different things."""
+    profiles = energy_profiles(trace, *keep_levels(trace.graph))
+    return [imagined_tables(trace.graph, profiles, seed) for seed in (0, 1)]
+
+
+CONFIG = RecordConfig(evaluation_count=30, batch_size=10, seed=3)
 
 
 @pytest.fixture(scope="module")
 def recorded(
     trace: OnnxTrace,
     images: tuple[Calibration, Calibration],
+    tables: list[LatencyTables],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> RecordedModel:
     folder = tmp_path_factory.mktemp("whole")
-    return record_model(folder, trace, *images, config=CONFIG)
+    return record_model(
+        folder, trace, *images, config=CONFIG, tables=tables, policy=get_policy("learned")
+    )
 
 
 def _same(one: RecordedModel, other: RecordedModel) -> None:
     assert one.evaluations is not None and other.evaluations is not None
     np.testing.assert_array_equal(one.evaluations.keeps, other.evaluations.keeps)
-    np.testing.assert_array_equal(one.evaluations.source, other.evaluations.source)
+    for name in ("source", "device", "budget", "batch"):
+        np.testing.assert_array_equal(
+            getattr(one.evaluations, name), getattr(other.evaluations, name), err_msg=name
+        )
     np.testing.assert_allclose(one.evaluations.loss, other.evaluations.loss, rtol=1e-6)
     assert one.profiles.measured_loss is not None and other.profiles.measured_loss is not None
     np.testing.assert_allclose(
@@ -59,16 +72,33 @@ def test_a_recording_holds_profile_and_plans_on_images_of_their_own(
     trace: OnnxTrace, recorded: RecordedModel
 ) -> None:
     evaluations = recorded.evaluations
-    assert evaluations is not None and len(evaluations.keeps) == 20
+    assert evaluations is not None and len(evaluations.keeps) == 30
     assert recorded.graph.fingerprint == trace.graph.fingerprint
     assert recorded.profiles.profiled and recorded.profiles.image_count == 48
     assert recorded.profiles.base_loss != evaluations.base_loss
-    assert len({tuple(keeps) for keeps in evaluations.keeps}) == 20
+    assert len({tuple(keeps) for keeps in evaluations.keeps}) == 30
     levels = recorded.profiles.levels
     assert all(
         keep in levels[group] for keeps in evaluations.keeps for group, keep in enumerate(keeps)
     )
-    assert set(evaluations.source) <= set(MIX) and "mutation" in evaluations.source
+    assert evaluations.about["objective_images"] == "48" and evaluations.about["seed"] == "3"
+    assert "onnxruntime" in evaluations.about["versions"]
+
+
+def test_rows_say_who_proposed_a_plan_and_for_what(
+    recorded: RecordedModel, tables: list[LatencyTables]
+) -> None:
+    found = recorded.evaluations
+    assert found is not None
+    policy = f"policy:{get_policy('learned').name}"
+    assert {"knapsack", policy, "evolution"} <= set(found.source)
+    assert set(found.batch) == {0, 1, 2}
+    assert {one.device for one in tables} <= set(found.device) <= {"", *(t.device for t in tables)}
+    budgeted = np.isfinite(found.budget)
+    assert set(found.source[budgeted]) == {"knapsack", policy, "random"} & set(found.source)
+    for one in tables:
+        own = budgeted & (found.device == one.device)
+        assert own.any() and (one.upper_ms(found.keeps[own]) <= found.budget[own] + 1e-9).all()
 
 
 class Killed(BaseException):
@@ -79,35 +109,45 @@ class Killed(BaseException):
 def test_a_killed_recording_goes_on_and_ends_as_one_that_was_not(
     trace: OnnxTrace,
     images: tuple[Calibration, Calibration],
+    tables: list[LatencyTables],
     recorded: RecordedModel,
     tmp_path: Path,
     stage: str,
 ) -> None:
     done: list[tuple[str, int]] = []
+    policy = get_policy("learned")
 
     def kill(at: str, count: int, total: int) -> None:
-        if at == stage and count == 9:
+        if at == stage and count == 11:
             raise Killed
 
     with pytest.raises(Killed):
-        record_model(tmp_path, trace, *images, config=CONFIG, on_progress=kill)
+        record_model(
+            tmp_path,
+            trace,
+            *images,
+            config=CONFIG,
+            tables=tables,
+            policy=policy,
+            on_progress=kill,
+        )
     resumed = record_model(
         tmp_path,
         trace,
         *images,
         config=CONFIG,
+        tables=tables,
+        policy=policy,
         on_progress=lambda at, count, total: done.append((at, count)),
     )
 
     _same(resumed, recorded)
-    # The profile is kept after every evaluation, plans after every batch of six.
-    assert done[0] == (("profile", 10) if stage == "profile" else ("evaluations", 7))
+    assert done[0] == (stage, 11)  # all but the running batch of ten was kept
     _same(load_model_dir(tmp_path), recorded)
     assert sorted(p.name for p in tmp_path.iterdir()) == [
-        "evaluations.npz",
+        "evaluations.parquet",
         "graph.json",
         "profiles.npz",
-        "recording.json",
     ]
 
 
@@ -136,6 +176,16 @@ def test_another_recordings_directory_is_refused(
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
+def test_a_model_directory_made_otherwise_is_not_taken_for_a_recording(
+    trace: OnnxTrace, images: tuple[Calibration, Calibration], tmp_path: Path
+) -> None:
+    record_model(tmp_path, trace, *images, config=RecordConfig(evaluation_count=1))
+    (tmp_path / "evaluations.parquet").unlink()
+    with pytest.raises(ConflictError, match="into another directory"):
+        record_model(tmp_path, trace, *images, config=RecordConfig(evaluation_count=1))
+    assert not (tmp_path / "evaluations.parquet").exists()
+
+
 def test_profile_and_objective_may_not_share_an_image(
     trace: OnnxTrace, images: tuple[Calibration, Calibration], tmp_path: Path
 ) -> None:
@@ -150,26 +200,13 @@ def test_profile_and_objective_may_not_share_an_image(
 def test_ray_workers_record_the_same(
     trace: OnnxTrace,
     images: tuple[Calibration, Calibration],
+    tables: list[LatencyTables],
     recorded: RecordedModel,
     tmp_path: Path,
 ) -> None:
-    _same(record_model(tmp_path, trace, *images, config=replace(CONFIG, worker_count=2)), recorded)
-
-
-def test_proposals_are_new_and_run_out(trace: OnnxTrace) -> None:
-    levels, level_count = keep_levels(trace.graph, round_to=16)
-    tables = macs_tables(trace.graph, levels, level_count)
-    task = PruningTask(trace.graph, tables, energy_profiles(trace, levels, level_count))
-    possible = int(np.prod(level_count)) - 1
-    nothing = Evaluations(
-        keeps=np.zeros((0, len(levels)), np.int64),
-        loss=np.zeros(0),
-        loss_se=np.zeros(0),
-        accuracy=np.zeros(0),
-        base_loss=0.1,
-        source=np.zeros(0, np.str_),
+    config = replace(CONFIG, worker_count=2)
+    policy = get_policy("learned")
+    _same(
+        record_model(tmp_path, trace, *images, config=config, tables=tables, policy=policy),
+        recorded,
     )
-    found = PlanProposer(task, nothing).propose(possible + 10, np.random.default_rng(0))
-    plans = {tuple(keeps) for keeps, _ in found}
-    assert 0 < len(plans) == len(found) <= possible
-    assert tuple(trace.graph.widths) not in plans

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from learnable import learnable_task
+from synthetic import evaluations_of
 
 from rlprune.errors import InputError, NotFoundError
 from rlprune.graph.types import FloatArray, PruningGraph
@@ -19,7 +20,7 @@ from rlprune.policy import get_policy
 from rlprune.profile.types import GroupProfiles
 from rlprune.store import Store, open_store
 from rlprune.task.dynamics import PruningDynamics
-from rlprune.task.taskdir import Evaluations, save_model_dir
+from rlprune.task.taskdir import save_model_dir
 from rlprune.training import train
 from rlprune.training.run import load_models, training_tasks
 
@@ -32,10 +33,7 @@ def record(folder: Path, seed: int) -> tuple[PruningGraph, GroupProfiles]:
     assert task.objective is not None
     rng = np.random.default_rng(seed)
     keeps = task.keeps_at(rng.integers(0, task.level_count, (80, task.group_count)))
-    loss = task.objective.loss(keeps)
-    evaluations = Evaluations(
-        keeps, loss + 0.3, np.full(80, 0.01), np.exp(-loss), 0.3, np.full(80, "random")
-    )
+    evaluations = evaluations_of(keeps, task.objective.loss(keeps))
     save_model_dir(folder / f"net{seed}", task.graph, task.profiles, evaluations)
     return task.graph, task.profiles
 

@@ -1,0 +1,67 @@
+"""A cut module's layers reconstructed, so that training starts from what is left at its best.
+
+The same linear solves as for ONNX files (`profile.reconstruct`), written into the module's own
+parameters. A layer's shift goes into its bias or off the mean of the BatchNorm behind; where there
+is neither, the solve is for weights alone.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import torch
+from torch import nn
+
+from rlprune.graph.from_torch import TorchTrace
+from rlprune.graph.types import IntArray
+from rlprune.profile.calibration import Calibration
+from rlprune.profile.reconstruct import Reconstruction
+from rlprune.runtime.base import Runtime
+from rlprune.surgery.importance import unit_scores
+from rlprune.surgery.onnx import kept_units
+from rlprune.surgery.torch_cut import Cut
+
+
+def reconstruct_module(
+    small: nn.Module, trace: TorchTrace, keeps: IntArray, images: Calibration, runtime: Runtime
+) -> int:
+    """Reconstructs `small`, cut from the traced module by `keeps` [G], in place.
+
+    A parameter that several layers share, or that the module computes with otherwise than as it
+    is, stays as it was cut.
+
+    Returns:
+        How many layers were reconstructed.
+
+    Raises:
+        CalibrationError, MeasurementError: as `Reconstruction.of`.
+    """
+    kept = kept_units(unit_scores(trace.onnx), keeps)
+    cut = Cut(trace, kept)  # a module may keep its units in another order than an ONNX file
+    reconstruction = Reconstruction.of(trace.onnx, images, runtime)
+    tensors = {**dict(small.named_parameters()), **dict(small.named_buffers())}
+    normal = trace.onnx.normal
+    uses = Counter(name for node in normal.nodes for name in node.inputs)
+    done = 0
+    with torch.no_grad():
+        for layer, inputs in reconstruction.losing(kept):
+            places, sign = [layer.bias], 1.0
+            readers = normal.readers.get(layer.output, ())
+            if len(readers) == 1 and readers[0].op == "BatchNormalization":
+                places, sign = [readers[0].inputs[3]], -1.0
+            names = [layer.tensor, *filter(None, places)]
+            if any(uses[name] != 1 or name not in tensors for name in names):
+                continue
+            weight, shift = reconstruction.uncut(layer, inputs, shifted=len(names) > 1)
+            new = [
+                cut.tensor(name, torch.from_numpy(np.ascontiguousarray(value)))
+                for name, value in zip(names, (weight, sign * shift), strict=False)
+            ]
+            if [one.shape for one in new] != [tensors[name].shape for name in names]:
+                continue
+            tensors[layer.tensor].copy_(new[0])
+            for name, value in zip(names[1:], new[1:], strict=True):
+                tensors[name].add_(value)
+            done += 1
+    return done
