@@ -1,4 +1,4 @@
-"""Torch-Pruning's global magnitude pruning as a policy: how most people choose widths today.
+"""Torch-Pruning's global pruning as a policy: how most people choose widths today.
 
 Only the widths are Torch-Pruning's; which channels stay is decided by surgery, as for every other
 policy, so that policies are compared and not importances.
@@ -11,7 +11,8 @@ import warnings
 
 import numpy as np
 import torch
-from torch import nn
+from numpy.typing import NDArray
+from torch import Tensor, nn
 
 from rlprune.graph.types import FloatArray, IntArray, PruningGraph
 from rlprune.task.knapsack import least_keeps
@@ -22,13 +23,24 @@ RATIO_COUNT = 60
 
 
 class TorchPruningPolicy:
-    """`MagnitudePruner(global_pruning=True)` at the least ratio whose widths meet the budget."""
+    """A pruner with `global_pruning=True` at the least ratio whose widths meet the budget.
 
-    name = "global"
+    By magnitude, or, where images are given, by first-order Taylor expansion of the loss on them
+    (Molchanov et al., CVPR 2019).
+    """
 
-    def __init__(self, module: nn.Module, shape: tuple[int, ...] = (1, 3, 32, 32)) -> None:
+    def __init__(
+        self,
+        module: nn.Module,
+        shape: tuple[int, ...] = (1, 3, 32, 32),
+        *,
+        taylor: tuple[NDArray[np.float32], IntArray] | None = None,
+    ) -> None:
+        """`taylor` are images [N, C, H, W], preprocessed, and their classes [N]."""
+        self.name = "global" if taylor is None else "taylor"
         self.module = module
         self.shape = shape
+        self._gradients = None if taylor is None else _gradients(module, *taylor)
         self._candidates: IntArray | None = None
 
     def plan(self, task: PruningTask, budget_ms: FloatArray) -> IntArray:
@@ -56,21 +68,27 @@ class TorchPruningPolicy:
         module = copy.deepcopy(self.module)
         for parameter in module.parameters():
             parameter.requires_grad_(True)  # frozen ones would be left out without a word
+        called = _called(module, self.shape)
+        importance = torch_pruning.importance.MagnitudeImportance(p=2)
+        if self._gradients is not None:
+            importance = torch_pruning.importance.GroupTaylorImportance()
+            for parameter, gradient in zip(module.parameters(), self._gradients, strict=True):
+                parameter.grad = gradient.clone()
+        full = [part.out_channels for part in called]
         classifiers = [part for part in module.modules() if isinstance(part, nn.Linear)]
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             pruner = torch_pruning.pruner.MagnitudePruner(
                 module,
                 torch.zeros(self.shape),
-                importance=torch_pruning.importance.MagnitudeImportance(p=2),
+                importance=importance,
                 global_pruning=True,
                 pruning_ratio=ratio,
                 round_to=8,
                 ignored_layers=classifiers,
             )
             pruner.step()
-        kept = [part.out_channels for part in module.modules() if isinstance(part, nn.Conv2d)]
-        full = [part.out_channels for part in self.module.modules() if isinstance(part, nn.Conv2d)]
+        kept = [part.out_channels for part in called]
         convolutions = [op for op in graph.operators if op.kind in ("conv", "depthwise_conv")]
         widths = graph.widths
         if full != [int(op.out_width.at(widths)) for op in convolutions]:
@@ -85,6 +103,34 @@ class TorchPruningPolicy:
                     keeps[group] = np.clip(rest // repeat, 1, widths[group])
                     rest -= keeps[group] * repeat
         return np.where(keeps < 0, widths, keeps)
+
+
+def _called(module: nn.Module, shape: tuple[int, ...]) -> list[nn.Conv2d]:
+    """The module's convolutions in the order of their calls, which is the graph's."""
+    called: list[nn.Conv2d] = []
+    parts = [part for part in module.modules() if isinstance(part, nn.Conv2d)]
+    hooks = [part.register_forward_hook(lambda one, *_: called.append(one)) for part in parts]
+    with torch.no_grad():
+        module(torch.zeros(shape))
+    for hook in hooks:
+        hook.remove()
+    return called
+
+
+def _gradients(
+    module: nn.Module, x: NDArray[np.float32], y: IntArray, *, batch_size: int = 100
+) -> list[Tensor]:
+    """Of the mean loss over images, in eval mode, by each parameter."""
+    module = copy.deepcopy(module).eval()
+    for parameter in module.parameters():
+        parameter.requires_grad_(True)
+        parameter.grad = torch.zeros_like(parameter)
+    for start in range(0, len(y), batch_size):
+        batch = slice(start, start + batch_size)
+        logits = module(torch.from_numpy(x[batch]))
+        loss = nn.functional.cross_entropy(logits, torch.from_numpy(y[batch]), reduction="sum")
+        (loss / len(y)).backward()
+    return [parameter.grad for parameter in module.parameters() if parameter.grad is not None]
 
 
 def _nearest(task: PruningTask, keeps: IntArray) -> IntArray:

@@ -21,15 +21,14 @@ import subprocess
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
 from baseline_torch_pruning import TorchPruningPolicy
 from bench_rows import Outcome, Row, plan_rows, print_table, write_rows
 from bench_speed import time_plans
+from bench_tasks import Split, kept_profiles, log_final, split_images
 from cifar_pack import REPOSITORY, CifarPack, shared_data
-from numpy.typing import NDArray
 from platformdirs import user_cache_path
 
 from rlprune.errors import PolicyError
@@ -44,16 +43,11 @@ from rlprune.planning.tables import latency_model
 from rlprune.policy import Policy, get_policy
 from rlprune.policy.corrected import budgets_at
 from rlprune.profile.calibration import Calibration
-from rlprune.profile.energy import energy_profiles
 from rlprune.profile.evaluate import Evaluation, Evaluator, evaluate_model
-from rlprune.profile.measured import measure_profiles
-from rlprune.profile.types import GroupProfiles, keep_levels
+from rlprune.profile.types import keep_levels
 from rlprune.runtime import get_runtime
 from rlprune.store import Store, open_store
-from rlprune.store.encoding import digest
-from rlprune.surgery.importance import unit_scores
 from rlprune.task.task import PruningTask
-from rlprune.task.taskdir import read_npz, write_npz
 
 NETWORKS = ("cifar10_resnet20", "cifar10_resnet56")
 SHARES = (0.75, 0.5, 0.25)
@@ -82,14 +76,6 @@ class Setting:
 
 
 QUICK = Setting(NETWORKS[:1], (0.75, 0.5), seed_count=1, calibration_count=256, report_count=1000)
-
-
-@dataclass(frozen=True)
-class Split:
-    """Test images to calibrate and choose with, and to report on."""
-
-    calibrate: NDArray[np.integer]
-    report: NDArray[np.integer]
 
 
 @dataclass(frozen=True)
@@ -128,9 +114,10 @@ def main() -> None:
         setting = replace(setting, calibration_count=arguments.calibration_images)
     if arguments.report_images:
         setting = replace(setting, report_count=arguments.report_images)
-    split = _split(pack, arguments.final)
+    split = split_images(pack, final=arguments.final)
     if arguments.final:
-        _log_final(arguments)
+        beside = arguments.json or REPOSITORY / "bench_cifar.json"
+        log_final(beside, f"seed {arguments.seed} quick {arguments.quick}")
     work = user_cache_path("rlprune") / "bench_cifar"
     work.mkdir(parents=True, exist_ok=True)
     store = open_store(f"sqlite:///{work / 'latency.db'}")
@@ -169,7 +156,7 @@ def bench_network(bench: Bench, name: str) -> list[Row]:
         order = np.random.default_rng([seed, 2]).permutation(split.calibrate)
         images = pack.images(name, order[: setting.calibration_count], trace)
         evaluator = Evaluator(trace, images, runtime=get_runtime())
-        profiles = _profiles(evaluator, levels, level_count, bench.work)
+        profiles = kept_profiles(evaluator, levels, level_count, bench.work)
         task = task_for(trace.graph, profiles, bench.store, device)
         print(f"{short} seed {seed}: profile of {len(images)} images", flush=True)
         outcomes += _judge(evaluator, task, policies, setting.shares, seed, report)
@@ -202,33 +189,6 @@ def _judge(
             found = judged[key]
             folds = tuple(float(loss) for loss in found.fold_losses)
             yield Outcome(policy_name, share, seed, key, folds, found.accuracy, float(budget))
-
-
-def _profiles(
-    evaluator: Evaluator, levels: IntArray, level_count: IntArray, work: Path
-) -> GroupProfiles:
-    """The measured profile, kept between runs: it is what takes longest."""
-    images = evaluator.calibration
-    key = digest(
-        evaluator.trace.model.SerializeToString(deterministic=True),
-        images.x.tobytes(),
-        images.y.tobytes(),
-        levels.tobytes(),
-        *(score.tobytes() for score in unit_scores(evaluator.trace)),  # which units a level keeps
-    )
-    path = work / f"profile-{key}.npz"
-    if path.exists():
-        data = read_npz(path)
-        return replace(
-            energy_profiles(evaluator.trace, levels, level_count),
-            measured_loss=data["measured_loss"],
-            base_loss=evaluator.base.loss,
-            image_count=len(images),
-        )
-    profiles = measure_profiles(evaluator, levels, level_count)
-    assert profiles.measured_loss is not None
-    write_npz(path, {"measured_loss": profiles.measured_loss})
-    return profiles
 
 
 def _measure_missing(
@@ -299,25 +259,6 @@ def _policies() -> Iterator[tuple[str, Policy]]:
             yield name, get_policy(name)
         except PolicyError as error:
             print(f"{name} is left out: {error}")
-
-
-def _split(pack: CifarPack, final: bool) -> Split:
-    reward = pack.splits["test_reward"]
-    if final:
-        return Split(reward, pack.splits["test_report"])
-    halves = np.array_split(np.random.default_rng(7).permutation(reward), 2)
-    return Split(*halves)
-
-
-def _log_final(arguments: argparse.Namespace) -> None:
-    """One line per reading of test_report, beside the JSON: figures reported often are chosen."""
-    beside = arguments.json or REPOSITORY / "bench_cifar.json"
-    commit = subprocess.run(
-        ["git", "rev-parse", "HEAD"], cwd=REPOSITORY, capture_output=True, text=True, check=False
-    ).stdout.strip()
-    with beside.with_suffix(".final.log").open("a", encoding="utf-8") as log:
-        now = datetime.now(UTC).isoformat(timespec="seconds")
-        log.write(f"{now} commit {commit} seed {arguments.seed} quick {arguments.quick}\n")
 
 
 if __name__ == "__main__":

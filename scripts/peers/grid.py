@@ -1,0 +1,392 @@
+"""The grid: every method on every network, device, budget and seed, on the same images.
+
+A *case* is one network with one seed's images: disjoint ones to profile on, to choose on (the
+objective), and to report on. A *finding* is what one method planned in one cell of a case, kept in
+the book with all evaluations, so that asking again costs nothing.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zoo_nets
+from baseline_torch_pruning import TorchPruningPolicy
+from bench_tasks import Split, context_of, kept_profiles, network_images
+from cifar_pack import CifarPack
+from numpy.typing import NDArray
+
+from peers.amc import amc, random_policy
+from peers.book import Book
+from peers.rules import SensitivityPolicy
+from peers.search import Search, Space, Trail, follow
+from peers.searches import evolution, netadapt, random_search
+from rlprune.graph.types import FloatArray, IntArray
+from rlprune.planning import make_plan, task_for
+from rlprune.planning.candidates import choose
+from rlprune.policy import Policy, get_policy
+from rlprune.policy.corrected import budgets_at
+from rlprune.profile.calibration import Calibration
+from rlprune.profile.evaluate import Evaluation, Evaluator, evaluate_model
+from rlprune.profile.measured import single_group_plans
+from rlprune.profile.types import GroupProfiles, keep_levels
+from rlprune.runtime import get_runtime
+from rlprune.store import Store
+from rlprune.store.encoding import digest
+from rlprune.task.task import PruningTask
+
+CHECKPOINTS = (50, 100, 200, 400)
+"""Evaluations after which the best so far of a search is recorded."""
+CANDIDATES = 8
+DATA_FREE = "_free"
+"""How the names of methods end that see no measured loss though they could."""
+
+RULES = (
+    "uniform",
+    "magnitude",
+    "taylor",
+    "sensitivity",
+    "knapsack",
+    "corrected",
+    "learned",
+    "knapsack_free",
+    "corrected_free",
+    "learned_free",
+)
+"""Methods that evaluate nothing beyond the profile."""
+EPISODIC = ("amc", "random_policy")
+STAGES = ((*RULES, "learned8"), ("evolution",), (*EPISODIC, "random"), ("netadapt",))
+"""All methods, in the order in which a whole grid is gone through: an interrupted one has what
+matters most in every cell."""
+METHODS = tuple(method for stage in STAGES for method in stage)
+UNPROFILED = ("uniform", "magnitude", "taylor", "random", "netadapt", *EPISODIC)
+"""Methods that never look at single-group losses."""
+
+
+@dataclass(frozen=True, slots=True)
+class GridSettings:
+    """What every cell is computed with."""
+
+    final: bool = False
+    """Whether to report on `test_report`; the plans are the same."""
+    profile_count: int = 1000
+    objective_count: int = 1000
+    report_count: int | None = None
+    """All by default: 2,500, or 5,000 of the final ones."""
+    search_count: int = 400
+    """Evaluations of each search."""
+    episode_count: int = 200
+    """Evaluations of AMC and of the random policy."""
+    round_to: int = 8
+    policy: str = "learned"
+    """As `get_policy` takes it; what the learned methods plan with."""
+    work: Path = Path()
+    seed: int = 0
+    """Of the first of the seeds."""
+
+
+@dataclass(frozen=True, slots=True)
+class PlanFound:
+    """A method's plan after a number of evaluations."""
+
+    count: int
+    keeps: tuple[int, ...]
+    loss: float | None
+    """On the objective's images, where the method evaluated it."""
+    latency_ms: float
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What one method planned in one cell."""
+
+    method: str
+    model: str
+    family: str
+    device: str
+    share: float
+    """b of `least + b (base - least)`."""
+    seed: int
+    budget_ms: float
+    base_ms: float
+    profile_count: int
+    """Single-group evaluations that the method builds on."""
+    evaluation_count: int
+    plans: tuple[PlanFound, ...]
+    """By number of evaluations, ascending; the last is the method's answer."""
+    widths: tuple[int, ...]
+    """Of the unpruned network."""
+    seconds: float
+    """That planning took."""
+    report: str = ""
+    """Context under which the book holds the plans' losses on the report's images."""
+
+    @staticmethod
+    def read(value: dict[str, Any]) -> Finding:
+        plans = tuple(PlanFound(**{**p, "keeps": tuple(p["keeps"])}) for p in value["plans"])
+        return Finding(**{**value, "plans": plans, "widths": tuple(value["widths"])})
+
+
+class Case:
+    """One network with one seed's images; for one thread."""
+
+    def __init__(
+        self,
+        settings: GridSettings,
+        net: zoo_nets.Loaded,
+        seed: int,
+        pack: CifarPack,
+        split: Split,
+        book: Book,
+        store: Store,
+    ) -> None:
+        """Runs the unpruned network on the objective's images, and one pruned one."""
+        self.settings, self.net, self.seed = settings, net, seed
+        self._pack, self._split, self._book, self._store = pack, split, book, store
+        self.trace = zoo_nets.traced(net)
+        self.levels, self.level_count = keep_levels(self.trace.graph, round_to=settings.round_to)
+        order = np.random.default_rng([seed, 2]).permutation(split.calibrate)
+        first = settings.objective_count
+        self._profile_index = order[first : first + settings.profile_count]
+        if len(self._profile_index) < settings.profile_count:
+            raise SystemExit(f"{len(order)} images are too few to profile and to choose on")
+        self.objective = Evaluator(self.trace, self._images(order[:first]), runtime=get_runtime())
+        self.context = context_of(self.objective, self.levels, self.level_count)
+        self._policies: dict[str, Policy] = {}
+
+    def _images(self, index: NDArray[np.integer]) -> Calibration:
+        return network_images(self.net, self._pack, index, self.trace)
+
+    @cached_property
+    def report(self) -> Calibration:
+        return self._images(self._split.report[: self.settings.report_count])
+
+    @cached_property
+    def report_context(self) -> str:
+        index = self._split.report[: self.settings.report_count]
+        return digest(self.context, np.asarray(index).tobytes())
+
+    @cached_property
+    def profiles(self) -> GroupProfiles:
+        """Measured on images of their own, the same for all devices."""
+        evaluator = Evaluator(self.trace, self._images(self._profile_index), runtime=get_runtime())
+        return kept_profiles(evaluator, self.levels, self.level_count, self.settings.work)
+
+    def task(self, device: str) -> PruningTask:
+        """With the measured profile."""
+        return task_for(self.trace.graph, self.profiles, self._store, device)
+
+    def evaluate(self, keeps: IntArray) -> Evaluation:
+        """On the objective's images."""
+        return self._book.evaluation(
+            self.context, keeps, lambda: self.objective.evaluate(np.asarray(keeps))
+        )
+
+    def judge(self, keeps: IntArray) -> Evaluation:
+        """On the report's images, corrected with the objective's; full widths are left as is."""
+
+        def made() -> Evaluation:
+            if (np.asarray(keeps) == self.trace.graph.widths).all():
+                model = self.trace.model
+            else:
+                model = self.objective.corrected_model(np.asarray(keeps))
+            return evaluate_model(model, self.report, runtime=get_runtime())
+
+        return self._book.evaluation(self.report_context, keeps, made)
+
+    def find(
+        self,
+        method: str,
+        device: str,
+        share: float,
+        *,
+        only_kept: bool = False,
+        on_progress: Callable[[int, float], None] | None = None,
+    ) -> Finding | None:
+        """The method's plans in one cell, from the book where it has them.
+
+        None where it has not, and with `only_kept`.
+
+        Raises:
+            PolicyError: the policy cannot be loaded.
+        """
+        task = self.task(device)
+        budget = float(budgets_at(task, np.array([share]))[0])
+        policy = self._policy(method.removesuffix(DATA_FREE)) if method in RULES else None
+        key = self._key(method, policy, task, device, budget)
+        if only_kept and not self._book.has(key):
+            return None
+
+        def made() -> dict[str, Any]:
+            started = time.monotonic()
+            done, plans = self._plans(method, policy, task, device, budget, key, on_progress)
+            found = Finding(
+                method,
+                self.net.name,
+                self.net.family,
+                device,
+                share,
+                self.seed,
+                budget,
+                task.base_ms,
+                0 if method in UNPROFILED or method.endswith(DATA_FREE) else self.profile_count,
+                done,
+                tuple(plans),
+                tuple(int(width) for width in self.trace.graph.widths),
+                time.monotonic() - started,
+            )
+            return asdict(found)
+
+        found = Finding.read(self._book.finding(key, made))
+        return replace(found, report=self.report_context)
+
+    def judged(self, finding: Finding) -> Finding:
+        """The finding, when all its plans and the unpruned network are judged."""
+        self.judge(self.trace.graph.widths)
+        for plan in finding.plans:
+            self.judge(np.array(plan.keeps))
+        return finding
+
+    def _key(
+        self, method: str, policy: Policy | None, task: PruningTask, device: str, budget: float
+    ) -> str:
+        """Digest of all that the method's plans depend on; what is reported on is no part of it."""
+        settings, measured = self.settings, task.profiles.measured_loss
+        assert measured is not None
+        return digest(
+            method if policy is None else f"{method} {policy.name}",
+            f"{settings.search_count} {settings.episode_count} {settings.profile_count}",
+            self._policy("learned").name if method == "learned8" else "",
+            self.context,
+            f"{device} {budget!r} {self.seed}",
+            measured.tobytes(),
+            task.tables.flat_ms.tobytes(),
+        )
+
+    def evaluation_sec(self) -> float:
+        """CPU time of one evaluation, every group at its middle level."""
+        middle = self.levels[np.arange(len(self.levels)), self.level_count // 2]
+        started = time.process_time()
+        self.objective.evaluate(middle)
+        return time.process_time() - started
+
+    @property
+    def profile_count(self) -> int:
+        """Evaluations of the single-group profile."""
+        return len(single_group_plans(self.levels, self.level_count))
+
+    def _policy(self, name: str) -> Policy:
+        if name not in self._policies:
+            if name == "magnitude":
+                policy: Policy = TorchPruningPolicy(self.net.module)
+            elif name == "taylor":
+                images = self._images(self._profile_index)
+                policy = TorchPruningPolicy(self.net.module, taylor=(images.x, images.y))
+            elif name == "sensitivity":
+                policy = SensitivityPolicy()
+            else:
+                policy = get_policy(self.settings.policy if name == "learned" else name)
+            self._policies[name] = policy
+        return self._policies[name]
+
+    def _plans(
+        self,
+        method: str,
+        policy: Policy | None,
+        task: PruningTask,
+        device: str,
+        budget: float,
+        key: str,
+        on_progress: Callable[[int, float], None] | None,
+    ) -> tuple[int, list[PlanFound]]:
+        """Evaluations made, and the plans by number of evaluations."""
+
+        def found(count: int, keeps: IntArray, loss: float | None) -> PlanFound:
+            upper = float(task.tables.upper_ms(keeps[None])[0])
+            if upper > budget:
+                raise AssertionError(f"{method} plans {upper} ms for a budget of {budget} ms")
+            return PlanFound(count, tuple(int(keep) for keep in keeps), loss, upper)
+
+        if policy is not None:
+            if method.endswith(DATA_FREE):
+                task = replace(task, profiles=replace(task.profiles, measured_loss=None))
+            return 0, [found(0, policy.plan(task, np.array([budget]))[0], None)]
+        if method == "learned8":
+            plan = choose(
+                make_plan(
+                    task,
+                    self._policy("learned"),
+                    budget,
+                    device=device,
+                    candidate_count=CANDIDATES,
+                ),
+                lambda keeps: self.evaluate(np.array(keeps)),
+            )
+            [loss] = [one.loss for one in plan.candidates if one.chosen]
+            count = len(plan.candidates)
+            return count, [found(count, np.array(plan.keeps), loss)]
+        # What a search draws must not change when it is resumed, but differ from cell to cell.
+        drawn_from = int(key[:8], 16)
+        count = search_count(method, self.settings)
+        trail = follow(
+            _search(method, task, budget, count, drawn_from),
+            lambda keeps: self.evaluate(keeps).loss,
+            lambda keeps: bool(task.tables.upper_ms(keeps[None])[0] <= budget),
+            count,
+            on_progress,
+        )
+        return trail.evaluation_count, list(_checkpoints(trail, method, count, found))
+
+
+def search_count(method: str, settings: GridSettings) -> int:
+    """Evaluations that a method makes in one cell, at most."""
+    if method in RULES:
+        return 0
+    if method == "learned8":
+        return CANDIDATES
+    return settings.episode_count if method in EPISODIC else settings.search_count
+
+
+def _search(method: str, task: PruningTask, budget: float, count: int, seed: int) -> Search:
+    rng = np.random.default_rng(seed)
+    if method == "amc":
+        return amc(task, budget, count, seed)
+    if method == "random_policy":
+        return random_policy(task, budget, rng)
+    space = Space.of(task, budget)
+    if method == "random":
+        return random_search(space, rng)
+    if method == "netadapt":
+        return netadapt(space, count, rng)
+    start = get_policy("knapsack").plan(task, np.array([budget]))
+    return evolution(space, task.choice_of(start)[0], rng)
+
+
+def _checkpoints(
+    trail: Trail,
+    method: str,
+    count: int,
+    found: Callable[[int, IntArray, float | None], PlanFound],
+) -> Iterator[PlanFound]:
+    """Best so far at the checkpoints up to `count`; the greedy search has but one answer."""
+    known = sorted({*(c for c in CHECKPOINTS if c < count), count})
+    for at in [count] if method == "netadapt" else known:
+        best = trail.at(at)
+        if best is not None:
+            yield found(at, np.array(best[0]), best[1])
+
+
+def loss_increase(finding: Finding, plan: PlanFound, book: Book) -> FloatArray:
+    """What the plan loses on each of the report's images above the unpruned network [N]."""
+
+    def missing() -> Evaluation:
+        raise LookupError(f"{finding.method} on {finding.model} was never judged")
+
+    dense = book.evaluation(finding.report, np.array(finding.widths), missing)
+    own = book.evaluation(finding.report, np.array(plan.keeps), missing)
+    return np.asarray(own.image_losses - dense.image_losses)
