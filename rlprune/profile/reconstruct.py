@@ -128,7 +128,7 @@ def _reads_groups(trace: OnnxTrace, node: Node) -> bool:
     constants = {tensor.name for tensor in trace.model.graph.initializer}
     if axes is None or node.op == "ConvTranspose" or node.inputs[1] not in constants:
         return False
-    if float(node.attrs.get("alpha", 1.0)) != 1.0:
+    if float(node.attrs.get("alpha", 1.0)) != 1.0 or float(node.attrs.get("beta", 1.0)) == 0.0:
         return False
     if len(node.inputs) > 2 and node.inputs[2] and node.inputs[2] not in constants:
         return False
