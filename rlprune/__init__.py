@@ -208,8 +208,9 @@ def apply(
 ) -> onnx.ModelProto | nn.Module:
     """The model with the channels removed that the plan gives up; the input stays as it is.
 
-    Of every group the channels with the largest weights stay. An ONNX model gives an ONNX model;
-    with `calibration` its statistics are corrected on those images. A torch module gives a module.
+    Of every group the channels stay that the weights which make and read them give the most
+    energy. An ONNX model gives an ONNX model; with `calibration` the layers that read what was cut
+    are reconstructed on those images, by least squares. A torch module gives a module.
 
     Raises:
         PlanMismatchError: the plan is for another model.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -23,6 +23,7 @@ from rlprune.profile.evaluate import Evaluator
 from rlprune.profile.reconstruct import Reconstruction
 from rlprune.profile.statistics import open_batch
 from rlprune.runtime import get_runtime
+from rlprune.runtime.base import Array, Session
 from rlprune.surgery.importance import unit_scores
 from rlprune.surgery.onnx import cut, kept_units
 
@@ -38,7 +39,7 @@ def everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reconstruct, "RIDGE", 0.0)
 
 
-def values(model: onnx.ModelProto, names: Sequence[str], x: np.ndarray) -> list[FloatArray]:
+def values(model: onnx.ModelProto, names: Sequence[str], x: Array) -> list[FloatArray]:
     """What the tensors named hold on a batch."""
     opened = open_batch(model)
     del opened.graph.output[:]
@@ -132,11 +133,11 @@ class Layer:
         axis = 1 if self.node.op_type == "Conv" else -1
         return np.moveaxis(value, axis, -1).reshape(-1, value.shape[axis])
 
-    def answers(self, model: onnx.ModelProto, x: np.ndarray) -> FloatArray:
+    def answers(self, model: onnx.ModelProto, x: Array) -> FloatArray:
         """The layer's in `model`, which may be a corrected one [R, C_out]."""
         return self.rows(values(model, [self.output], x)[0])
 
-    def inputs(self, x: np.ndarray) -> FloatArray:
+    def inputs(self, x: Array) -> FloatArray:
         """All that goes into each answer in the dense network [R, D].
 
         The runtime itself finds it: a layer whose weight is the identity answers with its inputs.
@@ -157,7 +158,7 @@ class Layer:
         return self.answers(model, x)
 
 
-def assert_nearest(layer: Layer, corrected: onnx.ModelProto, kept: IntArray, x: np.ndarray) -> None:
+def assert_nearest(layer: Layer, corrected: onnx.ModelProto, kept: IntArray, x: Array) -> None:
     """No weights and bias over the `kept` of the six channels answer nearer to the dense layer."""
     inputs, wanted = layer.inputs(x), layer.answers(layer.trace.model, x)
     stay = np.repeat(np.isin(np.arange(6), kept), inputs.shape[1] // 6)
@@ -308,6 +309,68 @@ def test_what_was_solved_before_changes_nothing(
     together = [made(one, plan) for plan in plans]
     afresh = [made(Evaluator(trace, images, runtime=RUNTIME), plan) for plan in plans]
     assert together == afresh and together[0] == together[2] != together[1]
+
+
+class Watched:
+    """A runtime that notes how many images each run of it takes."""
+
+    name, version = RUNTIME.name, RUNTIME.version
+
+    def __init__(self) -> None:
+        self.batches: list[int] = []
+
+    def load(self, model: bytes, *, thread_count: int = 1) -> Session:
+        session = RUNTIME.load(model, thread_count=thread_count)
+        run = session.run
+
+        def watched(feeds: Mapping[str, Array]) -> list[Array]:
+            self.batches.append(len(next(iter(feeds.values()))))
+            return run(feeds)
+
+        session.run = watched  # type: ignore[method-assign]
+        return session
+
+
+@pytest.mark.usefixtures("everywhere")
+@pytest.mark.parametrize("batch", [1, "N"])
+def test_large_images_go_in_batches_that_memory_holds(
+    monkeypatch: pytest.MonkeyPatch, batch: int | str
+) -> None:
+    net = Net(batch, 3, SIDE, SIDE)
+    seen = net.add("Relu", net.conv("x", 3, 6))
+    trace = trace_onnx(net.model(net.head(net.conv(seen, 6, 8), 8)))
+    kept, images = halved(trace), images_of(trace, 64)
+    whole = Reconstruction.of(trace, images, RUNTIME).apply(cut(trace, kept), kept)
+    monkeypatch.setattr(reconstruct, "MOST_VALUES", 10 * (6 * SIDE * SIDE + 8))
+    watched = Watched()
+    parts = Reconstruction.of(trace, images, watched).apply(cut(trace, kept), kept)
+    assert watched.batches == [10] * 6 + [4]
+    for one, other in zip(whole.graph.initializer, parts.graph.initializer, strict=True):
+        np.testing.assert_allclose(*map(numpy_helper.to_array, (one, other)), atol=1e-3)
+    monkeypatch.setattr(reconstruct, "MOST_VALUES", 1)  # less than one image has
+    Reconstruction.of(trace, images, watched)
+    assert watched.batches[7:] == [1] * 64
+
+
+def test_a_layer_of_more_inputs_than_can_be_solved_stays_as_it_was_cut(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    net = Net(1, 3, SIDE, SIDE)
+    first = net.conv("x", 3, 6)
+    wide, narrow = net.conv(first, 6, 8, 3), net.conv(first, 6, 8, 1)  # 54 and 6 inputs
+    trace = trace_onnx(net.model(net.head(net.add("Add", wide, narrow), 8)))
+    kept, images = halved(trace), images_of(trace)
+    pruned = cut(trace, kept)
+
+    def changed() -> list[str]:
+        after = layers_of(Reconstruction.of(trace, images, RUNTIME).apply(pruned, kept))
+        return [
+            name for name, (_, own) in layers_of(pruned).items() if not same(own, after[name][1])
+        ]
+
+    assert changed() == [wide, narrow]
+    monkeypatch.setattr(reconstruct, "MOST_INPUTS", 53)
+    assert changed() == [narrow]
 
 
 WHOLE = ["vgg_view", "resnet_a", "mobilenet_v2", "dense_concat", "se_hardswish", "channel_shuffle",
