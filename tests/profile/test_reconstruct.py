@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 import pytest
 from calibrated import own_images, shrunk, traced
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import numpy_helper
 from onnx_oracle import Net
@@ -311,6 +311,16 @@ def test_what_was_solved_before_changes_nothing(
     assert together == afresh and together[0] == together[2] != together[1]
 
 
+def test_which_units_stay_counts_and_not_only_how_many() -> None:
+    trace = traced("resnet_b")
+    images = images_of(trace)
+    reconstruction = Reconstruction.of(trace, images, RUNTIME)
+    for start in (0, 1, 0):
+        kept = [np.arange(start, width, 2) for width in trace.graph.widths]
+        found = reconstruction.apply(cut(trace, kept), kept)
+        assert found == Reconstruction.of(trace, images, RUNTIME).apply(cut(trace, kept), kept)
+
+
 class Watched:
     """A runtime that notes how many images each run of it takes."""
 
@@ -394,8 +404,7 @@ def evaluators() -> Callable[[str], tuple[Evaluator, Evaluator]]:
 
 
 @given(st.data())
-@settings(max_examples=30, deadline=None, derandomize=True,
-          suppress_health_check=[HealthCheck.function_scoped_fixture])  # fmt: skip
+@settings(max_examples=30, deadline=None, derandomize=True)
 def test_reconstruction_never_leads_further_from_the_dense_networks_answers(
     evaluators: Callable[[str], tuple[Evaluator, Evaluator]], data: st.DataObject
 ) -> None:
