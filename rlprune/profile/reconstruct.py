@@ -109,7 +109,8 @@ class Reconstruction:
             stay = np.repeat(inputs, layer.weight.shape[1] // len(inputs))
             # Least squares in moments: W C[:, S] C[S, S]^-1, the means left to the shift.
             wanted = layer.covariance[stay] @ layer.weight.T  # [kept * K, C_out]
-            weight = np.linalg.solve(layer.covariance[np.ix_(stay, stay)], wanted).T
+            own = layer.covariance[np.ix_(stay, stay)]
+            weight: FloatArray = np.asarray(np.linalg.solve(own, wanted).T, dtype=np.float64)
             shift = layer.weight @ layer.mean - weight @ layer.mean[stay]
             if self._bytes > MAX_CACHE_BYTES:
                 self._solved.clear()
