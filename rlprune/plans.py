@@ -59,7 +59,7 @@ class Candidate(PlanFigures):
     policy: str
     """Name and version of what proposed it; samples around a policy's plan end in `~1`, `~2`."""
     loss: float | None = None
-    """Cross-entropy after statistics correction on images that no profile was measured on, nats;
+    """Cross-entropy after reconstruction on images that no profile was measured on, nats;
     None until it is evaluated, as the two below."""
     loss_se: float | None = None
     """Its standard error over images."""

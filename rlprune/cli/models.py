@@ -53,8 +53,8 @@ def apply(
 ) -> None:
     """Write the model as the plan wants it.
 
-    Of every group the channels with the largest weights stay; with calibration images the layers'
-    statistics are corrected on them.
+    Of every group the channels stay that the weights which make and read them give the most energy;
+    with calibration images the layers that read what was cut are reconstructed on them.
     """
     import rlprune
     from rlprune.plans import PruningPlan, write_atomic

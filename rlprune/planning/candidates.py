@@ -139,7 +139,7 @@ def chooser(
     *,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Callable[[PruningPlan], PruningPlan]:
-    """`choose` on these images, by the loss after statistics correction; each plan is run once.
+    """`choose` on these images, by the loss after reconstruction; each plan is run once.
 
     Raises:
         MissingExtraError: when first called without a runtime.

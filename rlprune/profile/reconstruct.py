@@ -36,6 +36,12 @@ BoolArray = NDArray[np.bool_]
 PLACES = 16
 """Windows of every image that a convolution's inputs are sampled at."""
 BATCH = 100
+MOST_VALUES = 1 << 28
+"""Of all the layers' inputs of one batch (1 GiB); large images go in smaller batches."""
+MOST_INPUTS = 1 << 13
+"""What a layer's outputs are each made of, at most; one that reads more stays as it was cut. The
+covariance of VGG-16's first linear layer, 25,088 inputs, would take 5 GiB and never have images
+enough."""
 RIDGE = 1e-3
 """Added to every input's variance, as a share of their mean; more where samples are few."""
 MAX_CACHE_BYTES = 1 << 28
@@ -131,7 +137,8 @@ class Reconstruction:
             moment = layer.covariance[stay]  # [kept * K, C_in * K]
             if not shifted:
                 moment = moment + np.outer(layer.mean[stay], layer.mean)
-            weight = np.linalg.solve(moment[:, stay], moment @ layer.weight.T).T
+            solved = np.linalg.solve(moment[:, stay], moment @ layer.weight.T)
+            weight: FloatArray = np.asarray(solved.T, dtype=np.float64)
             shift = layer.weight @ mean - weight @ mean[stay]
             if self._bytes > MAX_CACHE_BYTES:
                 self._solved.clear()
@@ -156,9 +163,12 @@ def _reads_groups(trace: OnnxTrace, node: Node) -> bool:
     constants = {tensor.name for tensor in trace.model.graph.initializer}
     if axes is None or node.op == "ConvTranspose" or node.inputs[1] not in constants:
         return False
-    if float(node.attrs.get("alpha", 1.0)) != 1.0:
+    if float(node.attrs.get("alpha", 1.0)) != 1.0 or float(node.attrs.get("beta", 1.0)) == 0.0:
         return False
     if len(node.inputs) > 2 and node.inputs[2] and node.inputs[2] not in constants:
+        return False
+    shape = trace.normal.shapes[node.inputs[1]]
+    if int(np.prod(shape, dtype=np.int64)) // shape[axes[1]] > MOST_INPUTS:
         return False
     return bool((trace.channels.axis_units(node.inputs[1], axes[0])[0] >= 0).any())
 
@@ -191,13 +201,15 @@ def _input_moments(
     wanted = [name for name in dict.fromkeys(node.inputs[0] for node in nodes) if name != feed]
     answer_count = len(model.graph.output)
     model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in wanted)
+    each = sum(int(np.prod(trace.normal.shapes[name], dtype=np.int64)) for name in wanted)
+    batch = max(1, min(BATCH, MOST_VALUES // max(each, 1)))
     sums: dict[str, list[FloatArray]] = {}
     count: dict[str, int] = {}
     rng = np.random.default_rng(0)
     session = runtime.load(model.SerializeToString())
     try:
-        for start in range(0, len(images), BATCH):
-            x = np.ascontiguousarray(images.x[start : start + BATCH])
+        for start in range(0, len(images), batch):
+            x = np.ascontiguousarray(images.x[start : start + batch])
             answers = session.run({feed: x})[answer_count:]
             values = {feed: x, **dict(zip(wanted, answers, strict=True))}
             for node in nodes:

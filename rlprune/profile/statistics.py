@@ -207,10 +207,10 @@ def with_layers(model: onnx.ModelProto, changes: Mapping[str, LayerChange]) -> o
             name = _store(graph, f"{tensor}//bias", shift)
             nodes.append(helper.make_node("Add", [node.output[0], name], [tensor]))
             continue
+        shift = shift / _beta(node)
         if len(node.input) > 2 and node.input[2]:
             bias = numpy_helper.to_array(constants[node.input[2]])
-            gain = 1.0 if change.bias_gain is None else change.bias_gain
-            shift = bias * gain + shift / _beta(node)
+            shift = shift + bias * (1.0 if change.bias_gain is None else change.bias_gain)
         del node.input[2:]
         node.input.append(_store(graph, f"{node.output[0]}//bias", shift))
     del graph.node[:]

@@ -50,7 +50,7 @@ def prune_onnx(
     Args:
         trace: of the model to cut.
         keeps: units to keep per group [G], 1 to the group's width.
-        scores: importance per group and unit; effective L1 norms by default.
+        scores: importance per group and unit; the energy that passes through by default.
 
     Raises:
         PlanError: keeps of the wrong shape or out of range.

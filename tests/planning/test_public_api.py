@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from calibrated import single_outputs
 from small_onnx import small_onnx
 
 import rlprune
@@ -69,7 +70,7 @@ def test_calibration_is_measured_once_and_then_found(calibration: Path, tmp_path
     assert ask() == plan and kept.stat().st_size > 100
 
 
-def test_apply_with_calibration_corrects_statistics(calibration: Path) -> None:
+def test_apply_with_calibration_reconstructs_what_reads_the_channels_cut(calibration: Path) -> None:
     trace = rlprune.trace(small_onnx())
     plan = rlprune.plan(trace, budget_ratio=0.3, device="macs", policy="knapsack")
     cut = rlprune.apply(plan, trace)
@@ -79,6 +80,10 @@ def test_apply_with_calibration_corrects_statistics(calibration: Path) -> None:
     ]
     assert shapes[0] == shapes[1]
     assert cut != corrected
+    with np.load(calibration) as data:
+        whole, *rest = (single_outputs(m, data["x"]) for m in (trace.model, cut, corrected))
+    alone, reconstructed = (np.abs(other - whole).mean() for other in rest)
+    assert reconstructed < 0.7 * alone
 
 
 def test_torch_module_is_traced_planned_and_cut() -> None:

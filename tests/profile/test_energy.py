@@ -26,14 +26,13 @@ def profiles(trace: OnnxTrace) -> GroupProfiles:
     return energy_profiles(trace, *keep_levels(trace.graph))
 
 
-def test_energy_is_the_share_dropped_with_the_units_of_least_l1_norm(
+def test_energy_is_the_share_that_passes_through_the_units_that_go(
     trace: OnnxTrace, profiles: GroupProfiles
 ) -> None:
     weights = {t.name: numpy_helper.to_array(t) for t in trace.model.graph.initializer}
-    member = next(m for m in trace.graph.groups[0].members if m.axis == 0)
-    weight = weights[member.tensor].astype(np.float64)
-    kept = np.argsort(-np.abs(weight).sum((1, 2, 3)))[:16]
-    expected = 1.0 - np.square(weight[kept]).sum() / np.square(weight).sum()
+    made, read = (np.square(weights[name].astype(np.float64)) for name in ("w1", "w2"))
+    energy = made.sum((1, 2, 3)) * read.sum((0, 2, 3))
+    expected = np.sort(energy)[:-16].sum() / energy.sum()
 
     assert profiles.energy_loss is not None
     level = list(profiles.levels[0]).index(16)

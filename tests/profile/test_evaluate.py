@@ -1,4 +1,4 @@
-"""What a plan loses after statistics correction."""
+"""What a plan loses after it was corrected."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from rlprune.errors import CalibrationError
 from rlprune.graph.from_onnx import trace_onnx
 from rlprune.profile import statistics
 from rlprune.profile.calibration import Calibration
-from rlprune.profile.evaluate import Evaluator, evaluate_model, score
+from rlprune.profile.evaluate import Correction, Evaluator, evaluate_model, score
+from rlprune.profile.reconstruct import Reconstruction
 from rlprune.runtime import get_runtime
 from rlprune.surgery.onnx import prune_onnx
 
@@ -30,21 +31,29 @@ NETS = [
 ]
 
 
+CORRECTIONS: tuple[Correction, ...] = ("reconstruct", "match", "none")
+each_correction = pytest.mark.parametrize("correction", CORRECTIONS)
+
+
+@each_correction
 @pytest.mark.parametrize("name", NETS)
-def test_the_unpruned_model_is_its_own_correction(name: str) -> None:
+def test_the_unpruned_model_is_its_own_correction(name: str, correction: Correction) -> None:
     trace = traced(name)
-    evaluator = Evaluator(trace, own_images(trace), runtime=RUNTIME)
+    evaluator = Evaluator(trace, own_images(trace), runtime=RUNTIME, correction=correction)
     same = evaluator.evaluate(trace.graph.widths)
     assert evaluator.base.accuracy == 1.0  # labels are the file's own answers, one by one
+    assert evaluator.base.divergence == 0.0
     assert same.loss == pytest.approx(evaluator.base.loss, abs=1e-5)
+    assert same.divergence == pytest.approx(0.0, abs=1e-6)
 
 
+@pytest.mark.parametrize("correction", ["reconstruct", "match"])
 @pytest.mark.parametrize("name", NETS)
-def test_the_corrected_model_is_what_was_evaluated(name: str) -> None:
+def test_the_corrected_model_is_what_was_evaluated(name: str, correction: Correction) -> None:
     """One batch: then the pass that matched each layer and the file made of it are the same."""
     trace = traced(name)
     images = own_images(trace)
-    evaluator = Evaluator(trace, images, runtime=RUNTIME)
+    evaluator = Evaluator(trace, images, runtime=RUNTIME, correction=correction)
     keeps = shrunk(trace)
 
     corrected = evaluator.corrected_model(keeps)
@@ -58,11 +67,11 @@ def test_the_corrected_model_is_what_was_evaluated(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["resnet_a", "mobilenet_v2", "vgg_view"])
-def test_corrected_layers_have_the_dense_networks_statistics(name: str) -> None:
+def test_matched_layers_have_the_dense_networks_statistics(name: str) -> None:
     trace = traced(name)
     images = own_images(trace)
     keeps = shrunk(trace)
-    corrected = Evaluator(trace, images, runtime=RUNTIME).corrected_model(keeps)
+    corrected = Evaluator(trace, images, runtime=RUNTIME, correction="match").corrected_model(keeps)
     sites = statistics.find_sites(trace.model)
     assert len(sites) >= 2
 
@@ -108,23 +117,43 @@ def test_the_last_layer_is_left_alone() -> None:
     assert trace.model.graph.output[0].name not in sites
 
 
+@pytest.mark.parametrize("correction", ["reconstruct", "match"])
 @pytest.mark.parametrize("opset", [13, 17, 18, 20])
-def test_reductions_are_spelt_as_the_opset_wants(opset: int) -> None:
+def test_corrections_are_spelt_as_the_opset_wants(opset: int, correction: Correction) -> None:
     model = small_onnx()
     model.opset_import[0].version = opset
     trace = trace_onnx(model)
-    evaluator = Evaluator(trace, own_images(trace), runtime=RUNTIME)
+    evaluator = Evaluator(trace, own_images(trace), runtime=RUNTIME, correction=correction)
     assert evaluator.evaluate(shrunk(trace)).loss > 0.0
 
 
-def test_several_batches_see_nearly_what_one_sees(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("correction", ["reconstruct", "none"])
+def test_in_how_many_batches_a_plan_is_run_makes_no_difference(
+    monkeypatch: pytest.MonkeyPatch, correction: Correction
+) -> None:
+    trace = traced("resnet_a")
+    images = own_images(trace, 256)
+    whole = Evaluator(trace, images, runtime=RUNTIME, correction=correction)
+    monkeypatch.setattr("rlprune.profile.evaluate.MOST_BATCH_VALUES", 0)  # 64 images
+    parts = Evaluator(trace, images, runtime=RUNTIME, correction=correction)
+    keeps = shrunk(trace)
+    assert parts.corrected_model(keeps) == whole.corrected_model(keeps)
+    one, many = whole.evaluate(keeps), parts.evaluate(keeps)
+    for name in ("image_losses", "fold_losses", "fold_divergences"):
+        found, wanted = getattr(many, name), getattr(one, name)
+        np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-5, err_msg=name)
+
+
+def test_matching_in_several_batches_sees_nearly_what_one_sees(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     trace = traced("resnet_a")
     images = own_images(trace, 256)
     # Sorted by class: batches must mix them.
     images = images.take(np.argsort(images.y, kind="stable"))
-    whole = Evaluator(trace, images, runtime=RUNTIME)
+    whole = Evaluator(trace, images, runtime=RUNTIME, correction="match")
     monkeypatch.setattr("rlprune.profile.evaluate.MOST_BATCH_VALUES", 0)  # 64 images
-    parts = Evaluator(trace, images, runtime=RUNTIME)
+    parts = Evaluator(trace, images, runtime=RUNTIME, correction="match")
     assert parts.base.loss == pytest.approx(whole.base.loss, rel=1e-5)
     np.testing.assert_allclose(parts.base.fold_losses, whole.base.fold_losses, rtol=1e-4)
     keeps = shrunk(trace)
@@ -134,11 +163,13 @@ def test_several_batches_see_nearly_what_one_sees(monkeypatch: pytest.MonkeyPatc
     assert folded.loss == pytest.approx(one.loss, abs=one.loss_se)
 
 
-def test_the_traced_model_is_not_changed() -> None:
+@each_correction
+def test_the_traced_model_is_not_changed(correction: Correction) -> None:
     trace = traced("resnet_a")
     before = trace.model.SerializeToString(deterministic=True)
-    evaluator = Evaluator(trace, own_images(trace), runtime=RUNTIME)
+    evaluator = Evaluator(trace, own_images(trace), runtime=RUNTIME, correction=correction)
     evaluator.corrected_model(shrunk(trace))
+    evaluator.evaluate(shrunk(trace))
     assert trace.model.SerializeToString(deterministic=True) == before
 
 
@@ -152,6 +183,49 @@ def test_cross_entropy_is_exact_where_exponentials_overflow() -> None:
     assert found.accuracy == 0.5
 
 
+def test_without_correction_a_plan_is_only_cut() -> None:
+    trace = traced("resnet_a")
+    evaluator = Evaluator(trace, own_images(trace), runtime=RUNTIME, correction="none")
+    assert evaluator.corrected_model(shrunk(trace)) == prune_onnx(trace, shrunk(trace))
+
+
+def test_an_unknown_correction_is_refused() -> None:
+    trace = trace_onnx(small_onnx())
+    with pytest.raises(ValueError, match=r"'bias'.*reconstruct"):
+        Evaluator(trace, own_images(trace), runtime=RUNTIME, correction="bias")  # type: ignore[arg-type]
+
+
+def test_divergence_is_kl_from_the_dense_answers_whatever_the_labels() -> None:
+    rng = np.random.default_rng(0)
+    dense, pruned = rng.normal(0.0, 2.0, (2, 10, 6))
+    p, q = (np.exp(v) / np.exp(v).sum(1, keepdims=True) for v in (dense, pruned))
+    per_image = (p * np.log(p / q)).sum(1)
+    y = rng.integers(0, 6, 10)
+
+    found = score(pruned, y, dense)
+
+    folds = [per_image[fold::4].mean() for fold in range(4)]
+    np.testing.assert_allclose(found.fold_divergences, folds)
+    assert found.divergence == pytest.approx(np.mean(folds)) and found.divergence > 0.0
+    other = score(pruned, (y + 1) % 6, dense)
+    np.testing.assert_array_equal(other.fold_divergences, found.fold_divergences)
+    assert score(pruned, y).divergence == 0.0
+    assert score(pruned, y, pruned + 3.0).divergence == pytest.approx(0.0, abs=1e-12)
+    assert other.loss != found.loss
+
+
+def test_divergence_is_the_expected_rise_of_the_loss_of_a_calibrated_network() -> None:
+    """Labels drawn from the dense network's own answers."""
+    rng = np.random.default_rng(0)
+    dense = rng.normal(0.0, 1.5, (20_000, 4))
+    pruned = dense + rng.normal(0.0, 1.0, dense.shape)
+    p = np.exp(dense) / np.exp(dense).sum(1, keepdims=True)
+    y = (p.cumsum(1) < rng.random((len(p), 1))).sum(1)
+    found = score(pruned, y, dense)
+    rise = found.image_losses - score(dense, y).image_losses
+    assert found.divergence == pytest.approx(rise.mean(), abs=3 * rise.std() / np.sqrt(len(rise)))
+
+
 def test_a_softmax_at_the_end_is_taken_for_what_it_is() -> None:
     plain = small_onnx()
     ended = small_onnx()
@@ -163,7 +237,9 @@ def test_a_softmax_at_the_end_is_taken_for_what_it_is() -> None:
     found = Evaluator(softened, images, runtime=RUNTIME)
     assert found.base.loss == pytest.approx(wanted.base.loss, rel=1e-4)
     keeps = shrunk(trace)
-    assert found.evaluate(keeps).loss == pytest.approx(wanted.evaluate(keeps).loss, rel=1e-3)
+    one, other = found.evaluate(keeps), wanted.evaluate(keeps)
+    assert one.loss == pytest.approx(other.loss, rel=1e-3)
+    assert one.divergence == pytest.approx(other.divergence, rel=1e-3)
 
 
 def test_an_answer_that_is_no_logits_is_refused() -> None:
@@ -177,6 +253,11 @@ def test_an_answer_that_is_no_logits_is_refused() -> None:
         Evaluator(trace_onnx(model), images, runtime=RUNTIME)
 
 
-def test_a_batch_fixed_to_more_than_one_is_refused() -> None:
+@each_correction
+def test_a_batch_fixed_to_more_than_one_is_refused(correction: Correction) -> None:
+    trace = trace_onnx(small_onnx(shape=(4, 3, 16, 16)))
+    images = Calibration(np.zeros((32, 3, 16, 16), np.float32), np.arange(32) % 10)
     with pytest.raises(CalibrationError, match="fixed to 4"):
-        statistics.open_batch(small_onnx(shape=(4, 3, 16, 16)))
+        Evaluator(trace, images, runtime=RUNTIME, correction=correction)
+    with pytest.raises(CalibrationError, match="fixed to 4"):
+        Reconstruction.of(trace, images, RUNTIME)

@@ -1,4 +1,4 @@
-"""Statistics correction on a real network and real images: `shared/data`, where it is at hand."""
+"""Reconstruction on a real network and real images: `shared/data`, where it is at hand."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SHARED = Path(os.environ.get("RLPRUNE_SHARED", REPOSITORY.parent / "shared"))
 def test_resnet20_keeps_most_of_its_accuracy_once_corrected(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A quarter of every block's own channels cut: the channels chosen by effective L1 norm."""
+    """A quarter of every block's own channels cut: those through which least energy passes."""
     monkeypatch.setattr(sys, "path", [str(REPOSITORY / "scripts"), *sys.path])
     from cifar_pack import CifarPack
 

@@ -138,7 +138,12 @@ def test_evaluations_of_another_model_or_program_are_refused(tmp_path: Path) -> 
     for foreign, why in (
         (table.replace_schema_metadata({}), "its format is None"),
         (table.replace_schema_metadata({**metadata, b"format": b"x/9"}), "its format is 'x/9'"),
+        (
+            table.replace_schema_metadata({**metadata, b"format": b"rlprune.recording/2"}),
+            "recording/2",  # of another objective
+        ),
         (table.drop_columns(["loss"]), "loss"),
+        (table.drop_columns(["divergence"]), "divergence"),
         (table.set_column(0, "keeps", pa.array([[1], [1, 2], [1]])), "plans of other than"),
         (table.set_column(1, "loss", pa.array(["a", "b", "c"])), "a"),
     ):

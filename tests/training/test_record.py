@@ -15,7 +15,9 @@ from rlprune.latency.tables import LatencyTables
 from rlprune.policy import get_policy
 from rlprune.profile.calibration import Calibration
 from rlprune.profile.energy import energy_profiles
+from rlprune.profile.evaluate import Evaluator
 from rlprune.profile.types import keep_levels
+from rlprune.runtime import get_runtime
 from rlprune.task.taskdir import RecordedModel, load_model_dir
 from rlprune.training.imagined import imagined_tables
 from rlprune.training.record import RecordConfig, record_model
@@ -61,7 +63,9 @@ def _same(one: RecordedModel, other: RecordedModel) -> None:
         np.testing.assert_array_equal(
             getattr(one.evaluations, name), getattr(other.evaluations, name), err_msg=name
         )
-    np.testing.assert_allclose(one.evaluations.loss, other.evaluations.loss, rtol=1e-6)
+    for name in ("loss", "divergence"):
+        found, wanted = (getattr(part.evaluations, name) for part in (one, other))
+        np.testing.assert_allclose(found, wanted, rtol=1e-6, atol=1e-9, err_msg=name)
     assert one.profiles.measured_loss is not None and other.profiles.measured_loss is not None
     np.testing.assert_allclose(
         one.profiles.measured_loss, other.profiles.measured_loss, rtol=1e-6, atol=1e-9
@@ -83,6 +87,24 @@ def test_a_recording_holds_profile_and_plans_on_images_of_their_own(
     )
     assert evaluations.about["objective_images"] == "48" and evaluations.about["seed"] == "3"
     assert "onnxruntime" in evaluations.about["versions"]
+
+
+def test_what_is_recorded_is_what_an_evaluator_finds_on_those_images(
+    trace: OnnxTrace, images: tuple[Calibration, Calibration], recorded: RecordedModel
+) -> None:
+    found = recorded.evaluations
+    assert found is not None and recorded.profiles.measured_loss is not None
+    profile, objective = (Evaluator(trace, part, runtime=get_runtime()) for part in images)
+    for row in (0, 17):
+        evaluation = objective.evaluate(found.keeps[row])
+        assert found.loss[row] == pytest.approx(evaluation.loss, rel=1e-6)
+        assert found.loss_se[row] == pytest.approx(evaluation.loss_se, rel=1e-6)
+        assert found.divergence[row] == pytest.approx(evaluation.divergence, rel=1e-6)
+        assert found.accuracy[row] == evaluation.accuracy
+    keeps = trace.graph.widths
+    keeps[0] = recorded.profiles.levels[0, 0]
+    alone = profile.evaluate(keeps).fold_divergences
+    np.testing.assert_allclose(recorded.profiles.measured_loss[:, 0, 0], alone, rtol=1e-6)
 
 
 def test_rows_say_who_proposed_a_plan_and_for_what(

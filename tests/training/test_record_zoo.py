@@ -51,7 +51,9 @@ def test_a_folder_is_for_training_or_for_judging(script: ModuleType, tmp_path: P
 
 def test_what_ships_to_train_on_holds_nothing_that_is_held_out(script: ModuleType) -> None:
     recorded = {path.parent.name for path in (script.DATA / "recorded").glob("*/graph.json")}
-    assert recorded and not [name for name in recorded if script.zoo_nets.held_out(name)]
+    if not recorded:
+        pytest.skip(f"no recordings in {script.DATA}")
+    assert not [name for name in recorded if script.zoo_nets.held_out(name)]
 
 
 @pytest.mark.filterwarnings("ignore:Exception ignored")  # the pack's loader leaves a file open
