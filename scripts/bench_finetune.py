@@ -5,7 +5,7 @@
                            [--devices KEY ...] [--shares B ...] [--seeds N] [--epochs N]
                            [--train-images N] [--policy NAME] [--store URL] [--workers N]
 
-- `grid`: plans of `bench_policies` (planned now where its book has none), cut, re-estimated and
+- `grid`: plans of `bench_policies` (planned now where its book has none), cut, reconstructed and
   trained for 3 epochs on 10,000 train images; accuracy on unseen images, paired with our policy's,
   and the latency of every plan measured in turns with the unpruned model.
 - `published`: ResNet-20 (or `--models cifar10_resnet56`) at half the MACs, 15 epochs on 45,000

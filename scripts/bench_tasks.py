@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from rlprune.graph.from_onnx import OnnxTrace
 from rlprune.graph.types import IntArray
+from rlprune.planning.local import PROFILE_FORMAT
 from rlprune.profile.calibration import Calibration, check_calibration
 from rlprune.profile.energy import energy_profiles
 from rlprune.profile.evaluate import Evaluator
@@ -82,7 +83,8 @@ def kept_profiles(
     """The measured profile, kept in `work` between runs: it is what takes longest."""
     images = evaluator.calibration
     key = digest(
-        context_of(evaluator, levels, level_count).encode(),
+        PROFILE_FORMAT,
+        context_of(evaluator, levels, level_count),
         levels.tobytes(),
         *(score.tobytes() for score in unit_scores(evaluator.trace)),  # which units a level keeps
     )

@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 
 from rlprune.graph.types import FloatArray, IntArray
-from rlprune.profile.evaluate import FOLD_COUNT, Evaluation
+from rlprune.profile.evaluate import Evaluation
+from rlprune.profile.types import FOLD_COUNT
 
 WAIT_SEC = 60.0
 """For another process's write."""
@@ -44,7 +45,10 @@ class Book:
     def evaluation(
         self, context: str, keeps: IntArray, make: Callable[[], Evaluation]
     ) -> Evaluation:
-        """The plan's evaluation in a context; made where it is not there. Losses are float32."""
+        """The plan's evaluation in a context; made where it is not there.
+
+        Losses are kept in float32, divergences not at all: here plans are chosen by loss.
+        """
         text = ",".join(str(int(keep)) for keep in keeps)
         found = self._file.execute(
             "SELECT losses, accuracy FROM evaluation WHERE context = ? AND keeps = ?",

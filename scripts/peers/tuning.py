@@ -1,4 +1,4 @@
-"""A plan fine-tuned: the module cut, re-estimated, trained on, and judged image by image.
+"""A plan fine-tuned: the module cut, reconstructed, trained on, and judged image by image.
 
 What is trained for the benchmark is kept in its book; a training that was killed goes on from its
 checkpoint.
@@ -20,6 +20,8 @@ from torch import Tensor, nn
 from peers.book import Book
 from peers.grid import Case
 from rlprune.graph.from_torch import TorchTrace, trace_torch
+from rlprune.profile.calibration import Calibration
+from rlprune.runtime import get_runtime
 from rlprune.store.encoding import digest
 from rlprune.surgery.torch import prune_torch
 from rlprune.training.checkpoint import Checkpoint
@@ -30,9 +32,8 @@ from rlprune.training.finetune import (
     flipped_and_shifted,
     reestimate,
 )
-
-REESTIMATE_COUNT = 8192
-"""Train images that BatchNorm statistics are taken of before the first step, at most."""
+from rlprune.training.reconstruct import reconstruct_module
+from rlprune.training.recover import RECONSTRUCT_COUNT, REESTIMATE_COUNT
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +106,8 @@ class Tuner:
             "tuned" if keeps else "unpruned",
             case.trace.model.SerializeToString(deterministic=True),
             case.report.x.tobytes(),
-            repr((keeps, case.seed, asdict(recipe)) if keeps else ()),
+            # The case's context, too: where evaluating changed, so may what training starts from.
+            repr((keeps, case.seed, case.context, asdict(recipe)) if keeps else ()),
         )
 
         def made() -> dict[str, Any]:
@@ -130,7 +132,11 @@ class Tuner:
         if self._images is None:
             self._images = train_images(case.net, self._pack, recipe.image_count, case.seed)
         module = prune_torch(self._trace, keeps)
-        reestimate(module, self._images.take(np.arange(len(self._images))[:REESTIMATE_COUNT]))
+        drawn = np.arange(len(self._images))[:REESTIMATE_COUNT]
+        few = self._images.take(drawn[:RECONSTRUCT_COUNT])
+        images = Calibration(few.x, few.y)
+        if not reconstruct_module(module, self._trace, keeps, images, get_runtime()):
+            reestimate(module, self._images.take(drawn))
         checkpoint = Checkpoint(self._work / f"tuning-{key}.safetensors", key)
         depthwise = any(op.kind == "depthwise_conv" for op in case.trace.graph.operators)
         history = fit(
