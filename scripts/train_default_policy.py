@@ -19,6 +19,8 @@ from contextlib import closing
 from dataclasses import asdict, replace
 from pathlib import Path
 
+import zoo_nets
+
 from rlprune.policy import DATA
 from rlprune.policy.artifact import PolicyArtifact, Score
 from rlprune.policy.base import Policy
@@ -27,6 +29,7 @@ from rlprune.policy.corrected import TELLING_LOSS, CorrectedKnapsackPolicy, fit_
 from rlprune.policy.learned import LearnedPolicy
 from rlprune.store import open_store
 from rlprune.task.episode import ActionMode
+from rlprune.training.imagined import PREFIX
 from rlprune.training.population import Member, network_of, ray_session, run_population
 from rlprune.training.run import ACTIONS, load_models, population_configs, training_tasks
 from rlprune.training.select import (
@@ -58,6 +61,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     started = time.monotonic()
     models = load_models([options.recorded, *options.more])
+    for name in models.keys() & {*zoo_nets.PRETRAINED, *zoo_nets.NETS}:
+        if zoo_nets.held_out(name):
+            raise SystemExit(f"{name} is held out: policies are judged on it; take it away")
     with closing(open_store(options.store)) as store:
         tasks, skipped = training_tasks(
             models, store=store, devices=options.device, imagined=options.imagined
@@ -146,8 +152,12 @@ def best_of(members: Sequence[Member], action: ActionMode) -> LearnedPolicy:
 
 
 def fit(tasks: Sequence[NamedTask], left_out: set[str], seed: int) -> CorrectedKnapsackPolicy:
-    """The corrected knapsack on every model but those left out."""
-    seen = [named for named in tasks if named.model not in left_out]
+    """The corrected knapsack on every model but those left out, on devices that exist."""
+    seen = [
+        named
+        for named in tasks
+        if named.model not in left_out and not named.task.tables.device.startswith(PREFIX)
+    ]
     return fit_corrected(
         [named.task for named in seen],
         names=sorted({named.model for named in seen}),
