@@ -1,4 +1,4 @@
-"""From a plan to the pruned module that a user wants: cut, re-estimated, fine-tuned, written out.
+"""From a plan to the pruned module that a user wants: cut, reconstructed, tuned, written out.
 
 Everything is checked before the first step. Until the end the output folder holds a checkpoint
 only, from which the same call goes on after Ctrl+C or a kill; then, in its place, the weights, the
