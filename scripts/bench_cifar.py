@@ -4,8 +4,9 @@
                         [--seeds N] [--calibration-images N] [--report-images N]
 
 The device is this machine, one thread; budgets are `least + b (base - least)`. For every seed
-other calibration images give the profile that policies see and plans are reconstructed on. Nothing is fine-tuned. Calibrating and choosing use `test_reward`; the figure
-comes from the other half of it, or, with --final, from `test_report`, and that reading is logged.
+other calibration images give the profile that policies see, and plans are reconstructed on them.
+Nothing is fine-tuned. Calibrating and choosing use `test_reward`; the figure comes from the other
+half of it, or, with --final, from `test_report`, and that reading is logged.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ compare. At the end the worker's reports are in the store and change the next pl
 
 Budgets and "measured" are milliseconds of the unpruned model's predicted latency: a measurement is
 its ratio to the unpruned model that ran interleaved with it. Accuracy is on images that nothing
-else has looked at: after re-estimating BatchNorm ("cut"), and after an epoch of training ("tuned").
+else has looked at: after reconstruction ("cut"), and after an epoch of training ("tuned").
 """
 
 from __future__ import annotations
@@ -138,7 +138,7 @@ def run(folder: Path, options: argparse.Namespace, stack: ExitStack) -> None:
         plans = asker.first_plans(base)
     with phase("measure the plans; ask again where one is over its budget"):
         rows = asker.measured(plans)
-    with phase("apply, re-estimate, fine-tune"):
+    with phase("apply, reconstruct, fine-tune"):
         accuracies = fine_tune(folder, pool, rows, options.seed)
     with phase("ask again with the worker's reports in the store"):
         check_store(url, device, trace, rows)
@@ -228,7 +228,7 @@ class Asker:
 def fine_tune(
     folder: Path, pool: Pool, rows: Sequence[Row], seed: int
 ) -> list[tuple[float, float]]:
-    """Accuracy on the report images per row: after re-estimation, and after fine-tuning."""
+    """Accuracy on the report images per row: after reconstruction, and after fine-tuning."""
     plans = {tuple(row.plan.keeps): row.plan for row in rows}  # policies may agree
     jobs = {
         keeps: pool.apply_async(tune_one, (folder, plan.to_json(), seed))

@@ -18,7 +18,7 @@ from rlprune.plans import PruningPlan
 from rlprune.profile.calibration import Calibration
 from rlprune.profile.types import keep_levels
 from rlprune.runtime import get_runtime
-from rlprune.training.finetune import TrainConfig, fit, reestimate, score, shifted
+from rlprune.training.finetune import TrainConfig, fit, score, shifted
 from rlprune.training.record import RecordConfig, record_model
 from rlprune.training.zoo import NetSpec, Splits, build, digits, train_net
 
@@ -102,8 +102,8 @@ def profile_held_out(folder: Path, seed: int) -> None:
 def tune_one(folder: Path, plan_json: str, seed: int) -> tuple[float, float]:
     splits = digits(seed=seed)
     trace = trace_torch(load_net(folder, HELD_OUT), torch.zeros(splits.shape))
-    small = rlprune.apply(PruningPlan.from_json(plan_json), trace)
-    reestimate(small, splits.train)
+    plan = PruningPlan.from_json(plan_json)
+    small = rlprune.apply(plan, trace, calibration=folder / "calibration.npz")
     cut = score(small, splits.report).accuracy
     config = TrainConfig(epoch_count=1, batch_size=32, seed=seed)
     fit(small, splits.train, config, augment=shifted)
