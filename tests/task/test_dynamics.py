@@ -270,3 +270,20 @@ def test_a_departure_that_the_objective_likes_is_rewarded() -> None:
     rng = np.random.default_rng(0)
     total, _ = walk(dynamics, 256, 0, rng)
     assert total.max() > 0.0
+
+
+@pytest.mark.parametrize("mode", ["offset", "ratio"])
+def test_a_terminal_reward_is_the_same_gain_paid_at_the_end(mode: ActionMode) -> None:
+    task = random_task(3, group_count=6)
+    totals = []
+    for terminal in (False, True):
+        dynamics = PruningDynamics(task, action=mode, terminal_reward=terminal)
+        dynamics.reset(generators(5))
+        actions, rewards, over = np.random.default_rng(1), [], False
+        while not over:
+            _, reward, over = dynamics.step(actions.uniform(-1, 1, (5, 1)))
+            rewards.append(reward)
+        assert np.any(rewards[:-1]) != terminal
+        totals.append(np.sum(rewards, axis=0))
+    np.testing.assert_allclose(totals[0], totals[1], atol=1e-12)
+    assert np.any(totals[0])

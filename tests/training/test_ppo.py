@@ -94,3 +94,18 @@ def test_it_learns_to_beat_the_knapsack_on_a_graph_it_never_saw(action: ActionMo
     results = outcomes(policy, unseen)
     assert sum(r.loss.sum() for r in results) < 0.97 * sum(r.reference_loss.sum() for r in results)
     assert all(result.differs_ratio.mean() > 0.05 for result in results)
+
+
+def test_a_blind_agent_answers_alike_whatever_the_hidden_slots_hold() -> None:
+    task = learnable_task(0)
+    hidden = np.array([slot.startswith(("loss_", "energy_")) for slot in SLOTS])
+    assert 0 < hidden.sum() < len(SLOTS)
+    seen = np.random.default_rng(0).normal(0, 3, (50, len(SLOTS))).astype(np.float32)
+    other = np.where(hidden, seen + 1, seen).astype(np.float32)
+    config = replace(TINY, action="correction", learning_rate=0.01)
+    for blind, alike in (((), False), (("loss_", "energy_"), True)):
+        agent = Agent([task], replace(config, blind=blind))
+        agent.train(512)
+        restored = Agent.restore([task], agent.checkpoint())
+        for network in (agent.network(), restored.network()):
+            assert np.array_equal(network.act(seen), network.act(other)) == alike
