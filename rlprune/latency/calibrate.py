@@ -3,11 +3,11 @@
 Operators measured alone add up to 0.9-1.4 times the model they make: activations vanish into
 convolutions, layout changes appear between them, and where a width does not fill a runtime's blocks
 a whole chain of operators takes another path (ONNX Runtime on AVX-512: widths that are no multiple
-of 16). So each form of operator in a graph gets a factor, and a further one for each alignment that
-its in- and out-width miss, fitted to whole models under several plans. They start from a prior (1,
-or 0.1 where a runtime is apt to fuse; no misalignment matters), move together, then by class, then
-by form, as far as the data carry them: Gaussian regression with that prior's covariance, factors
-kept at or above zero.
+of 16; OpenVINO: less than 16). So each form of operator in a graph gets a factor, and further ones
+for the traits of its in- and out-width: how wide, whether less than a block, which alignments are
+missed. They are fitted to whole models under several plans, start from a prior (1, or 0.1 where a
+runtime is apt to fuse; no trait matters), move together, then by class, then by form, as far as the
+data carry them: Gaussian regression with that prior's covariance, factors kept at or above zero.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from rlprune.latency.types import OperatorSpec
 FUSED_PRIOR = 0.1
 ALL_SD, CLASS_SD, FORM_SD = 0.3, 0.3, 0.15
 """How far all factors, those of a class, and each by itself may move."""
-MISALIGNED_CLASS_SD, MISALIGNED_FORM_SD = 0.2, 0.1
-"""... and how much a missed alignment may add to those of a class, and to each by itself."""
+TRAIT_CLASS_SD, TRAIT_FORM_SD = 0.1, 0.05
+"""... and how much a trait of the widths may add to those of a class, and to each by itself."""
 OVERHEAD_SD = 1.0
 PINNED_SD = 1e-4
 """Of a factor that would come out below zero."""
-TRAIT_COUNT = 1 + 2 * len(ALIGNMENTS)
+TRAIT_COUNT = 1 + 2 * (2 + len(ALIGNMENTS))
 PLAN_SD = 0.02
 """What the sum leaves unexplained of a plan, as a share of its latency."""
 BASE_SD = 0.005
@@ -188,9 +188,14 @@ def _sums(
 
 
 def _traits(ins: IntArray, outs: IntArray) -> FloatArray:
-    """What factors hang on [N, F]: 1, and 1 for each alignment that in- and out-widths [N] miss."""
-    missed = [widths % by != 0 for widths in (ins, outs) for by in ALIGNMENTS]
-    return np.column_stack([np.ones(len(ins)), *missed]).astype(np.float64)
+    """What factors hang on [N, F]: 1, and of in- and out-widths [N] how wide they are (in steps of
+    four times, from 32), whether less than a block, and which alignments they miss."""
+    traits = [np.ones(len(ins))]
+    for widths in (ins, outs):
+        traits.append(0.5 * np.log2(np.maximum(widths, 1) / 32))
+        traits.append((widths < max(ALIGNMENTS)).astype(np.float64))
+        traits += [(widths % by != 0).astype(np.float64) for by in ALIGNMENTS]
+    return np.column_stack(traits)
 
 
 def _prior(classes: list[str]) -> tuple[FloatArray, FloatArray]:
@@ -200,8 +205,8 @@ def _prior(classes: list[str]) -> tuple[FloatArray, FloatArray]:
     mean[:, 0] = [FUSED_PRIOR if cls.endswith("+") else 1.0 for cls in classes]
     same = np.array([[float(a == b) for b in classes] for a in classes]).reshape(count, count)
     own = np.eye(count)
-    missed = MISALIGNED_CLASS_SD**2 * same + MISALIGNED_FORM_SD**2 * own
-    missed *= np.sqrt(np.outer(mean[:, 0], mean[:, 0]))
-    covariance = np.repeat(missed[None], TRAIT_COUNT, axis=0)
+    traits = TRAIT_CLASS_SD**2 * same + TRAIT_FORM_SD**2 * own
+    traits *= np.sqrt(np.outer(mean[:, 0], mean[:, 0]))
+    covariance = np.repeat(traits[None], TRAIT_COUNT, axis=0)
     covariance[0] = ALL_SD**2 + CLASS_SD**2 * same + FORM_SD**2 * own
     return mean, covariance
