@@ -21,7 +21,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from bench_rows import Row, write_rows
 
 from rlprune.policy import DATA
@@ -149,7 +148,7 @@ def judge(name: str, policy: Policy, judged: list[NamedTask]) -> list[Row]:
         flush=True,
     )
     interval = (found.saved_low, found.saved_high)
-    n = int(np.sum([len(found.models)]))
+    n = len(found.models)
     return [Row(f"ablation/{name}", found.saved_ratio, "", None, "max", n, interval)]
 
 

@@ -182,17 +182,6 @@ def trained(
                     if key in mask:
                         parameter.mul_(mask[key])
 
-        def tell(epoch: int, row: dict[str, Any], known: bool, name: str = name) -> None:
-            if known:
-                clock.skip(row["size"])
-                return
-            left = clock.finish(row["size"])
-            print(
-                f"{time.strftime('%H:%M')} {name} epoch {epoch + 1}/{sum(epochs)} "
-                f"{json.dumps(row)}, all done in about {left:.0f} min",
-                flush=True,
-            )
-
         put_mask()
         checkpoint = f"{name}-seed{options.seed}{'-quick' if options.quick else ''}.pt"
         train(
@@ -204,7 +193,7 @@ def trained(
             epochs=epochs,
             bfloat16=True,
             after_step=put_mask,
-            on_epoch=tell,
+            on_epoch=clock.teller(name, epochs),
         )
         masked = sum(int((part == 0).sum()) for part in mask.values())
         arms[name] = Arm(module, sum(p.numel() for p in module.parameters()) - masked)

@@ -29,8 +29,8 @@ import numpy as np
 import torch
 import zoo_nets
 from bench_rows import Row, write_rows
+from bench_tasks import network_images
 from cifar_pack import CifarPack, shared_data
-from numpy.typing import NDArray
 from platformdirs import user_cache_path
 from scipy.stats import spearmanr
 
@@ -40,7 +40,7 @@ from rlprune.graph.from_torch import TorchTrace
 from rlprune.graph.types import FloatArray, IntArray
 from rlprune.planning.local import device_task, which_device
 from rlprune.policy.corrected import budgets_at
-from rlprune.profile.calibration import Calibration, check_calibration
+from rlprune.profile.calibration import Calibration
 from rlprune.profile.energy import energy_profiles, loss_curve
 from rlprune.profile.evaluate import Correction, Evaluator
 from rlprune.profile.measured import measure_profiles
@@ -128,29 +128,22 @@ def prepare(pack: CifarPack, name: str, device: str, image_count: int, seed: int
     seen = np.setdiff1d(np.arange(len(labels)), pack.splits["train_calib"])
     index = rng.permutation(seen)[:image_count]
     train = Images(net.preprocess(pixels[index]), labels[index].astype(np.int64))
-    pixels, labels = pack.pixels("test")
     order = rng.permutation(pack.splits["test_reward"])
-
-    def calibration(index: NDArray[np.int64]) -> Calibration:
-        x = net.preprocess(pixels[index])
-        return check_calibration(x, labels[index].astype(np.int64), trace.model)
-
-    profile, objective, rest = order[:500], order[500:1500], order[1500:]
-    judge = Images(net.preprocess(pixels[rest]), labels[rest].astype(np.int64))
+    profile, images, rest = (
+        network_images(net, pack, index, trace)
+        for index in (order[:500], order[500:1500], order[1500:])
+    )
     runtime = get_runtime()
     levels, level_count = keep_levels(trace.graph)
-    profiles = measure_profiles(
-        Evaluator(trace, calibration(profile), runtime=runtime), levels, level_count
-    )
+    profiles = measure_profiles(Evaluator(trace, profile, runtime=runtime), levels, level_count)
     key, own = which_device(device, trace.graph)
     with closing(open_store()) as store:
         task = device_task(trace, profiles, store, key, own)
-    images = calibration(objective)
     evaluators = {
         correction: Evaluator(trace, images, runtime=runtime, correction=correction)
         for correction in CORRECTIONS
     }
-    return Case(name, torch_trace, trace, task, evaluators, train, judge, images)
+    return Case(name, torch_trace, trace, task, evaluators, train, Images(rest.x, rest.y), images)
 
 
 def draw(task: PruningTask, count: int, rng: np.random.Generator) -> IntArray:

@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -26,6 +27,9 @@ from rlprune.training.finetune import Images, flipped_and_shifted, score
 
 SIZES = (16, 24, 32)
 """Pixels, in the order in which epochs see them."""
+
+OnEpoch = Callable[[int, dict[str, Any], bool], None]
+"""(the epoch's number, its row, whether an earlier run trained it)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +80,22 @@ class Clock:
         self.done += area(size)
         return (time.monotonic() - self.started) / self.done * self.left / 60
 
+    def teller(self, name: str, epochs: Sequence[int]) -> OnEpoch:
+        """What `train` tells of a net's epochs: counted, and printed unless an earlier run did."""
+
+        def tell(epoch: int, row: dict[str, Any], known: bool) -> None:
+            if known:
+                self.skip(row["size"])
+                return
+            left = self.finish(row["size"])
+            print(
+                f"{time.strftime('%H:%M')} {name} epoch {epoch + 1}/{sum(epochs)} "
+                f"{json.dumps(row)}, all done in about {left:.0f} min",
+                flush=True,
+            )
+
+        return tell
+
 
 def train(
     module: nn.Module,
@@ -86,7 +106,7 @@ def train(
     epochs: Sequence[int],
     bfloat16: bool,
     after_step: Callable[[], None] = lambda: None,
-    on_epoch: Callable[[int, dict[str, Any], bool], None] = lambda epoch, row, known: None,
+    on_epoch: OnEpoch = lambda epoch, row, known: None,
 ) -> list[dict[str, Any]]:
     """Trains `module` in place and leaves it in eval mode; returns what each epoch saw.
 
@@ -95,7 +115,7 @@ def train(
     Args:
         epochs: at each of `SIZES`.
         after_step: called after every step; a mask is put back here.
-        on_epoch: told the epoch's number, its row, and whether an earlier run trained it.
+        on_epoch: told of every epoch.
 
     Raises:
         InputError: the checkpoint is of another recipe.

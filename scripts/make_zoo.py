@@ -20,7 +20,6 @@ import hashlib
 import json
 import signal
 import sys
-import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -90,17 +89,6 @@ def train_net(
     torch.manual_seed(recipe.seed)
     module = net.make()
 
-    def tell(epoch: int, row: dict[str, Any], known: bool) -> None:
-        if known:
-            clock.skip(row["size"])
-            return
-        left = clock.finish(row["size"])
-        print(
-            f"{time.strftime('%H:%M')} {name} epoch {epoch + 1}/{sum(net.epochs)} "
-            f"{json.dumps(row)}, all done in about {left:.0f} min",
-            flush=True,
-        )
-
     history = train(
         module,
         data,
@@ -108,7 +96,7 @@ def train_net(
         work / f"{name}.pt",
         epochs=net.epochs,
         bfloat16=net.bfloat16,
-        on_epoch=tell,
+        on_epoch=clock.teller(name, net.epochs),
     )
     return module, history
 

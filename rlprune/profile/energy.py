@@ -1,9 +1,9 @@
 """Loss curves: what a planner adds up over groups, from weights alone or from measured losses.
 
 The energy of a unit is what the effective weights that make and read it pass through it
-(`surgery.importance`). A group that keeps its best units loses
-the share of its energy that lay in the others, and `-log(1 - share)` makes the shares of groups in
-series add: the sum's exponential is the product of what passes.
+(`surgery.importance`). A group that keeps its best units loses the share of its energy that lay in
+the others, and `-log(1 - share)` makes the shares of groups in series add: the sum's exponential is
+the product of what passes.
 """
 
 from __future__ import annotations

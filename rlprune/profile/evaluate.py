@@ -18,12 +18,12 @@ from rlprune.errors import CalibrationError, MeasurementError
 from rlprune.graph.types import FloatArray, IntArray, PruningGraph
 from rlprune.profile import statistics
 from rlprune.profile.calibration import Calibration
-from rlprune.profile.reconstruct import Reconstruction, kept_mask
+from rlprune.profile.reconstruct import Reconstruction
 from rlprune.profile.statistics import Moments
 from rlprune.profile.types import FOLD_COUNT
 from rlprune.runtime.base import Array, Runtime
 from rlprune.surgery.importance import unit_scores
-from rlprune.surgery.onnx import kept_units, prune_onnx
+from rlprune.surgery.onnx import check_keeps, cut, kept_mask, kept_units
 
 if TYPE_CHECKING:
     from rlprune.graph.from_onnx import OnnxTrace
@@ -120,8 +120,7 @@ class Evaluator:
     def corrected_model(self, keeps: IntArray) -> onnx.ModelProto:
         """The pruned model with the correction in its weights and biases: a plain ONNX file."""
         if self._correction != "match":
-            kept = kept_units(self._scores, keeps)
-            pruned = prune_onnx(self.trace, keeps, scores=self._scores)
+            pruned, kept = self._cut(keeps)
             return (
                 pruned if self._correction == "none" else self._reconstruction.apply(pruned, kept)
             )
@@ -134,13 +133,18 @@ class Evaluator:
             [statistics.pool(site, counts) for site in zip(*targets, strict=True)],
         )
 
+    def _cut(self, keeps: IntArray) -> tuple[onnx.ModelProto, list[IntArray]]:
+        """The model cut and nothing else, and the units it kept of every group."""
+        check_keeps(self.trace.graph, keeps)
+        kept = kept_units(self._scores, keeps)
+        return cut(self.trace, kept), kept
+
     def _matched(
         self, keeps: IntArray
     ) -> tuple[onnx.ModelProto, FloatArray, list[list[Moments]], list[list[Moments]]]:
         """Pruned model, its logits when matched; per batch and site the moments found and
         wanted."""
-        pruned = prune_onnx(self.trace, keeps, scores=self._scores)
-        kept = kept_units(self._scores, keeps)
+        pruned, kept = self._cut(keeps)
         masks = [kept_mask(group, unit, kept) for group, unit in self._units]
         targets = [
             [dense.take(mask) for dense, mask in zip(batch, masks, strict=True)]

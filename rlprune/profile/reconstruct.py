@@ -5,19 +5,18 @@ A layer that reads fewer channels cannot answer as before, but what went correla
 stayed. With the mean and covariance of a layer's inputs in the dense network, taken once, the
 weights that come nearest to its old answers from any subset of its inputs are one linear solve
 (channel pruning by reconstruction, He et al. 2017, section 3.1; here with the dense network's
-inputs, so that a solution depends on nothing but the subset and is kept for the next plan). Loss
-of ResNet-20 at 0.55 of its MACs: statistics matched 2.95 nats, reconstructed 1.08 (base 0.38).
+inputs, so that a solution depends on nothing but the subset and is kept for the next plan). What
+that is worth beside matched statistics: scripts/bench_proxies.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx
-from numpy.typing import NDArray
 from onnx import numpy_helper
 
 from rlprune.graph.types import FloatArray, IntArray
@@ -27,11 +26,10 @@ from rlprune.profile.calibration import Calibration
 from rlprune.profile.statistics import LayerChange, open_batch, with_layers
 from rlprune.runtime.base import Array, Runtime
 from rlprune.surgery.importance import mixing_axes
+from rlprune.surgery.onnx import BoolArray, kept_mask
 
 if TYPE_CHECKING:
     from rlprune.graph.from_onnx import OnnxTrace
-
-BoolArray = NDArray[np.bool_]
 
 PLACES = 16
 """Windows of every image that a convolution's inputs are sampled at."""
@@ -90,9 +88,15 @@ class Reconstruction:
             CalibrationError: the model's batch is fixed to more than one.
             MeasurementError: the runtime refuses it.
         """
-        nodes = {node.outputs[0]: node for node in trace.normal.nodes if _reads_groups(trace, node)}
-        moments = _input_moments(trace, list(nodes.values()), images, runtime)
-        return Reconstruction([_layer(trace, node, *moments[out]) for out, node in nodes.items()])
+        tensors = {tensor.name: tensor for tensor in trace.model.graph.initializer}
+        nodes = [node for node in trace.normal.nodes if _reads_groups(trace, node, tensors)]
+        moments = _input_moments(trace, nodes, images, runtime)
+        return Reconstruction(
+            [
+                _layer(trace, node, tensors[node.inputs[1]], *moments[node.outputs[0]])
+                for node in nodes
+            ]
+        )
 
     def apply(self, pruned: onnx.ModelProto, kept: Sequence[IntArray]) -> onnx.ModelProto:
         """A copy of a model cut to the units `kept` of every group, its layers reconstructed."""
@@ -148,19 +152,9 @@ class Reconstruction:
         return self._solved[key]
 
 
-def kept_mask(group: IntArray, unit: IntArray, kept: Sequence[IntArray]) -> BoolArray:
-    """Which positions of an axis stay [C]: those no group owns, and the kept units'."""
-    mask = np.ones(len(group), dtype=np.bool_)
-    for index in np.unique(group[group >= 0]):
-        own = group == index
-        mask[own] = np.isin(unit[own], kept[index])
-    return mask
-
-
-def _reads_groups(trace: OnnxTrace, node: Node) -> bool:
+def _reads_groups(trace: OnnxTrace, node: Node, constants: Mapping[str, onnx.TensorProto]) -> bool:
     """Whether a layer mixes channels that may be pruned, by weights and a bias that are known."""
     axes = mixing_axes(node, trace.normal.shapes)
-    constants = {tensor.name for tensor in trace.model.graph.initializer}
     if axes is None or node.op == "ConvTranspose" or node.inputs[1] not in constants:
         return False
     if float(node.attrs.get("alpha", 1.0)) != 1.0 or float(node.attrs.get("beta", 1.0)) == 0.0:
@@ -173,8 +167,13 @@ def _reads_groups(trace: OnnxTrace, node: Node) -> bool:
     return bool((trace.channels.axis_units(node.inputs[1], axes[0])[0] >= 0).any())
 
 
-def _layer(trace: OnnxTrace, node: Node, mean: FloatArray, covariance: FloatArray) -> Layer:
-    [tensor] = [t for t in trace.model.graph.initializer if t.name == node.inputs[1]]
+def _layer(
+    trace: OnnxTrace,
+    node: Node,
+    tensor: onnx.TensorProto,
+    mean: FloatArray,
+    covariance: FloatArray,
+) -> Layer:
     read, made = mixing_axes(node, trace.normal.shapes) or (1, 0)
     weight = np.moveaxis(numpy_helper.to_array(tensor).astype(np.float64), (made, read), (0, 1))
     return Layer(

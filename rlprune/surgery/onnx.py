@@ -35,6 +35,15 @@ def kept_units(scores: Sequence[FloatArray], keeps: IntArray) -> list[IntArray]:
     return chosen
 
 
+def kept_mask(group: IntArray, unit: IntArray, kept: Sequence[IntArray]) -> BoolArray:
+    """Which positions of an axis stay [C], by the group and unit of each: those that no group owns
+    (-1), and the kept units'."""
+    mask = group < 0
+    for index in np.unique(group[~mask]):
+        mask |= (group == index) & np.isin(unit, kept[index])
+    return mask
+
+
 def check_keeps(graph: PruningGraph, keeps: IntArray) -> None:
     """Raises PlanError unless every group has a keep count from 1 to its width."""
     keeps, widths = np.asarray(keeps), graph.widths
@@ -107,13 +116,7 @@ class _Surgeon:
 
     def mask(self, tensor: str, axis: int) -> BoolArray | None:
         """Which positions of an axis stay; None where all do."""
-        group, unit = self.trace.channels.axis_units(tensor, axis)
-        mask = np.ones(len(group), dtype=bool)
-        for g in np.unique(group[group >= 0]):
-            own = group == g
-            alive = np.zeros(self.trace.graph.groups[g].width, dtype=bool)
-            alive[self.kept[g]] = True
-            mask[own] = alive[unit[own]]
+        mask = kept_mask(*self.trace.channels.axis_units(tensor, axis), self.kept)
         return None if mask.all() else mask
 
     def shape(self, tensor: str) -> list[int]:

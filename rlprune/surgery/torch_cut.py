@@ -13,13 +13,13 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from rlprune.graph.channels import ChannelMap
 from rlprune.graph.from_torch import Place, TorchTrace
 from rlprune.graph.torch_call import named_tensors
 from rlprune.graph.types import IntArray
+from rlprune.surgery.onnx import kept_mask
 
 
 def form_units(widths: IntArray, keeps: IntArray) -> list[IntArray]:
@@ -41,7 +41,7 @@ def kept_positions(
         group, unit = channels.axis_units(tensor, axis)
     except KeyError:
         return np.arange(size, dtype=np.int64)
-    return np.flatnonzero(_stay(group, unit, kept)).astype(np.int64)
+    return np.flatnonzero(kept_mask(group, unit, kept)).astype(np.int64)
 
 
 class Cut:
@@ -89,12 +89,12 @@ class Cut:
 
     def stay(self, group: IntArray, unit: IntArray) -> IntArray:
         """Positions that stay in form of an axis with these groups and units, ascending."""
-        return np.flatnonzero(_stay(group, unit, self.form)).astype(np.int64)
+        return np.flatnonzero(kept_mask(group, unit, self.form)).astype(np.int64)
 
     def alive(self, name: str, axis: int, size: int) -> IntArray:
         """Positions of the survivors and of what is held, ascending."""
         group, unit = self.units(name, axis, size)
-        return np.flatnonzero(_stay(group, unit, self.survivors)).astype(np.int64)
+        return np.flatnonzero(kept_mask(group, unit, self.survivors)).astype(np.int64)
 
     def sources(self, name: str, axis: int, size: int) -> IntArray:
         """For every position of the axis after the cut, the position it is filled from."""
@@ -105,7 +105,7 @@ class Cut:
             order = places[np.argsort(unit[places], kind="stable")]
             table = order.reshape(self.widths[index], -1)  # [units, occurrences], both ascending
             source[table[self.form[index]]] = table[self.survivors[index]]
-        return source[_stay(group, unit, self.form)]
+        return source[kept_mask(group, unit, self.form)]
 
     def tensor(self, name: str, tensor: Tensor) -> Tensor:
         """What is left of it, in its memory format."""
@@ -125,10 +125,3 @@ class Cut:
                 data = self._data[place.tensor]
                 return len(kept_positions(self.channels, data, 1, size, self.form))
         return size
-
-
-def _stay(group: IntArray, unit: IntArray, kept: Sequence[IntArray]) -> NDArray[np.bool_]:
-    stays = group < 0
-    for index in np.unique(group[~stays]):
-        stays |= (group == index) & np.isin(unit, kept[index])
-    return stays

@@ -46,22 +46,23 @@ def reconstruct_module(
     done = 0
     with torch.no_grad():
         for layer, inputs in reconstruction.losing(kept):
-            places, sign = [layer.bias], 1.0
+            place, sign = layer.bias, 1.0  # where the shift goes, if anywhere
             readers = normal.readers.get(layer.output, ())
             if len(readers) == 1 and readers[0].op == "BatchNormalization":
-                places, sign = [readers[0].inputs[3]], -1.0
-            names = [layer.tensor, *filter(None, places)]
+                place, sign = readers[0].inputs[3], -1.0
+            names = [layer.tensor, place] if place else [layer.tensor]
             if any(uses[name] != 1 or name not in tensors for name in names):
                 continue
-            weight, shift = reconstruction.uncut(layer, inputs, shifted=len(names) > 1)
-            new = [
-                cut.tensor(name, torch.from_numpy(np.ascontiguousarray(value)))
-                for name, value in zip(names, (weight, sign * shift), strict=False)
-            ]
-            if [one.shape for one in new] != [tensors[name].shape for name in names]:
+            weight, shift = reconstruction.uncut(layer, inputs, shifted=bool(place))
+            whole = {layer.tensor: weight, place: sign * shift}
+            new = {
+                name: cut.tensor(name, torch.from_numpy(np.ascontiguousarray(whole[name])))
+                for name in names
+            }
+            if any(new[name].shape != tensors[name].shape for name in names):
                 continue
-            tensors[layer.tensor].copy_(new[0])
-            for name, value in zip(names[1:], new[1:], strict=True):
-                tensors[name].add_(value)
+            tensors[layer.tensor].copy_(new[layer.tensor])
+            if place:
+                tensors[place].add_(new[place])
             done += 1
     return done
