@@ -30,12 +30,12 @@ from typing import Any
 import numpy as np
 import torch
 from bench_rows import Row, write_rows
+from cifar_nets import vgg
 from cifar_pack import CifarPack, exported, shared_data
 from cifar_training import Clock, Data, Recipe, train
 from numpy.typing import NDArray
 from platformdirs import user_cache_path
 from torch import Tensor, nn
-from zoo_nets import vgg
 
 import rlprune
 from rlprune.errors import InputError

@@ -11,14 +11,23 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
-import torch
-import torch.nn.functional as F
+from cifar_nets import (
+    bottleneck,
+    densenet,
+    gated_basic,
+    inception,
+    inverted,
+    mobilenet_v1,
+    resnet,
+    vgg,
+    vovnet,
+)
 from cifar_pack import REPOSITORY, CifarPack, exported, shared_data
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 
 from rlprune.errors import InputError
 from rlprune.graph.from_onnx import OnnxTrace, trace_onnx
@@ -147,232 +156,6 @@ def preprocess(pixels: NDArray[np.uint8], how: Mapping[str, Any]) -> NDArray[np.
     return np.ascontiguousarray(x.transpose(0, 3, 1, 2))
 
 
-def _conv(
-    cin: int,
-    cout: int,
-    kernel: int = 3,
-    stride: int = 1,
-    groups: int = 1,
-    act: Callable[[], nn.Module] | None = nn.ReLU,
-) -> nn.Sequential:
-    """Convolution, BatchNorm, activation."""
-    layers = [
-        nn.Conv2d(cin, cout, kernel, stride, kernel // 2, groups=groups, bias=False),
-        nn.BatchNorm2d(cout),
-    ]
-    return nn.Sequential(*layers, *([act()] if act else []))
-
-
-class _Net(nn.Module):
-    """Features, mean over space, linear classifier."""
-
-    def __init__(self, width: int, *features: nn.Module) -> None:
-        super().__init__()
-        self.features = nn.Sequential(*features)
-        self.fc = nn.Linear(width, 10)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return cast(Tensor, self.fc(self.features(x).mean((2, 3))))
-
-
-class _Gate(nn.Module):
-    """Squeeze-and-excite (Hu et al. 2018); a hard sigmoid as in MobileNetV3 if asked."""
-
-    def __init__(self, width: int, hard: bool = False) -> None:
-        super().__init__()
-        squeezed = max(8, width // 32 * 8)
-        self.squeeze = nn.Conv2d(width, squeezed, 1)
-        self.excite = nn.Conv2d(squeezed, width, 1)
-        self.gate = nn.Hardsigmoid() if hard else nn.Sigmoid()
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = F.relu(self.squeeze(x.mean((2, 3), keepdim=True)))
-        return x * cast(Tensor, self.gate(self.excite(y)))
-
-
-class _Residual(nn.Module):
-    """A body beside a shortcut: identity, or a 1x1 convolution where the shape changes."""
-
-    def __init__(self, cin: int, cout: int, stride: int, *body: nn.Module) -> None:
-        super().__init__()
-        self.body = nn.Sequential(*body)
-        same = stride == 1 and cin == cout
-        self.shortcut = nn.Identity() if same else _conv(cin, cout, 1, stride, act=None)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.relu(self.body(x) + self.shortcut(x))
-
-
-class _Inverted(nn.Module):
-    """Inverted residual (Sandler et al. 2018); with a gate and hard swish as in MobileNetV3."""
-
-    def __init__(self, cin: int, cout: int, stride: int, expand: int, gated: bool = False) -> None:
-        super().__init__()
-        inner, act = expand * cin, nn.Hardswish if gated else nn.ReLU6
-        self.residual = stride == 1 and cin == cout
-        self.body = nn.Sequential(
-            _conv(cin, inner, 1, act=act),
-            _conv(inner, inner, 3, stride, inner, act=act),
-            _Gate(inner, hard=True) if gated else nn.Identity(),
-            _conv(inner, cout, 1, act=None),
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = cast(Tensor, self.body(x))
-        return x + y if self.residual else y
-
-
-class _DenseLayer(nn.Module):
-    """Normalise, ReLU, convolve, and append to the input (Huang et al. 2017)."""
-
-    def __init__(self, cin: int, growth: int) -> None:
-        super().__init__()
-        self.norm = nn.BatchNorm2d(cin)
-        self.conv = nn.Conv2d(cin, growth, 3, 1, 1, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.cat([x, self.conv(F.relu(self.norm(x)))], 1)
-
-
-class _OneShot(nn.Module):
-    """A chain of convolutions whose outputs are all joined once, at its end (VoVNet, Lee 2019)."""
-
-    def __init__(self, cin: int, inner: int, depth: int, cout: int) -> None:
-        super().__init__()
-        self.chain = nn.ModuleList([_conv(inner if i else cin, inner) for i in range(depth)])
-        self.join = _conv(cin + depth * inner, cout, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        outputs = [x]
-        for layer in self.chain:
-            outputs.append(layer(outputs[-1]))
-        return cast(Tensor, self.join(torch.cat(outputs, 1)))
-
-
-class _Inception(nn.Module):
-    """Branches 1x1, 3x3 and two 3x3, and a pooled one, side by side (Szegedy et al. 2015)."""
-
-    def __init__(self, cin: int, one: int, three: int, five: int, pooled: int) -> None:
-        super().__init__()
-        self.branches = nn.ModuleList(
-            [
-                _conv(cin, one, 1),
-                nn.Sequential(_conv(cin, three // 2, 1), _conv(three // 2, three)),
-                nn.Sequential(_conv(cin, five // 2, 1), _conv(five // 2, five), _conv(five, five)),
-                nn.Sequential(nn.AvgPool2d(3, 1, 1), _conv(cin, pooled, 1)),
-            ]
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.cat([branch(x) for branch in self.branches], 1)
-
-
-def vgg(*stages: tuple[int, ...]) -> nn.Module:
-    layers: list[nn.Module] = []
-    cin = 3
-    for index, stage in enumerate(stages):
-        layers += [nn.MaxPool2d(2)] if index else []
-        for width in stage:
-            layers.append(_conv(cin, width))
-            cin = width
-    return _Net(cin, *layers)
-
-
-def _mobilenet_v1(stem: int, *blocks: tuple[int, int]) -> nn.Module:
-    """Blocks as (stride, channels out)."""
-    layers, cin = [_conv(3, stem)], stem
-    for stride, cout in blocks:
-        layers += [_conv(cin, cin, 3, stride, cin), _conv(cin, cout, 1)]
-        cin = cout
-    return _Net(cin, *layers)
-
-
-def _inverted(
-    stem: int, *blocks: tuple[int, int, int], last: int, gated: bool = False
-) -> nn.Module:
-    """Blocks as (expansion, stride, channels out), then a 1x1 convolution to `last`."""
-    act = nn.Hardswish if gated else nn.ReLU6
-    layers: list[nn.Module] = [_conv(3, stem, act=act)]
-    cin = stem
-    for expand, stride, cout in blocks:
-        layers.append(_Inverted(cin, cout, stride, expand, gated))
-        cin = cout
-    return _Net(last, *layers, _conv(cin, last, 1, act=act))
-
-
-def _basic(cin: int, cout: int, stride: int, gated: bool) -> nn.Module:
-    gate = [_Gate(cout)] if gated else []
-    return _Residual(
-        cin, cout, stride, _conv(cin, cout, 3, stride), _conv(cout, cout, act=None), *gate
-    )
-
-
-def _bottleneck(cin: int, cout: int, stride: int) -> nn.Module:
-    inner = cout // 2
-    return _Residual(
-        cin,
-        cout,
-        stride,
-        _conv(cin, inner, 1),
-        _conv(inner, inner, 3, stride),
-        _conv(inner, cout, 1, act=None),
-    )
-
-
-def _resnet(
-    stem: int, block: Callable[[int, int, int], nn.Module], *blocks: tuple[int, int]
-) -> nn.Module:
-    """Blocks as (stride, channels out)."""
-    layers: list[nn.Module] = [_conv(3, stem)]
-    cin = stem
-    for stride, cout in blocks:
-        layers.append(block(cin, cout, stride))
-        cin = cout
-    return _Net(cin, *layers)
-
-
-def _densenet(stem: int, *stages: tuple[int, int]) -> nn.Module:
-    """Stages as (layers, growth); between them a 1x1 convolution halves the channels."""
-    layers: list[nn.Module] = [nn.Conv2d(3, stem, 3, 1, 1, bias=False)]
-    cin = stem
-    for index, (depth, growth) in enumerate(stages):
-        if index:
-            cout = cin // 16 * 8
-            layers += [nn.BatchNorm2d(cin), nn.ReLU(), nn.Conv2d(cin, cout, 1, bias=False)]
-            layers.append(nn.AvgPool2d(2))
-            cin = cout
-        for _ in range(depth):
-            layers.append(_DenseLayer(cin, growth))
-            cin += growth
-    return _Net(cin, *layers, nn.BatchNorm2d(cin), nn.ReLU())
-
-
-def _vovnet(stem: int, depth: int, *stages: tuple[int, int]) -> nn.Module:
-    """Stages as (channels of the chain, channels out)."""
-    layers: list[nn.Module] = [_conv(3, stem)]
-    cin = stem
-    for index, (inner, cout) in enumerate(stages):
-        layers += [nn.MaxPool2d(2)] if index else []
-        layers.append(_OneShot(cin, inner, depth, cout))
-        cin = cout
-    return _Net(cin, *layers)
-
-
-def _inception(stem: int, *modules: tuple[int, int, int, int, int]) -> nn.Module:
-    """Modules as (pool first by, and the widths of the four branches)."""
-    layers: list[nn.Module] = [_conv(3, stem)]
-    cin = stem
-    for pool, *widths in modules:
-        layers += [nn.MaxPool2d(pool)] if pool > 1 else []
-        layers.append(_Inception(cin, *widths))
-        cin = sum(widths)
-    return _Net(cin, *layers)
-
-
-def _gated_basic(cin: int, cout: int, stride: int) -> nn.Module:
-    return _basic(cin, cout, stride, gated=True)
-
-
 LONGER = (4, 5, 4)
 """Epochs of nets that learn slowly: most of their convolutions see one channel each."""
 
@@ -380,7 +163,7 @@ NETS: dict[str, ZooNet] = {
     "vgg": ZooNet("plain", lambda: vgg((16, 24), (48, 48), (96, 96))),
     "mobilenetv2": ZooNet(
         "inverted_residual",
-        lambda: _inverted(
+        lambda: inverted(
             16, (2, 2, 24), (4, 1, 24), (4, 1, 24), (4, 2, 56), (4, 1, 56), (4, 1, 56), last=192
         ),
         LONGER,
@@ -388,17 +171,17 @@ NETS: dict[str, ZooNet] = {
     ),
     "seresnet": ZooNet(
         "squeeze_excite",
-        lambda: _resnet(16, _gated_basic, (1, 16), (2, 32), (1, 32), (2, 64), (1, 64)),
+        lambda: resnet(16, gated_basic, (1, 16), (2, 32), (1, 32), (2, 64), (1, 64)),
     ),
-    "densenet": ZooNet("dense", lambda: _densenet(16, (2, 16), (4, 16), (4, 24))),
+    "densenet": ZooNet("dense", lambda: densenet(16, (2, 16), (4, 16), (4, 24))),
     "mobilenetv1": ZooNet(
         "separable",
-        lambda: _mobilenet_v1(24, (1, 32), (2, 96), (1, 96), (2, 192), (1, 192), (1, 192)),
+        lambda: mobilenet_v1(24, (1, 32), (2, 96), (1, 96), (2, 192), (1, 192), (1, 192)),
         bfloat16=False,
     ),
     "inception": ZooNet(
         "inception",
-        lambda: _inception(
+        lambda: inception(
             24,
             (2, 16, 32, 16, 16),
             (1, 16, 48, 16, 16),
@@ -408,29 +191,29 @@ NETS: dict[str, ZooNet] = {
     ),
     "mobilenetv3": ZooNet(
         "squeeze_excite",
-        lambda: _inverted(
+        lambda: inverted(
             16, (2, 2, 24), (3, 1, 24), (4, 2, 48), (3, 1, 48), (3, 1, 48), last=144, gated=True
         ),
         LONGER,
         bfloat16=False,
     ),
-    "vovnet": ZooNet("dense", lambda: _vovnet(16, 3, (16, 32), (24, 64), (40, 96))),
+    "vovnet": ZooNet("dense", lambda: vovnet(16, 3, (16, 32), (24, 64), (40, 96))),
     "mobilenetv2_wide": ZooNet(
         "inverted_residual",
-        lambda: _inverted(16, (3, 2, 32), (4, 1, 32), (3, 2, 72), (4, 1, 72), last=160),
+        lambda: inverted(16, (3, 2, 32), (4, 1, 32), (3, 2, 72), (4, 1, 72), last=160),
         LONGER,
         bfloat16=False,
     ),
     "mobilenetv1_deep": ZooNet(
         "separable",
-        lambda: _mobilenet_v1(
+        lambda: mobilenet_v1(
             32, (2, 64), (1, 64), (1, 64), (2, 128), (1, 128), (1, 128), (1, 128), (1, 128)
         ),
         bfloat16=False,
     ),
     "resnet_bottleneck": ZooNet(
         "residual",
-        lambda: _resnet(24, _bottleneck, (2, 64), (1, 64), (1, 64), (2, 128), (1, 128), (1, 128)),
+        lambda: resnet(24, bottleneck, (2, 64), (1, 64), (1, 64), (2, 128), (1, 128), (1, 128)),
     ),
     "vgg_wide_end": ZooNet("plain", lambda: vgg((16, 16), (32, 64), (64, 128))),
 }
