@@ -1,8 +1,10 @@
 """Several plans for one budget, and the choice between them where the weights are.
 
-Planning proposes: the knapsack, the policy, the other classical planners, and samples around the
-policy. Nobody without weights can tell them apart, so until they are evaluated the knapsack's plan
-stands. `choose` takes the one of least loss, if it is below the knapsack's by more than noise.
+Planning proposes: the knapsack, the policy, samples around the policy, and what the knapsack would
+be if single-group losses were as wrong about whole plans as they usually are. Such plans lose by
+prediction the same to a few percent, and in truth 5-15 % more or less; which, nobody without
+weights can tell, so until they are evaluated the knapsack's plan stands. `choose` takes the one of
+least loss, if it is below the knapsack's by more than noise.
 """
 
 from __future__ import annotations
@@ -18,6 +20,8 @@ from rlprune.errors import InputError
 from rlprune.graph.types import FloatArray, IntArray
 from rlprune.plans import PruningPlan
 from rlprune.policy import Policy, SamplingPolicy, get_policy
+from rlprune.profile.energy import loss_curve
+from rlprune.task.knapsack import solve
 from rlprune.task.task import PruningTask
 
 if TYPE_CHECKING:
@@ -26,10 +30,11 @@ if TYPE_CHECKING:
     from rlprune.profile.evaluate import Evaluation, Evaluator
 
 MAX_CANDIDATES = 64
-CLASSICAL = ("corrected", "global", "uniform")
-"""Proposed beside the policy and the knapsack, in this order."""
-DRAWS = 4
-"""Samples drawn for each that is wanted, since many give the same plan."""
+CURVE_ERROR = 0.2
+"""Standard deviation of the log of what a group's losses are multiplied with in a proposal. Factors
+that best explain recorded plans lie about so far from 1."""
+DRAWS = 8
+"""Plans drawn for each that is wanted, since many are the same."""
 PENDING = "the knapsack reference, until the candidates are evaluated where the weights are"
 
 
@@ -55,7 +60,8 @@ def propose(
 ) -> list[tuple[str, IntArray]]:
     """At most `count` different plans (policy's name, keeps [G]) within a budget that can be met.
 
-    The first is the knapsack's, the second the policy's own; names of samples end in `~1`, `~2` ...
+    The first is the knapsack's, the second the policy's own. Names of samples around either end in
+    `~1`, `~2` ...
     """
     found: dict[tuple[int, ...], tuple[str, IntArray]] = {}
     for name, keeps in _proposals(task, policy, budget_ms, count, rng):
@@ -69,13 +75,18 @@ def propose(
 def _proposals(
     task: PruningTask, policy: Policy, budget_ms: float, count: int, rng: np.random.Generator
 ) -> Iterator[tuple[str, IntArray]]:
-    asked = np.array([budget_ms])
-    for one in (get_policy("knapsack"), policy, *map(get_policy, CLASSICAL)):
+    asked, count = np.array([budget_ms]), DRAWS * count
+    knapsack = get_policy("knapsack")
+    for one in (knapsack, policy):
         yield one.name, one.plan(task, asked)[0]
+    curve = loss_curve(task.profiles, task.graph)  # [G, L]
+    wrong = np.exp(CURVE_ERROR * rng.standard_normal((count, len(curve), 1)))
+    drawn = {knapsack.name: solve(task, np.full(count, budget_ms), loss=curve * wrong)}
     if isinstance(policy, SamplingPolicy):
-        samples = policy.sample(task, budget_ms, DRAWS * count, rng)
-        for index, keeps in enumerate(samples):
-            yield f"{policy.name}~{index + 1}", keeps
+        drawn = {policy.name: policy.sample(task, budget_ms, count, rng), **drawn}
+    for index in range(count):
+        for name, plans in drawn.items():
+            yield f"{name}~{index + 1}", plans[index]
 
 
 def choose(plan: PruningPlan, evaluate: Callable[[tuple[int, ...]], Evaluation]) -> PruningPlan:

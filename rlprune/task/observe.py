@@ -19,7 +19,7 @@ from rlprune.task.separable import at_level
 from rlprune.task.task import PruningTask
 from rlprune.task.traits import TASK_SLOTS, later, later_mean, task_block
 
-OBSERVATION_VERSION = 1
+OBSERVATION_VERSION = 2
 """Grows when a slot changes its meaning, its place or its scale; artifacts name theirs."""
 LIMIT = 5.0
 """Every slot is clipped to -LIMIT .. LIMIT."""

@@ -27,7 +27,10 @@ TASK_SLOTS = (
     "producers",  # log2(1 + weighted operators that produce it) / 3
     "consumers",  # log2(1 + weighted operators that read it) / 3
     "stream",  # 1 where several operators produce it (a residual stream)
-    "shared_input",  # 1 where a reader's input holds more than this group
+    "bypassed",  # 1 where all that reads it writes into streams: a branch beside a shortcut
+    "sibling_share",  # greatest share of a reader's input that other groups make up
+    "first",  # 1 where an operator that reads no group produces it: the stem
+    "last",  # 1 where an operator that writes no group reads it: the classifier
     "log_cells",  # log2(positions of its feature map) / 16
     "macs_share",  # log1p(groups * share of the MACs in operators it touches) / 2; so the next two
     "params_share",
@@ -108,8 +111,10 @@ def _place(graph: PruningGraph) -> list[FloatArray]:
     """The slots kernel .. log_cells, each [G]."""
     groups = len(graph.groups)
     kernel, stride, cells = np.ones(groups), np.ones(groups), np.ones(groups)
-    depthwise, shared = np.zeros(groups), np.zeros(groups)
+    depthwise, siblings = np.zeros(groups), np.zeros(groups)
     producers, consumers = np.zeros(groups), np.zeros(groups)
+    first, last = np.zeros(groups), np.zeros(groups)
+    written: list[set[int]] = [set() for _ in range(groups)]  # by what reads each group
     for op in graph.operators:
         extent = float(math.prod(op.out_spatial))
         for group, _ in op.out_width.terms:
@@ -120,10 +125,17 @@ def _place(graph: PruningGraph) -> list[FloatArray]:
                 kernel[group] = max(kernel[group], *op.kernel, 1)
                 stride[group] = max(stride[group], *op.stride, 1)
                 producers[group] += op.kind != "depthwise_conv"
-        for group, _ in op.in_width.terms:
+                first[group] = max(first[group], float(not op.in_width.terms))
+        whole = float(op.in_width.at(graph.widths))
+        for group, count in op.in_width.terms:
             if op.kind in _WEIGHTED and op.kind != "depthwise_conv":
                 consumers[group] += 1
-                shared[group] = max(shared[group], float(len(op.in_width.terms) > 1))
+                siblings[group] = max(siblings[group], 1 - count * graph.widths[group] / whole)
+                last[group] = max(last[group], float(not op.out_width.terms))
+                written[group] |= {other for other, _ in op.out_width.terms} or {-1}
+    streams = set(np.flatnonzero(producers > 1).tolist())
+    bypassed = [bool(others) and g not in others and others <= streams
+                for g, others in enumerate(written)]  # fmt: skip
     return [
         kernel / 7,
         np.log2(stride),
@@ -131,7 +143,10 @@ def _place(graph: PruningGraph) -> list[FloatArray]:
         np.log2(1 + producers) / 3,
         np.log2(1 + consumers) / 3,
         (producers > 1).astype(np.float64),
-        shared,
+        np.array(bypassed, dtype=np.float64),
+        siblings,
+        first,
+        last,
         np.log2(cells) / 16,
     ]
 
