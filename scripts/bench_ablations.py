@@ -3,7 +3,7 @@
     scripts/bench_ablations [--quick] [--seed N] [--json FILE] [--only NAME ...] [--seeds N]
                             [--steps N] [--recorded DIR] [--judged DIR] [--store URL] [--device KEY]
 
-Every variant is trained on the recorded networks but one, which chooses the round, and plans for
+Every variant is trained on the recorded networks but some, which choose the round, and plans for
 networks of families that no training saw (`scripts/record_zoo --held-out` records them). Figures
 are the share of the knapsack's loss that is saved there, by the recorded objective, with a 90 %
 interval over networks and their budgets; the corrected knapsack stands beside them.
@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from bench_rows import Row, write_rows
+from train_default_policy import choosing
 
 from rlprune.policy import DATA
 from rlprune.policy.artifact import PolicyArtifact
@@ -86,18 +87,18 @@ def main() -> None:
             load_models([options.judged]), store=store, devices=options.device
         )
     names = sorted({named.model for named in tasks})
-    chooser = names[options.seed % len(names)]
+    choosers = choosing(names, set())
     print(
         f"load average {os.getloadavg()[0]:.1f}, seed {options.seed}; trained on "
-        f"{', '.join(name for name in names if name != chooser)}; chosen on {chooser}; judged on "
-        f"{', '.join(sorted({named.model for named in judged}))}"
+        f"{len(names) - len(choosers)} networks; chosen on {', '.join(sorted(choosers))}; "
+        f"judged on {', '.join(sorted({named.model for named in judged}))}"
     )
-    seen = [named for named in tasks if named.model != chooser]
+    seen = [named for named in tasks if named.model not in choosers]
     rows = judge("corrected knapsack", fit_corrected([named.task for named in seen]), judged)
     with ray_session(None), tempfile.TemporaryDirectory() as scratch:
         for variant in options.only:
             policy = train(
-                variant, seen, [n for n in tasks if n.model == chooser], options, scratch
+                variant, seen, [n for n in tasks if n.model in choosers], options, scratch
             )
             rows += judge(variant, policy, judged)
     if options.json:
@@ -111,7 +112,7 @@ def train(
     options: argparse.Namespace,
     scratch: str,
 ) -> Policy:
-    """The best round of all seeds' agents, by the network that chooses."""
+    """The best round of all seeds' agents, by the networks that choose."""
     began = time.monotonic()
     action = VARIANTS[variant]["action"]
     made = population_configs(
@@ -132,8 +133,9 @@ def train(
     )
     best = max((m for m in members if m.best_round), key=lambda member: member.best_gain)
     print(
-        f"  {variant}: {time.monotonic() - began:.0f} s, best {best.best_gain:+.1%} on the chooser "
-        f"in round {best.best_round}, {best.history[-1]['train_gain']:+.1%} on the trained",
+        f"  {variant}: {time.monotonic() - began:.0f} s, best {best.best_gain:+.1%} on those "
+        f"that choose, in round {best.best_round}; {best.history[-1]['train_gain']:+.1%} on those "
+        "trained on",
         flush=True,
     )
     return LearnedPolicy(PolicyArtifact(network_of(best), action, best.config.seed))

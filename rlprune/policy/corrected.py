@@ -28,6 +28,8 @@ FORMAT = "rlprune.corrected/1"
 TELLING_LOSS = (0.02, 2.0)
 """Nats. Where the knapsack loses less there is nothing to win; where it loses more, plans are next
 to guessing, and their losses tell nothing about what fine-tuning could bring back."""
+TASKS_AT_ONCE = 16
+"""Tasks that a generation of the fit looks at; of more, others every time."""
 LEAST_LOSS = 0.05
 """Nats; shares are taken of at least this much, or noise where little is lost would be a gain."""
 
@@ -185,12 +187,15 @@ def fit_corrected(
     low, high = budget_range
     trail = []
     for generation in range(generations):
+        some = tasks
+        if len(tasks) > TASKS_AT_ONCE:
+            some = [tasks[i] for i in rng.permutation(len(tasks))[:TASKS_AT_ONCE]]
         root = np.linalg.cholesky(covariance + 1e-9 * np.eye(size))
         steps = rng.normal(size=(population, size)) @ root.T
         candidates = mean + sigma * steps
         grid = (np.arange(budget_count) + rng.random()) / budget_count
         shares = low + (high - low) * grid
-        cost = np.mean([excess(task, candidates, shares) for task in tasks], axis=0)
+        cost = np.mean([excess(task, candidates, shares) for task in some], axis=0)
         cost += shrink * (candidates**2).sum(1)
         chosen = steps[np.argsort(cost, kind="stable")[:parents]]
         mean = mean + sigma * rank @ chosen

@@ -25,7 +25,7 @@ def episode_observations(dynamics: PruningDynamics, rows: int, seed: int) -> np.
 
 def test_slots_are_named_once_and_versioned() -> None:
     assert len(set(SLOTS)) == len(SLOTS)
-    assert OBSERVATION_VERSION == 1
+    assert OBSERVATION_VERSION == 2
 
 
 def test_observations_are_finite_bounded_float32_for_any_depth_and_tables() -> None:
@@ -36,6 +36,19 @@ def test_observations_are_finite_bounded_float32_for_any_depth_and_tables() -> N
         assert seen.dtype == np.float32
         assert seen.shape[1:] == (4, len(SLOTS))
         assert np.isfinite(seen).all() and np.abs(seen).max() <= LIMIT
+
+
+def test_a_group_is_told_where_it_lies() -> None:
+    """Stem, streams and what lies beside them, siblings of a concat, and the classifier's input."""
+    task = task_of(resnet_like((2, 1)))
+    seen = episode_observations(PruningDynamics(task), 1, 0)[: task.group_count, 0]
+    slots = dict(zip(SLOTS, seen.T, strict=True))
+    streams = slots["stream"] == 1
+    assert 0 < streams.sum() < len(streams)
+    assert (slots["bypassed"] == ~streams).all(), "all but streams lie inside of a block"
+    assert (slots["first"] == (np.arange(len(streams)) == 0)).all()
+    assert (slots["last"] == 1).sum() == 1 and streams[slots["last"] == 1].all()
+    assert (slots["sibling_share"] == 0).all(), "nothing is concatenated"
 
 
 def test_few_values_are_cut_off() -> None:
