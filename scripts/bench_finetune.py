@@ -45,7 +45,7 @@ from rlprune.policy.corrected import budgets_at
 from rlprune.store.encoding import digest
 from rlprune.training.finetune import TrainConfig
 
-GRID_METHODS = ("uniform", "knapsack", "learned", "amc", "evolution")
+GRID_METHODS = ("uniform", "knapsack", "learned", "learned8", "amc", "evolution")
 OURS = "learned"
 CLEARLY = ("uniform", "amc")
 """Peers that our policy is to be clearly above; with the others it is to be level."""
