@@ -42,7 +42,8 @@ from rlprune.task.task import PruningTask
 
 CHECKPOINTS = (50, 100, 200, 400)
 """Evaluations after which the best so far of a search is recorded."""
-CANDIDATES = 8
+CANDIDATES = {"learned8": 8, "learned64": 64}
+"""Methods that choose among plans proposed at once, and of how many."""
 DATA_FREE = "_free"
 """How the names of methods end that see no measured loss though they could."""
 
@@ -60,7 +61,7 @@ RULES = (
 )
 """Methods that evaluate nothing beyond the profile."""
 EPISODIC = ("amc", "random_policy")
-STAGES = ((*RULES, "learned8"), ("evolution",), (*EPISODIC, "random"), ("netadapt",))
+STAGES = ((*RULES, *CANDIDATES), ("evolution",), (*EPISODIC, "random"), ("netadapt",))
 """All methods, in the order in which a whole grid is gone through: an interrupted one has what
 matters most in every cell."""
 METHODS = tuple(method for stage in STAGES for method in stage)
@@ -261,7 +262,7 @@ class Case:
         return digest(
             method if policy is None else f"{method} {policy.name}",
             f"{settings.search_count} {settings.episode_count} {settings.profile_count}",
-            self._policy("learned").name if method == "learned8" else "",
+            self._policy("learned").name if method in CANDIDATES else "",
             self.context,
             f"{device} {budget!r} {self.seed}",
             measured.tobytes(),
@@ -316,14 +317,14 @@ class Case:
             if method.endswith(DATA_FREE):
                 task = replace(task, profiles=replace(task.profiles, measured_loss=None))
             return 0, [found(0, policy.plan(task, np.array([budget]))[0], None)]
-        if method == "learned8":
+        if method in CANDIDATES:
             plan = choose(
                 make_plan(
                     task,
                     self._policy("learned"),
                     budget,
                     device=device,
-                    candidate_count=CANDIDATES,
+                    candidate_count=CANDIDATES[method],
                 ),
                 lambda keeps: self.evaluate(np.array(keeps)),
             )
@@ -347,8 +348,8 @@ def search_count(method: str, settings: GridSettings) -> int:
     """Evaluations that a method makes in one cell, at most."""
     if method in RULES:
         return 0
-    if method == "learned8":
-        return CANDIDATES
+    if method in CANDIDATES:
+        return CANDIDATES[method]
     return settings.episode_count if method in EPISODIC else settings.search_count
 
 

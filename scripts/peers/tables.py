@@ -102,6 +102,7 @@ def _headlines(grid: Grid) -> list[Row]:
     for method, name, target in (
         ("learned", "zero_shot", HALF),
         ("learned8", "candidates", MOST),
+        ("learned64", "candidates64", None),
         ("corrected", "corrected", None),
         ("random", "random", None),
         ("netadapt", "netadapt", None),
