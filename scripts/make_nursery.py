@@ -139,8 +139,10 @@ KINDS = {
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--count", type=int, default=48)
-    parser.add_argument("--part", default="1/1", metavar="K/N", help="every Nth from the Kth on")
+    parser.add_argument("--count", type=int, default=36)
+    parser.add_argument(
+        "--part", type=part_of, default=(1, 1), metavar="K/N", help="every Nth from the Kth on"
+    )
     parser.add_argument("--evaluations", type=int, default=200, help="of each network")
     parser.add_argument("--out", type=Path, default=DATA / "recorded")
     parser.add_argument("--work", type=Path, default=Path("~/.cache/rlprune/nursery").expanduser())
@@ -148,7 +150,7 @@ def main() -> int:
     arguments = parser.parse_args()
     for number in (signal.SIGINT, signal.SIGTERM):  # a shell starts jobs with SIGINT ignored
         signal.signal(number, signal.default_int_handler)
-    part, parts = (int(number) for number in arguments.part.split("/"))
+    part, parts = arguments.part
     torch.set_num_threads(1)
     try:
         data = Data(CifarPack(shared_data(arguments.shared)))
@@ -160,6 +162,14 @@ def main() -> int:
     except RlpruneError as error:
         raise SystemExit(str(error)) from error
     return 0
+
+
+def part_of(text: str) -> tuple[int, int]:
+    """(K, N) of `K/N`."""
+    part, _, parts = text.partition("/")
+    if not (part.isdigit() and parts.isdigit() and 1 <= int(part) <= int(parts)):
+        raise argparse.ArgumentTypeError(f"{text!r} is no part; write 1/2 for the first of two")
+    return int(part), int(parts)
 
 
 def raise_one(number: int, data: Data, arguments: argparse.Namespace) -> None:

@@ -31,10 +31,10 @@ if TYPE_CHECKING:
 
 MAX_CANDIDATES = 64
 CURVE_ERROR = 0.2
-"""Standard deviation of the log of what a group's losses are multiplied with in a proposal. Factors
-that best explain recorded plans lie about so far from 1."""
+"""Standard deviation of the log of what a group's losses are multiplied with in the first proposals.
+Factors that best explain recorded plans lie about so far from 1."""
 DRAWS = 8
-"""Plans drawn for each that is wanted, since many are the same."""
+"""Times that as many plans are drawn as are wanted, at most, since many are the same."""
 PENDING = "the knapsack reference, until the candidates are evaluated where the weights are"
 
 
@@ -75,18 +75,20 @@ def propose(
 def _proposals(
     task: PruningTask, policy: Policy, budget_ms: float, count: int, rng: np.random.Generator
 ) -> Iterator[tuple[str, IntArray]]:
-    asked, count = np.array([budget_ms]), DRAWS * count
+    asked = np.array([budget_ms])
     knapsack = get_policy("knapsack")
     for one in (knapsack, policy):
         yield one.name, one.plan(task, asked)[0]
     curve = loss_curve(task.profiles, task.graph)  # [G, L]
-    wrong = np.exp(CURVE_ERROR * rng.standard_normal((count, len(curve), 1)))
-    drawn = {knapsack.name: solve(task, np.full(count, budget_ms), loss=curve * wrong)}
-    if isinstance(policy, SamplingPolicy):
-        drawn = {policy.name: policy.sample(task, budget_ms, count, rng), **drawn}
-    for index in range(count):
-        for name, plans in drawn.items():
-            yield f"{name}~{index + 1}", plans[index]
+    for turn in range(DRAWS):
+        # Further off every time: where few plans are near, those are soon all found.
+        wrong = np.exp((1 + turn) * CURVE_ERROR * rng.standard_normal((count, len(curve), 1)))
+        drawn = {knapsack.name: solve(task, np.full(count, budget_ms), loss=curve * wrong)}
+        if isinstance(policy, SamplingPolicy):
+            drawn = {policy.name: policy.sample(task, budget_ms, count, rng), **drawn}
+        for index in range(count):
+            for name, plans in drawn.items():
+                yield f"{name}~{turn * count + index + 1}", plans[index]
 
 
 def choose(plan: PruningPlan, evaluate: Callable[[tuple[int, ...]], Evaluation]) -> PruningPlan:

@@ -52,9 +52,8 @@ def test_candidates_differ_and_keep_the_budget(seed: int) -> None:
     assert plan.reference is not None and keeps[0] == plan.reference.keeps == tuple(plan.keeps)
 
 
-def test_the_policy_and_what_lies_around_it_and_the_knapsack_are_among_them(
-    task: PruningTask,
-) -> None:
+def test_the_policy_and_what_lies_around_it_and_the_knapsack_are_among_them() -> None:
+    task = task_of(chain_graph([64, 96, 128, 64, 96, 128, 64, 96]), seed=3)
     plan = proposed(task, 12)
     budget = np.array([plan.budget_ms])
     keeps = {one.keeps for one in plan.candidates}
@@ -67,12 +66,13 @@ def test_the_policy_and_what_lies_around_it_and_the_knapsack_are_among_them(
     assert all(one.loss is None and not one.chosen for one in plan.candidates)
 
 
-def test_samples_lie_around_the_policys_plan_within_the_budget(task: PruningTask) -> None:
+def test_samples_lie_around_the_policys_plan_within_the_budget() -> None:
     policy = get_policy("learned")
     assert isinstance(policy, SamplingPolicy)
+    task = task_of(chain_graph([64, 96, 128, 64, 96, 128, 64, 96]), seed=3)
     budget = float(budgets_at(task, np.array([0.5]))[0])
-    samples = policy.sample(task, budget, 30, np.random.default_rng(0))
-    assert samples.shape == (30, 4) and (task.tables.upper_ms(samples) <= budget).all()
+    samples = policy.sample(task, budget, 100, np.random.default_rng(0))
+    assert samples.shape == (100, 8) and (task.tables.upper_ms(samples) <= budget).all()
     own = policy.plan(task, np.array([budget]))[0]
     near, far = (np.abs(samples[part::2] - own).mean() for part in (0, 1))
     assert near < far and len(np.unique(samples, axis=0)) > 3
