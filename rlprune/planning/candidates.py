@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 
 MAX_CANDIDATES = 64
 CURVE_ERROR = 0.2
-"""Standard deviation of the log of what a group's losses are multiplied with in the first proposals.
-Factors that best explain recorded plans lie about so far from 1."""
+"""Standard deviation of the log of what a group's losses are multiplied with in proposals at first;
+factors that best explain recorded plans lie about so far from 1."""
 DRAWS = 8
 """Times that as many plans are drawn as are wanted, at most, since many are the same."""
 PENDING = "the knapsack reference, until the candidates are evaluated where the weights are"

@@ -28,6 +28,11 @@ from rlprune.task.observe import SLOTS
 from rlprune.task.task import PruningTask
 from rlprune.training.vec import TaskVecEnv
 
+STRUCTURE = ("bypassed", "sibling_share", "first", "last")
+"""Slots that nearly name a group where graphs are few."""
+LEAST_GRAPHS = 16
+"""Of fewer graphs `STRUCTURE` is hidden: trained on four of them, policies learned it by heart and
+lost 18 % to the knapsack on unseen ones, where without it they gained 11 %."""
 CHECKPOINT_FORMAT = "rlprune.checkpoint/1"
 
 
@@ -95,7 +100,9 @@ class Agent:
         if normalizer is None:
             longest = max(task.group_count for task in tasks)
             normalizer = fit_normalizer(self._env, seed=config.seed, steps=longest)
-            normalizer = without(normalizer, config.blind)
+            graphs = {task.graph.fingerprint for task in tasks}
+            hidden = STRUCTURE if len(graphs) < LEAST_GRAPHS else ()
+            normalizer = without(normalizer, (*config.blind, *hidden))
         self._set_normalizer(normalizer)
         self._model = PPO(
             "MlpPolicy",
