@@ -17,7 +17,6 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import argparse
-import signal
 import sys
 import time
 from collections.abc import Callable
@@ -29,6 +28,7 @@ import numpy as np
 import torch
 from cifar_pack import CifarPack, exported, shared_data
 from cifar_training import Data, Recipe, train
+from record_zoo import listen
 from torch import nn
 
 from rlprune.errors import RlpruneError
@@ -42,7 +42,7 @@ from rlprune.training.record import RecordConfig, record_model
 EPOCHS = (2, 2, 1)
 """At each of `cifar_training.SIZES`."""
 IMAGES = 1000
-"""To profile on, and as many others to judge plans on; all of `train_calib`."""
+"""To profile on, and as many others to judge plans on, out of `train_calib`."""
 PREFIX = "nursery-"
 
 Rng = np.random.Generator
@@ -148,8 +148,7 @@ def main() -> int:
     parser.add_argument("--work", type=Path, default=Path("~/.cache/rlprune/nursery").expanduser())
     parser.add_argument("--shared")
     arguments = parser.parse_args()
-    for number in (signal.SIGINT, signal.SIGTERM):  # a shell starts jobs with SIGINT ignored
-        signal.signal(number, signal.default_int_handler)
+    listen()
     part, parts = arguments.part
     torch.set_num_threads(1)
     try:
