@@ -113,11 +113,11 @@ def _rewrite(
     Also the names of tensors that are no longer to be cut.
     """
     small = detached_copy(probe)
-    rewritten, indices = rewrite_widths(small, trace, cut)
-    before = {path: small.get_submodule(path) for path in rewritten}
+    rewritten, traced, indices = rewrite_widths(small, trace, cut)
+    before = {path: small.get_submodule(path) for path in traced}
     choices = {path: list(width_choices(part, path, cut)) for path, part in before.items()}
     for path, part in small.named_modules():
-        if own_code(part) and path not in rewritten:
+        if own_code(part) and path not in traced:
             for name, value in next(width_choices(part, path, cut), {}).items():
                 setattr(part, name, value)
     for path, part in rewritten.items():

@@ -86,11 +86,12 @@ def first_calls(module: nn.Module, call: Call) -> dict[str, tuple[tuple[Any, ...
 
 def rewrite_widths(
     module: nn.Module, trace: TorchTrace, cut: Cut
-) -> tuple[dict[str, fx.GraphModule], set[str]]:
+) -> tuple[dict[str, fx.GraphModule], set[str], set[str]]:
     """For every part of `module` (in eval mode) with widths in its code, the code after the cut.
 
-    The new parts hold the tensors and children of those they stand for, still of full size. Index
-    tensors are replaced in `module`; their names are the second result.
+    The new parts hold the tensors and children of those they stand for, still of full size. The
+    second result are all paths whose code could be followed: those without a new part are right as
+    they are. Index tensors are replaced in `module`; their names are the third.
 
     Raises:
         ModelError: another graph than the traced one comes out.
@@ -112,7 +113,7 @@ def rewrite_widths(
             f"module {type(trace.module).__name__} cannot be cut: torch.fx cannot trace the code "
             f"of {path or 'it'!r} ({why}), in which widths are written; prune its ONNX export"
         )
-    return rewritten, indices
+    return rewritten, set(sites.graphs), indices
 
 
 def _graph_module(part: nn.Module, graph: fx.Graph) -> fx.GraphModule:

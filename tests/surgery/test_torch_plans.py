@@ -87,6 +87,16 @@ def test_cut_module_equals_cut_onnx_and_the_zeroed_net(name: str) -> None:
 
 
 @EVERY
+@pytest.mark.parametrize("first", [0, 1])
+def test_plan_that_leaves_every_other_group_whole(name: str, first: int) -> None:
+    trace, inputs = traced(name)
+    keeps = some_keeps(trace)
+    keeps[first::2] = trace.graph.widths[first::2]
+    ours = run(prune_torch(trace, keeps), inputs)
+    assert_close(ours, run_onnx(prune_onnx(trace.onnx, keeps), inputs))
+
+
+@EVERY
 def test_full_plan_changes_nothing(name: str) -> None:
     trace, inputs = traced(name)
     assert_close(run(prune_torch(trace, trace.graph.widths), inputs), run(trace.module, inputs))
