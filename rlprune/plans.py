@@ -58,13 +58,17 @@ class Candidate(PlanFigures):
 
     policy: str
     """Name and version of what proposed it; samples around a policy's plan end in `~1`, `~2`."""
+    divergence: float | None = None
+    """Of its answers, after reconstruction, from the unpruned network's on images that no profile
+    was measured on, nats, by which it is chosen; None until it is evaluated, as the three below."""
+    gain_se: float | None = None
+    """Standard error of its difference from the knapsack's divergence, image by image."""
     loss: float | None = None
-    """Cross-entropy after reconstruction on images that no profile was measured on, nats;
-    None until it is evaluated, as the two below."""
+    """Cross-entropy on the same images, nats."""
     loss_se: float | None = None
     """Its standard error over images."""
-    gain_se: float | None = None
-    """Standard error of its difference from the knapsack's loss, image by image."""
+    image_count: int = 0
+    """Images that it saw before the race was decided without it."""
     chosen: bool = False
     """Whether it is the plan."""
 
@@ -272,9 +276,11 @@ def _candidate(data: Any) -> Candidate:
     return Candidate(
         **_figures(data),
         policy=str(data["policy"]),
+        divergence=known(data.get("divergence")),  # not in plans of 0.4 and before
+        gain_se=known(data["gain_se"]),
         loss=known(data["loss"]),
         loss_se=known(data["loss_se"]),
-        gain_se=known(data["gain_se"]),
+        image_count=int(data.get("image_count", 0)),
         chosen=bool(data["chosen"]),
     )
 

@@ -5,8 +5,9 @@
                            [--shares B ...] [--seeds N] [--images N] [--evaluations N]
                            [--store URL] [--policy NAME] [--workers N] [--report] [--estimate]
 
-Every method chooses on 1,000 images of one half of `test_reward`, profiles on 1,000 others of it,
-and its plan is judged on the other half; with --final the same plans are judged on `test_report`,
+Every method chooses on 1,000 images of one half of `test_reward` by what a plan's answers diverge
+from the unpruned network's, profiles on 1,000 others of it, and its plan is judged by its loss on
+the other half; with --final the same plans are judged on `test_report`,
 and that reading is logged. Budgets are `least + b (base - least)`. Everything is kept in DIR: an
 interrupted run goes on where it stopped, and methods that matter most come first in every cell.
 `--report` prints the figures of what is kept and searches for nothing; `--estimate` says what the
@@ -192,11 +193,11 @@ def find(bundle: Bundle) -> list[Finding]:
         findings.append(case.judged(found))
         took = time.monotonic() - started
         if took > TOLD_SEC:
-            loss = found.plans[-1].loss if found.plans else None
+            best = found.plans[-1].objective if found.plans else None
             print(
                 f"{time.strftime('%H:%M')} {bundle.model} seed {bundle.seed} "
                 f"{device.partition('-')[0]} b{share} {method}: {found.evaluation_count} "
-                f"evaluations{'' if loss is None else f', objective {loss:.3f}'}, {took:.0f} s",
+                f"evaluations{'' if best is None else f', objective {best:.3f}'}, {took:.0f} s",
                 flush=True,
             )
     return findings

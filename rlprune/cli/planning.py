@@ -264,14 +264,15 @@ def _print_plan(plan: PruningPlan) -> None:
     print_table(columns, rows, left=left)
     if plan.candidates:
         print_table(
-            ("candidate", unit, "loss", "+-", "difference +-", "chosen"),
+            ("candidate", unit, "images", "divergence", "difference +-", "loss", "+-", "chosen"),
             [
                 (
                     one.policy,
                     f"{one.predicted_latency_ms:.4g}",
+                    str(one.image_count),
                     *(
                         "" if value is None else f"{value:.4f}"
-                        for value in (one.loss, one.loss_se, one.gain_se)
+                        for value in (one.divergence, one.gain_se, one.loss, one.loss_se)
                     ),
                     "yes" if one.chosen else "",
                 )

@@ -56,11 +56,35 @@ class Evaluation:
     fold_divergences: FloatArray = field(default_factory=lambda: np.zeros(FOLD_COUNT))
     """Mean divergence KL(unpruned || this) of the answers on each fold, nats: what a plan changes,
     whatever the labels say, and free of most of their noise."""
+    image_divergences: FloatArray = field(default_factory=lambda: np.zeros(0))
+    """That of every image [N]; empty where it was not kept."""
 
     @property
     def divergence(self) -> float:
         """Mean over the folds, nats."""
         return float(self.fold_divergences.mean())
+
+    @staticmethod
+    def of(losses: FloatArray, divergences: FloatArray, accuracy: float) -> Evaluation:
+        """From what every image says, [N] each."""
+        return Evaluation(
+            loss=float(losses.mean()),
+            loss_se=float(losses.std(ddof=1) / np.sqrt(len(losses))),
+            accuracy=accuracy,
+            fold_losses=_fold_means(losses),
+            image_losses=losses,
+            fold_divergences=_fold_means(divergences),
+            image_divergences=divergences,
+        )
+
+    def then(self, further: Evaluation) -> Evaluation:
+        """This on its images and `further` on others, as one."""
+        own, others = len(self.image_losses), len(further.image_losses)
+        return Evaluation.of(
+            np.concatenate([self.image_losses, further.image_losses]),
+            np.concatenate([self.image_divergences, further.image_divergences]),
+            (self.accuracy * own + further.accuracy * others) / (own + others),
+        )
 
 
 class Evaluator:
@@ -116,6 +140,25 @@ class Evaluator:
             model = statistics.open_batch(self.corrected_model(keeps))
             logits, _ = self._run(model, None)
         return score(logits, self.calibration.y, self._answers)
+
+    def evaluate_part(self, keeps: IntArray, start: int, stop: int) -> Evaluation:
+        """The same by images `start` to `stop` alone, corrected as for all.
+
+        Raises:
+            ValueError: the correction is `match`.
+        """
+        if self._correction == "match":
+            raise ValueError("statistics are matched on all images or none")
+        images = self.calibration.take(np.arange(start, stop))
+        batches = _batches(self.trace.graph, len(images))
+        logits, _ = _run_batches(
+            statistics.open_batch(self.corrected_model(keeps)),
+            images,
+            batches,
+            [{} for _ in batches],
+            self._runtime,
+        )
+        return score(logits, images.y, self._answers[start:stop])
 
     def corrected_model(self, keeps: IntArray) -> onnx.ModelProto:
         """The pruned model with the correction in its weights and biases: a plain ONNX file."""
@@ -193,14 +236,7 @@ def score(logits: FloatArray, y: IntArray, dense: FloatArray | None = None) -> E
     loss = -own[np.arange(len(y)), y]
     theirs = own if dense is None else _log_softmax(dense)
     divergence = (np.exp(theirs) * (theirs - own)).sum(1)  # [N]
-    return Evaluation(
-        loss=float(loss.mean()),
-        loss_se=float(loss.std(ddof=1) / np.sqrt(len(loss))),
-        accuracy=float((logits.argmax(1) == y).mean()),
-        fold_losses=_fold_means(loss),
-        image_losses=loss,
-        fold_divergences=_fold_means(divergence),
-    )
+    return Evaluation.of(loss, divergence, float((logits.argmax(1) == y).mean()))
 
 
 def _log_softmax(logits: FloatArray) -> FloatArray:

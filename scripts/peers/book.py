@@ -16,7 +16,6 @@ import numpy as np
 
 from rlprune.graph.types import FloatArray, IntArray
 from rlprune.profile.evaluate import Evaluation
-from rlprune.profile.types import FOLD_COUNT
 
 WAIT_SEC = 60.0
 """For another process's write."""
@@ -24,6 +23,9 @@ WAIT_SEC = 60.0
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS evaluation (
     context TEXT, keeps TEXT, losses BLOB, accuracy REAL, PRIMARY KEY (context, keeps)
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS divergence (
+    context TEXT, keeps TEXT, divergences BLOB, PRIMARY KEY (context, keeps)
 ) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS finding (key TEXT PRIMARY KEY, value TEXT) WITHOUT ROWID;
 """
@@ -45,23 +47,29 @@ class Book:
     def evaluation(
         self, context: str, keeps: IntArray, make: Callable[[], Evaluation]
     ) -> Evaluation:
-        """The plan's evaluation in a context; made where it is not there.
-
-        Losses are kept in float32, divergences not at all: here plans are chosen by loss.
-        """
-        text = ",".join(str(int(keep)) for keep in keeps)
+        """The plan's evaluation in a context; made where it is not there. Kept in float32."""
+        key = (context, ",".join(str(int(keep)) for keep in keeps))
         found = self._file.execute(
-            "SELECT losses, accuracy FROM evaluation WHERE context = ? AND keeps = ?",
-            (context, text),
+            "SELECT losses, accuracy, divergences FROM evaluation JOIN divergence "
+            "USING (context, keeps) WHERE context = ? AND keeps = ?",
+            key,
         ).fetchone()
         if found is None:
             made = make()
-            losses = np.asarray(made.image_losses, dtype=np.float32)
-            found = (losses.tobytes(), made.accuracy)
-            self._file.execute(
-                "INSERT OR REPLACE INTO evaluation VALUES (?, ?, ?, ?)", (context, text, *found)
+            losses, divergences = (
+                np.asarray(values, dtype=np.float32).tobytes()
+                for values in (made.image_losses, made.image_divergences)
             )
-        return _evaluation(np.frombuffer(found[0], dtype=np.float32).astype(np.float64), found[1])
+            found = (losses, made.accuracy, divergences)
+            self._file.execute("BEGIN")
+            self._file.execute(
+                "INSERT OR REPLACE INTO evaluation VALUES (?, ?, ?, ?)", (*key, *found[:2])
+            )
+            self._file.execute(
+                "INSERT OR REPLACE INTO divergence VALUES (?, ?, ?)", (*key, divergences)
+            )
+            self._file.execute("COMMIT")
+        return Evaluation.of(_unpacked(found[0]), _unpacked(found[2]), float(found[1]))
 
     def finding(self, key: str, make: Callable[[], Any]) -> Any:
         """A JSON value by its key; made where it is not there."""
@@ -77,11 +85,5 @@ class Book:
         return bool(self._file.execute("SELECT 1 FROM finding WHERE key = ?", (key,)).fetchone())
 
 
-def _evaluation(losses: FloatArray, accuracy: float) -> Evaluation:
-    return Evaluation(
-        loss=float(losses.mean()),
-        loss_se=float(losses.std(ddof=1) / np.sqrt(len(losses))),
-        accuracy=float(accuracy),
-        fold_losses=np.array([losses[fold::FOLD_COUNT].mean() for fold in range(FOLD_COUNT)]),
-        image_losses=losses,
-    )
+def _unpacked(values: bytes) -> FloatArray:
+    return np.frombuffer(values, dtype=np.float32).astype(np.float64)

@@ -43,7 +43,8 @@ from rlprune.task.task import PruningTask
 CHECKPOINTS = (50, 100, 200, 400)
 """Evaluations after which the best so far of a search is recorded."""
 CANDIDATES = {"learned8": 8, "learned64": 64}
-"""Methods that choose among plans proposed at once, and of how many."""
+"""Methods that let plans race that were proposed at once, and how many. What they cost is counted
+in images: a thousand that plans saw are one evaluation."""
 DATA_FREE = "_free"
 """How the names of methods end that see no measured loss though they could."""
 
@@ -97,8 +98,8 @@ class PlanFound:
 
     count: int
     keeps: tuple[int, ...]
-    loss: float | None
-    """On the objective's images, where the method evaluated it."""
+    objective: float | None
+    """Divergence on the objective's images, where the method evaluated it."""
     latency_ms: float
 
 
@@ -188,6 +189,14 @@ class Case:
             self.context, keeps, lambda: self.objective.evaluate(np.asarray(keeps))
         )
 
+    def _evaluate_part(self, keeps: tuple[int, ...], start: int, stop: int) -> Evaluation:
+        """By some of them; the whole is kept, as other methods may ask for it."""
+        whole = self.evaluate(np.array(keeps))
+        images = slice(start, stop)
+        return Evaluation.of(
+            whole.image_losses[images], whole.image_divergences[images], whole.accuracy
+        )
+
     def judge(self, keeps: IntArray) -> Evaluation:
         """On the report's images, corrected with the objective's; full widths are left as is."""
 
@@ -264,7 +273,7 @@ class Case:
             f"{settings.search_count} {settings.episode_count} {settings.profile_count}",
             self._policy("learned").name if method in CANDIDATES else "",
             self.context,
-            f"{device} {budget!r} {self.seed}",
+            f"{device} {budget!r} {self.seed} by divergence",
             measured.tobytes(),
             task.tables.flat_ms.tobytes(),
         )
@@ -307,11 +316,11 @@ class Case:
     ) -> tuple[int, list[PlanFound]]:
         """Evaluations made, and the plans by number of evaluations."""
 
-        def found(count: int, keeps: IntArray, loss: float | None) -> PlanFound:
+        def found(count: int, keeps: IntArray, objective: float | None) -> PlanFound:
             upper = float(task.tables.upper_ms(keeps[None])[0])
             if upper > budget:
                 raise AssertionError(f"{method} plans {upper} ms for a budget of {budget} ms")
-            return PlanFound(count, tuple(int(keep) for keep in keeps), loss, upper)
+            return PlanFound(count, tuple(int(keep) for keep in keeps), objective, upper)
 
         if policy is not None:
             if method.endswith(DATA_FREE):
@@ -326,17 +335,19 @@ class Case:
                     device=device,
                     candidate_count=CANDIDATES[method],
                 ),
-                lambda keeps: self.evaluate(np.array(keeps)),
+                self._evaluate_part,
+                self.settings.objective_count,
             )
-            [loss] = [one.loss for one in plan.candidates if one.chosen]
-            count = len(plan.candidates)
-            return count, [found(count, np.array(plan.keeps), loss)]
+            [chosen] = [one for one in plan.candidates if one.chosen]
+            seen = sum(one.image_count for one in plan.candidates)
+            count = -(-seen // self.settings.objective_count)
+            return count, [found(count, np.array(plan.keeps), chosen.divergence)]
         # What a search draws must not change when it is resumed, but differ from cell to cell.
         drawn_from = int(key[:8], 16)
         count = search_count(method, self.settings)
         trail = follow(
             _search(method, task, budget, count, drawn_from),
-            lambda keeps: self.evaluate(keeps).loss,
+            lambda keeps: self.evaluate(keeps).divergence,
             lambda keeps: bool(task.tables.upper_ms(keeps[None])[0] <= budget),
             count,
             on_progress,

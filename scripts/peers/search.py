@@ -1,4 +1,5 @@
-"""What a search is here: it proposes plans, is told their losses, and is stopped by a count.
+"""What a search is here: it proposes plans, is told what they cost on the objective's images, and
+is stopped by a count. That cost is called a loss.
 
 Whoever runs a search evaluates for it and counts: an evaluation that another search asked for
 before costs this one just as much.

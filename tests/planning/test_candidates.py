@@ -11,12 +11,20 @@ from typing import Any
 import numpy as np
 import pytest
 from calibrated import own_images, traced
+from hypothesis import given
+from hypothesis import strategies as st
 from synthetic import chain_graph, random_task, task_of
 
 import rlprune
 from rlprune.errors import CalibrationError, InputError
 from rlprune.planning import make_plan
-from rlprune.planning.candidates import choose
+from rlprune.planning.candidates import (
+    FINALISTS,
+    LEAST_SEEN,
+    MAX_CANDIDATES,
+    choose,
+    rungs,
+)
 from rlprune.plans import PruningPlan
 from rlprune.policy import DEFAULT_ARTIFACT, SamplingPolicy, get_policy
 from rlprune.policy.artifact import PolicyArtifact, Score
@@ -24,7 +32,8 @@ from rlprune.policy.corrected import budgets_at
 from rlprune.policy.guard import recorded_gain, why_not_alone
 from rlprune.policy.learned import LearnedPolicy
 from rlprune.profile.energy import loss_curve
-from rlprune.profile.evaluate import Evaluation
+from rlprune.profile.evaluate import Evaluation, Evaluator
+from rlprune.runtime import get_runtime
 from rlprune.service.client import Client
 from rlprune.service.server import start
 from rlprune.task.task import PruningTask
@@ -88,15 +97,17 @@ def test_what_is_proposed_loses_by_prediction_about_as_little_as_the_knapsack() 
     assert len(predicted) > 4 and np.median(predicted) < 1.25 * least
 
 
-def losses(of: dict[tuple[int, ...], np.ndarray]) -> Any:
-    """An evaluation that has these losses per image."""
+class Answers:
+    """Evaluations with these divergences per image, and a note of what was asked for."""
 
-    def evaluate(keeps: tuple[int, ...]) -> Evaluation:
-        loss = of[keeps]
-        se = float(loss.std(ddof=1) / np.sqrt(len(loss)))
-        return Evaluation(float(loss.mean()), se, 0.5, np.zeros(4), loss)
+    def __init__(self, of: dict[tuple[int, ...], np.ndarray]) -> None:
+        self.of = of
+        self.asked: list[tuple[tuple[int, ...], int, int]] = []
 
-    return evaluate
+    def __call__(self, keeps: tuple[int, ...], start: int, stop: int) -> Evaluation:
+        self.asked.append((keeps, start, stop))
+        own = self.of[keeps][start:stop]
+        return Evaluation.of(own + 1.0, own, 0.5)
 
 
 def test_the_best_is_taken_where_it_is_better_by_more_than_noise(task: PruningTask) -> None:
@@ -106,7 +117,7 @@ def test_the_best_is_taken_where_it_is_better_by_more_than_noise(task: PruningTa
     rows = [images + 0.2 * i for i in range(len(plan.candidates))]
     rows[3] = images - 0.03 + rng.normal(0, 0.1, 400)
     keeps = [one.keeps for one in plan.candidates]
-    chosen = choose(plan, losses(dict(zip(keeps, rows, strict=True))))
+    chosen = choose(plan, Answers(dict(zip(keeps, rows, strict=True))), 400)
     assert tuple(chosen.keeps) == keeps[3] and chosen.policy == plan.candidates[3].policy
     assert [one.chosen for one in chosen.candidates] == [i == 3 for i in range(len(keeps))]
     assert chosen.predicted_latency_ms == plan.candidates[3].predicted_latency_ms
@@ -116,7 +127,8 @@ def test_the_best_is_taken_where_it_is_better_by_more_than_noise(task: PruningTa
         and "until" not in chosen.note
     )
     own = chosen.candidates[3]
-    assert own.loss == pytest.approx(rows[3].mean())
+    assert own.divergence == pytest.approx(rows[3].mean())
+    assert own.loss == pytest.approx(rows[3].mean() + 1.0) and own.image_count == 400
     assert own.loss_se is not None and own.gain_se is not None and own.gain_se < own.loss_se
     assert PruningPlan.from_json(chosen.to_json()) == chosen
     chosen.check(task.graph)
@@ -130,12 +142,64 @@ def test_within_one_standard_error_the_knapsack_stays(task: PruningTask) -> None
     rows = {row: images + 0.2 * i for i, row in enumerate(keeps)}
     noise = rng.normal(0, 1.0, 400)
     rows[keeps[2]] = images + noise - noise.mean() - 0.04  # standard error 0.05
-    chosen = choose(plan, losses(rows))
+    chosen = choose(plan, Answers(rows), 400)
     assert tuple(chosen.keeps) == keeps[0] and chosen.policy == "knapsack"
-    assert chosen.candidates[2].loss < chosen.candidates[0].loss  # type: ignore[operator]
-    assert f"the knapsack reference: none of {len(keeps)}" in chosen.note
+    assert f"the knapsack reference: no other of {len(keeps)}" in chosen.note
     rows[keeps[2]] = np.full(400, np.nan)
-    assert choose(plan, losses(rows)).policy == "knapsack"
+    assert choose(plan, Answers(rows), 400).policy == "knapsack"
+
+
+# --- the race ------------------------------------------------------------------------------------
+
+
+@given(st.integers(2, MAX_CANDIDATES), st.integers(16, 5000))
+def test_every_image_is_seen_by_some_and_fewer_go_on_each_time(plans: int, images: int) -> None:
+    found = rungs(plans, images)
+    starts, stops, counts = zip(*found, strict=True)
+    assert starts[0] == 0 and stops[-1] == images and starts[1:] == stops[:-1]
+    assert counts[0] == plans and list(counts) == sorted(set(counts), reverse=True)
+    assert min(FINALISTS, plans) <= counts[-1]
+    assert len(found) == 1 or stops[0] >= LEAST_SEEN
+    assert sum((stop - start) * count for start, stop, count in found) <= plans * images
+
+
+def test_sixty_four_plans_cost_less_than_eight_runs() -> None:
+    seen = sum((stop - start) * count for start, stop, count in rungs(64, 1000))
+    assert seen == 7400
+
+
+def test_what_is_clearly_best_wins_the_race_and_the_knapsack_sees_the_end() -> None:
+    task = task_of(chain_graph([64, 96, 128, 64, 96, 128, 64, 96]), seed=3)
+    plan = proposed(task, 32)
+    keeps = [one.keeps for one in plan.candidates]
+    rng = np.random.default_rng(1)
+    images = rng.exponential(1.0, 1000)
+    rows = [images + 0.02 * i + rng.normal(0, 0.05, 1000) for i in range(len(keeps))]
+    rows[0] += 5.0  # the knapsack's is the worst, and must not be left behind
+    rows[20] -= 1.0
+    answers = Answers(dict(zip(keeps, rows, strict=True)))
+    chosen = choose(plan, answers, 1000)
+    assert tuple(chosen.keeps) == keeps[20]
+    assert [chosen.candidates[i].image_count for i in (0, 20)] == [1000, 1000]
+    counts = [one.image_count for one in chosen.candidates]
+    assert sorted(set(counts)) == [50, 200, 1000] and counts.count(1000) == 3
+    seen = [np.arange(start, stop) for row, start, stop in answers.asked if row == keeps[20]]
+    assert (np.concatenate(seen) == np.arange(1000)).all(), "no image twice"
+    assert len(answers.asked) == sum(count for _, _, count in rungs(len(keeps), 1000))
+
+
+def test_a_plan_by_parts_of_the_images_is_evaluated_as_by_all() -> None:
+    images = own_images(TRACE, 90)
+    evaluator = Evaluator(TRACE, images, runtime=get_runtime())
+    keeps = np.maximum(1, TRACE.graph.widths // 2)
+    whole = evaluator.evaluate(keeps)
+    parts = evaluator.evaluate_part(keeps, 0, 50).then(evaluator.evaluate_part(keeps, 50, 90))
+    for name in ("image_losses", "image_divergences", "fold_losses", "fold_divergences"):
+        np.testing.assert_allclose(getattr(parts, name), getattr(whole, name), atol=1e-5)
+    assert parts.accuracy == pytest.approx(whole.accuracy)
+    matched = Evaluator(TRACE, images, runtime=get_runtime(), correction="match")
+    with pytest.raises(ValueError, match="all images or none"):
+        matched.evaluate_part(keeps, 0, 50)
 
 
 def test_an_infeasible_budget_has_no_candidates(task: PruningTask) -> None:
@@ -234,7 +298,8 @@ def test_profile_and_choice_see_different_images(
     assert all(one.loss is not None for one in plan.candidates)
     [taken] = [one for one in plan.candidates if one.chosen]
     assert taken.keeps == tuple(plan.keeps) and taken.policy == plan.policy
-    assert taken.loss is not None and taken.loss <= plan.candidates[0].loss  # type: ignore[operator]
+    assert taken.divergence is not None
+    assert taken.divergence <= plan.candidates[0].divergence  # type: ignore[operator]
     assert plan.predicted_interval_ms[1] <= plan.budget_ms
 
     server = start("127.0.0.1:0", str(tmp_path / "s.sqlite"))
