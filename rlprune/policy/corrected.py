@@ -17,9 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rlprune.errors import PolicyError
-from rlprune.graph.types import FloatArray, IntArray, PruningGraph
+from rlprune.graph.types import FloatArray, IntArray
 from rlprune.plans import write_atomic
 from rlprune.profile.energy import loss_curve
+from rlprune.profile.predicted import PLACE, group_features
 from rlprune.task.knapsack import least_keeps, solve
 from rlprune.task.task import PruningTask
 
@@ -33,12 +34,10 @@ TASKS_AT_ONCE = 16
 LEAST_LOSS = 0.05
 """Nats; shares are taken of at least this much, or noise where little is lost would be a gain."""
 
-FEATURES = ("depth", "depth_squared", "width", "extent", "stream", "strided", "share")
-"""Of a group, for the weight on its losses; see `group_features`."""
 NUMBERS = (
     "exponent_measured",
     "exponent_data_free",
-    *(f"log_weight_{name}" for name in FEATURES),
+    *(f"log_weight_{name}" for name in PLACE),
     "extreme_penalty",
     "extreme_below",
 )
@@ -95,45 +94,13 @@ class CorrectedKnapsackPolicy:
             raise PolicyError(f"cannot read corrected knapsack {path}: {error!r}") from error
 
 
-def group_features(graph: PruningGraph) -> FloatArray:
-    """What tells a graph's groups apart [G, F], centred per graph so that none shifts the whole."""
-    count = len(graph.groups)
-    if count == 0:
-        return np.zeros((0, len(FEATURES)))
-    widths = graph.widths
-    extent, writers = np.ones(count), np.zeros(count)
-    strided = np.zeros(count)
-    macs = np.zeros(count)
-    for op in graph.operators:
-        op_macs = float(op.macs_at(op.in_width.at(widths), op.out_width.at(widths)))
-        for group, _ in op.out_width.terms:
-            extent[group] = max(extent[group], float(np.prod(op.out_spatial)))
-            if op.kind in ("conv", "conv_transpose", "linear"):
-                writers[group] += 1
-                strided[group] = max(strided[group], float(any(step > 1 for step in op.stride)))
-        for group in {group for group, _ in (*op.in_width.terms, *op.out_width.terms)}:
-            macs[group] += op_macs
-    depth = (np.arange(count) - (count - 1) / 2) / max(count - 1, 1) * 2  # -1..1
-    columns = [
-        depth,
-        depth**2,
-        np.log2(widths),
-        np.log2(extent),
-        (writers > 1).astype(np.float64),  # a residual stream: several convolutions write into it
-        strided,
-        np.log2(macs + 1.0),
-    ]
-    features = np.stack(columns, axis=1)
-    return np.asarray(features - features.mean(0))
-
-
 def bend(task: PruningTask, numbers: FloatArray) -> FloatArray:
     """The task's loss curves under each row of numbers [P, len(NUMBERS)] -> [P, G, L]."""
     curve = loss_curve(task.profiles, task.graph)
     scale = max(float(curve[:, 0].mean()), 1e-12) if curve.size else 1.0
     named = dict(zip(NUMBERS, numbers.T, strict=True))  # each [P]
     log_exponent = named["exponent_measured" if task.profiles.profiled else "exponent_data_free"]
-    weights = numbers[:, 2 : 2 + len(FEATURES)]  # [P, F]
+    weights = numbers[:, 2 : 2 + len(PLACE)]  # [P, F]
     log_weight = np.clip(weights @ group_features(task.graph).T, -4.0, 4.0)  # [P, G]
     relative = np.maximum(curve, 0.0) / scale
     bent = relative[None] ** np.exp(log_exponent)[:, None, None] * np.exp(log_weight)[:, :, None]

@@ -39,6 +39,9 @@ class GroupProfiles:
     initial_loss: FloatArray | None = None
     """[G, L], of a network that was not trained: what a score at initialisation says is lost, on a
     scale of its own (`profile.initial`); None for a trained one."""
+    predicted_loss: FloatArray | None = None
+    """[G, L], where groups stand for several of another graph: the sum of what was foretold of
+    those (`profile.predicted`); None for graphs as they are, of which it is foretold when asked."""
     initial_score: str = ""
     """The score's name, where `initial_loss` is there."""
 

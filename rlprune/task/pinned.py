@@ -14,7 +14,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from rlprune.graph.types import FloatArray, Group, IntArray, PruningGraph, Width
-from rlprune.profile.energy import MOST_SHARE, layer_count
+from rlprune.profile.energy import MOST_SHARE, loss_curve
+from rlprune.profile.predicted import layer_count
 from rlprune.profile.types import GroupProfiles
 from rlprune.task.task import Objective, PruningTask
 
@@ -114,7 +115,7 @@ def _profiles(
     """Losses summed; energies such that their curves are the sum of the curves."""
     profiles = task.profiles
     merged = (per_unit > 0).astype(np.float64)  # [G, M]
-    measured, energy = profiles.measured_loss, profiles.energy_loss
+    measured, energy, initial = profiles.measured_loss, profiles.energy_loss, profiles.initial_loss
     if measured is not None:
         measured = np.einsum("sgl,gm->sml", measured, merged)
     if energy is not None:
@@ -123,7 +124,7 @@ def _profiles(
         summed = 1.0 - np.exp(-(merged.T @ felt) / layer_count(graph)[:, None])
         single = merged.sum(0)[:, None] == 1
         energy = np.where(single, merged.T @ energy, summed)
-    initial = profiles.initial_loss
+    foretold = loss_curve(replace(profiles, measured_loss=None, initial_loss=None), task.graph)
     return replace(
         profiles,
         levels=levels,
@@ -131,4 +132,5 @@ def _profiles(
         energy_loss=energy,
         measured_loss=measured,
         initial_loss=None if initial is None else merged.T @ initial,
+        predicted_loss=merged.T @ foretold,
     )

@@ -32,6 +32,7 @@ from rlprune.planning.candidates import choose
 from rlprune.policy import Policy, get_policy
 from rlprune.policy.corrected import budgets_at
 from rlprune.profile.calibration import Calibration
+from rlprune.profile.energy import loss_curve
 from rlprune.profile.evaluate import Evaluation, Evaluator, evaluate_model
 from rlprune.profile.measured import single_group_plans
 from rlprune.profile.types import GroupProfiles, keep_levels
@@ -268,6 +269,8 @@ class Case:
         """Digest of all that the method's plans depend on; what is reported on is no part of it."""
         settings, measured = self.settings, task.profiles.measured_loss
         assert measured is not None
+        if method.endswith(DATA_FREE):
+            measured = loss_curve(_blind(task).profiles, task.graph)
         return digest(
             method if policy is None else f"{method} {policy.name}",
             f"{settings.search_count} {settings.episode_count} {settings.profile_count}",
@@ -324,7 +327,7 @@ class Case:
 
         if policy is not None:
             if method.endswith(DATA_FREE):
-                task = replace(task, profiles=replace(task.profiles, measured_loss=None))
+                task = _blind(task)
             return 0, [found(0, policy.plan(task, np.array([budget]))[0], None)]
         if method in CANDIDATES:
             plan = choose(
@@ -353,6 +356,10 @@ class Case:
             on_progress,
         )
         return trail.evaluation_count, list(_checkpoints(trail, method, count, found))
+
+
+def _blind(task: PruningTask) -> PruningTask:
+    return replace(task, profiles=replace(task.profiles, measured_loss=None))
 
 
 def search_count(method: str, settings: GridSettings) -> int:

@@ -1,0 +1,240 @@
+"""Loss curves of a network that nothing was measured on: predicted from those of other networks.
+
+How much a group's pruning diverts a network's answers follows from its place in the graph more than
+from its weights: the networks on record (`rlprune/policy/data/recorded`) agree enough that a
+quadratic of a few traits foretells, for a network left out, most of what measuring would say. Only
+ratios within one network matter to a planner, so that is what is fitted: every network's mean is
+taken out. `scripts/fit_curves` fits and says what plans are worth that go by it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+
+from rlprune.graph.types import FloatArray, IntArray, PruningGraph
+
+DEFAULT_CURVES = Path(__file__).parent / "data" / "curves.json"
+FORMAT = "rlprune.curves/1"
+WEIGHTED = ("conv", "depthwise_conv", "conv_transpose", "linear", "matmul")
+"""Kinds of operators whose weights shrink with a group."""
+PLACE = ("depth", "depth_squared", "width", "extent", "stream", "strided", "share")
+"""Of a group beside its graph's others; see `group_features`."""
+TRAITS = (
+    "log_share",
+    "log_dropped",
+    "log_kept_ratio",
+    "log_kept",
+    *PLACE,
+    "log_width",
+    "log_fan_in",
+    "log_fan_out",
+    "depthwise",
+    "log_layers",
+)
+"""Of a group at a level; see `traits`."""
+LEAST_NATS = 2e-3
+"""Added before the logarithm: smaller divergences are noise."""
+NOTHING = 1e-6
+"""Where no more of the energy than this goes, dead units go: that costs nothing."""
+RIDGE = 0.05
+
+
+@dataclass(frozen=True)
+class CurveModel:
+    """log loss as a quadratic of standardised traits."""
+
+    mean: tuple[float, ...]
+    """Of the traits on record [T]."""
+    deviation: tuple[float, ...]
+    low: tuple[float, ...]
+    """Least and greatest on record [T]: a quadratic knows nothing beyond."""
+    high: tuple[float, ...]
+    weights: tuple[float, ...]
+    """[T + T (T + 1) / 2]."""
+    level: float
+    """Mean log loss over networks: so that curves come in about nats."""
+    trained_on: tuple[str, ...] = ()
+
+    def curve(self, graph: PruningGraph, levels: IntArray, share: FloatArray | None) -> FloatArray:
+        """Loss of each group at each level [G, L], about nats; not yet monotone.
+
+        Args:
+            levels: [G, L].
+            share: of the energy that is dropped [G, L]; None where only shapes are known.
+        """
+        found = traits(graph, levels, share)
+        log_loss = self.level + _expanded(self._scaled(found)) @ np.array(self.weights)
+        loss: FloatArray = np.exp(log_loss)
+        return loss if share is None else np.where(share > NOTHING, loss, 0.0)
+
+    def _scaled(self, found: FloatArray) -> FloatArray:
+        known = np.clip(found, np.array(self.low), np.array(self.high))
+        return np.asarray((known - np.array(self.mean)) / np.array(self.deviation))
+
+    def save(self, path: str | Path) -> None:
+        """Writes JSON."""
+        data = {"format": FORMAT, "traits": list(TRAITS), **asdict(self)}
+        Path(path).write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+
+    @staticmethod
+    def load(path: str | Path) -> CurveModel:
+        """Reads what `save` wrote.
+
+        Raises:
+            ValueError: of other traits.
+        """
+        data = json.loads(Path(path).read_text(encoding="utf-8"))
+        if data["format"] != FORMAT or tuple(data["traits"]) != TRAITS:
+            raise ValueError(f"{path} is of other traits; make it again with scripts/fit_curves")
+        names = (field.name for field in fields(CurveModel) if field.name != "level")
+        return CurveModel(level=data["level"], **{name: tuple(data[name]) for name in names})
+
+
+@dataclass(frozen=True)
+class Example:
+    """One network whose losses were measured."""
+
+    name: str
+    graph: PruningGraph
+    levels: IntArray
+    level_count: IntArray
+    share: FloatArray
+    """[G, L]."""
+    loss: FloatArray
+    """Measured, monotone [G, L], nats."""
+
+
+@cache
+def default_curves() -> CurveModel:
+    """The one that ships."""
+    return CurveModel.load(DEFAULT_CURVES)
+
+
+def fit_curves(examples: Sequence[Example]) -> CurveModel:
+    """Ridge regression of log losses; every network weighs the same."""
+    found, logs = [], []
+    for one in examples:
+        below = np.arange(one.levels.shape[1]) < one.level_count[:, None] - 1
+        found.append(traits(one.graph, one.levels, one.share)[below])  # [n, T]
+        logs.append(np.log(one.loss[below] + LEAST_NATS))
+    known = np.concatenate(found)
+    mean, deviation = known.mean(0), known.std(0) + 1e-9
+    rows, targets = [], []
+    for own, log_loss in zip(found, logs, strict=True):
+        table = _expanded((own - mean) / deviation)
+        weight = 1.0 / np.sqrt(len(table))
+        rows.append((table - table.mean(0)) * weight)
+        targets.append((log_loss - log_loss.mean()) * weight)
+    left, right = np.concatenate(rows), np.concatenate(targets)
+    ridge = RIDGE * len(examples) * np.eye(left.shape[1])
+    weights = np.linalg.solve(left.T @ left + ridge, left.T @ right)
+    guesses = [_expanded((own - mean) / deviation) @ weights for own in found]
+    level = np.mean([(a - b).mean() for a, b in zip(logs, guesses, strict=True)])
+
+    def plain(values: FloatArray) -> tuple[float, ...]:
+        return tuple(float(f"{value:.7g}") for value in values)
+
+    return CurveModel(
+        plain(mean),
+        plain(deviation),
+        plain(known.min(0)),
+        plain(known.max(0)),
+        plain(weights),
+        float(level),
+        tuple(one.name for one in examples),
+    )
+
+
+def traits(graph: PruningGraph, levels: IntArray, share: FloatArray | None) -> FloatArray:
+    """What a loss is foretold by: of the cut, then of the group [G, L, T]."""
+    widths = graph.widths
+    ratio = levels / widths[:, None]
+    dropped = 1.0 - ratio
+    fan_in, fan_out = np.ones(len(widths)), np.ones(len(widths))
+    depthwise = np.zeros(len(widths))
+    for op in graph.operators:
+        mixes = op.kind in WEIGHTED and op.kind != "depthwise_conv"
+        for group, _ in op.out_width.terms:
+            if mixes:
+                fan_in[group] = max(fan_in[group], op.in_width.at(widths))
+            elif op.kind == "depthwise_conv":
+                depthwise[group] = 1.0
+        for group, _ in op.in_width.terms:
+            if mixes:
+                fan_out[group] = max(fan_out[group], op.out_width.at(widths))
+    own = np.column_stack(
+        [
+            group_features(graph),
+            np.log2(widths),
+            np.log2(fan_in),
+            np.log2(fan_out),
+            depthwise,
+            np.log2(layer_count(graph)),
+        ]
+    )
+    cut = np.stack(
+        [
+            np.log(np.maximum(dropped if share is None else share, 1e-4)),
+            np.log(np.maximum(dropped, 1e-3)),
+            np.log(ratio),
+            np.log2(levels),
+        ],
+        axis=-1,
+    )
+    spread = np.broadcast_to(own[:, None], (*levels.shape, own.shape[1]))
+    return np.concatenate([cut, spread], axis=-1)
+
+
+def group_features(graph: PruningGraph) -> FloatArray:
+    """What tells a graph's groups apart [G, P], centred per graph so that none shifts the whole."""
+    count = len(graph.groups)
+    if count == 0:
+        return np.zeros((0, len(PLACE)))
+    widths = graph.widths
+    extent, writers = np.ones(count), np.zeros(count)
+    strided = np.zeros(count)
+    macs = np.zeros(count)
+    for op in graph.operators:
+        op_macs = float(op.macs_at(op.in_width.at(widths), op.out_width.at(widths)))
+        for group, _ in op.out_width.terms:
+            extent[group] = max(extent[group], float(np.prod(op.out_spatial)))
+            if op.kind in ("conv", "conv_transpose", "linear"):
+                writers[group] += 1
+                strided[group] = max(strided[group], float(any(step > 1 for step in op.stride)))
+        for group in {group for group, _ in (*op.in_width.terms, *op.out_width.terms)}:
+            macs[group] += op_macs
+    depth = (np.arange(count) - (count - 1) / 2) / max(count - 1, 1) * 2  # -1..1
+    columns = [
+        depth,
+        depth**2,
+        np.log2(widths),
+        np.log2(extent),
+        (writers > 1).astype(np.float64),  # a residual stream: several convolutions write into it
+        strided,
+        np.log2(macs + 1.0),
+    ]
+    features = np.stack(columns, axis=1)
+    return np.asarray(features - features.mean(0))
+
+
+def layer_count(graph: PruningGraph) -> IntArray:
+    """How many weighted layers read or write channels of each group [G]."""
+    count = np.zeros(len(graph.groups), dtype=np.int64)
+    for operator in graph.operators:
+        if operator.kind in WEIGHTED:
+            for width in (operator.in_width, operator.out_width):
+                for group, _ in width.terms:
+                    count[group] += 1
+    return np.maximum(count, 1)
+
+
+def _expanded(scaled: FloatArray) -> FloatArray:
+    """Traits and their products [..., T] -> [..., T + T (T + 1) / 2]."""
+    one, other = np.triu_indices(scaled.shape[-1])
+    return np.concatenate([scaled, scaled[..., one] * scaled[..., other]], axis=-1)
