@@ -143,7 +143,8 @@ def plan(
         device: a key that the local store knows; ort, openvino or mnn for that runtime on this
             machine; or `macs` (then "ms" are millions of MACs).
         policy: learned, corrected, knapsack, global, uniform, or a trained policy's directory.
-        calibration: `.npz` with `x` [N, ...] and `y` [N]; losses are then measured, not estimated.
+        calibration: `.npz` with `x` [N, ...] and `y` [N]; losses are then measured, not foretold
+            from those of other networks.
         example_inputs, input_shapes: as for `trace`.
         round_to: keep counts are multiples of this, or the full width; by default of what the
             device likes (8, on `macs` 1).
@@ -155,10 +156,10 @@ def plan(
             its budget or leaves much of it unused; `plan.certificate` says what came of it.
         guard: give the knapsack's plan, and say so in `plan.note`, where the policy's recorded gain
             on unseen models is not clearly above zero; False for what it plans all the same.
-        candidates: propose so many plans (the knapsack's, the policy's, samples around it, the
-            other classical ones) and take the best by its loss on half of the calibration images,
-            the other half being what losses are measured on; the knapsack's stands unless beaten
-            by more than a standard error. `plan.candidates` has the table.
+        candidates: let so many plans (the knapsack's, the policy's, samples around both) race on
+            half of the calibration images, the other half being what losses are measured on, and
+            take the one whose answers diverge least from the unpruned network's; the knapsack's
+            stands unless beaten by more than a standard error. `plan.candidates` has the table.
         at_init: synflow, snip or grasp: the module is not trained yet, and this score says what a
             group is worth; snip and grasp are taken of the `calibration` images. Cut, then train.
 

@@ -165,8 +165,8 @@ def _note(
             "counts matter, not which channels stay"
         )
     elif not task.profiles.profiled:
-        source = "shapes alone" if task.profiles.energy_loss is None else "weights alone"
-        clauses.append(f"losses estimated from {source}: no calibration data")
+        source = "shapes" if task.profiles.energy_loss is None else "weights and shapes"
+        clauses.append(f"losses foretold from {source} and other networks: no calibration data")
     if task.tables.device == MACS_DEVICE:
         clauses.append("latencies are millions of MACs")
     return "; ".join(clauses)

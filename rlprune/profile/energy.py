@@ -1,4 +1,4 @@
-"""Loss curves: what a planner adds up over groups, from weights alone or from measured losses.
+"""Loss curves: what a planner adds up over groups, from what was measured or is foretold.
 
 The energy of a unit is what the effective weights that make and read it pass through it
 (`surgery.importance`). A group that keeps its best units loses the share of its energy that lay in

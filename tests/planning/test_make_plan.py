@@ -93,9 +93,9 @@ def test_note_says_what_the_losses_were_estimated_from(task: PruningTask) -> Non
     assert measured.profiled and measured.note == ""
     weights = replace(task, profiles=replace(task.profiles, measured_loss=None))
     plan = make_plan(weights, policy, task.base_ms, device="d")
-    assert not plan.profiled and "weights alone" in plan.note
+    assert not plan.profiled and "weights and shapes" in plan.note
     shapes = replace(weights, profiles=replace(weights.profiles, energy_loss=None))
-    assert "shapes alone" in make_plan(shapes, policy, task.base_ms, device="d").note
+    assert "from shapes" in make_plan(shapes, policy, task.base_ms, device="d").note
 
 
 def test_model_without_groups_gets_an_empty_plan() -> None:

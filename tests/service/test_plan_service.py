@@ -131,8 +131,8 @@ def test_the_same_request_id_gets_the_same_plan_and_other_content_is_refused(rig
 def test_without_weights_or_data_the_plan_says_so(rig: Rig) -> None:
     bare = create(rig, request()).plan
     profiled = create(rig, request(profiles=profiles_to(PROFILES))).plan
-    assert not bare.profiled and "shapes alone" in bare.note
-    assert not profiled.profiled and "weights alone" in profiled.note
+    assert not bare.profiled and "from shapes" in bare.note
+    assert not profiled.profiled and "weights and shapes" in profiled.note
 
 
 def test_an_infeasible_budget_is_an_answer_with_the_least_latency(rig: Rig) -> None:
