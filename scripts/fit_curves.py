@@ -1,11 +1,11 @@
 """Fits the loss curves that planners go by where nothing was measured; says what they are worth.
 
-    scripts/fit_curves [--quick] [--seed N] [--json FILE] [--recorded DIR] [--folds N] [--out FILE]
+    scripts/fit_curves [--quick] [--seed N] [--json FILE] [--recorded DIR] [--out FILE]
 
-Every recorded network is left out once. Of it is printed what plans by foretold losses lose, by
-MACs at budgets `least + b (base - least)`, b 0.1 to 0.9, over what the knapsack by its measured
-losses does: a mean of logarithms, so that 0.2 is about a fifth more. Objectives are surrogates of
-recorded evaluations. Then the curves that ship are fitted to all networks.
+Every block type on record is left out once. Of its networks is printed what plans by foretold
+losses lose, by MACs at budgets `least + b (base - least)`, b 0.1 to 0.9, over what the knapsack by
+its measured losses does: a mean of logarithms, so that 0.2 is about a fifth more. Objectives are
+surrogates of recorded evaluations. Then the curves that ship are fitted to all networks.
 """
 
 from __future__ import annotations
@@ -27,7 +27,13 @@ from rlprune.graph.types import FloatArray
 from rlprune.policy import DATA, get_policy
 from rlprune.policy.corrected import budgets_at, telling
 from rlprune.profile.energy import loss_curve, non_increasing
-from rlprune.profile.predicted import DEFAULT_CURVES, CurveModel, Example, fit_curves
+from rlprune.profile.predicted import (
+    DEFAULT_CURVES,
+    CurveModel,
+    Example,
+    energy_curve,
+    fit_curves,
+)
 from rlprune.store import open_store
 from rlprune.task.knapsack import solve
 from rlprune.task.task import PruningTask
@@ -46,33 +52,33 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path, metavar="FILE")
     parser.add_argument("--recorded", type=Path, default=DATA / "recorded", metavar="DIR")
-    parser.add_argument("--folds", type=int, default=5)
     parser.add_argument("--out", type=Path, default=DEFAULT_CURVES, metavar="FILE")
     options = parser.parse_args()
     models = load_models([options.recorded])
+    families: dict[str, list[str]] = {}
     for name, model in models.items():
         assert model.evaluations is not None  # `load_models` refuses those without
         family = model.evaluations.about.get("family")
         if name in zoo_nets.JUDGED or family in zoo_nets.HELD_OUT:
             raise SystemExit(f"{name} is held out: plans are judged on it; take it away")
+        families.setdefault(str(family), []).append(name)
     if options.quick:
-        models = {name: models[name] for name in sorted(models)[::3]}
+        families = {family: names[::3] for family, names in families.items()}
+        models = {name: models[name] for names in families.values() for name in names}
     with tempfile.TemporaryDirectory() as scratch:
         store = open_store(f"sqlite:///{scratch}/latency.db")
         named, _ = training_tasks(models, store=store, devices=[])
         tasks = {one.model: one.task for one in named}
-    order = [str(name) for name in np.random.default_rng(options.seed).permutation(sorted(tasks))]
     examples = {name: example(name, task) for name, task in tasks.items()}
     excess: dict[str, list[float]] = {}
-    for fold in range(options.folds):
-        left_out = order[fold :: options.folds]
-        model = fit_curves([examples[name] for name in order if name not in left_out])
+    for left_out in families.values():
+        model = fit_curves([examples[name] for name in sorted(tasks) if name not in left_out])
         for name in left_out:
             for method, own in excesses(tasks[name], model).items():
                 excess.setdefault(method, []).append(own)
     rows = [row_of(method, np.array(own), options.seed) for method, own in excess.items()]
-    print(f"{len(tasks)} networks left out in {options.folds} folds; loss over the knapsack's that")
-    print("goes by measured losses, log nats:")
+    print(f"{len(tasks)} networks, their block types left out; loss over that of the knapsack by")
+    print("measured losses, log nats:")
     for row in rows:
         assert row.interval is not None
         print(
@@ -102,6 +108,7 @@ def excesses(task: PruningTask, model: CurveModel) -> dict[str, float]:
     plans = {
         "foretold": solve(task, budget_ms, loss=foretold(task, model, share)),
         "foretold from shapes": solve(task, budget_ms, loss=foretold(task, model, None)),
+        "energy": solve(task, budget_ms, loss=by_energy(task)),
     }
     blind = replace(task, profiles=replace(task.profiles, measured_loss=None))
     plans |= {name: get_policy(name).plan(blind, budget_ms) for name in PEERS}
@@ -119,6 +126,12 @@ def excesses(task: PruningTask, model: CurveModel) -> dict[str, float]:
 
 def foretold(task: PruningTask, model: CurveModel, share: FloatArray | None) -> FloatArray:
     return non_increasing(model.curve(task.graph, task.levels, share), task.level_count)
+
+
+def by_energy(task: PruningTask) -> FloatArray:
+    share = task.profiles.energy_loss
+    assert share is not None
+    return non_increasing(energy_curve(task.graph, share), task.level_count)
 
 
 def row_of(method: str, own: FloatArray, seed: int) -> Row:

@@ -1,9 +1,4 @@
-"""Loss curves: what a planner adds up over groups, from what was measured or is foretold.
-
-The energy of a unit is what the effective weights that make and read it pass through it
-(`surgery.importance`). A group that keeps its best units loses the share of its energy that lay in
-the others.
-"""
+"""Loss curves: what a planner adds up over groups, from what was measured or is foretold."""
 
 from __future__ import annotations
 
@@ -18,9 +13,6 @@ from rlprune.surgery.importance import unit_scores
 
 if TYPE_CHECKING:
     from rlprune.graph.from_onnx import OnnxTrace
-
-MOST_SHARE = 0.999
-"""A share of 1 would make a level infinitely bad; nothing a planner could add up."""
 
 
 def energy_profiles(trace: OnnxTrace, levels: IntArray, level_count: IntArray) -> GroupProfiles:
@@ -55,9 +47,8 @@ def loss_curve(profiles: GroupProfiles, graph: PruningGraph) -> FloatArray:
     """What a planner adds up over groups [G, L]: non-increasing in the level, 0 at full width.
 
     In nats where losses were measured; of a network that was not trained, what a score at
-    initialisation says (`profile.initial`); otherwise what other networks' losses foretell
-    (`profile.predicted`), from the share of energy that is dropped and the group's place, or its
-    place alone where only shapes are known.
+    initialisation says (`profile.initial`); otherwise what the weights, or shapes alone, and other
+    networks' losses foretell (`profile.predicted`).
     """
     if profiles.measured_loss is not None:
         loss = profiles.measured_loss.mean(0)

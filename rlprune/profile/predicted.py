@@ -1,10 +1,16 @@
-"""Loss curves of a network that nothing was measured on: predicted from those of other networks.
+"""Loss curves of a network that nothing was measured on: of its weights, corrected by others.
 
-How much a group's pruning diverts a network's answers follows from its place in the graph more than
-from its weights: the networks on record (`rlprune/policy/data/recorded`) agree enough that a
-quadratic of a few traits foretells, for a network left out, most of what measuring would say. Only
-ratios within one network matter to a planner, so that is what is fitted: every network's mean is
-taken out. `scripts/fit_curves` fits and says what plans are worth that go by it.
+The energy of a unit is what the effective weights that make and read it pass through it
+(`surgery.importance`). A group that keeps its best units loses the share of its energy that lay in
+the others; `-log(1 - share)` makes the shares of groups in series add, as the sum's exponential is
+the product of what passes; and a group that more layers make or read is felt as often.
+
+What measuring says differs from that by much the same in all networks on record
+(`rlprune/policy/data/recorded`), by where a group is and how deep the cut: a factor, log-linear in
+a few traits. It is fitted with a ridge, which draws it to 1 where the record says nothing. Only
+ratios within one network matter to a planner, so every network's mean is taken out. Products of the
+traits fit the record better and unseen block types worse. `scripts/fit_curves` fits, and says what
+plans are worth that go by it on block types left out.
 """
 
 from __future__ import annotations
@@ -26,7 +32,6 @@ WEIGHTED = ("conv", "depthwise_conv", "conv_transpose", "linear", "matmul")
 PLACE = ("depth", "depth_squared", "width", "extent", "stream", "strided", "share")
 """Of a group beside its graph's others; see `group_features`."""
 TRAITS = (
-    "log_share",
     "log_dropped",
     "log_kept_ratio",
     "log_kept",
@@ -38,27 +43,30 @@ TRAITS = (
     "log_layers",
 )
 """Of a group at a level; see `traits`."""
+MOST_SHARE = 0.999
+"""A share of 1 would make a level infinitely bad; nothing a planner could add up."""
 LEAST_NATS = 2e-3
 """Added before the logarithm: smaller divergences are noise."""
-NOTHING = 1e-6
-"""Where no more of the energy than this goes, dead units go: that costs nothing."""
-RIDGE = 0.05
+LEAST_ENERGY = 1e-4
+"""The same of curves by energy."""
+RIDGE = 0.3
+"""Of 0.05 to 10 the best on block types left out, and flat around."""
 
 
 @dataclass(frozen=True)
 class CurveModel:
-    """log loss as a quadratic of standardised traits."""
+    """log of what is measured over what energy says, linear in standardised traits."""
 
     mean: tuple[float, ...]
     """Of the traits on record [T]."""
     deviation: tuple[float, ...]
     low: tuple[float, ...]
-    """Least and greatest on record [T]: a quadratic knows nothing beyond."""
+    """Least and greatest on record [T]: nothing is known beyond."""
     high: tuple[float, ...]
     weights: tuple[float, ...]
-    """[T + T (T + 1) / 2]."""
+    """[T]."""
     level: float
-    """Mean log loss over networks: so that curves come in about nats."""
+    """Mean log over networks: so that curves come in about nats."""
     trained_on: tuple[str, ...] = ()
 
     def curve(self, graph: PruningGraph, levels: IntArray, share: FloatArray | None) -> FloatArray:
@@ -66,16 +74,15 @@ class CurveModel:
 
         Args:
             levels: [G, L].
-            share: of the energy that is dropped [G, L]; None where only shapes are known.
+            share: of the energy that is dropped [G, L]; None where only shapes are known, and
+                units are then taken for equal.
         """
-        found = traits(graph, levels, share)
-        log_loss = self.level + _expanded(self._scaled(found)) @ np.array(self.weights)
-        loss: FloatArray = np.exp(log_loss)
-        return loss if share is None else np.where(share > NOTHING, loss, 0.0)
-
-    def _scaled(self, found: FloatArray) -> FloatArray:
-        known = np.clip(found, np.array(self.low), np.array(self.high))
-        return np.asarray((known - np.array(self.mean)) / np.array(self.deviation))
+        known = np.clip(traits(graph, levels), np.array(self.low), np.array(self.high))
+        scaled = (known - np.array(self.mean)) / np.array(self.deviation)
+        factor = np.exp(self.level + scaled @ np.array(self.weights))
+        if share is None:
+            share = 1.0 - levels / graph.widths[:, None]
+        return np.asarray(factor * energy_curve(graph, share))
 
     def save(self, path: str | Path) -> None:
         """Writes JSON."""
@@ -116,26 +123,38 @@ def default_curves() -> CurveModel:
     return CurveModel.load(DEFAULT_CURVES)
 
 
+def energy_curve(graph: PruningGraph, share: FloatArray) -> FloatArray:
+    """What a planner can add up of the weights alone, share of energy dropped [G, L] -> [G, L].
+
+    Without the number of layers the channels of a residual stream, which every block reads and adds
+    to, look as cheap as a block's own.
+    """
+    return np.asarray(-np.log1p(-np.minimum(share, MOST_SHARE)) * layer_count(graph)[:, None])
+
+
 def fit_curves(examples: Sequence[Example]) -> CurveModel:
-    """Ridge regression of log losses; every network weighs the same."""
-    found, logs = [], []
+    """Ridge regression; every network weighs the same."""
+    found, targets = [], []
     for one in examples:
         below = np.arange(one.levels.shape[1]) < one.level_count[:, None] - 1
-        found.append(traits(one.graph, one.levels, one.share)[below])  # [n, T]
-        logs.append(np.log(one.loss[below] + LEAST_NATS))
+        energy = np.maximum(energy_curve(one.graph, one.share), LEAST_ENERGY)
+        found.append(traits(one.graph, one.levels)[below])  # [n, T]
+        targets.append(np.log((one.loss + LEAST_NATS) / energy)[below])
     known = np.concatenate(found)
     mean, deviation = known.mean(0), known.std(0) + 1e-9
-    rows, targets = [], []
-    for own, log_loss in zip(found, logs, strict=True):
-        table = _expanded((own - mean) / deviation)
+    rows, rights = [], []
+    for own, target in zip(found, targets, strict=True):
+        table = (own - mean) / deviation
         weight = 1.0 / np.sqrt(len(table))
         rows.append((table - table.mean(0)) * weight)
-        targets.append((log_loss - log_loss.mean()) * weight)
-    left, right = np.concatenate(rows), np.concatenate(targets)
+        rights.append((target - target.mean()) * weight)
+    left, right = np.concatenate(rows), np.concatenate(rights)
     ridge = RIDGE * len(examples) * np.eye(left.shape[1])
     weights = np.linalg.solve(left.T @ left + ridge, left.T @ right)
-    guesses = [_expanded((own - mean) / deviation) @ weights for own in found]
-    level = np.mean([(a - b).mean() for a, b in zip(logs, guesses, strict=True)])
+    levels = [
+        (target - (own - mean) / deviation @ weights).mean()
+        for own, target in zip(found, targets, strict=True)
+    ]
 
     def plain(values: FloatArray) -> tuple[float, ...]:
         return tuple(float(f"{value:.7g}") for value in values)
@@ -146,16 +165,15 @@ def fit_curves(examples: Sequence[Example]) -> CurveModel:
         plain(known.min(0)),
         plain(known.max(0)),
         plain(weights),
-        float(level),
+        float(np.mean(levels)),
         tuple(one.name for one in examples),
     )
 
 
-def traits(graph: PruningGraph, levels: IntArray, share: FloatArray | None) -> FloatArray:
-    """What a loss is foretold by: of the cut, then of the group [G, L, T]."""
+def traits(graph: PruningGraph, levels: IntArray) -> FloatArray:
+    """What a factor is foretold by: of the cut, then of the group [G, L, T]."""
     widths = graph.widths
     ratio = levels / widths[:, None]
-    dropped = 1.0 - ratio
     fan_in, fan_out = np.ones(len(widths)), np.ones(len(widths))
     depthwise = np.zeros(len(widths))
     for op in graph.operators:
@@ -180,8 +198,7 @@ def traits(graph: PruningGraph, levels: IntArray, share: FloatArray | None) -> F
     )
     cut = np.stack(
         [
-            np.log(np.maximum(dropped if share is None else share, 1e-4)),
-            np.log(np.maximum(dropped, 1e-3)),
+            np.log(np.maximum(1.0 - ratio, 1e-3)),
             np.log(ratio),
             np.log2(levels),
         ],
@@ -232,9 +249,3 @@ def layer_count(graph: PruningGraph) -> IntArray:
                 for group, _ in width.terms:
                     count[group] += 1
     return np.maximum(count, 1)
-
-
-def _expanded(scaled: FloatArray) -> FloatArray:
-    """Traits and their products [..., T] -> [..., T + T (T + 1) / 2]."""
-    one, other = np.triu_indices(scaled.shape[-1])
-    return np.concatenate([scaled, scaled[..., one] * scaled[..., other]], axis=-1)

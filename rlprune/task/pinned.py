@@ -14,8 +14,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from rlprune.graph.types import FloatArray, Group, IntArray, PruningGraph, Width
-from rlprune.profile.energy import MOST_SHARE, loss_curve
-from rlprune.profile.predicted import layer_count
+from rlprune.profile.energy import loss_curve
+from rlprune.profile.predicted import energy_curve, layer_count
 from rlprune.profile.types import GroupProfiles
 from rlprune.task.task import Objective, PruningTask
 
@@ -120,7 +120,7 @@ def _profiles(
         measured = np.einsum("sgl,gm->sml", measured, merged)
     if energy is not None:
         # Twice the logarithm of what passes, for a group that twice as many layers feel.
-        felt = -np.log1p(-np.minimum(energy, MOST_SHARE)) * layer_count(task.graph)[:, None]
+        felt = energy_curve(task.graph, energy)
         summed = 1.0 - np.exp(-(merged.T @ felt) / layer_count(graph)[:, None])
         single = merged.sum(0)[:, None] == 1
         energy = np.where(single, merged.T @ energy, summed)
