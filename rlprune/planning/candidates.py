@@ -66,8 +66,8 @@ def propose(
 ) -> list[tuple[str, IntArray]]:
     """At most `count` different plans (policy's name, keeps [G]) within a budget that can be met.
 
-    The first is the knapsack's, the second the policy's own. Names of samples around either end in
-    `~1`, `~2` ...
+    The first is the knapsack's, the second the policy's own, the third what the knapsack would plan
+    by losses foretold. Names of samples around the first two end in `~1`, `~2` ...
     """
     found: dict[tuple[int, ...], tuple[str, IntArray]] = {}
     for name, keeps in _proposals(task, policy, budget_ms, count, rng):
@@ -85,6 +85,8 @@ def _proposals(
     knapsack = get_policy("knapsack")
     for one in (knapsack, policy):
         yield one.name, one.plan(task, asked)[0]
+    foretold = loss_curve(replace(task.profiles, measured_loss=None), task.graph)
+    yield f"{knapsack.name}/foretold", solve(task, asked, loss=foretold)[0]
     curve = loss_curve(task.profiles, task.graph)  # [G, L]
     for turn in range(DRAWS):
         # Further off every time: where few plans are near, those are soon all found.

@@ -167,7 +167,7 @@ def split_calibration(
 
     for_profile, for_choice = load_calibration(calibration, trace).halves()
     tell = _named(on_progress, "evaluating candidates")
-    return for_profile, chooser(trace, for_choice, on_progress=tell)
+    return for_profile, chooser(trace, for_choice.shuffled(), on_progress=tell)
 
 
 def profile_model(

@@ -38,9 +38,7 @@ class Calibration:
         return Calibration(self.x[index], self.y[index])
 
     def halves(self, *, seed: int = 0) -> tuple[Calibration, Calibration]:
-        """Two disjoint halves, drawn by `seed`, to profile on one and to judge plans on the other.
-
-        Images come in an order that is random, so that the first few stand for all.
+        """Two disjoint halves, drawn by `seed`: to profile on one and to judge plans on the other.
 
         Raises:
             CalibrationError: too few images for two.
@@ -53,7 +51,11 @@ class Calibration:
             )
         order = np.random.default_rng(seed).permutation(len(self))
         middle = len(self) // 2
-        return self.take(order[:middle]), self.take(order[middle:])
+        return self.take(np.sort(order[:middle])), self.take(np.sort(order[middle:]))
+
+    def shuffled(self, *, seed: int = 0) -> Calibration:
+        """The same images in an order drawn by `seed`: the first few then stand for all."""
+        return self.take(np.random.default_rng(seed).permutation(len(self)))
 
 
 def load_calibration(path: str | Path, trace: OnnxTrace) -> Calibration:

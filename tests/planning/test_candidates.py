@@ -68,6 +68,8 @@ def test_the_policy_and_what_lies_around_it_and_the_knapsack_are_among_them() ->
     keeps = {one.keeps for one in plan.candidates}
     for name in ("knapsack", "learned"):
         assert tuple(get_policy(name).plan(task, budget)[0].tolist()) in keeps
+    blind = replace(task, profiles=replace(task.profiles, measured_loss=None))
+    assert tuple(get_policy("knapsack").plan(blind, budget)[0].tolist()) in keeps
     around = {one.policy.partition("/")[0].partition("~")[0] for one in plan.candidates[2:]}
     assert around == {"knapsack", "learned"}, "samples around both fill the rest"
     assert proposed(task, 12) == plan, "the same question has the same candidates"
@@ -327,6 +329,15 @@ def test_candidates_need_images_enough_to_halve(tmp_path: Path) -> None:
     np.savez(tmp_path / "few.npz", x=few.x, y=few.y)
     with pytest.raises(CalibrationError, match="20 images are too few to halve"):
         rlprune.plan(TRACE, calibration=tmp_path / "few.npz", **ASK)
+
+
+def test_the_first_images_of_a_sorted_file_are_no_class_alone_once_shuffled() -> None:
+    images = own_images(TRACE, 200)
+    by_class = images.take(np.argsort(images.y, kind="stable"))
+    mixed = by_class.shuffled()
+    assert sorted(image.tobytes() for image in mixed.x) == sorted(i.tobytes() for i in images.x)
+    assert len(set(mixed.y[:50])) == len(set(images.y)) > len(set(by_class.y[:50]))
+    assert (by_class.shuffled().y == mixed.y).all()
 
 
 def test_halves_are_drawn_by_seed_and_disjoint() -> None:
