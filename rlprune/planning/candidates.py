@@ -34,7 +34,10 @@ CURVE_ERROR = 0.2
 """Standard deviation of the log of what a group's losses are multiplied with in proposals at first;
 factors that best explain recorded plans lie about so far from 1."""
 DRAWS = 8
-"""Times that as many plans are drawn as are wanted, at most, since many are the same."""
+"""Turns of drawing, at most."""
+DRAWN = 4
+"""Times as many plans as are wanted are drawn in one turn: near the knapsack's most are the same,
+and different ones that are near come before any that are further off."""
 RUNGS = ((1 / 20, 3 / 16), (1 / 5, 3 / 64))
 """Shares of the images that plans have seen, and of the plans that then go on."""
 FINALISTS = 3
@@ -88,15 +91,16 @@ def _proposals(
     foretold = loss_curve(replace(task.profiles, measured_loss=None), task.graph)
     yield f"{knapsack.name}/foretold", solve(task, asked, loss=foretold)[0]
     curve = loss_curve(task.profiles, task.graph)  # [G, L]
+    many = DRAWN * count
     for turn in range(DRAWS):
         # Further off every time: where few plans are near, those are soon all found.
-        wrong = np.exp((1 + turn) * CURVE_ERROR * rng.standard_normal((count, len(curve), 1)))
-        drawn = {knapsack.name: solve(task, np.full(count, budget_ms), loss=curve * wrong)}
+        wrong = np.exp((1 + turn) * CURVE_ERROR * rng.standard_normal((many, len(curve), 1)))
+        drawn = {knapsack.name: solve(task, np.full(many, budget_ms), loss=curve * wrong)}
         if isinstance(policy, SamplingPolicy):
-            drawn = {policy.name: policy.sample(task, budget_ms, count, rng), **drawn}
-        for index in range(count):
+            drawn = {policy.name: policy.sample(task, budget_ms, many, rng), **drawn}
+        for index in range(many):
             for name, plans in drawn.items():
-                yield f"{name}~{turn * count + index + 1}", plans[index]
+                yield f"{name}~{turn * many + index + 1}", plans[index]
 
 
 def rungs(plan_count: int, image_count: int) -> list[tuple[int, int, int]]:

@@ -29,6 +29,7 @@ from peers.searches import evolution, netadapt, random_search
 from rlprune.graph.types import FloatArray, IntArray
 from rlprune.planning import make_plan, task_for
 from rlprune.planning.candidates import choose
+from rlprune.plans import PruningPlan
 from rlprune.policy import Policy, get_policy
 from rlprune.policy.corrected import budgets_at
 from rlprune.profile.calibration import Calibration
@@ -190,6 +191,11 @@ class Case:
             self.context, keeps, lambda: self.objective.evaluate(np.asarray(keeps))
         )
 
+    def _proposed(self, method: str, task: PruningTask, device: str, budget: float) -> PruningPlan:
+        count = CANDIDATES[method]
+        policy = self._policy("learned")
+        return make_plan(task, policy, budget, device=device, candidate_count=count)
+
     def _evaluate_part(self, keeps: tuple[int, ...], start: int, stop: int) -> Evaluation:
         """By some of them; the whole is kept, as other methods may ask for it."""
         whole = self.evaluate(np.array(keeps))
@@ -274,7 +280,7 @@ class Case:
         return digest(
             method if policy is None else f"{method} {policy.name}",
             f"{settings.search_count} {settings.episode_count} {settings.profile_count}",
-            self._policy("learned").name if method in CANDIDATES else "",
+            self._proposed(method, task, device, budget).to_json() if method in CANDIDATES else "",
             self.context,
             f"{device} {budget!r} {self.seed} by divergence",
             measured.tobytes(),
@@ -331,13 +337,7 @@ class Case:
             return 0, [found(0, policy.plan(task, np.array([budget]))[0], None)]
         if method in CANDIDATES:
             plan = choose(
-                make_plan(
-                    task,
-                    self._policy("learned"),
-                    budget,
-                    device=device,
-                    candidate_count=CANDIDATES[method],
-                ),
+                self._proposed(method, task, device, budget),
                 self._evaluate_part,
                 self.settings.objective_count,
             )
