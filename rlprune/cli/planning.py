@@ -264,6 +264,8 @@ def _print_plan(plan: PruningPlan) -> None:
         ]
     print_table(columns, rows, left=left)
     if plan.candidates:
+        most = max(one.image_count for one in plan.candidates)
+        finalists = [one for one in plan.candidates if one.image_count == most]
         print_table(
             ("candidate", unit, "images", "divergence", "difference +-", "loss", "+-", "chosen"),
             [
@@ -277,9 +279,11 @@ def _print_plan(plan: PruningPlan) -> None:
                     ),
                     "yes" if one.chosen else "",
                 )
-                for one in plan.candidates
+                for one in finalists
             ],
         )
+        if len(finalists) < len(plan.candidates):
+            print_line(f"{len(plan.candidates) - len(finalists)} others were worse on fewer images")
     low, high = plan.predicted_interval_ms
     print_line(
         f"budget     {plan.budget_ms:.4g} {unit} of {plan.base_latency_ms:.4g}; "

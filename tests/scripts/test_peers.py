@@ -200,8 +200,7 @@ def test_the_same_seed_gives_the_same_search() -> None:
 
 
 def evaluation_of(losses: FloatArray) -> Evaluation:
-    folds = np.array([losses[fold::4].mean() for fold in range(4)])
-    return Evaluation(float(losses.mean()), 0.1, 0.5, folds, losses)
+    return Evaluation.of(losses, losses / 2, 0.5)
 
 
 def test_the_book_asks_once_per_context_and_remembers_when_reopened(tmp_path: Path) -> None:
@@ -220,6 +219,7 @@ def test_the_book_asks_once_per_context_and_remembers_when_reopened(tmp_path: Pa
     assert len(made) == 1
     assert first.loss == again.loss == reopened.loss == 0.875
     assert (reopened.image_losses == np.arange(8.0) / 4).all()
+    assert first.divergence == again.divergence == reopened.divergence == 0.4375
     assert reopened.accuracy == 0.5 and (reopened.fold_losses == first.fold_losses).all()
     book = Book(tmp_path / "book.sqlite")
     book.evaluation("elsewhere", keeps, make)
