@@ -7,9 +7,9 @@
 
 Every method chooses on 1,000 images of one half of `test_reward` by what a plan's answers diverge
 from the unpruned network's, profiles on 1,000 others of it, and its plan is judged by its loss on
-the other half; with --final the same plans are judged on `test_report`,
-and that reading is logged. Budgets are `least + b (base - least)`. Everything is kept in DIR: an
-interrupted run goes on where it stopped, and methods that matter most come first in every cell.
+the other half; with --final the same plans are judged on `test_report`, and that reading is logged.
+Budgets are `least + b (base - least)`. Everything is kept in DIR: an interrupted run goes on where
+it stopped, and methods that matter most come first in every cell.
 `--report` prints the figures of what is kept and searches for nothing; `--estimate` says what the
 run would cost from nothing.
 """

@@ -16,7 +16,6 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import argparse
 import tempfile
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -56,12 +55,8 @@ def main() -> None:
     options = parser.parse_args()
     models = load_models([options.recorded])
     families: dict[str, list[str]] = {}
-    for name, model in models.items():
-        assert model.evaluations is not None  # `load_models` refuses those without
-        family = model.evaluations.about.get("family")
-        if name in zoo_nets.JUDGED or family in zoo_nets.HELD_OUT:
-            raise SystemExit(f"{name} is held out: plans are judged on it; take it away")
-        families.setdefault(str(family), []).append(name)
+    for name, family in zoo_nets.recorded_families(models).items():
+        families.setdefault(family, []).append(name)
     if options.quick:
         families = {family: names[::3] for family, names in families.items()}
         models = {name: models[name] for names in families.values() for name in names}
@@ -110,8 +105,7 @@ def excesses(task: PruningTask, model: CurveModel) -> dict[str, float]:
         "foretold from shapes": solve(task, budget_ms, loss=foretold(task, model, None)),
         "energy": solve(task, budget_ms, loss=by_energy(task)),
     }
-    blind = replace(task, profiles=replace(task.profiles, measured_loss=None))
-    plans |= {name: get_policy(name).plan(blind, budget_ms) for name in PEERS}
+    plans |= {name: get_policy(name).plan(task.data_free, budget_ms) for name in PEERS}
     floor = 1e-3  # nats: a surrogate may answer with less than nothing
     return {
         name: float(

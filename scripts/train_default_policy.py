@@ -67,11 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     started = time.monotonic()
     models = load_models([options.recorded, *options.more])
-    for name, model in models.items():
-        assert model.evaluations is not None  # `load_models` refuses those without
-        family = model.evaluations.about.get("family")
-        if name in zoo_nets.JUDGED or family in zoo_nets.HELD_OUT:
-            raise SystemExit(f"{name} is held out: policies are judged on it; take it away")
+    zoo_nets.recorded_families(models)  # refuses what is held out
     with closing(open_store(options.store)) as store:
         tasks, skipped = training_tasks(
             models, store=store, devices=options.device, imagined=options.imagined
@@ -167,13 +163,7 @@ def best_of(members: Sequence[Member], action: ActionMode) -> LearnedPolicy:
 
 def blind(tasks: Sequence[NamedTask]) -> list[NamedTask]:
     """The same without measured losses."""
-    return [
-        NamedTask(
-            named.model,
-            replace(named.task, profiles=replace(named.task.profiles, measured_loss=None)),
-        )
-        for named in tasks
-    ]
+    return [NamedTask(named.model, named.task.data_free) for named in tasks]
 
 
 def fit(tasks: Sequence[NamedTask], left_out: set[str], seed: int) -> CorrectedKnapsackPolicy:

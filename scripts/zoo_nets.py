@@ -31,6 +31,7 @@ from torch import nn
 
 from rlprune.errors import InputError
 from rlprune.graph.from_onnx import OnnxTrace, trace_onnx
+from rlprune.task.taskdir import RecordedModel
 
 HELD_OUT = ("dense", "squeeze_excite")
 """Families that no default policy is trained on; named before any net of the zoo was trained.
@@ -218,3 +219,18 @@ NETS: dict[str, ZooNet] = {
     "vgg_wide_end": ZooNet("plain", lambda: vgg((16, 16), (32, 64), (64, 128))),
 }
 """In the order of training: first one of each family, so that an early stop leaves variety."""
+
+
+def recorded_families(models: Mapping[str, RecordedModel]) -> dict[str, str]:
+    """The block type of each recorded model.
+
+    Raises:
+        SystemExit: one is held out, so nothing may be fitted to it.
+    """
+    families = {}
+    for name, model in models.items():
+        assert model.evaluations is not None  # `load_models` refuses those without
+        families[name] = str(model.evaluations.about.get("family"))
+        if name in JUDGED or families[name] in HELD_OUT:
+            raise SystemExit(f"{name} is held out: plans are judged on it; take it away")
+    return families

@@ -88,7 +88,7 @@ def _proposals(
     knapsack = get_policy("knapsack")
     for one in (knapsack, policy):
         yield one.name, one.plan(task, asked)[0]
-    foretold = loss_curve(replace(task.profiles, measured_loss=None), task.graph)
+    foretold = loss_curve(task.data_free.profiles, task.graph)
     yield f"{knapsack.name}/foretold", solve(task, asked, loss=foretold)[0]
     curve = loss_curve(task.profiles, task.graph)  # [G, L]
     many = DRAWN * count

@@ -90,7 +90,7 @@ class PruningDynamics:
             task.levels, loss_curve(task.profiles, task.graph)
         )
         # What data-free and shape-only requests are shown.
-        data_free = replace(task.profiles, measured_loss=None)
+        data_free = task.data_free.profiles
         self._energy_curve = loss_curve(data_free, task.graph)
         self._shape_curve = loss_curve(replace(data_free, energy_loss=None), task.graph)
         self._folds = 0 if task.profiles.measured_loss is None else len(task.profiles.measured_loss)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -51,6 +51,11 @@ class PruningTask:
     def base_ms(self) -> float:
         """Predicted latency of the unpruned model."""
         return float(self.tables.latency_ms(self.graph.widths[None])[0])
+
+    @property
+    def data_free(self) -> PruningTask:
+        """The same without measured losses."""
+        return replace(self, profiles=replace(self.profiles, measured_loss=None))
 
     def keeps_at(self, choice: IntArray) -> IntArray:
         """Level indices [B, G] -> keep counts [B, G]."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -36,7 +36,7 @@ class Walk:
     def __init__(self, task: PruningTask, budget_ms: float) -> None:
         frame = PlanningFrame.of(task)
         # AMC knows no profile; the curve only breaks ties in what the dynamics hold ready.
-        curve = loss_curve(replace(task.profiles, measured_loss=None), task.graph)
+        curve = loss_curve(task.data_free.profiles, task.graph)
         self._frame = frame
         self._question = Question.of(
             frame, np.array([budget_ms]), curve[None], np.array([False]), np.array([True])

@@ -276,7 +276,7 @@ class Case:
         settings, measured = self.settings, task.profiles.measured_loss
         assert measured is not None
         if method.endswith(DATA_FREE):
-            measured = loss_curve(_blind(task).profiles, task.graph)
+            measured = loss_curve(task.data_free.profiles, task.graph)
         return digest(
             method if policy is None else f"{method} {policy.name}",
             f"{settings.search_count} {settings.episode_count} {settings.profile_count}",
@@ -333,7 +333,7 @@ class Case:
 
         if policy is not None:
             if method.endswith(DATA_FREE):
-                task = _blind(task)
+                task = task.data_free
             return 0, [found(0, policy.plan(task, np.array([budget]))[0], None)]
         if method in CANDIDATES:
             plan = choose(
@@ -356,10 +356,6 @@ class Case:
             on_progress,
         )
         return trail.evaluation_count, list(_checkpoints(trail, method, count, found))
-
-
-def _blind(task: PruningTask) -> PruningTask:
-    return replace(task, profiles=replace(task.profiles, measured_loss=None))
 
 
 def search_count(method: str, settings: GridSettings) -> int:
