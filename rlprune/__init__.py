@@ -129,6 +129,7 @@ def plan(
     certify: bool = False,
     guard: bool = True,
     candidates: int = 0,
+    max_params: int | None = None,
     at_init: str | None = None,
 ) -> PruningPlan:
     """How many channels each group may keep, so that the model runs within the budget.
@@ -160,6 +161,7 @@ def plan(
             half of the calibration images, the other half being what losses are measured on, and
             take the one whose answers diverge least from the unpruned network's; the knapsack's
             stands unless beaten by more than a standard error. `plan.candidates` has the table.
+        max_params: a second budget: parameters (BatchNorm folded) that the plan may have at most.
         at_init: synflow, snip or grasp: the module is not trained yet, and this score says what a
             group is worth; snip and grasp are taken of the `calibration` images. Cut, then train.
 
@@ -198,6 +200,7 @@ def plan(
         certify=certify,
         guard=guard,
         candidates=candidates,
+        max_params=max_params,
         initial=initial,
     )
 

@@ -84,6 +84,12 @@ def plan(
             "about as much as 8 full evaluations.",
         ),
     ] = 0,
+    max_params: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N", help="At most N parameters as well: a budget of memory. Not with --server."
+        ),
+    ] = None,
     no_guard: Annotated[
         bool,
         typer.Option(
@@ -127,6 +133,8 @@ def plan(
         raise typer.BadParameter(
             f"which? `rlprune devices --server {server}`", param_hint="--device"
         )
+    if server is not None and max_params is not None:
+        raise typer.BadParameter("is kept on this machine only", param_hint="--max-params")
     _check_source(model, at_init, module, server)
     check_output(output)
     from rlprune.constraints import Constraints
@@ -156,6 +164,7 @@ def plan(
                 certify=certify,
                 guard=not no_guard,
                 candidates=candidates,
+                max_params=max_params,
                 initial=initial,
                 on_progress=on_progress,
             )

@@ -15,7 +15,7 @@ from rlprune.graph.types import IntArray, PruningGraph
 from rlprune.latency.device import preferred_multiple
 from rlprune.latency.types import MACS_DEVICE, Measurement
 from rlprune.planning.candidates import check_count, chooser
-from rlprune.planning.make import check_budget, make_plan
+from rlprune.planning.make import check_budget, check_params, make_plan
 from rlprune.planning.tables import latency_model, nothing_measured, task_for
 from rlprune.plans import PruningPlan
 from rlprune.profile.initial import InitialScores, initial_profiles
@@ -54,6 +54,7 @@ def plan_model(
     certify: bool = False,
     guard: bool = True,
     candidates: int = 0,
+    max_params: int | None = None,
     initial: InitialScores | None = None,
     store: Store | None = None,
     on_progress: OnProgress | None = None,
@@ -64,7 +65,8 @@ def plan_model(
     now where the local store does not have it. Whatever was given is checked before the first
     measurement. With `certify` the plan is measured here, and corrected where it misses
     (`planning.certify`). With `candidates`, so many plans are evaluated on half of the calibration
-    images, those that the profile is not measured on (`planning.candidates`). With `initial` the
+    images, those that the profile is not measured on (`planning.candidates`). With `max_params` the
+    plan has at most so many parameters as well (`task.sized`). With `initial` the
     network is not trained: these scores stand in for losses.
 
     Raises:
@@ -90,6 +92,12 @@ def plan_model(
             field="candidates",
         )
     check_count(candidates, calibrated=calibration is not None)
+    check_params(max_params)
+    if max_params is not None and candidates:
+        raise InputError(
+            "candidates are proposed by latency alone; leave max_params or candidates out",
+            field="max_params",
+        )
     chosen = get_policy(policy)
     device, runtime = which_device(device, trace.graph)
     if certify and runtime is None:
@@ -120,6 +128,7 @@ def plan_model(
             constraints=bound,
             guard=guard,
             candidate_count=candidates,
+            max_params=max_params,
         )
         return pick(made)
 

@@ -19,6 +19,9 @@ from rlprune.task.task import PruningTask
 if TYPE_CHECKING:
     from rlprune.policy.base import Policy
 
+SMALLER_BUDGETS = 33
+"""Latency budgets down to the least, tried where plans must be small and a policy knows latency."""
+
 
 def check_budget(value: float, name: str = "budget_ms") -> float:
     """`value` as a float, if it can be a budget; `name` is what the caller called it.
@@ -36,6 +39,19 @@ def check_budget(value: float, name: str = "budget_ms") -> float:
     return float(value)
 
 
+def check_params(max_params: int | None) -> None:
+    """Refuses what cannot be a budget of parameters.
+
+    Raises:
+        BudgetError: below 1.
+    """
+    if max_params is not None and max_params < 1:
+        raise BudgetError(
+            f"max_params is {max_params}; give how many parameters may stay, at least 1",
+            field="max_params",
+        )
+
+
 def make_plan(
     task: PruningTask,
     policy: Policy,
@@ -45,6 +61,7 @@ def make_plan(
     constraints: BoundConstraints | None = None,
     guard: bool = True,
     candidate_count: int = 0,
+    max_params: int | None = None,
 ) -> PruningPlan:
     """The policy's plan for one budget, with every figure a reader needs to judge it; pure.
 
@@ -55,19 +72,21 @@ def make_plan(
         guard: give the knapsack's plan where the policy may not answer alone (`policy.guard`).
         candidate_count: also propose so many plans, for `candidates.choose` where the weights are;
             the plan is then the knapsack's.
+        max_params: a second budget: parameters that a plan may have. Candidates are not held to it.
 
     Raises:
-        BudgetError: the budget is NaN, infinite, zero or negative.
+        BudgetError: the budget is NaN, infinite, zero or negative; `max_params` below 1.
     """
     from rlprune.policy.guard import why_not_alone
-    from rlprune.task.knapsack import least_keeps, solve
+    from rlprune.task.knapsack import least_keeps
 
     budget_ms = check_budget(budget_ms)
-    asked = np.array([budget_ms])
+    check_params(max_params)
     pinned = PinnedTask.of(task, constraints.pins if constraints else ())
     least = pinned.expand(least_keeps(pinned.task))
-    feasible = bool(task.tables.upper_ms(least[None])[0] <= budget_ms)
-    keeps = reference = pinned.expand(solve(pinned.task, asked)[0]) if feasible else least
+    solved = _reference(pinned.task, budget_ms, max_params)
+    feasible = solved is not None
+    keeps = reference = least if solved is None else pinned.expand(solved)
     untrained = task.profiles.initial_loss is not None
     decided, why = policy.name, ""
     candidates: list[Candidate] = []
@@ -82,9 +101,14 @@ def make_plan(
         elif guard and (why := why_not_alone(policy, untrained=untrained)):
             decided, why = "knapsack", f"the knapsack reference: {why}"
         elif policy.name != "knapsack":
-            keeps = pinned.expand(policy.plan(pinned.task, asked)[0])
-            if (keeps == reference).all():
-                why = "the same as the knapsack reference"
+            own_plan = _plan_within(policy, pinned.task, budget_ms, max_params)
+            if own_plan is None:
+                decided = "knapsack"
+                why = f"the knapsack reference: no plan of {policy.name} is small enough"
+            else:
+                keeps = pinned.expand(own_plan)
+                if (keeps == reference).all():
+                    why = "the same as the knapsack reference"
     figures = PlanFigures(**_figures(task, keeps))
     return PruningPlan(
         fingerprint=task.graph.fingerprint,
@@ -120,8 +144,35 @@ def make_plan(
             least,
             feasible,
             bool(constraints and constraints.beyond_rounding),
+            max_params,
         ),
     )
+
+
+def _reference(task: PruningTask, budget_ms: float, max_params: int | None) -> IntArray | None:
+    """The knapsack's keeps [G]; None where nothing is within the budgets."""
+    from rlprune.task.knapsack import least_keeps, solve
+    from rlprune.task.sized import solve_within
+
+    if task.tables.upper_ms(least_keeps(task)[None])[0] > budget_ms:
+        return None
+    if max_params is None:
+        return np.asarray(solve(task, np.array([budget_ms]))[0])
+    return solve_within(task, budget_ms, max_params)
+
+
+def _plan_within(
+    policy: Policy, task: PruningTask, budget_ms: float, max_params: int | None
+) -> IntArray | None:
+    """The policy's keeps [G]; for the greatest latency budget at which they are small enough."""
+    from rlprune.task.knapsack import least_keeps
+
+    if max_params is None:
+        return np.asarray(policy.plan(task, np.array([budget_ms]))[0])
+    least = float(task.tables.upper_ms(least_keeps(task)[None])[0])
+    plans = policy.plan(task, np.linspace(least, budget_ms, SMALLER_BUDGETS))
+    small = np.flatnonzero(task.graph.params(plans) <= max_params)
+    return plans[small[-1]] if len(small) else None
 
 
 def _figures(task: PruningTask, keeps: IntArray) -> dict[str, Any]:
@@ -144,13 +195,20 @@ def _note(
     least: IntArray,
     feasible: bool,
     constrained: bool,
+    max_params: int | None,
 ) -> str:
     """What the reader should know, clauses joined by semicolons; empty where nothing is."""
     clauses: list[str] = []
     unit = "M MACs" if task.tables.device == MACS_DEVICE else "ms"
     if not task.group_count:
         clauses.append("nothing to prune: no group of channels may shrink")
-    if not feasible:
+    fast = float(task.tables.upper_ms(least[None])[0]) <= budget_ms
+    if not feasible and fast:
+        clauses.append(
+            f"no plan{' within the constraints' if constrained else ''} of at most {max_params:,} "
+            f"parameters was found: the plan of least latency has {int(task.graph.params(least)):,}"
+        )
+    elif not feasible:
         floor = float(task.tables.upper_ms(least[None])[0])
         clauses.append(
             f"no plan{' within the constraints' if constrained else ''} meets "

@@ -44,9 +44,13 @@ from rlprune.task.task import PruningTask
 
 CHECKPOINTS = (50, 100, 200, 400)
 """Evaluations after which the best so far of a search is recorded."""
-CANDIDATES = {"learned8": 8, "learned64": 64}
+CANDIDATES = {"learned8": 8, "learned64": 64, "lean64": 64}
 """Methods that let plans race that were proposed at once, and how many. What they cost is counted
 in images: a thousand that plans saw are one evaluation."""
+LEAN = "lean64"
+"""The method whose race costs nothing: its profile sees so many images fewer."""
+RACE = 8
+"""Evaluations that a race of 64 plans costs, rounded up."""
 DATA_FREE = "_free"
 """How the names of methods end that see no measured loss though they could."""
 
@@ -181,9 +185,18 @@ class Case:
         evaluator = Evaluator(self.trace, self._images(self._profile_index), runtime=get_runtime())
         return kept_profiles(evaluator, self.levels, self.level_count, self.settings.work)
 
-    def task(self, device: str) -> PruningTask:
+    @cached_property
+    def lean_profiles(self) -> GroupProfiles:
+        """On so many of those images that the profile and a race cost what `profiles` does."""
+        share = max(0.25, 1.0 - RACE / self.profile_count)
+        index = self._profile_index[: int(share * len(self._profile_index))]
+        evaluator = Evaluator(self.trace, self._images(index), runtime=get_runtime())
+        return kept_profiles(evaluator, self.levels, self.level_count, self.settings.work)
+
+    def task(self, device: str, *, lean: bool = False) -> PruningTask:
         """With the measured profile."""
-        return task_for(self.trace.graph, self.profiles, self._store, device)
+        profiles = self.lean_profiles if lean else self.profiles
+        return task_for(self.trace.graph, profiles, self._store, device)
 
     def evaluate(self, keeps: IntArray) -> Evaluation:
         """On the objective's images."""
@@ -232,7 +245,7 @@ class Case:
         Raises:
             PolicyError: the policy cannot be loaded.
         """
-        task = self.task(device)
+        task = self.task(device, lean=method == LEAN)
         budget = float(budgets_at(task, np.array([share]))[0])
         policy = self._policy(method.removesuffix(DATA_FREE)) if method in RULES else None
         key = self._key(method, policy, task, device, budget)
@@ -251,7 +264,7 @@ class Case:
                 self.seed,
                 budget,
                 task.base_ms,
-                0 if method in UNPROFILED or method.endswith(DATA_FREE) else self.profile_count,
+                self._profile_cost(method),
                 done,
                 tuple(plans),
                 tuple(int(width) for width in self.trace.graph.widths),
@@ -298,6 +311,12 @@ class Case:
     def profile_count(self) -> int:
         """Evaluations of the single-group profile."""
         return len(single_group_plans(self.levels, self.level_count))
+
+    def _profile_cost(self, method: str) -> int:
+        """Evaluations on all profile images that the method's profile costs."""
+        if method in UNPROFILED or method.endswith(DATA_FREE):
+            return 0
+        return max(self.profile_count - RACE, 1) if method == LEAN else self.profile_count
 
     def _policy(self, name: str) -> Policy:
         if name not in self._policies:

@@ -10,7 +10,7 @@ from bench_rows import Row
 
 from peers.book import Book
 from peers.figures import Difference, Losses, Place, difference, over_cells, share_of_saving
-from peers.grid import EPISODIC, Finding, loss_increase
+from peers.grid import EPISODIC, LEAN, Finding, loss_increase
 
 HALF, MOST = 0.5, 0.9
 """Shares of evolution's saving that the policy is to reach without and with candidates."""
@@ -103,6 +103,7 @@ def _headlines(grid: Grid) -> list[Row]:
         ("learned", "zero_shot", HALF),
         ("learned8", "candidates", MOST),
         ("learned64", "candidates64", None),
+        (LEAN, "lean_candidates64", None),
         ("corrected", "corrected", None),
         ("random", "random", None),
         ("netadapt", "netadapt", None),
@@ -125,7 +126,12 @@ def _headlines(grid: Grid) -> list[Row]:
             over = over_cells(own_cells, _only(grid.of(other), model))
             if over is not None:
                 rows.append(_row(f"data_free/{model}/over_{other}", over, 0.0))
-    for method, name in (("learned", "zero_shot"), ("learned8", "candidates")):
+    for method, name in (
+        ("learned", "zero_shot"),
+        ("learned8", "candidates"),
+        ("learned64", "candidates64"),
+        (LEAN, "lean_candidates64"),
+    ):
         beyond = [
             over.mean - 2 * over.se
             for place, cell in grid.of(method).items()

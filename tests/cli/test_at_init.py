@@ -16,6 +16,7 @@ from rlprune.plans import PruningPlan
 
 SHAPE = ("--input-shape", "1x3x8x8")
 MACS = ("--budget-ratio", 0.3, "--device", "macs")
+SERVER = ("--server", "localhost:1")
 CODE = """
 import torch
 from torch import nn
@@ -82,6 +83,20 @@ def test_least_ratio_holds_at_initialisation(rlprune: Rlprune) -> None:
     assert all(2 * group["keep"] >= group["width"] for group in found["groups"])
 
 
+def test_parameters_are_a_second_budget(rlprune: Rlprune) -> None:
+    free = answer(rlprune(*MINE, *SHAPE, *MACS, "--json"))
+    most = free["params"] // 2
+    small = answer(rlprune(*MINE, *SHAPE, *MACS, "--max-params", most, "--json"))
+    assert small["params"] <= most
+
+
+def test_too_few_parameters_are_infeasible(rlprune: Rlprune) -> None:
+    result = rlprune(*MINE, *SHAPE, *MACS, "--max-params", 3, "-o", "none.json")
+    assert result.exit_code == 3
+    assert "no plan of at most 3 parameters was found" in " ".join(result.stderr.split())
+    assert not Path("none.json").exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -93,6 +108,10 @@ def test_least_ratio_holds_at_initialisation(rlprune: Rlprune) -> None:
         ((*MINE, *SHAPE, *SHAPE, *MACS), "traced with one input"),
         ((*MINE, "--input-shape", "3xa", *MACS), "is no shape"),
         ((*MINE, *SHAPE, *MACS, "--server", "localhost:1"), "leave --server out"),
+        (
+            (*("plan", "m.onnx", "--max-params", 9, "--budget-ms", 5, "--device", "d"), *SERVER),
+            "is kept on this machine only",
+        ),
     ],
 )
 def test_wrong_usage_says_what_is_right(
@@ -110,6 +129,7 @@ def test_wrong_usage_says_what_is_right(
         (("--score", "snip"), "snip is taken of images: give calibration"),
         (("--calibration", "images.npz"), "synflow looks at no images"),
         (("--candidates", 3), "leave candidates out"),
+        (("--max-params", 0), "max_params is 0; give how many parameters"),
         (("--module", "mynets:nothing"), "has no attribute 'nothing'"),
         (("--input-shape", "1x1x8x8"), "does not run on the example inputs"),
     ],

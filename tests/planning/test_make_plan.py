@@ -12,6 +12,7 @@ from rlprune.errors import BudgetError
 from rlprune.graph.types import FloatArray, IntArray, Width
 from rlprune.planning import make_plan
 from rlprune.plans import PruningPlan
+from rlprune.policy import get_policy
 from rlprune.task.knapsack import least_keeps, solve
 from rlprune.task.task import PruningTask
 
@@ -115,3 +116,34 @@ def test_members_name_tensor_and_axis() -> None:
     task = task_of(graph)
     plan = make_plan(task, Fixed(graph.widths), task.base_ms * 2, device="d")
     assert plan.groups[0].members == ("conv0.weight[0]",)
+
+
+def test_parameters_are_a_second_budget_for_every_policy(task: PruningTask) -> None:
+    budget, most = 0.8 * task.base_ms, int(task.graph.params(task.graph.widths)) // 5
+    for name in ("knapsack", "uniform", "global", "corrected"):
+        free = make_plan(task, get_policy(name), budget, device="d")
+        small = make_plan(task, get_policy(name), budget, device="d", max_params=most)
+        assert free.params > most >= small.params
+        assert small.feasible
+        assert small.predicted_interval_ms[1] <= budget
+
+
+def test_too_few_parameters_are_an_answer_that_says_so(task: PruningTask) -> None:
+    plan = make_plan(task, get_policy("knapsack"), 0.8 * task.base_ms, device="d", max_params=10)
+    assert not plan.feasible
+    assert "no plan of at most 10 parameters was found" in plan.note
+
+
+def test_a_policy_without_a_small_plan_yields_to_the_knapsack(task: PruningTask) -> None:
+    most = int(task.graph.params(task.graph.widths)) // 5
+    whole = Fixed(task.graph.widths)
+    plan = make_plan(task, whole, task.base_ms * 2, device="d", max_params=most)
+    assert plan.policy == "knapsack"
+    assert "no plan of fixed/1 is small enough" in plan.note
+    assert plan.params <= most
+
+
+@pytest.mark.parametrize("most", [0, -3])
+def test_no_parameters_at_all_are_refused(task: PruningTask, most: int) -> None:
+    with pytest.raises(BudgetError, match="at least 1"):
+        make_plan(task, get_policy("knapsack"), task.base_ms, device="d", max_params=most)
