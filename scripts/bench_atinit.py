@@ -1,17 +1,17 @@
 """A VGG planned before it is trained, then trained: beside the dense one, at equal epochs.
 
-    scripts/bench_atinit [--quick] [--seed N] [--json FILE] [--shared DIR] [--work DIR]
-                         [--budget-ratio R] [--size-ratio R] [--score synflow|snip|grasp]
-                         [--arms ARM ...]
+    scripts/bench_atinit [--quick] [--seed N] [--seeds N] [--json FILE] [--shared DIR]
+                         [--work DIR] [--budget-ratio R] [--size-ratio R]
+                         [--score synflow|snip|grasp] [--arms ARM ...]
 
 Four arms are trained on CIFAR-10 by one recipe (`cifar_training`), each from its own fresh
 initialisation: dense; pruned by `rlprune.plan(at_init=...)` to half of the dense latency on this
 machine, certified, and a tenth of the weights; uniform, every layer by one ratio to both budgets;
 and unstructured, the dense net under SynFlow masks (100 rounds) with as many weights as the pruned
-net has. Validated on
-`train_calib`; `test_reward` is looked at once, at the end; `test_report` never. Latencies are of
-the trained nets on ONNX Runtime, each in turns with the dense one. A run that was killed goes on
-after its last whole epoch, with the plan it had.
+net has. Validated on `train_calib`; `test_reward` is looked at once, at the end; `test_report`
+never. Latencies are of the trained nets on ONNX Runtime, each in turns with the dense one; sizes
+and speeds are those of the worst seed. A run that was killed goes on after its last whole epoch,
+with the plan it had.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -36,6 +36,7 @@ from cifar_nets import vgg
 from cifar_pack import CifarPack, exported, shared_data
 from cifar_training import Clock, Data, Recipe, train
 from numpy.typing import NDArray
+from peers.figures import Difference, difference
 from platformdirs import user_cache_path
 from torch import Tensor, nn
 
@@ -92,10 +93,19 @@ class Arm:
     measured: Measurement | None = None
 
 
+@dataclass(frozen=True)
+class Run:
+    """One seed: its plans, and all arms by name."""
+
+    plans: Plans
+    arms: dict[str, Arm]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--quick", action="store_true", help="two epochs on 2,560 images")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0, help="the first")
+    parser.add_argument("--seeds", type=int, metavar="N", help="three by default")
     parser.add_argument("--json", type=Path, metavar="FILE")
     parser.add_argument("--shared", help="folder of the measuring pack")
     parser.add_argument("--work", type=Path, default=user_cache_path("rlprune") / "atinit")
@@ -121,19 +131,25 @@ def main() -> None:
 
 
 def run(options: argparse.Namespace) -> list[Row]:
-    name = f"{options.score}-{options.budget_ratio:g}-{options.size_ratio:g}-seed{options.seed}"
-    work = options.work / (name + ("-quick" if options.quick else ""))
-    work.mkdir(parents=True, exist_ok=True)
     data = Data(CifarPack(shared_data(options.shared)))
     if options.quick:
         data.train = tuple(part[:QUICK_IMAGES] for part in data.train)
-    trace = rlprune.trace(fresh(options.seed), torch.zeros(1, 3, 32, 32))
+    seeds = range(options.seed, options.seed + (options.seeds or (1 if options.quick else 3)))
+    return report({seed: run_seed(seed, data, options) for seed in seeds})
+
+
+def run_seed(seed: int, data: Data, options: argparse.Namespace) -> Run:
+    """All arms of one seed."""
+    name = f"{options.score}-{options.budget_ratio:g}-{options.size_ratio:g}-seed{seed}"
+    work = options.work / (name + ("-quick" if options.quick else ""))
+    work.mkdir(parents=True, exist_ok=True)
+    trace = rlprune.trace(fresh(seed), torch.zeros(1, 3, 32, 32))
     plans = planned(trace, data, options, work)
     for arm_name, plan in (("pruned", plans.pruned), ("uniform", plans.uniform)):
         print(f"{arm_name}: {plan.keeps.tolist()}, {plan.params:,} parameters", flush=True)
-    arms = trained(trace, plans, data, options, work)
+    arms = trained(trace, plans, data, options, work, seed)
     judge(arms, data, work)
-    return report(arms, plans)
+    return Run(plans, arms)
 
 
 def fresh(seed: int) -> nn.Module:
@@ -171,17 +187,22 @@ def planned(trace: TorchTrace, data: Data, options: argparse.Namespace, work: Pa
 
 
 def trained(
-    trace: TorchTrace, plans: Plans, data: Data, options: argparse.Namespace, work: Path
+    trace: TorchTrace,
+    plans: Plans,
+    data: Data,
+    options: argparse.Namespace,
+    work: Path,
+    seed: int,
 ) -> dict[str, Arm]:
     epochs = QUICK_EPOCHS if options.quick else EPOCHS
     names = [name for name in ARMS if name in ("dense", *options.arms)]
     clock = Clock([epochs] * len(names))
     arms: dict[str, Arm] = {}
     for name in names:
-        module = fresh(options.seed)
+        module = fresh(seed)
         mask: dict[str, Tensor] = {}
         if name in ("pruned", "uniform"):
-            module = reinitialised(rlprune.apply(getattr(plans, name), trace), options.seed)
+            module = reinitialised(rlprune.apply(getattr(plans, name), trace), seed)
         elif name == "unstructured":
             pruned = rlprune.apply(plans.pruned, trace)
             mask = synflow_mask(trace, sum(p.numel() for p in pruned.parameters() if p.dim() > 1))
@@ -193,11 +214,11 @@ def trained(
                         parameter.mul_(mask[key])
 
         put_mask()
-        checkpoint = f"{name}-seed{options.seed}{'-quick' if options.quick else ''}.pt"
+        checkpoint = f"{name}-seed{seed}{'-quick' if options.quick else ''}.pt"
         train(
             module,
             data,
-            Recipe(seed=options.seed),
+            Recipe(seed=seed),
             # The dense net is the same whatever was planned.
             (options.work if name == "dense" else work) / checkpoint,
             epochs=epochs,
@@ -276,48 +297,64 @@ def right(module: nn.Module, images: Images) -> NDArray[np.bool_]:
     return np.asarray(torch.cat(answers).numpy() == images.y)
 
 
-def report(arms: dict[str, Arm], plans: Plans) -> list[Row]:
-    dense = arms["dense"]
+def report(runs: dict[int, Run]) -> list[Row]:
+    """Prints the figures over all seeds."""
+    count = len(runs)
+    again = float(np.mean([run.plans.again_sec for run in runs.values()]))
     rows = [
-        Row("plan/again", plans.again_sec, "s", MOST_PLAN_SEC, "min", 1, None),
-        Row("plan/first", plans.first_sec, "s", None, "min", 1, None),
+        Row("plan/again", again, "s", MOST_PLAN_SEC, "min", count, None),
+        Row("plan/first", next(iter(runs.values())).plans.first_sec, "s", None, "min", 1, None),
     ]
-    for name, arm in arms.items():
+    for name in next(iter(runs.values())).arms:
+        arms = {seed: run.arms[name] for seed, run in runs.items()}
+        dense = {seed: run.arms["dense"] for seed, run in runs.items()}
         ours = name == "pruned"
-        for images, own in arm.right.items():
-            accuracy = 100 * own.mean()
-            half = NORMAL_90 * 100 * own.std() / np.sqrt(len(own))
-            ends = (float(accuracy - half), float(accuracy + half))
-            rows.append(Row(f"{name}/{images}", float(accuracy), "%", None, "max", 1, ends))
-            if name == "dense":
-                continue
-            lost = 100 * (dense.right[images].astype(float) - own)  # by the same images
-            half = NORMAL_90 * lost.std() / np.sqrt(len(lost))
-            ends = (float(lost.mean() - half), float(lost.mean() + half))
-            target = MOST_DROP if ours else None
-            full = f"{name}/{images}_drop"
-            rows.append(Row(full, float(lost.mean()), "points", target, "min", 1, ends))
-        smaller = dense.weights / arm.weights
-        target = LEAST_SMALLER if ours else None
-        rows.append(Row(f"{name}/smaller", smaller, "x weights", target, "max", 1, None))
-        smaller = dense.bytes / arm.bytes
-        rows.append(Row(f"{name}/smaller_file", smaller, "x bytes", target, "max", 1, None))
-        one = arm.measured
-        assert one is not None
-        if one.status != "ok":
-            print(f"{name}: latency {one.status}: {one.reason}")
-        if one.status != "failed":
-            rows.append(Row(f"{name}/latency", one.latency_ms, "ms", None, "min", 1, None))
-            target = LEAST_FASTER if ours else None
-            faster = 1 / one.control_ratio
-            rows.append(Row(f"{name}/faster", faster, "x", target, "max", 1, None))
-    print(f"\n{'figure':34} {'value':>10} {'90 % over images':>18} {'target':>10}")
+        for images in arms[min(arms)].right:
+            own, whole = (
+                {seed: 100.0 * arm.right[images] for seed, arm in of.items()}
+                for of in (arms, dense)
+            )
+            rows.append(_row(f"{name}/{images}", difference(own), "%", None, "max"))
+            if name != "dense":
+                target = MOST_DROP if ours else None
+                lost = difference(whole, own)  # by the same images
+                rows.append(_row(f"{name}/{images}_drop", lost, "points", target, "min"))
+        if name == "dense":
+            continue
+        smaller = [dense[seed].weights / arm.weights for seed, arm in arms.items()]
+        files = [dense[seed].bytes / arm.bytes for seed, arm in arms.items()]
+        faster = [
+            1 / one.control_ratio
+            for arm in arms.values()
+            if (one := arm.measured) is not None and one.status != "failed"
+        ]
+        for what, unit, values, least in (
+            ("smaller", "x weights", smaller, LEAST_SMALLER),
+            ("smaller_file", "x bytes", files, LEAST_SMALLER),
+            ("faster", "x", faster, LEAST_FASTER),
+        ):
+            if values:  # the least of the seeds
+                target = least if ours else None
+                full = f"{name}/{what}"
+                rows.append(Row(full, min(values), unit, target, "max", len(values), None))
+    print(f"\n{'figure':34} {'value':>10} {'90 %':>18} {'target':>10}")
     for row in rows:
         ends = "" if row.interval is None else f"{row.interval[0]:.2f} .. {row.interval[1]:.2f}"
         sign = ">=" if row.sense == "max" else "<="
         wanted = "" if row.target is None else f"{sign} {row.target:g}"
         print(f"{row.name + ', ' + row.unit:34} {row.value:10.3f} {ends:>18} {wanted:>10}")
     return rows
+
+
+def _row(
+    name: str, one: Difference | None, unit: str, target: float | None, sense: Literal["min", "max"]
+) -> Row:
+    """With an interval of 90 % over images and seeds."""
+    assert one is not None
+    half = NORMAL_90 * one.se
+    return Row(
+        name, one.mean, unit, target, sense, one.seed_count, (one.mean - half, one.mean + half)
+    )
 
 
 if __name__ == "__main__":
