@@ -36,8 +36,9 @@ factors that best explain recorded plans lie about so far from 1."""
 DRAWS = 8
 """Turns of drawing, at most."""
 DRAWN = 4
-"""Times as many plans as are wanted are drawn in one turn: near the knapsack's most are the same,
-and different ones that are near come before any that are further off."""
+"""Times as many plans as are wanted are drawn in one turn, so many at a time: near the knapsack's
+most are the same, and different ones that are near come before any that are further off. A large
+network's first block has enough."""
 RUNGS = ((1 / 20, 3 / 16), (1 / 5, 3 / 64))
 """Shares of the images that plans have seen, and of the plans that then go on."""
 FINALISTS = 3
@@ -91,16 +92,17 @@ def _proposals(
     foretold = loss_curve(task.data_free.profiles, task.graph)
     yield f"{knapsack.name}/foretold", solve(task, asked, loss=foretold)[0]
     curve = loss_curve(task.profiles, task.graph)  # [G, L]
-    many = DRAWN * count
-    for turn in range(DRAWS):
-        # Further off every time: where few plans are near, those are soon all found.
-        wrong = np.exp((1 + turn) * CURVE_ERROR * rng.standard_normal((many, len(curve), 1)))
-        drawn = {knapsack.name: solve(task, np.full(many, budget_ms), loss=curve * wrong)}
+    budgets = np.full(count, budget_ms)
+    for block in range(DRAWS * DRAWN):
+        # Further off every turn: where few plans are near, those are soon all found.
+        sd = (1 + block // DRAWN) * CURVE_ERROR
+        wrong = np.exp(sd * rng.standard_normal((count, len(curve), 1)))
+        drawn = {knapsack.name: solve(task, budgets, loss=curve * wrong)}
         if isinstance(policy, SamplingPolicy):
-            drawn = {policy.name: policy.sample(task, budget_ms, many, rng), **drawn}
-        for index in range(many):
+            drawn = {policy.name: policy.sample(task, budget_ms, count, rng), **drawn}
+        for index in range(count):
             for name, plans in drawn.items():
-                yield f"{name}~{turn * many + index + 1}", plans[index]
+                yield f"{name}~{block * count + index + 1}", plans[index]
 
 
 def rungs(plan_count: int, image_count: int) -> list[tuple[int, int, int]]:
