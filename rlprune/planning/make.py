@@ -217,6 +217,8 @@ def _note(
         )
     elif why:
         clauses.append(why)
+    if feasible and max_params is not None:
+        clauses.append(f"of at most {max_params:,} parameters")
     if task.profiles.initial_loss is not None:
         clauses.append(
             f"for an untrained network, by {task.profiles.initial_score} at initialisation: the "

@@ -124,7 +124,7 @@ def test_parameters_are_a_second_budget_for_every_policy(task: PruningTask) -> N
         free = make_plan(task, get_policy(name), budget, device="d")
         small = make_plan(task, get_policy(name), budget, device="d", max_params=most)
         assert free.params > most >= small.params
-        assert small.feasible
+        assert small.feasible and f"at most {most:,} parameters" in small.note
         assert small.predicted_interval_ms[1] <= budget
 
 
