@@ -34,7 +34,8 @@ from bench_tasks import log_final
 from cifar_pack import REPOSITORY
 from peers.book import Book
 from peers.figures import Difference, Losses, Place, difference, over_cells
-from peers.grid import METHODS, Case, GridSettings
+from peers.findings import METHODS, GridSettings
+from peers.grid import Case
 from peers.tuning import Recipe, Tuner
 from platformdirs import user_cache_path
 

@@ -37,7 +37,8 @@ from bench_rows import write_rows
 from bench_tasks import log_final, split_images
 from cifar_pack import REPOSITORY, CifarPack, shared_data
 from peers.book import Book
-from peers.grid import METHODS, STAGES, Case, Finding, GridSettings, search_count
+from peers.findings import METHODS, STAGES, Finding, GridSettings, search_count
+from peers.grid import Case
 from peers.tables import Grid, print_cells, print_headlines, rows_of
 from platformdirs import user_cache_path
 

@@ -10,7 +10,7 @@ from bench_rows import Row
 
 from peers.book import Book
 from peers.figures import Difference, Losses, Place, difference, over_cells, share_of_saving
-from peers.grid import EPISODIC, LEAN, Finding, loss_increase
+from peers.findings import EPISODIC, LEAN, Finding, loss_increase
 
 HALF, MOST = 0.5, 0.9
 """Shares of evolution's saving that the policy is to reach without and with candidates."""
