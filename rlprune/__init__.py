@@ -128,7 +128,7 @@ def plan(
     pin: str | Iterable[str] = (),
     certify: bool = False,
     guard: bool = True,
-    candidates: int = 0,
+    candidates: int | None = None,
     max_params: int | None = None,
     at_init: str | None = None,
 ) -> PruningPlan:
@@ -160,7 +160,8 @@ def plan(
         candidates: let so many plans (the knapsack's, the policy's, samples around both) race on
             half of the calibration images, the other half being what losses are measured on, and
             take the one whose answers diverge least from the unpruned network's; the knapsack's
-            stands unless beaten by more than a standard error. `plan.candidates` has the table.
+            stands unless beaten by more than a standard error. `plan.candidates` has the table. By
+            default 64 from 500 calibration images on, with the policy `learned`; 0 for none.
         max_params: a second budget: parameters (BatchNorm folded) that the plan may have at most.
         at_init: synflow, snip or grasp: the module is not trained yet, and this score says what a
             group is worth; snip and grasp are taken of the `calibration` images. Cut, then train.

@@ -76,14 +76,15 @@ def plan(
         typer.Option("--certify", help="Measure the plan on the device; correct it if it misses."),
     ] = False,
     candidates: Annotated[
-        int,
+        int | None,
         typer.Option(
             metavar="K",
             show_default=False,
             help="Let K plans race on half of the calibration images and take the best; 64 cost "
-            "about as much as 8 full evaluations.",
+            "about as much as 8 full evaluations and are the default from 500 images on; 0 for "
+            "none.",
         ),
-    ] = 0,
+    ] = None,
     max_params: Annotated[
         int | None,
         typer.Option(

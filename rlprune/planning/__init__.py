@@ -5,7 +5,7 @@ has reported nothing new. `plan_model` is the whole way on this machine, without
 not been measured yet is measured once, and found in the local store the next time.
 """
 
-from rlprune.planning.candidates import check_count
+from rlprune.planning.candidates import check_count, default_count
 from rlprune.planning.local import (
     OnProgress,
     check_measured,
@@ -13,6 +13,7 @@ from rlprune.planning.local import (
     device_task,
     plan_model,
     profile_model,
+    read_calibration,
     split_calibration,
     which_device,
 )
@@ -25,11 +26,13 @@ __all__ = [
     "check_count",
     "check_measured",
     "constrained_levels",
+    "default_count",
     "device_task",
     "latency_model",
     "make_plan",
     "plan_model",
     "profile_model",
+    "read_calibration",
     "split_calibration",
     "task_for",
     "which_device",

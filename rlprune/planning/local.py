@@ -14,7 +14,7 @@ from rlprune.errors import BudgetError, InputError, MissingExtraError, NotFoundE
 from rlprune.graph.types import IntArray, PruningGraph
 from rlprune.latency.device import preferred_multiple
 from rlprune.latency.types import MACS_DEVICE, Measurement
-from rlprune.planning.candidates import check_count, chooser
+from rlprune.planning.candidates import check_count, chooser, default_count
 from rlprune.planning.make import check_budget, check_params, make_plan
 from rlprune.planning.tables import latency_model, nothing_measured, task_for
 from rlprune.plans import PruningPlan
@@ -53,7 +53,7 @@ def plan_model(
     constraints: Constraints | None = None,
     certify: bool = False,
     guard: bool = True,
-    candidates: int = 0,
+    candidates: int | None = None,
     max_params: int | None = None,
     initial: InitialScores | None = None,
     store: Store | None = None,
@@ -64,10 +64,10 @@ def plan_model(
     With no `device`, a runtime's name or this machine's own key, what the model needs is measured
     now where the local store does not have it. Whatever was given is checked before the first
     measurement. With `certify` the plan is measured here, and corrected where it misses
-    (`planning.certify`). With `candidates`, so many plans are evaluated on half of the calibration
-    images, those that the profile is not measured on (`planning.candidates`). With `max_params` the
-    plan has at most so many parameters as well (`task.sized`). With `initial` the
-    network is not trained: these scores stand in for losses.
+    (`planning.certify`). With `candidates` (None: `candidates.default_count`), so many plans are
+    evaluated on half of the calibration images, those that the profile is not measured on
+    (`planning.candidates`). With `max_params` the plan has at most so many parameters as well
+    (`task.sized`). With `initial` the network is not trained: these scores stand in for losses.
 
     Raises:
         BudgetError: not exactly one budget, or not a positive, finite one.
@@ -91,7 +91,7 @@ def plan_model(
             "apart; leave candidates out",
             field="candidates",
         )
-    check_count(candidates, calibrated=calibration is not None)
+    check_count(candidates or 0, calibrated=calibration is not None)
     check_params(max_params)
     if max_params is not None and candidates:
         raise InputError(
@@ -106,9 +106,13 @@ def plan_model(
             "server that its worker reports to (--server)",
             field="device",
         )
+    images = read_calibration(trace, calibration)
+    if candidates is None:
+        racing = initial is None and max_params is None
+        candidates = default_count(images, policy=policy, guard=guard) if racing else 0
     bound = bind(trace.graph, constraints or Constraints(), round_to=preferred_multiple(device))
     levels, level_count = constrained_levels(trace.graph, bound)
-    profile_images, pick = split_calibration(trace, calibration, candidates, on_progress)
+    profile_images, pick = split_calibration(trace, images, candidates, on_progress)
     if initial is not None:
         profiles = initial_profiles(trace.graph, initial, levels, level_count)
     else:
@@ -156,25 +160,36 @@ def plan_model(
     return certify_plan(ask, measured, made)
 
 
+def read_calibration(trace: OnnxTrace, calibration: str | Path | None) -> Calibration | None:
+    """The images of a calibration file, where there is one.
+
+    Raises:
+        CalibrationError: it is refused.
+    """
+    if calibration is None:
+        return None
+    from rlprune.profile.calibration import load_calibration
+
+    return load_calibration(calibration, trace)
+
+
 def split_calibration(
     trace: OnnxTrace,
-    calibration: str | Path | None,
+    images: Calibration | None,
     candidates: int,
     on_progress: OnProgress | None = None,
-) -> tuple[str | Path | Calibration | None, Callable[[PruningPlan], PruningPlan]]:
+) -> tuple[Calibration | None, Callable[[PruningPlan], PruningPlan]]:
     """What to profile on, and how a plan with candidates is chosen from.
 
     Without candidates all images are profiled on, and plans stay as they are made. With them the
     images are halved.
 
     Raises:
-        CalibrationError: the calibration file is refused.
+        CalibrationError: they are too few to halve.
     """
-    if not candidates or calibration is None:
-        return calibration, lambda plan: plan
-    from rlprune.profile.calibration import load_calibration
-
-    for_profile, for_choice = load_calibration(calibration, trace).halves()
+    if not candidates or images is None:
+        return images, lambda plan: plan
+    for_profile, for_choice = images.halves()
     tell = _named(on_progress, "evaluating candidates")
     return for_profile, chooser(trace, for_choice.shuffled(), on_progress=tell)
 

@@ -24,7 +24,9 @@ from rlprune.planning import (
     check_budget,
     check_count,
     constrained_levels,
+    default_count,
     profile_model,
+    read_calibration,
     split_calibration,
 )
 from rlprune.plans import PruningPlan
@@ -110,7 +112,7 @@ class Client:
         input_shapes: Mapping[str, Sequence[int]] | None = None,
         certify: bool = False,
         guard: bool = True,
-        candidates: int = 0,
+        candidates: int | None = None,
         wait: bool = True,
         timeout_sec: float = 600.0,
         on_progress: OnProgress | None = None,
@@ -142,10 +144,8 @@ class Client:
             MeasurementError: the device cannot run what would have to be measured.
             UnavailableError: no answer, or the device has not measured enough in time.
         """
-        check_count(candidates, calibrated=calibration is not None)
-        request = plans_pb2.CreatePlanRequest(
-            device=device, policy=policy, unguarded=not guard, candidates=candidates
-        )
+        check_count(candidates or 0, calibrated=calibration is not None)
+        request = plans_pb2.CreatePlanRequest(device=device, policy=policy, unguarded=not guard)
         if (budget_ms is None) == (budget_ratio is None):
             raise BudgetError("give either budget_ms or budget_ratio", field="budget_ms")
         if budget_ms is not None:
@@ -159,7 +159,11 @@ class Client:
         request.min_keep_ratio = min_keep_ratio
         request.hold.extend(stated.hold)
         request.pin.extend(stated.pin)
-        images, pick = split_calibration(trace, calibration, candidates, on_progress)
+        images = read_calibration(trace, calibration)
+        if candidates is None:
+            candidates = default_count(images, policy=policy, guard=guard)
+        request.candidates = candidates
+        images, pick = split_calibration(trace, images, candidates, on_progress)
         profiles = profile_model(
             trace, *constrained_levels(trace.graph, bound), images, on_progress=on_progress
         )

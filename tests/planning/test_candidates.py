@@ -17,7 +17,7 @@ from synthetic import chain_graph, random_task, task_of
 
 import rlprune
 from rlprune.errors import CalibrationError, InputError
-from rlprune.planning import make_plan
+from rlprune.planning import candidates, make_plan
 from rlprune.planning.candidates import (
     FINALISTS,
     LEAST_SEEN,
@@ -314,6 +314,36 @@ def test_profile_and_choice_see_different_images(
             assert raw.policy.startswith("learned/")
     finally:
         server.stop(0.5)
+
+
+def test_from_500_images_on_candidates_race_unless_another_plan_is_asked_for(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+    monkeypatch.setattr(candidates, "DEFAULT_COUNT", 3)
+    images = own_images(TRACE, 500)
+    for name, few in (("many.npz", images), ("few.npz", images.take(np.arange(499)))):
+        np.savez(tmp_path / name, x=few.x, y=few.y)
+    many = tmp_path / "many.npz"
+    ask: dict[str, Any] = {"device": "macs", "budget_ratio": 0.6}
+
+    plan = rlprune.plan(TRACE, calibration=many, **ask)
+    assert len(plan.candidates) == 3
+    assert plan == rlprune.plan(TRACE, calibration=many, **ask, candidates=3)
+    server = start("127.0.0.1:0", str(tmp_path / "s.sqlite"))
+    try:
+        with Client(server.address) as client:
+            assert client.plan(TRACE, calibration=many, **ask).candidates == plan.candidates
+    finally:
+        server.stop(0.5)
+    for other in (
+        {"candidates": 0},
+        {"policy": "knapsack"},
+        {"guard": False},
+        {"max_params": 10**9},
+        {"calibration": tmp_path / "few.npz"},
+    ):
+        assert rlprune.plan(TRACE, **{"calibration": many, **ask, **other}).candidates == ()
 
 
 @pytest.mark.parametrize("count", [1, -2, 65])
