@@ -5,8 +5,10 @@
 A plan is `make_plan` for CIFAR's ResNet-56, traced and tabled before, at budgets from a quarter to
 three quarters of what can be reached; device `macs`, since a device's tables have the same size.
 Wall and CPU time are medians of `COUNT` calls; an import is a fresh process, less the time in which
-an empty one ends. Nothing here is drawn at random: `--seed` is taken so that all benches are called
-alike, and changes nothing.
+an empty one ends. `candidates/cpu` is the CPU time of a whole `rlprune.plan` that profiles on half
+of 1,000 images and lets 64 plans race on the other half, over that of one that profiles on all of
+them (networks of block types that no policy saw; `--quick`: one, 500 images). Nothing here is drawn
+at random: `--seed` is taken so that all benches are called alike, and changes nothing.
 """
 
 from __future__ import annotations
@@ -16,12 +18,16 @@ import os
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
+import numpy as np
+import zoo_nets
 from bench_rows import Row, write_rows
 from cifar_pack import CifarPack, shared_data
 
+import rlprune
 from rlprune.latency.macs import macs_tables
 from rlprune.planning import make_plan
 from rlprune.policy import POLICY_NAMES, get_policy
@@ -34,6 +40,7 @@ IMPORT_COUNT = 7
 MOST_PLAN_MS = 50.0
 MOST_IMPORT_MS = 700.0
 SHARES = (0.25, 0.5, 0.75)
+RACED = ("seresnet", "densenet")
 CLIENT = "from rlprune.service.client import Client"
 
 
@@ -45,7 +52,8 @@ def main() -> None:
     parser.add_argument("--shared", help="folder of the measuring pack")
     options = parser.parse_args()
 
-    trace = CifarPack(shared_data(options.shared)).traced("cifar10_resnet56")
+    pack = CifarPack(shared_data(options.shared))
+    trace = pack.traced("cifar10_resnet56")
     levels, level_count = keep_levels(trace.graph)
     task = PruningTask(
         trace.graph,
@@ -59,10 +67,13 @@ def main() -> None:
         rows.append(Row(f"plan/{name}/cpu", cpu, "ms", None, "min", COUNT, None))
     took = run_ms(CLIENT) - run_ms("pass")
     rows.append(Row("client/import/wall", took, "ms", MOST_IMPORT_MS, "min", IMPORT_COUNT, None))
+    for name in RACED[: 1 if options.quick else None]:
+        ratio = race_cpu(pack, name, 500 if options.quick else 1000)
+        rows.append(Row(f"candidates/cpu/{name}", ratio, "x", None, "min", 1, None))
     print(f"load average {os.getloadavg()[0]:.1f}")
     for row in rows:
         target = "" if row.target is None else f"target {row.target:.0f}"
-        print(f"{row.name:22} {row.value:7.1f} {row.unit} {target}")
+        print(f"{row.name:24} {row.value:7.2f} {row.unit} {target}")
     if options.json:
         write_rows(options.json, rows)
 
@@ -80,6 +91,31 @@ def time_plans(task: PruningTask, name: str) -> tuple[float, float]:
         wall.append(1e3 * (time.perf_counter() - began[0]))
         cpu.append(1e3 * (time.process_time() - began[1]))
     return statistics.median(wall), statistics.median(cpu)
+
+
+def race_cpu(pack: CifarPack, name: str, count: int) -> float:
+    """CPU time of planning with candidates over that without, on as many images, from nothing."""
+    net = zoo_nets.load(name, pack=pack)
+    trace = zoo_nets.traced(net)
+    pixels, labels = pack.pixels("test")
+    index = pack.splits["test_reward"][:count]
+    took = {}
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["XDG_DATA_HOME"] = folder  # where profiles are kept, or a second run had them
+        images = Path(folder) / "images.npz"
+        np.savez(images, x=net.preprocess(pixels[index]), y=labels[index].astype(np.int64))
+        for candidates in (0, 64):
+            began = time.process_time()
+            rlprune.plan(
+                trace,
+                device="macs",
+                budget_ratio=0.5,
+                round_to=8,
+                calibration=images,
+                candidates=candidates,
+            )
+            took[candidates] = time.process_time() - began
+    return took[64] / took[0]
 
 
 def run_ms(statement: str) -> float:
