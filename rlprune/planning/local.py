@@ -140,7 +140,8 @@ def plan_model(
         budget_ms = budget_ratio * task.base_ms
     assert budget_ms is not None
     made = ask(budget_ms)
-    if not certify or runtime is None:
+    too_large = max_params is not None and made.params > max_params
+    if not certify or runtime is None or too_large:
         return made
     from rlprune.planning.certify import MAX_ROUNDS, certify_plan
     from rlprune.planning.fresh import measure_fresh
@@ -157,7 +158,11 @@ def plan_model(
         store.add_measurements([found])
         return found
 
-    return certify_plan(ask, measured, made)
+    certified = certify_plan(ask, measured, made)
+    if max_params is not None and certified.params > max_params:
+        why = f"{certified.note}; {certified.params:,} parameters, of which {max_params:,} may stay"
+        return replace(certified, feasible=False, note=why)
+    return certified
 
 
 def read_calibration(trace: OnnxTrace, calibration: str | Path | None) -> Calibration | None:
