@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from rlprune.graph.from_onnx import OnnxTrace
 from rlprune.graph.types import IntArray
-from rlprune.planning.local import PROFILE_FORMAT
+from rlprune.planning.profiles import PROFILE_FORMAT
 from rlprune.profile.calibration import Calibration, check_calibration
 from rlprune.profile.energy import energy_profiles
 from rlprune.profile.evaluate import Evaluator

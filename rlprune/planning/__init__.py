@@ -7,17 +7,19 @@ not been measured yet is measured once, and found in the local store the next ti
 
 from rlprune.planning.candidates import check_count, default_count
 from rlprune.planning.local import (
-    OnProgress,
     check_measured,
-    constrained_levels,
     device_task,
     plan_model,
-    profile_model,
-    read_calibration,
     split_calibration,
     which_device,
 )
 from rlprune.planning.make import check_budget, make_plan
+from rlprune.planning.profiles import (
+    OnProgress,
+    constrained_levels,
+    profile_model,
+    read_calibration,
+)
 from rlprune.planning.tables import latency_model, task_for
 
 __all__ = [

@@ -7,34 +7,31 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
-from rlprune.constraints import BoundConstraints, Constraints, bind
+from rlprune.constraints import Constraints, bind
 from rlprune.errors import BudgetError, InputError, MissingExtraError, NotFoundError
 from rlprune.graph.types import IntArray, PruningGraph
 from rlprune.latency.device import preferred_multiple
 from rlprune.latency.types import MACS_DEVICE, Measurement
 from rlprune.planning.candidates import check_count, chooser, default_count
 from rlprune.planning.make import check_budget, check_params, make_plan
+from rlprune.planning.profiles import (
+    OnProgress,
+    constrained_levels,
+    named,
+    profile_model,
+    read_calibration,
+)
 from rlprune.planning.tables import latency_model, nothing_measured, task_for
 from rlprune.plans import PruningPlan
 from rlprune.profile.initial import InitialScores, initial_profiles
-from rlprune.profile.types import GroupProfiles, keep_levels
-from rlprune.store.encoding import digest
+from rlprune.profile.types import GroupProfiles
 from rlprune.task.task import PruningTask
-from rlprune.task.taskdir import read_npz, write_npz
 
 if TYPE_CHECKING:
     from rlprune.graph.from_onnx import OnnxTrace
     from rlprune.profile.calibration import Calibration
     from rlprune.runtime import Runtime
     from rlprune.store import Store
-
-OnProgress = Callable[[str, int, int], None]
-"""(what is being done, how much is done, of how much)."""
-
-PROFILE_FORMAT = "rlprune.profile/2"
-"""Part of every kept profile's name: a new way of measuring finds none of the old."""
 
 MEASURE_ROUNDS = 4
 """How often what came out unstable is made up for before planning with what there is."""
@@ -146,7 +143,7 @@ def plan_model(
     from rlprune.planning.certify import MAX_ROUNDS, certify_plan
     from rlprune.planning.fresh import measure_fresh
 
-    tell = _named(on_progress, "certifying")
+    tell = named(on_progress, "certifying")
     rounds = 0
 
     def measured(keeps: IntArray) -> Measurement:
@@ -163,19 +160,6 @@ def plan_model(
         why = f"{certified.note}; {certified.params:,} parameters, of which {max_params:,} may stay"
         return replace(certified, feasible=False, note=why)
     return certified
-
-
-def read_calibration(trace: OnnxTrace, calibration: str | Path | None) -> Calibration | None:
-    """The images of a calibration file, where there is one.
-
-    Raises:
-        CalibrationError: it is refused.
-    """
-    if calibration is None:
-        return None
-    from rlprune.profile.calibration import load_calibration
-
-    return load_calibration(calibration, trace)
 
 
 def split_calibration(
@@ -195,80 +179,8 @@ def split_calibration(
     if not candidates or images is None:
         return images, lambda plan: plan
     for_profile, for_choice = images.halves()
-    tell = _named(on_progress, "evaluating candidates")
+    tell = named(on_progress, "evaluating candidates")
     return for_profile, chooser(trace, for_choice.shuffled(), on_progress=tell)
-
-
-def profile_model(
-    trace: OnnxTrace,
-    levels: IntArray,
-    level_count: IntArray,
-    calibration: str | Path | Calibration | None = None,
-    *,
-    on_progress: OnProgress | None = None,
-) -> GroupProfiles:
-    """Loss curves of a traced model: of its weights, and measured where there is calibration data.
-
-    Measuring costs one evaluation per group and level, so its result is kept beside the local store
-    under a digest of everything it depends on, and found there the next time.
-
-    Raises:
-        CalibrationError: the calibration file is refused.
-        MissingExtraError: calibration needs a runtime, and none is installed.
-    """
-    from rlprune.profile.energy import energy_profiles
-
-    profiles = energy_profiles(trace, levels, level_count)
-    if calibration is None:
-        return profiles
-    from rlprune.profile.calibration import Calibration, load_calibration
-    from rlprune.profile.evaluate import Evaluator
-    from rlprune.profile.measured import measure_profiles
-    from rlprune.runtime import get_runtime
-
-    data = calibration
-    if not isinstance(data, Calibration):
-        data = load_calibration(data, trace)
-    key = digest(
-        PROFILE_FORMAT.encode(),
-        trace.graph.fingerprint.encode(),
-        trace.model.SerializeToString(deterministic=True),
-        data.x.tobytes(),
-        data.y.tobytes(),
-        levels.tobytes(),
-    )
-    path = _profile_path(key)
-    known = _read_profile(path, profiles)
-    if known is not None:
-        return known
-    evaluator = Evaluator(trace, data, runtime=get_runtime())
-    measured = measure_profiles(
-        evaluator, levels, level_count, on_progress=_named(on_progress, "evaluating groups")
-    )
-    _write_profile(path, measured)
-    return measured
-
-
-def _named(on_progress: OnProgress | None, what: str) -> Callable[[int, int], None] | None:
-    if on_progress is None:
-        return None
-    return lambda done, total: on_progress(what, done, total)
-
-
-def constrained_levels(graph: PruningGraph, bound: BoundConstraints) -> tuple[IntArray, IntArray]:
-    """`keep_levels` within constraints on the same graph.
-
-    Raises:
-        InputError: pinned groups share no ratio.
-    """
-    return keep_levels(
-        graph,
-        round_to=bound.round_to,
-        min_keep=bound.stated.min_keep,
-        min_keep_ratio=bound.stated.min_keep_ratio,
-        held=bound.held,
-        pins=bound.pins,
-    )
 
 
 def which_device(device: str | None, graph: PruningGraph) -> tuple[str, Runtime | None]:
@@ -380,38 +292,3 @@ def _measure_missing(
             )
             store.add_measurements(measured)
             done += len(part)
-
-
-# --- measured profiles, kept beside the local store ----------------------------------------------
-
-
-def _profile_path(key: str) -> Path:
-    from platformdirs import user_data_path
-
-    return user_data_path("rlprune") / "profiles" / f"{key}.npz"
-
-
-def _read_profile(path: Path, energy: GroupProfiles) -> GroupProfiles | None:
-    """`energy` with the losses kept at `path`; None where there are none or they are damaged."""
-    try:
-        data = read_npz(path)
-        measured = data["measured_loss"].astype(np.float64)
-        base_loss, image_count = float(data["base_loss"]), int(data["image_count"])
-    except (OSError, ValueError, KeyError):
-        return None
-    if measured.shape[1:] != energy.levels.shape:
-        return None
-    return replace(energy, measured_loss=measured, base_loss=base_loss, image_count=image_count)
-
-
-def _write_profile(path: Path, profiles: GroupProfiles) -> None:
-    assert profiles.measured_loss is not None
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_npz(
-        path,
-        {
-            "measured_loss": profiles.measured_loss,
-            "base_loss": np.array(profiles.base_loss),
-            "image_count": np.array(profiles.image_count),
-        },
-    )

@@ -1,0 +1,144 @@
+"""Loss curves of a traced model: of its weights, or measured on this machine and kept."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from rlprune.constraints import BoundConstraints
+from rlprune.graph.types import IntArray, PruningGraph
+from rlprune.profile.types import GroupProfiles, keep_levels
+from rlprune.store.encoding import digest
+from rlprune.task.taskdir import read_npz, write_npz
+
+if TYPE_CHECKING:
+    from rlprune.graph.from_onnx import OnnxTrace
+    from rlprune.profile.calibration import Calibration
+
+OnProgress = Callable[[str, int, int], None]
+"""(what is being done, how much is done, of how much)."""
+
+PROFILE_FORMAT = "rlprune.profile/2"
+"""Part of every kept profile's name: a new way of measuring finds none of the old."""
+
+
+def read_calibration(trace: OnnxTrace, calibration: str | Path | None) -> Calibration | None:
+    """The images of a calibration file, where there is one.
+
+    Raises:
+        CalibrationError: it is refused.
+    """
+    if calibration is None:
+        return None
+    from rlprune.profile.calibration import load_calibration
+
+    return load_calibration(calibration, trace)
+
+
+def profile_model(
+    trace: OnnxTrace,
+    levels: IntArray,
+    level_count: IntArray,
+    calibration: str | Path | Calibration | None = None,
+    *,
+    on_progress: OnProgress | None = None,
+) -> GroupProfiles:
+    """Loss curves of a traced model: of its weights, and measured where there is calibration data.
+
+    Measuring costs one evaluation per group and level, so its result is kept beside the local store
+    under a digest of everything it depends on, and found there the next time.
+
+    Raises:
+        CalibrationError: the calibration file is refused.
+        MissingExtraError: calibration needs a runtime, and none is installed.
+    """
+    from rlprune.profile.energy import energy_profiles
+
+    profiles = energy_profiles(trace, levels, level_count)
+    if calibration is None:
+        return profiles
+    from rlprune.profile.calibration import Calibration, load_calibration
+    from rlprune.profile.evaluate import Evaluator
+    from rlprune.profile.measured import measure_profiles
+    from rlprune.runtime import get_runtime
+
+    data = calibration
+    if not isinstance(data, Calibration):
+        data = load_calibration(data, trace)
+    key = digest(
+        PROFILE_FORMAT.encode(),
+        trace.graph.fingerprint.encode(),
+        trace.model.SerializeToString(deterministic=True),
+        data.x.tobytes(),
+        data.y.tobytes(),
+        levels.tobytes(),
+    )
+    path = _profile_path(key)
+    known = _read_profile(path, profiles)
+    if known is not None:
+        return known
+    evaluator = Evaluator(trace, data, runtime=get_runtime())
+    measured = measure_profiles(
+        evaluator, levels, level_count, on_progress=named(on_progress, "evaluating groups")
+    )
+    _write_profile(path, measured)
+    return measured
+
+
+def named(on_progress: OnProgress | None, what: str) -> Callable[[int, int], None] | None:
+    """Progress of one thing that is being done."""
+    if on_progress is None:
+        return None
+    return lambda done, total: on_progress(what, done, total)
+
+
+def constrained_levels(graph: PruningGraph, bound: BoundConstraints) -> tuple[IntArray, IntArray]:
+    """`keep_levels` within constraints on the same graph.
+
+    Raises:
+        InputError: pinned groups share no ratio.
+    """
+    return keep_levels(
+        graph,
+        round_to=bound.round_to,
+        min_keep=bound.stated.min_keep,
+        min_keep_ratio=bound.stated.min_keep_ratio,
+        held=bound.held,
+        pins=bound.pins,
+    )
+
+
+def _profile_path(key: str) -> Path:
+    from platformdirs import user_data_path
+
+    return user_data_path("rlprune") / "profiles" / f"{key}.npz"
+
+
+def _read_profile(path: Path, energy: GroupProfiles) -> GroupProfiles | None:
+    """`energy` with the losses kept at `path`; None where there are none or they are damaged."""
+    try:
+        data = read_npz(path)
+        measured = data["measured_loss"].astype(np.float64)
+        base_loss, image_count = float(data["base_loss"]), int(data["image_count"])
+    except (OSError, ValueError, KeyError):
+        return None
+    if measured.shape[1:] != energy.levels.shape:
+        return None
+    return replace(energy, measured_loss=measured, base_loss=base_loss, image_count=image_count)
+
+
+def _write_profile(path: Path, profiles: GroupProfiles) -> None:
+    assert profiles.measured_loss is not None
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_npz(
+        path,
+        {
+            "measured_loss": profiles.measured_loss,
+            "base_loss": np.array(profiles.base_loss),
+            "image_count": np.array(profiles.image_count),
+        },
+    )
