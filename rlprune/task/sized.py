@@ -33,8 +33,11 @@ def solve_within(task: PruningTask, budget_ms: float, max_params: int) -> IntArr
     best: IntArray = solve(task, budget[:1])[0]
     if task.graph.params(best) <= max_params:
         return best
+    if not task.group_count:
+        return None
     loss = loss_curve(task.profiles, task.graph)
-    unit = float(np.ptp(loss, axis=1).max()) / float(task.graph.params(task.graph.widths))
+    dearest = max(float(np.ptp(loss, axis=1).max()), 1e-12)
+    unit = dearest / float(task.graph.params(task.graph.widths))
     low, high = np.log(unit / DEAREST), np.log(unit * DEAREST)
     at, moves, found = best, np.zeros_like(loss), least_keeps(task)
     for turn in range(ROUNDS):

@@ -134,6 +134,13 @@ def test_too_few_parameters_are_an_answer_that_says_so(task: PruningTask) -> Non
     assert "no plan of at most 10 parameters was found" in plan.note
 
 
+def test_nothing_to_prune_and_too_large_is_infeasible() -> None:
+    task = task_of(graph_of([], [linear("head", -1, Width(8), Width(10))], (1, 8)))
+    plan = make_plan(task, get_policy("knapsack"), 10.0, device="d", max_params=89)
+    assert not plan.feasible and "of at most 89 parameters" in plan.note
+    assert make_plan(task, get_policy("knapsack"), 10.0, device="d", max_params=90).feasible
+
+
 def test_a_policy_without_a_small_plan_yields_to_the_knapsack(task: PruningTask) -> None:
     most = int(task.graph.params(task.graph.widths)) // 5
     whole = Fixed(task.graph.widths)

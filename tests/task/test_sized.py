@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -74,6 +75,15 @@ def test_the_knapsack_plan_where_it_is_small_enough() -> None:
     own = solve_within(task, budget, int(task.graph.params(alone)))
     assert own is not None
     assert own.tolist() == alone.tolist()
+
+
+def test_losses_that_are_all_zero_do_no_harm() -> None:
+    task = task_of(chain_graph([32, 48, 64]), seed=1)
+    flat = replace(
+        task.profiles, measured_loss=None, initial_loss=np.zeros_like(task.levels, float)
+    )
+    keeps = solve_within(replace(task, profiles=flat), budget_at(task, 0.5), params_at(task, 0.2))
+    assert keeps is not None and task.graph.params(keeps) <= params_at(task, 0.2)
 
 
 @pytest.mark.parametrize("params", [1, 100])
