@@ -83,8 +83,9 @@ def make_plan(
     budget_ms = check_budget(budget_ms)
     check_params(max_params)
     pinned = PinnedTask.of(task, constraints.pins if constraints else ())
-    least = pinned.expand(least_keeps(pinned.task))
-    solved = _reference(pinned.task, budget_ms, max_params)
+    narrowest = least_keeps(pinned.task)
+    least, least_ms = pinned.expand(narrowest), _upper_ms(pinned.task, narrowest)
+    solved = _reference(pinned.task, budget_ms, max_params) if least_ms <= budget_ms else None
     feasible = solved is not None
     keeps = reference = least if solved is None else pinned.expand(solved)
     untrained = task.profiles.initial_loss is not None
@@ -101,7 +102,7 @@ def make_plan(
         elif guard and (why := why_not_alone(policy, untrained=untrained)):
             decided, why = "knapsack", f"the knapsack reference: {why}"
         elif policy.name != "knapsack":
-            own_plan = _plan_within(policy, pinned.task, budget_ms, max_params)
+            own_plan = _plan_within(policy, pinned.task, (least_ms, budget_ms), max_params)
             if own_plan is None:
                 decided = "knapsack"
                 why = f"the knapsack reference: no plan of {policy.name} is small enough"
@@ -150,29 +151,31 @@ def make_plan(
 
 
 def _reference(task: PruningTask, budget_ms: float, max_params: int | None) -> IntArray | None:
-    """The knapsack's keeps [G]; None where nothing is within the budgets."""
-    from rlprune.task.knapsack import least_keeps, solve
+    """The knapsack's keeps [G] for a latency that can be met; None where none is small enough."""
+    from rlprune.task.knapsack import solve
     from rlprune.task.sized import solve_within
 
-    if task.tables.upper_ms(least_keeps(task)[None])[0] > budget_ms:
-        return None
     if max_params is None:
         return np.asarray(solve(task, np.array([budget_ms]))[0])
     return solve_within(task, budget_ms, max_params)
 
 
 def _plan_within(
-    policy: Policy, task: PruningTask, budget_ms: float, max_params: int | None
+    policy: Policy, task: PruningTask, budgets_ms: tuple[float, float], max_params: int | None
 ) -> IntArray | None:
-    """The policy's keeps [G]; for the greatest latency budget at which they are small enough."""
-    from rlprune.task.knapsack import least_keeps
-
+    """The policy's keeps [G], for the greatest latency budget of those between the least that can
+    be met and the one asked for at which they are small enough."""
+    least_ms, budget_ms = budgets_ms
     if max_params is None:
         return np.asarray(policy.plan(task, np.array([budget_ms]))[0])
-    least = float(task.tables.upper_ms(least_keeps(task)[None])[0])
-    plans = policy.plan(task, np.linspace(least, budget_ms, SMALLER_BUDGETS))
+    plans = policy.plan(task, np.linspace(least_ms, budget_ms, SMALLER_BUDGETS))
     small = np.flatnonzero(task.graph.params(plans) <= max_params)
     return plans[small[-1]] if len(small) else None
+
+
+def _upper_ms(task: PruningTask, keeps: IntArray) -> float:
+    """Upper end of the latency predicted for keeps [G]."""
+    return float(task.tables.upper_ms(keeps[None])[0])
 
 
 def _figures(task: PruningTask, keeps: IntArray) -> dict[str, Any]:
@@ -202,14 +205,13 @@ def _note(
     unit = "M MACs" if task.tables.device == MACS_DEVICE else "ms"
     if not task.group_count:
         clauses.append("nothing to prune: no group of channels may shrink")
-    fast = float(task.tables.upper_ms(least[None])[0]) <= budget_ms
-    if not feasible and fast:
+    floor = _upper_ms(task, least)
+    if not feasible and max_params is not None and floor <= budget_ms:
         clauses.append(
             f"no plan{' within the constraints' if constrained else ''} of at most {max_params:,} "
             f"parameters was found: the plan of least latency has {int(task.graph.params(least)):,}"
         )
     elif not feasible:
-        floor = float(task.tables.upper_ms(least[None])[0])
         clauses.append(
             f"no plan{' within the constraints' if constrained else ''} meets "
             f"{budget_ms:.4g} {unit}: this is the plan of least latency, "
