@@ -13,7 +13,7 @@ import rlprune
 from rlprune.graph.from_torch import trace_torch
 from rlprune.latency.measure import measure
 from rlprune.latency.types import ModelSubject
-from rlprune.planning import profile_model
+from rlprune.planning import profile_model, read_calibration
 from rlprune.plans import PruningPlan
 from rlprune.profile.calibration import Calibration
 from rlprune.profile.types import keep_levels
@@ -96,7 +96,8 @@ def profile_held_out(folder: Path, seed: int) -> None:
     """Measures the losses that plans of the held-out net go by; the client finds them kept."""
     splits = digits(seed=seed)
     trace = trace_torch(load_net(folder, HELD_OUT), torch.zeros(splits.shape)).onnx
-    profile_model(trace, *keep_levels(trace.graph), folder / "calibration.npz")
+    images = read_calibration(trace, folder / "calibration.npz")
+    profile_model(trace, *keep_levels(trace.graph), images)
 
 
 def tune_one(folder: Path, plan_json: str, seed: int) -> tuple[float, float]:

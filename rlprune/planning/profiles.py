@@ -43,45 +43,41 @@ def profile_model(
     trace: OnnxTrace,
     levels: IntArray,
     level_count: IntArray,
-    calibration: str | Path | Calibration | None = None,
+    images: Calibration | None = None,
     *,
     on_progress: OnProgress | None = None,
 ) -> GroupProfiles:
-    """Loss curves of a traced model: of its weights, and measured where there is calibration data.
+    """Loss curves of a traced model: of its weights, and measured where there are images.
 
     Measuring costs one evaluation per group and level, so its result is kept beside the local store
     under a digest of everything it depends on, and found there the next time.
 
     Raises:
-        CalibrationError: the calibration file is refused.
-        MissingExtraError: calibration needs a runtime, and none is installed.
+        CalibrationError: the model cannot be evaluated on the images.
+        MissingExtraError: evaluating needs a runtime, and none is installed.
     """
     from rlprune.profile.energy import energy_profiles
 
     profiles = energy_profiles(trace, levels, level_count)
-    if calibration is None:
+    if images is None:
         return profiles
-    from rlprune.profile.calibration import Calibration, load_calibration
     from rlprune.profile.evaluate import Evaluator
     from rlprune.profile.measured import measure_profiles
     from rlprune.runtime import get_runtime
 
-    data = calibration
-    if not isinstance(data, Calibration):
-        data = load_calibration(data, trace)
     key = digest(
         PROFILE_FORMAT.encode(),
         trace.graph.fingerprint.encode(),
         trace.model.SerializeToString(deterministic=True),
-        data.x.tobytes(),
-        data.y.tobytes(),
+        images.x.tobytes(),
+        images.y.tobytes(),
         levels.tobytes(),
     )
     path = _profile_path(key)
     known = _read_profile(path, profiles)
     if known is not None:
         return known
-    evaluator = Evaluator(trace, data, runtime=get_runtime())
+    evaluator = Evaluator(trace, images, runtime=get_runtime())
     measured = measure_profiles(
         evaluator, levels, level_count, on_progress=named(on_progress, "evaluating groups")
     )
