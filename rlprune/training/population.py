@@ -9,6 +9,7 @@ one round of one agent, which Ray runs again elsewhere from the same checkpoint 
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -30,10 +31,14 @@ from rlprune.task.task import PruningTask
 from rlprune.training.ppo import Agent, AgentConfig, agent_config
 from rlprune.training.select import NamedTask, outcomes, relative_gain
 
+LOG = logging.getLogger("rlprune.training")
+
 RUN_FORMAT = "rlprune.population/1"
 RUN_NAME = "population.json"
 RESTART_LIMIT = 3
 """How often one agent's process may die before the run goes on without that agent."""
+START_TRIES = 3
+"""How often a cluster on this machine is tried to be started."""
 ROUND_TIMEOUT_SEC = 3600.0
 """A round that takes longer counts as a dead process."""
 
@@ -314,13 +319,7 @@ def ray_session(address: str | None) -> Iterator[None]:
         return
     try:
         if address is None:
-            ray.init(
-                num_cpus=max(2, os.cpu_count() or 1),
-                include_dashboard=False,
-                log_to_driver=False,
-                logging_level="error",
-                _node_ip_address="127.0.0.2",  # 127.0.0.1 hangs: Ray rewrites it to the NIC's
-            )
+            _start_cluster()
         else:
             ray.init(address=address, log_to_driver=False, logging_level="error")
     except (ConnectionError, TimeoutError, ValueError, RuntimeError) as error:
@@ -329,3 +328,31 @@ def ray_session(address: str | None) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _start_cluster() -> None:
+    """Starts a cluster on this machine, again where Ray's processes did not come up.
+
+    A slow or full machine makes Ray's node give up after 30 s, with a bare `Exception`; what did
+    start of it ends with this process.
+
+    Raises:
+        RuntimeError: the last try failed, too; says why, and where Ray's logs are.
+    """
+    import ray
+
+    for tries_left in reversed(range(START_TRIES)):
+        try:
+            ray.init(
+                num_cpus=max(2, os.cpu_count() or 1),
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level="error",
+                _node_ip_address="127.0.0.2",  # 127.0.0.1 hangs: Ray rewrites it to the NIC's
+            )
+            return
+        except Exception as error:
+            ray.shutdown()
+            if not tries_left:
+                raise RuntimeError(f"{error} (Ray's logs: /tmp/ray/session_latest/logs)") from error
+            LOG.warning("Ray did not start (%s), trying again", error)

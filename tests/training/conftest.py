@@ -2,21 +2,32 @@
 
 from __future__ import annotations
 
+import gc
 import os
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 
-@pytest.fixture(scope="session")
-def ray_cluster() -> Iterator[None]:
-    from rlprune.training.population import ray_session
-
+@pytest.fixture(scope="session", autouse=True)
+def _ray_environment() -> Iterator[None]:
+    """One for the whole session: a process that has read one token starts no cluster of another."""
     with pytest.MonkeyPatch.context() as patch:
         # Ray's first start would otherwise write a token into the home directory.
         patch.setenv("RAY_AUTH_TOKEN", "0123456789abcdef0123456789abcdef")
         # Its processes read the tasks' objective from the tests' folder.
         patch.setenv("PYTHONPATH", str(Path(__file__).parent.parent), prepend=os.pathsep)
-        with ray_session(None):
-            yield
+        yield
+
+
+@pytest.fixture(scope="session")
+def ray_cluster(_ray_environment: None) -> Iterator[None]:
+    from rlprune.training.population import ray_session
+
+    with ray_session(None):
+        # Of a start that failed before this one Ray leaves processes that nobody waits for.
+        with warnings.catch_warnings(action="ignore", category=ResourceWarning):
+            gc.collect()
+        yield
