@@ -355,4 +355,4 @@ def _start_cluster() -> None:
             ray.shutdown()
             if not tries_left:
                 raise RuntimeError(f"{error} (Ray's logs: /tmp/ray/session_latest/logs)") from error
-            LOG.warning("Ray did not start (%s), trying again", error)
+            LOG.warning("Ray did not start (%s), trying again", str(error))

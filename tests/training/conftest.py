@@ -6,6 +6,7 @@ import gc
 import os
 import warnings
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -26,8 +27,9 @@ def _ray_environment() -> Iterator[None]:
 def ray_cluster(_ray_environment: None) -> Iterator[None]:
     from rlprune.training.population import ray_session
 
-    with ray_session(None):
-        # Of a start that failed before this one Ray leaves processes that nobody waits for.
+    with ExitStack() as stack:
+        # Of a start that failed before the one that did not Ray leaves processes unwaited for.
         with warnings.catch_warnings(action="ignore", category=ResourceWarning):
+            stack.enter_context(ray_session(None))
             gc.collect()
         yield
