@@ -12,6 +12,7 @@ import json
 import logging
 import math
 import os
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -333,13 +334,13 @@ def ray_session(address: str | None) -> Iterator[None]:
 def _start_cluster() -> None:
     """Starts a cluster on this machine, again where Ray's processes did not come up.
 
-    A slow or full machine makes Ray's node give up after 30 s, with a bare `Exception`; what did
-    start of it ends with this process.
+    Ray gives up after 30 s, with a bare `Exception`, and leaves what did start running.
 
     Raises:
         RuntimeError: the last try failed, too; says why, and where Ray's logs are.
     """
     import ray
+    from ray._private.node import Node
 
     for tries_left in reversed(range(START_TRIES)):
         try:
@@ -352,7 +353,9 @@ def _start_cluster() -> None:
             )
             return
         except Exception as error:
-            ray.shutdown()
+            for frame, _ in traceback.walk_tb(error.__traceback__):
+                if isinstance(node := frame.f_locals.get("self"), Node):
+                    node.kill_all_processes(check_alive=False)  # nobody else holds it
             if not tries_left:
                 raise RuntimeError(f"{error} (Ray's logs: /tmp/ray/session_latest/logs)") from error
             LOG.warning("Ray did not start (%s), trying again", str(error))

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import gc
 import os
-import warnings
 from collections.abc import Iterator
-from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -27,9 +24,5 @@ def _ray_environment() -> Iterator[None]:
 def ray_cluster(_ray_environment: None) -> Iterator[None]:
     from rlprune.training.population import ray_session
 
-    with ExitStack() as stack:
-        # Of a start that failed before the one that did not Ray leaves processes unwaited for.
-        with warnings.catch_warnings(action="ignore", category=ResourceWarning):
-            stack.enter_context(ray_session(None))
-            gc.collect()
+    with ray_session(None):
         yield
