@@ -23,21 +23,17 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import argparse
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from bench_policies import MODELS, Run, case_of, done, measured_devices, pack_of
 from bench_rows import Row, write_rows
-from bench_tasks import log_final
-from cifar_pack import REPOSITORY
 from peers.book import Book
 from peers.figures import Difference, Losses, Place, difference, over_cells
-from peers.findings import METHODS, GridSettings
 from peers.grid import Case
+from peers.options import grid_parser, log_if_final, seeds_of, settings_of, store_of
 from peers.tuning import Recipe, Tuner
-from platformdirs import user_cache_path
 
 from rlprune.latency.collect import measure_subjects, trace_models
 from rlprune.latency.types import MACS_DEVICE, ModelSubject
@@ -90,33 +86,13 @@ class Result:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = grid_parser(__doc__, shares=(0.5, 0.25))
     parser.add_argument("--part", choices=("grid", "published"), default="grid")
-    parser.add_argument("--quick", action="store_true", help="one small network, one epoch")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--json", type=Path, metavar="FILE")
-    parser.add_argument("--final", action="store_true", help="report on test_report, and log it")
-    parser.add_argument("--shared", help="folder that holds data/")
-    parser.add_argument("--work", type=Path, default=user_cache_path("rlprune") / "bench_policies")
-    parser.add_argument("--models", nargs="+", metavar="NAME")
-    parser.add_argument("--methods", nargs="+", metavar="NAME", choices=METHODS)
-    parser.add_argument("--devices", nargs="+", metavar="KEY", help="ort of here by default")
-    parser.add_argument("--shares", nargs="+", type=float, default=(0.5, 0.25), metavar="B")
-    parser.add_argument("--seeds", type=int, metavar="N", help="three by default")
     parser.add_argument("--epochs", type=int, metavar="N")
     parser.add_argument("--train-images", type=int, metavar="N")
-    parser.add_argument("--images", type=int, metavar="N", help="to choose and profile on, each")
-    parser.add_argument("--evaluations", type=int, metavar="N", help="of each search; 400")
-    parser.add_argument("--store", metavar="URL")
-    parser.add_argument("--policy", default="learned")
-    parser.add_argument("--workers", type=int, default=1)
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)
-    if options.final:
-        beside = options.json or REPOSITORY / "bench_finetune.json"
-        log_final(beside, f"part {options.part} seed {options.seed} quick {options.quick}")
+    log_if_final(options, "bench_finetune", f"part {options.part} ")
     bundles = bundles_of(options)
     results: list[Result] = []
     for found in done(bundles, options.workers, tune):
@@ -136,32 +112,20 @@ def bundles_of(options: argparse.Namespace) -> list[Bundle]:
         config=replace(recipe.config, epoch_count=epochs),
         image_count=options.train_images or (1000 if quick else recipe.image_count),
     )
-    images = options.images or (200 if quick else 1000)
-    searched = options.evaluations or (20 if quick else 400)
-    settings = GridSettings(
-        final=options.final,
-        profile_count=images,
-        objective_count=images,
-        report_count=1000 if quick else None,
-        search_count=searched,
-        episode_count=min(searched, 200),
-        # By the key `macs` every width is as good as any other; the literature rounds to few.
-        round_to=1 if published else 8,
-        policy=options.policy,
-        work=options.work,
-    )
-    store = options.store or f"sqlite:///{options.work / 'latency.db'}"
+    # By the key `macs` every width is as good as any other; the literature rounds to few.
+    settings = settings_of(options, quick_search=20, round_to=1 if published else 8)
     shares = (options.shares[0],) if published else tuple(options.shares)
-    run = Run(settings, options.shared, store, (MACS_DEVICE,), shares)
+    run = Run(settings, options.shared, store_of(options), (MACS_DEVICE,), shares)
     small = ("cifar10_resnet8_mlperf_tiny",)
     default = ("cifar10_resnet20",) if published else MODELS
     models = options.models or (small if quick else default)
     if not published:
         run = replace(run, devices=tuple(measured_devices(run, models, options.devices or ["ort"])))
     methods = tuple(options.methods or (PUBLISHED_METHODS if published else GRID_METHODS))
-    seeds = range(options.seed, options.seed + (options.seeds or (1 if quick else 3)))
     return [
-        Bundle(run, model, seed, methods, recipe, published) for seed in seeds for model in models
+        Bundle(run, model, seed, methods, recipe, published)
+        for seed in seeds_of(options)
+        for model in models
     ]
 
 

@@ -20,7 +20,6 @@ import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-import argparse
 import multiprocessing
 import platform
 import time
@@ -28,19 +27,18 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import product
-from pathlib import Path
 from typing import TypeVar
 
 import torch
 import zoo_nets
 from bench_rows import write_rows
-from bench_tasks import log_final, split_images
-from cifar_pack import REPOSITORY, CifarPack, shared_data
+from bench_tasks import split_images
+from cifar_pack import CifarPack, shared_data
 from peers.book import Book
 from peers.findings import METHODS, STAGES, Finding, GridSettings, search_count
 from peers.grid import Case
+from peers.options import grid_parser, log_if_final, seeds_of, settings_of, store_of
 from peers.tables import Grid, print_cells, print_headlines, rows_of
-from platformdirs import user_cache_path
 
 from rlprune.errors import NotFoundError, PolicyError
 from rlprune.planning import device_task, which_device
@@ -86,44 +84,24 @@ class Bundle:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--quick", action="store_true", help="a few minutes; figures are rough")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--json", type=Path, metavar="FILE")
-    parser.add_argument("--final", action="store_true", help="report on test_report, and log it")
-    parser.add_argument("--shared", help="folder that holds data/")
-    parser.add_argument("--work", type=Path, default=user_cache_path("rlprune") / "bench_policies")
-    parser.add_argument("--models", nargs="+", metavar="NAME", help="networks of the zoo")
-    parser.add_argument("--methods", nargs="+", metavar="NAME", choices=METHODS, default=METHODS)
-    parser.add_argument(
-        "--devices", nargs="+", metavar="KEY", help="keys, macs, or ort, openvino, mnn of here"
-    )
-    parser.add_argument("--shares", nargs="+", type=float, default=(0.5, 0.25, 0.75), metavar="B")
-    parser.add_argument("--seeds", type=int, metavar="N", help="three by default")
-    parser.add_argument("--images", type=int, metavar="N", help="to choose and profile on, each")
-    parser.add_argument("--evaluations", type=int, metavar="N", help="of each search; 400")
-    parser.add_argument("--store", metavar="URL", help="with measurements; one of its own in DIR")
-    parser.add_argument("--policy", default="learned", help="a name, or an artifact's directory")
-    parser.add_argument("--workers", type=int, default=1, help="processes; 1 by default")
+    parser = grid_parser(__doc__, shares=(0.5, 0.25, 0.75))
     parser.add_argument("--report", action="store_true", help="figures of what is kept so far")
     parser.add_argument("--estimate", action="store_true", help="say what it costs, run nothing")
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)
-    if options.final and not options.estimate:
-        beside = options.json or REPOSITORY / "bench_policies.json"
-        log_final(beside, f"seed {options.seed} quick {options.quick}")
+    if not options.estimate:
+        log_if_final(options, "bench_policies")
     run = Run(
-        settings_of(options),
+        settings_of(options, quick_search=50),
         options.shared,
-        options.store or f"sqlite:///{options.work / 'latency.db'}",
+        store_of(options),
         (),
         tuple(options.shares),
         options.report,
     )
     models = options.models or (QUICK_MODELS if options.quick else MODELS)
-    seeds = range(options.seed, options.seed + (options.seeds or (1 if options.quick else 3)))
+    seeds = seeds_of(options)
+    wanted = options.methods or METHODS
     run = replace(run, devices=tuple(measured_devices(run, models, options.devices)))
     print(
         f"{platform.python_version()}, load average {os.getloadavg()[0]:.1f}; "
@@ -135,7 +113,7 @@ def main() -> None:
     bundles = [
         Bundle(run, model, seed, methods)
         for stage in STAGES
-        if (methods := tuple(method for method in stage if method in options.methods))
+        if (methods := tuple(method for method in stage if method in wanted))
         for seed in seeds
         for model in models
     ]
@@ -151,21 +129,6 @@ def main() -> None:
     print_headlines(rows)
     if options.json:
         write_rows(options.json, rows)
-
-
-def settings_of(options: argparse.Namespace) -> GridSettings:
-    images = options.images or (200 if options.quick else 1000)
-    searched = options.evaluations or (50 if options.quick else 400)
-    return GridSettings(
-        final=options.final,
-        profile_count=images,
-        objective_count=images,
-        report_count=1000 if options.quick else None,
-        search_count=searched,
-        episode_count=min(searched, 200),
-        policy=options.policy,
-        work=options.work,
-    )
 
 
 def done(bundles: Sequence[B], workers: int, work: Callable[[B], list[F]]) -> Iterator[list[F]]:
