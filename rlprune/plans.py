@@ -181,7 +181,7 @@ class PruningPlan:
         """
         try:
             data = json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise PlanError(f"plan is not JSON or is cut short ({error}); make it again") from error
         if not isinstance(data, dict) or data.get("format") != FORMAT:
             raise PlanError(f"not a plan of format {FORMAT!r}; make it again with `rlprune plan`")
@@ -237,16 +237,28 @@ class PruningPlan:
             text = Path(path).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise PlanError(f"cannot read plan {path}: {error}") from error
-        return PruningPlan.from_json(text)
+        try:
+            return PruningPlan.from_json(text)
+        except PlanError as error:
+            raise PlanError(f"{path}: {error}") from error
 
 
 def write_atomic(path: Path, content: bytes | Iterator[bytes]) -> None:
     """Writes `content`, whole or in pieces, beside `path`, then renames it there, so no reader sees
-    half a file.
+    half a file. A link stays and its target is written; a device or a pipe is written to as it is.
     """
+    path = Path(os.path.realpath(path)) if path.is_symlink() else path
+    if path.exists() and not path.is_file():
+        with path.open("wb") as file:
+            file.writelines((content,) if isinstance(content, bytes) else content)
+        return
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     # Not mkstemp, whose files only their owner may read: a plan is to be passed on.
-    handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+    try:
+        handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+    except OSError as error:
+        error.filename = str(path)
+        raise
     try:
         with os.fdopen(handle, "wb") as file:
             file.writelines((content,) if isinstance(content, bytes) else content)

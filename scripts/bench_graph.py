@@ -65,7 +65,7 @@ print(peak()['VmHWM'] - before)
 COMMAND = """
 import sys, onnx, rlprune
 import rlprune.surgery.onnx, rlprune.graph.from_onnx
-from rlprune.cli import app
+from rlprune.cli.app import app
 before = peak()['VmRSS']
 app(['apply', sys.argv[1], sys.argv[2], '-o', sys.argv[3], '--json'], standalone_mode=False)
 print(peak()['VmHWM'] - before, file=sys.stderr)

@@ -99,7 +99,7 @@ def test_wheel_works_with_the_base_dependencies_alone(wheel: Path, tmp_path: Pat
         "import rlprune",
         "from rlprune.service.client import Client",
         "from rlprune import Client, PruningPlan, plan, trace, apply",
-        "import rlprune.cli",
+        "import rlprune.cli.app",
     ],
 )
 def test_importing_stays_light(statement: str) -> None:

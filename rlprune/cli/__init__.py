@@ -2,61 +2,28 @@
 
 Promises of every command: results on stdout, progress on stderr; with `--json` stdout is one JSON
 value and nothing else. Files appear whole or not at all. Exit 0; 1 for an error, told in one line
-on stderr; 2 for wrong usage; 3 where no plan meets the budget; 130 after Ctrl+C. Heavy packages
-are imported by the command that needs them, so `--help` is quick.
+on stderr; 2 for wrong usage; 3 where no plan meets the budget; 130 after Ctrl+C, 143 after SIGTERM.
+Heavy packages are imported by the command that needs them, so `--help` is quick.
 """
 
 from __future__ import annotations
 
-from typing import Annotated
-
-import typer
-
-from rlprune.cli import explain, finetune, fleet, latency, models, planning, training
-from rlprune.cli.frame import Commands
-
-app = typer.Typer(
-    name="rlprune",
-    help="Model + device + milliseconds -> pruning plan.",
-    cls=Commands,
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,  # boxes around help and usage errors cost 0.2 s and break lines
-)
-app.command("trace")(explain.trace)
-app.command("plan")(planning.plan)
-app.command("apply")(models.apply)
-app.command("finetune")(finetune.finetune)
-app.command("measure")(models.measure)
-app.command("explain-latency")(latency.explain_latency)
-app.command("record")(training.record)
-app.command("train")(training.train)
-app.command("serve")(fleet.serve)
-app.command("work")(fleet.work)
-app.command("devices")(fleet.devices)
-
-
-def _print_version(wanted: bool) -> None:
-    if wanted:
-        from rlprune import __version__
-
-        typer.echo(f"rlprune {__version__}")
-        raise typer.Exit
-
-
-@app.callback()
-def _options(
-    version: Annotated[
-        bool,
-        typer.Option(
-            "--version", callback=_print_version, is_eager=True, help="Print the version and exit."
-        ),
-    ] = False,
-) -> None:
-    pass
+import signal
+import sys
+from types import FrameType
 
 
 def main() -> None:
     """The `rlprune` program."""
-    app()
+    try:
+        # Temporary folders hold whole models: they go before the process does.
+        signal.signal(signal.SIGTERM, _end)
+        from rlprune.cli.app import app
+
+        app()
+    except KeyboardInterrupt:  # while importing; later ones are the commands'
+        sys.exit(130)
+
+
+def _end(number: int, frame: FrameType | None) -> None:
+    sys.exit(128 + number)

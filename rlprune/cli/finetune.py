@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -68,11 +70,11 @@ def finetune(
     An interrupted run goes on from its checkpoint in OUT_DIR when the same command is given again.
     """
     from rlprune.plans import PruningPlan
-    from rlprune.training.recover import finetune, load_module
+    from rlprune.training.recover import CHECKPOINT_NAME, finetune, load_module
 
     made = PruningPlan.load(plan)
-    with progress() as on_progress:
-        loaded = load_module(module, weights)
+    with progress() as on_progress, _told(output / CHECKPOINT_NAME):
+        loaded = load_module(module, weights, seed=seed)
         from rlprune.training.finetune import TrainConfig
 
         if learning_rate is None:
@@ -113,3 +115,14 @@ def finetune(
         f"{output}: {chosen} of {len(report.epochs)}, chosen on the same "
         f"{report.validation_count} images; {report.seconds:.0f} s"
     )
+
+
+@contextmanager
+def _told(checkpoint: Path) -> Iterator[None]:
+    """Says after Ctrl+C how to go on, where there is anything to go on from."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        kept = f"; {checkpoint} is kept, the same command goes on" if checkpoint.exists() else ""
+        say(f"stopped{kept}")
+        raise typer.Exit(130) from None

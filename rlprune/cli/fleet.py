@@ -15,6 +15,7 @@ from rlprune.cli.frame import (
     InputShapes,
     Json,
     RuntimeName,
+    Threads,
     print_json,
     print_line,
     print_table,
@@ -107,7 +108,7 @@ def work(
         str | None, typer.Option(metavar="HOST:PORT", help="Who asks for measurements.")
     ] = None,
     runtime: RuntimeName = "ort",
-    threads: Annotated[int, typer.Option(min=1, help="Threads the runtime computes on.")] = 1,
+    threads: Threads = 1,
     batch: Annotated[int, typer.Option(min=1, help="Batch of the models measured here.")] = 1,
     once: Annotated[bool, typer.Option("--once", help="End when nothing is left to do.")] = False,
     dry_run: Annotated[

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -36,6 +37,21 @@ InputShapes = Annotated[
         "--input-shape",
         metavar="[NAME=]1x3x224x224",
         help="Shape of an input whose extents the file leaves open; once per input.",
+    ),
+]
+
+
+def _check_threads(count: int) -> int:
+    cores = os.cpu_count() or 1
+    if count > cores:
+        raise typer.BadParameter(f"this machine has {cores} cores, not {count}")
+    return count
+
+
+Threads = Annotated[
+    int,
+    typer.Option(
+        "--threads", min=1, callback=_check_threads, help="Threads the runtime computes on."
     ),
 ]
 
@@ -170,14 +186,18 @@ def progress() -> Iterator[OnProgress]:
         yield move_bar
 
 
-def check_output(path: Path | None) -> None:
-    """Refuses an --output that could not be written, before any work is done for it.
+def check_output(path: Path | None, *inputs: Path | None) -> None:
+    """Refuses an --output that could not be written, or would replace one of the files that are
+    read, before any work is done for it.
 
     Raises:
-        InputError: its folder is missing, or it is a folder itself.
+        InputError: its folder is missing, or it is a folder itself, or one of `inputs`.
     """
     if path is None:
         return
+    for given in inputs:
+        if given is not None and path.exists() and given.exists() and path.samefile(given):
+            raise InputError(f"{path} is read by this command; write to another file")
     if not path.absolute().parent.is_dir():
         raise InputError(f"no folder {path.parent} to write {path.name} to; make it first")
     if path.is_dir():
@@ -214,6 +234,8 @@ def parse_input_shapes(
                     param_hint="--input-shape",
                 )
             name = inputs[0]
+        if name in shapes:
+            raise typer.BadParameter(f"{name!r} is given twice", param_hint="--input-shape")
         if name not in inputs:
             raise typer.BadParameter(
                 f"the model has no input {name!r}; it has: {', '.join(inputs)}",

@@ -11,6 +11,7 @@ from rlprune.cli.frame import (
     InputShapes,
     Json,
     RuntimeName,
+    Threads,
     check_output,
     parse_input_shapes,
     print_json,
@@ -60,7 +61,7 @@ def apply(
     from rlprune.plans import PruningPlan, write_atomic
     from rlprune.surgery.encode import encode
 
-    check_output(output)
+    check_output(output, plan, model, calibration)
     made = PruningPlan.load(plan)
     traced = load_trace(model, input_shape)
     graph = traced.graph
@@ -87,7 +88,7 @@ def apply(
 def measure(
     models: Annotated[list[Path], typer.Argument(metavar="MODEL.onnx...", show_default=False)],
     runtime: RuntimeName = "ort",
-    threads: Annotated[int, typer.Option(min=1, help="Threads the runtime computes on.")] = 1,
+    threads: Threads = 1,
     input_shape: InputShapes = None,
     as_json: Json = False,
 ) -> None:

@@ -114,13 +114,14 @@ def plan(
         ),
     ] = None,
     score: Annotated[
-        str,
+        str | None,
         typer.Option(
             metavar="synflow|snip|grasp",
-            help="With --at-init: what says how much a layer matters; snip and grasp look at the "
-            "calibration images.",
+            show_default=False,
+            help="With --at-init: what says how much a layer matters, synflow if left out; snip "
+            "and grasp look at the calibration images.",
         ),
-    ] = "synflow",
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Plan how many channels each group keeps.
@@ -134,10 +135,14 @@ def plan(
         raise typer.BadParameter(
             f"which? `rlprune devices --server {server}`", param_hint="--device"
         )
+    if server is None and tls_ca is not None:
+        raise typer.BadParameter("goes with --server", param_hint="--tls-ca")
+    if score is not None and not at_init:
+        raise typer.BadParameter("goes with --at-init", param_hint="--score")
     if server is not None and max_params is not None:
         raise typer.BadParameter("is kept on this machine only", param_hint="--max-params")
     _check_source(model, at_init, module, server)
-    check_output(output)
+    check_output(output, model, calibration)
     from rlprune.constraints import Constraints
 
     constraints = Constraints(
@@ -148,7 +153,7 @@ def plan(
         traced = load_trace(model, input_shape)
     else:
         assert module is not None
-        traced, initial = _untrained(module, input_shape, score, calibration)
+        traced, initial = _untrained(module, input_shape, score or "synflow", calibration)
         calibration = None  # seen by the score
     with progress() as on_progress:
         if server is None or device is None:

@@ -21,6 +21,7 @@ from rlprune.cli.frame import (
     say,
 )
 from rlprune.cli.models import Model, load_trace
+from rlprune.errors import InputError
 
 if TYPE_CHECKING:
     from rlprune.task.evaluations import Evaluations
@@ -89,6 +90,8 @@ def record(
 
     folder = output or platformdirs.user_data_path("rlprune") / "tasks"
     name = check_name(model.stem if name is None else name)
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder} is a file; give a folder to record in")
     proposing = get_policy(policy)
     traced = load_trace(model, input_shape)
     profile_images, objective_images = load_calibration(calibration, traced).halves(seed=seed)
@@ -118,7 +121,8 @@ def record(
                 on_progress=on_progress,
             )
     except KeyboardInterrupt:
-        say(f"stopped; {folder / name} keeps all but the running batch; the same command goes on")
+        kept = f"; {folder / name} keeps all but the running batch" if folder.exists() else ""
+        say(f"stopped{kept}; the same command goes on")
         raise typer.Exit(130) from None
     assert recorded.evaluations is not None
     _print_recorded(folder / name, recorded.evaluations, as_json)

@@ -10,6 +10,7 @@ from typing import Protocol
 
 import onnx
 
+from rlprune.errors import InputError
 from rlprune.latency.types import MACS_DEVICE
 
 MAX_KEY = 120
@@ -53,6 +54,22 @@ def batch_of(input_shapes: Iterable[Sequence[int]]) -> int:
     """The leading extent of the first input that has more than one; else, or where open, 1."""
     leading = (shape[0] for shape in input_shapes if len(shape) > 1)
     return max(1, next(leading, 1))
+
+
+def check_batch(device: str, input_shapes: Iterable[Sequence[int]]) -> None:
+    """Refuses a model of another batch than the device key's, where the key names one.
+
+    Raises:
+        InputError: they differ.
+    """
+    named = re.search(r"\.b(\d+)$", device)
+    batch = batch_of(input_shapes)
+    if named is not None and int(named[1]) != batch:
+        raise InputError(
+            f"device {device!r} measures models of batch {named[1]}, this one is of batch {batch}; "
+            f"start `rlprune work --batch {batch}` there and name that key",
+            field="device",
+        )
 
 
 def model_batch(model: onnx.ModelProto) -> int:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from rlprune.constraints import Constraints, bind
 from rlprune.errors import BudgetError, InputError, MissingExtraError, NotFoundError
 from rlprune.graph.types import IntArray, PruningGraph
-from rlprune.latency.device import preferred_multiple
+from rlprune.latency.device import check_batch, preferred_multiple
 from rlprune.latency.types import MACS_DEVICE, Measurement
 from rlprune.planning.candidates import check_count, chooser, default_count
 from rlprune.planning.make import check_budget, check_params, make_plan
@@ -97,6 +97,8 @@ def plan_model(
         )
     chosen = get_policy(policy)
     device, runtime = which_device(device, trace.graph)
+    if certify and device == MACS_DEVICE:
+        raise InputError("MACs are counted, not measured; leave certify out", field="certify")
     if certify and runtime is None:
         raise InputError(
             f"device {device!r} is not this machine, so nothing can be certified here; ask the "
@@ -136,6 +138,8 @@ def plan_model(
     if budget_ratio is not None:
         budget_ms = budget_ratio * task.base_ms
     assert budget_ms is not None
+    if task.base_ms <= 0:
+        raise InputError(f"the model costs nothing by {device!r}: there is nothing to prune")
     made = ask(budget_ms)
     too_large = max_params is not None and made.params > max_params
     if not certify or runtime is None or too_large:
@@ -242,6 +246,7 @@ def check_measured(graph: PruningGraph, store: Store, device: str) -> None:
     """
     if device == MACS_DEVICE:
         return
+    check_batch(device, graph.input_shapes)
     if store.generation(device) == 0:
         raise nothing_measured(store, device)
     if graph.fingerprint not in latency_model(store, device).attempts:

@@ -10,6 +10,7 @@ from weakref import WeakKeyDictionary
 
 from rlprune.errors import NotFoundError
 from rlprune.graph.types import PruningGraph
+from rlprune.latency.device import check_batch
 from rlprune.latency.tables import LatencyTables
 from rlprune.latency.types import MACS_DEVICE
 from rlprune.profile.types import GroupProfiles
@@ -116,6 +117,7 @@ def tables_for(
             (graph.fingerprint, levels_digest, device, 0),
             lambda: macs_tables(graph, levels, level_count),
         )
+    check_batch(device, graph.input_shapes)
     generation = store.generation(device)
     if generation == 0:
         raise nothing_measured(store, device)

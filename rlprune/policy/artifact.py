@@ -151,4 +151,6 @@ def _read(path: Path) -> bytes:
             raise PolicyError(f"{path} is larger than {MAX_BYTES >> 20} MiB; not a policy")
         return path.read_bytes()
     except OSError as error:
-        raise PolicyError(f"{path.parent} is not a policy directory: {error}") from error
+        raise PolicyError(
+            f"{path.parent} is not a policy directory: {path.name}: {error.strerror or error}"
+        ) from error

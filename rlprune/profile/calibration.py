@@ -87,10 +87,16 @@ def read_images(
                     field=what,
                 )
             return data["x"], data["y"]
-    except (OSError, EOFError, ValueError, TypeError, AttributeError, zipfile.BadZipFile) as error:
-        # np.load of something else than an .npz gives an array, which is no context manager.
+    except OSError as error:
         raise CalibrationError(
-            f"cannot read {what} {path} as an .npz of plain arrays: {_one_line(error)}",
+            f"cannot read {what} {path}: {error.strerror or error}", field=what
+        ) from error
+    except (EOFError, ValueError, TypeError, AttributeError, zipfile.BadZipFile) as error:
+        # np.load of something else than an .npz gives an array, which is no context manager, or
+        # advises to unpickle.
+        raise CalibrationError(
+            f"{what} {path} is not an .npz of plain arrays, or cut short; save it with "
+            "np.savez(path, x=images, y=labels)",
             field=what,
         ) from error
 
@@ -192,7 +198,3 @@ def _dims(value: onnx.ValueInfoProto) -> list[int | None]:
         dim.dim_value if dim.HasField("dim_value") else None
         for dim in value.type.tensor_type.shape.dim
     ]
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]

@@ -11,7 +11,7 @@ from functools import lru_cache
 from rlprune.constraints import BoundConstraints, bind
 from rlprune.errors import BudgetError, InputError, MeasurementError, PolicyError
 from rlprune.graph.types import PruningGraph
-from rlprune.latency.device import preferred_multiple
+from rlprune.latency.device import check_batch, preferred_multiple
 from rlprune.latency.types import MACS_DEVICE
 from rlprune.planning import (
     check_budget,
@@ -137,6 +137,7 @@ class PlanService:
     ) -> PruningPlan | None:
         """The plan; None where nothing has been measured that latencies could be predicted from."""
         device = request.device
+        check_batch(device, graph.input_shapes)
         if device != MACS_DEVICE and self._store.sample_count(device) == 0:
             return None
         task = task_for(graph, profiles, self._store, device)

@@ -11,6 +11,7 @@ import hmac
 import ipaddress
 import logging
 import signal
+import ssl
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -309,5 +310,12 @@ def _credentials(
     except OSError as error:
         raise InputError(
             f"cannot read {error.filename}: {error.strerror}", field="tls_cert"
+        ) from error
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(tls_cert, tls_key)
+    except (ssl.SSLError, ValueError) as error:
+        raise InputError(
+            f"{tls_cert} and {tls_key} are not a certificate and its unencrypted key in PEM",
+            field="tls_cert",
         ) from error
     return grpc.ssl_server_credentials([pair])

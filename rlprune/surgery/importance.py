@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 from onnx import TensorProto, numpy_helper
 
+from rlprune.errors import ModelError
 from rlprune.graph.from_onnx import OnnxTrace
 from rlprune.graph.types import FloatArray
 from rlprune.graph.walk import Node
@@ -91,14 +92,23 @@ def _energy(
     scaled_axis: int | None = None,
     scale: FloatArray | None = None,
 ) -> FloatArray:
-    """Squared L2 norm of every slice along `axis`, with another axis scaled first."""
+    """Squared L2 norm of every slice along `axis`, with another axis scaled first.
+
+    Raises:
+        ModelError: it is not finite; names the weight.
+    """
     squares = np.square(numpy_helper.to_array(weight).astype(np.float64))
     if scaled_axis is not None and scale is not None and len(scale) == squares.shape[scaled_axis]:
         along = [1] * squares.ndim
         along[scaled_axis] = -1
         squares = squares * np.square(scale).reshape(along)
     others = tuple(k for k in range(squares.ndim) if k != axis)
-    return np.asarray(squares.sum(axis=others))
+    energy = np.asarray(squares.sum(axis=others))
+    if not np.isfinite(energy).all():
+        raise ModelError(
+            f"weight {weight.name!r} holds NaN or infinite values; export a sound model"
+        )
+    return energy
 
 
 def _batch_norm_scale(

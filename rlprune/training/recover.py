@@ -120,6 +120,8 @@ def finetune(
     from rlprune.training.reconstruct import reconstruct_module
 
     config = TrainConfig() if config is None else config
+    folder = Path(out)
+    _check_folder(folder)
     say = on_line or (lambda line: None)
     if augment not in AUGMENTS:
         raise InputError(f"no augment {augment!r}; give {', '.join(AUGMENTS)}", field="augment")
@@ -135,7 +137,6 @@ def finetune(
     plan.check(trace.graph)
     teacher = trace.module.eval()
     small = prune_torch(trace, plan.keeps)
-    folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
 
     unpruned = score(teacher, held)
@@ -203,6 +204,20 @@ def finetune(
     return report
 
 
+def _check_folder(folder: Path) -> None:
+    """Refuses a folder that cannot be made, or holds what another run has made.
+
+    Raises:
+        InputError: it is a file, or holds a report.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder} is a file; give a folder to write to", field="out")
+    if (folder / REPORT_NAME).exists():
+        raise InputError(
+            f"{folder} holds a finished run; write to another folder or delete it", field="out"
+        )
+
+
 def _write(folder: Path, module: nn.Module, example: Any, report: FinetuneReport) -> None:
     import torch
     from safetensors.torch import save as save_tensors
@@ -234,16 +249,18 @@ def _images(data: str | Path, validation: str | Path | None, seed: int) -> tuple
     return train.take(order[count:]), train.take(order[:count])
 
 
-def load_module(source: str, weights: str | Path | None = None) -> nn.Module:
+def load_module(source: str, weights: str | Path | None = None, *, seed: int = 0) -> nn.Module:
     """The module that `package.module:factory` returns when called, with weights of a file.
 
     A module is code: this imports and runs the named code, found as by `python` started in this
-    folder. The weights file is safetensors, which runs nothing.
+    folder. The weights file is safetensors, which runs nothing. Weights that the factory draws from
+    torch's generator are those of `seed`, so that an interrupted run finds them again.
 
     Raises:
         InputError: no such code, it fails, returns no module, or the weights are not its own.
     """
     try:
+        import torch
         from safetensors import SafetensorError
         from safetensors.torch import load_model
         from torch import nn
@@ -255,8 +272,14 @@ def load_module(source: str, weights: str | Path | None = None) -> nn.Module:
     if (here := str(Path.cwd())) not in sys.path:
         sys.path.insert(0, here)
     try:
-        made = getattr(importlib.import_module(name), factory)()
-    except Exception as error:  # whatever the user's code raises is what is wrong with it
+        made_by = getattr(importlib.import_module(name), factory)
+        with torch.random.fork_rng(devices=()):
+            torch.manual_seed(seed)
+            made = made_by()
+    except (
+        Exception,
+        SystemExit,
+    ) as error:  # whatever the user's code raises is what is wrong with it
         raise InputError(f"module {source!r}: {type(error).__name__}: {error}") from error
     if not isinstance(made, nn.Module):
         raise InputError(f"module {source!r} returned a {type(made).__name__}, not a torch module")

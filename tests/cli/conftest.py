@@ -9,7 +9,7 @@ from command_line import Rlprune
 from small_onnx import small_onnx
 from typer.testing import CliRunner, Result
 
-from rlprune.cli import app
+from rlprune.cli.app import app
 
 
 @pytest.fixture

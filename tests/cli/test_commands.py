@@ -150,7 +150,7 @@ def test_devices_of_an_empty_store(rlprune: Rlprune) -> None:
 
 def test_help_needs_no_heavy_package() -> None:
     report = (
-        "import sys; from typer.testing import CliRunner; from rlprune.cli import app\n"
+        "import sys; from typer.testing import CliRunner; from rlprune.cli.app import app\n"
         "assert CliRunner().invoke(app, ['--help']).exit_code == 0\n"
         "print(*sorted(set(sys.modules) & {'torch', 'ray', 'onnx', 'numpy', 'sqlalchemy', 'grpc'}))"
     )

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from small_onnx import small_onnx
 
-from rlprune.errors import NotFoundError
+from rlprune.errors import InputError, NotFoundError
 from rlprune.graph.from_onnx import OnnxTrace, trace_onnx
 from rlprune.graph.skeleton import strip
 from rlprune.latency.types import Measurement, ModelSubject, OperatorSpec
@@ -131,3 +131,14 @@ def test_another_device_is_planned_for_from_the_store_but_not_measured(
     stranger = trace_onnx(small_onnx(widths=(24, 40)))
     with pytest.raises(NotFoundError, match="has not measured this model"):
         plan_model(stranger, budget_ratio=0.8, device=DEVICE, policy="knapsack", store=store)
+
+
+def test_a_device_of_another_batch_is_refused(store: Store) -> None:
+    """By what a model of one image takes, one of four would be planned as four times too fast."""
+    trace = trace_onnx(small_onnx(shape=(4, 3, 16, 16)))
+    profiles = energy_profiles(trace, *keep_levels(trace.graph))
+    for device, known in (("board.t1.f32.b1", "batch 1"), ("board.t1.f32.b16", "batch 16")):
+        with pytest.raises(InputError, match=f"{known}, this one is of batch 4"):
+            task_for(trace.graph, profiles, store, device)
+        with pytest.raises(InputError, match="work --batch 4"):
+            plan_model(trace, budget_ratio=0.5, device=device, store=store)

@@ -22,14 +22,14 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 import rlprune
-from rlprune.cli import app
+from rlprune.cli.app import app
 from rlprune.errors import InputError, PlanMismatchError
 from rlprune.plans import PruningPlan
 from rlprune.profile.calibration import Calibration
 from rlprune.profile.evaluate import evaluate_model
 from rlprune.runtime import get_runtime
 from rlprune.training.finetune import Images, TrainConfig, fit, loss_of, rate_at, score
-from rlprune.training.recover import FinetuneReport, finetune
+from rlprune.training.recover import FinetuneReport, finetune, load_module
 
 CONFIG = TrainConfig(epoch_count=3, batch_size=32, learning_rate=0.05, distill_weight=0.5, seed=1)
 
@@ -238,6 +238,23 @@ def test_distillation_adds_the_gradient_of_the_softened_difference() -> None:
     assert teacher.weight.grad is None
 
 
+def test_a_factory_draws_the_same_weights_for_the_same_seed() -> None:
+    """Or a run from random weights could not go on from its checkpoint."""
+    before = torch.get_rng_state()
+    one, same, other = (load_module("tiny_net:fresh", seed=seed)[0] for seed in (0, 0, 1))
+    assert torch.equal(one.weight, same.weight) and not torch.equal(one.weight, other.weight)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_finished_run_is_not_written_over(rig: Rig, tmp_path: Path) -> None:
+    config = TrainConfig(epoch_count=1, batch_size=32)
+    finetune(rig.module, rig.plan, rig.files["data"], out=tmp_path, config=config)
+    kept = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(InputError, match="holds a finished run"):
+        finetune(rig.module, rig.plan, rig.files["data"], out=tmp_path, config=config)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == kept
+
+
 def test_the_rate_rises_and_falls_along_half_a_cosine() -> None:
     config = TrainConfig(warmup_ratio=0.1)
     rates = [rate_at(step, 100, config) for step in range(100)]
@@ -252,6 +269,7 @@ def test_the_rate_rises_and_falls_along_half_a_cosine() -> None:
         ({"--module": "tiny_net"}, "give package.module:factory"),
         ({"--module": "no_such_code:make"}, "ModuleNotFoundError"),
         ({"--module": "tiny_net:number"}, "returned a int"),
+        ({"--module": "tiny_net:leave"}, "SystemExit: 7"),
         ({"--weights": "nothing.safetensors"}, "weights nothing.safetensors"),
         ({"--weights": "plan"}, "not a safetensors file"),
         ({"--data": "nothing.npz"}, "cannot read data nothing.npz"),

@@ -9,7 +9,7 @@ import pytest
 from test_run import record
 from typer.testing import CliRunner
 
-from rlprune.cli import app
+from rlprune.cli.app import app
 from rlprune.policy import get_policy
 
 

@@ -19,3 +19,13 @@ def make() -> nn.Module:
 def number() -> int:
     """No module."""
     return 7
+
+
+def fresh() -> nn.Module:
+    """Other weights at every call, but for the generator's seed."""
+    return nn.Sequential(nn.Conv2d(1, 4, 3))
+
+
+def leave() -> nn.Module:
+    """Code that ends the program."""
+    raise SystemExit(7)
