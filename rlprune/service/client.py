@@ -51,6 +51,8 @@ PLAN_TIMEOUT_SEC = 120.0
 """Of one CreatePlan: a large model is traced once, and a device's tables fitted once a report."""
 HEALTH_PAGE_SIZE = 8
 """Devices asked for at once with their health: a fit each, where it has measured since."""
+SILENT_SEC = 120.0
+"""A device not seen for so long may have no worker; the server's clock and ours may differ."""
 FIRST_POLL_SEC = 0.1
 MAX_POLL_SEC = 1.0
 CERTIFY_JOB_COUNT = 2
@@ -335,12 +337,18 @@ class Client:
     ) -> None:
         """Returns when none of the jobs is open any more."""
         jobs = {job_id: self._job(job_id)[:2] for job_id in job_ids}
+        what = f"measuring on {device}"
+        if on_progress is not None and any(job.state.open for job, _ in jobs.values()):
+            seen = next((one.last_seen_sec for one in self.devices() if one.key == device), 0.0)
+            age_sec = time.time() - seen
+            if age_sec > SILENT_SEC:
+                what += f" (last seen {age_sec:.0f} s ago; is `rlprune work` running there?)"
         poll_sec = FIRST_POLL_SEC
         while True:
             if on_progress is not None:
                 done = sum(reported for _, reported in jobs.values())
                 total = sum(len(job.subjects) for job, _ in jobs.values())
-                on_progress(f"measuring on {device}", done, total)
+                on_progress(what, done, total)
             still = [job_id for job_id, (job, _) in jobs.items() if job.state.open]
             if not still:
                 return
