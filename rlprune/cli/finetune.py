@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from rlprune.cli.frame import Json, print_json, print_line, print_table, progress, say
+from rlprune.cli.frame import Json, print_json, print_line, print_table, progress, say, stoppable
 
 
 def finetune(
@@ -73,7 +71,12 @@ def finetune(
     from rlprune.training.recover import CHECKPOINT_NAME, finetune, load_module
 
     made = PruningPlan.load(plan)
-    with progress() as on_progress, _told(output / CHECKPOINT_NAME):
+    checkpoint = output / CHECKPOINT_NAME
+
+    def kept() -> str:
+        return f"{checkpoint} is kept, the same command goes on" if checkpoint.exists() else ""
+
+    with stoppable(kept), progress() as on_progress:
         loaded = load_module(module, weights, seed=seed)
         from rlprune.training.finetune import TrainConfig
 
@@ -115,14 +118,3 @@ def finetune(
         f"{output}: {chosen} of {len(report.epochs)}, chosen on the same "
         f"{report.validation_count} images; {report.seconds:.0f} s"
     )
-
-
-@contextmanager
-def _told(checkpoint: Path) -> Iterator[None]:
-    """Says after Ctrl+C how to go on, where there is anything to go on from."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        kept = f"; {checkpoint} is kept, the same command goes on" if checkpoint.exists() else ""
-        say(f"stopped{kept}")
-        raise typer.Exit(130) from None

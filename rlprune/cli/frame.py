@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -184,6 +184,16 @@ def progress() -> Iterator[OnProgress]:
             bars.update(tasks[what], completed=done, total=total)
 
         yield move_bar
+
+
+@contextmanager
+def stoppable(kept: Callable[[], str]) -> Iterator[None]:
+    """Ends the command with 130 after Ctrl+C, and says what is `kept` of its work, if anything."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        say("; ".join(part for part in ("stopped", kept()) if part))
+        raise typer.Exit(130) from None
 
 
 def check_output(path: Path | None, *inputs: Path | None) -> None:

@@ -25,6 +25,7 @@ from rlprune.cli.frame import (
     print_table,
     progress,
     say,
+    stoppable,
 )
 from rlprune.cli.models import Calibration, load_trace
 
@@ -155,7 +156,7 @@ def plan(
         assert module is not None
         traced, initial = _untrained(module, input_shape, score or "synflow", calibration)
         calibration = None  # seen by the score
-    with progress() as on_progress:
+    with stoppable(_kept), progress() as on_progress:
         if server is None or device is None:
             from rlprune.planning import plan_model
 
@@ -203,6 +204,10 @@ def plan(
         raise typer.Exit(INFEASIBLE)
     if output is not None:
         made.save(output)
+
+
+def _kept() -> str:
+    return "latencies measured so far are kept, the same command goes on"
 
 
 def _check_source(

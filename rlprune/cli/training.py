@@ -18,7 +18,7 @@ from rlprune.cli.frame import (
     print_line,
     print_table,
     progress,
-    say,
+    stoppable,
 )
 from rlprune.cli.models import Model, load_trace
 from rlprune.errors import InputError
@@ -97,35 +97,36 @@ def record(
     profile_images, objective_images = load_calibration(calibration, traced).halves(seed=seed)
     with closing(open_store(store)) as opened:
         tables = proposal_tables(traced, device or (), store=opened, round_to=round_to)
-    try:
-        with progress() as on_progress:
-            recorded = record_model(
-                folder / name,
-                traced,
-                profile_images,
-                objective_images,
-                config=RecordConfig(
-                    evaluation_count=evaluations,
-                    round_to=round_to,
-                    worker_count=workers,
-                    seed=seed,
-                ),
-                tables=tables,
-                policy=proposing,
-                provenance={
-                    "name": name,
-                    "weights": model.name,
-                    "weights_sha256": hashlib.sha256(model.read_bytes()).hexdigest(),
-                    "images": f"{calibration.name}, halved",
-                },
-                on_progress=on_progress,
-            )
-    except KeyboardInterrupt:
-        kept = f"; {folder / name} keeps all but the running batch" if folder.exists() else ""
-        say(f"stopped{kept}; the same command goes on")
-        raise typer.Exit(130) from None
+    recording = folder / name
+
+    def kept() -> str:
+        batch = f"{recording} keeps all but the running batch, " if recording.exists() else ""
+        return f"{batch}the same command goes on"
+
+    with stoppable(kept), progress() as on_progress:
+        recorded = record_model(
+            recording,
+            traced,
+            profile_images,
+            objective_images,
+            config=RecordConfig(
+                evaluation_count=evaluations,
+                round_to=round_to,
+                worker_count=workers,
+                seed=seed,
+            ),
+            tables=tables,
+            policy=proposing,
+            provenance={
+                "name": name,
+                "weights": model.name,
+                "weights_sha256": hashlib.sha256(model.read_bytes()).hexdigest(),
+                "images": f"{calibration.name}, halved",
+            },
+            on_progress=on_progress,
+        )
     assert recorded.evaluations is not None
-    _print_recorded(folder / name, recorded.evaluations, as_json)
+    _print_recorded(recording, recorded.evaluations, as_json)
 
 
 def _print_recorded(directory: Path, found: Evaluations, as_json: bool) -> None:

@@ -61,7 +61,8 @@ def check_count(count: int, *, calibrated: bool) -> None:
     """
     if count and not 2 <= count <= MAX_CANDIDATES:
         raise InputError(
-            f"{count} candidates; give 2 to {MAX_CANDIDATES}, the knapsack's plan among them",
+            f"{count} candidates; give 2 to {MAX_CANDIDATES}, the knapsack's plan among them, or "
+            "0 for none",
             field="candidates",
         )
     if count and not calibrated:

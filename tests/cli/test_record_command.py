@@ -107,7 +107,7 @@ def test_ctrl_c_keeps_what_was_recorded_and_says_how_to_go_on(
         process.send_signal(signal.SIGINT)
         rest = process.stderr.read()
     assert process.returncode == 130
-    assert "tasks/model keeps all but the running batch; the same command goes on" in rest
+    assert "tasks/model keeps all but the running batch, the same command goes on" in rest
     assert "Traceback" not in rest
     kept = load_models(["tasks"])["model"].evaluations
     assert kept is not None and 16 <= len(kept.loss) < 120
