@@ -95,7 +95,7 @@ def read_images(
         # np.load of something else than an .npz gives an array, which is no context manager, or
         # advises to unpickle.
         raise CalibrationError(
-            f"{what} {path} is not an .npz of plain arrays, or cut short; save it with "
+            f"cannot read {what} {path}: no .npz of plain arrays, or cut short; save it with "
             "np.savez(path, x=images, y=labels)",
             field=what,
         ) from error

@@ -118,7 +118,7 @@ def test_files_that_are_no_archives_are_refused_plainly(
         reason = refusal(
             rlprune("plan", model, *MACS, "--calibration", name), folder, also=("x.npy", "text.npz")
         )
-        assert f"{name} is not an .npz" in reason and "pickle" not in reason
+        assert f"{name}: no .npz of plain arrays" in reason and "pickle" not in reason
 
 
 def test_ctrl_c_while_importing_ends_quietly(monkeypatch: pytest.MonkeyPatch) -> None:
