@@ -235,7 +235,9 @@ def score(logits: FloatArray, y: IntArray, dense: FloatArray | None = None) -> E
     own = _log_softmax(logits)
     loss = -own[np.arange(len(y)), y]
     theirs = own if dense is None else _log_softmax(dense)
-    divergence = (np.exp(theirs) * (theirs - own)).sum(1)  # [N]
+    share = np.exp(theirs)
+    with np.errstate(invalid="ignore"):  # a class masked by -inf in both costs nothing
+        divergence = np.where(share > 0, share * (theirs - own), 0.0).sum(1)  # [N]
     return Evaluation.of(loss, divergence, float((logits.argmax(1) == y).mean()))
 
 

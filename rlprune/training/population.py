@@ -12,6 +12,7 @@ import json
 import logging
 import math
 import os
+import re
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -262,6 +263,12 @@ def _file(index: int, done: int, what: str) -> str:
 def _resume(directory: Path, run_id: str) -> tuple[list[Member], int] | None:
     """What `_write` left behind; None where nothing was begun."""
     path = directory / RUN_NAME
+    # The folder is removed at the end, so nothing of others may lie in it.
+    known = re.compile(r"\.|population\.json$|agent\d+\.round\d+\.\w+\.safetensors$")
+    if strays := sorted(one.name for one in directory.glob("*") if not known.match(one.name)):
+        raise PolicyError(
+            f"{directory} is not a folder of checkpoints: it holds {strays[0]!r}; write elsewhere"
+        )
     if not path.exists():
         return None
     try:

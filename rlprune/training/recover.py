@@ -216,6 +216,12 @@ def _check_folder(folder: Path) -> None:
         raise InputError(
             f"{folder} holds a finished run; write to another folder or delete it", field="out"
         )
+    made = [name for name in (WEIGHTS_NAME, MODEL_NAME) if (folder / name).exists()]
+    if made and not (folder / CHECKPOINT_NAME).exists():
+        raise InputError(
+            f"{folder / made[0]} is there and would be written over; write to another folder",
+            field="out",
+        )
 
 
 def _write(folder: Path, module: nn.Module, example: Any, report: FinetuneReport) -> None:

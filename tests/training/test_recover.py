@@ -255,6 +255,13 @@ def test_a_finished_run_is_not_written_over(rig: Rig, tmp_path: Path) -> None:
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == kept
 
 
+def test_weights_that_lie_in_the_folder_are_not_written_over(rig: Rig, tmp_path: Path) -> None:
+    (tmp_path / "weights.safetensors").write_bytes(b"mine")
+    with pytest.raises(InputError, match="would be written over"):
+        finetune(rig.module, rig.plan, rig.files["data"], out=tmp_path)
+    assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"mine"]
+
+
 def test_the_rate_rises_and_falls_along_half_a_cosine() -> None:
     config = TrainConfig(warmup_ratio=0.1)
     rates = [rate_at(step, 100, config) for step in range(100)]
