@@ -205,8 +205,8 @@ def check_output(path: Path | None, *inputs: Path | None) -> None:
     """
     if path is None:
         return
-    for given in inputs:
-        if given is not None and path.exists() and given.exists() and path.samefile(given):
+    for given in inputs if path.exists() else ():
+        if given is not None and given.exists() and path.samefile(given):
             raise InputError(f"{path} is read by this command; write to another file")
     if not path.absolute().parent.is_dir():
         raise InputError(f"no folder {path.parent} to write {path.name} to; make it first")

@@ -208,7 +208,7 @@ def _check_folder(folder: Path) -> None:
     """Refuses a folder that cannot be made, or holds what another run has made.
 
     Raises:
-        InputError: it is a file, or holds a report.
+        InputError: it is a file, or holds a report, or weights or a model without a checkpoint.
     """
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder} is a file; give a folder to write to", field="out")
@@ -282,10 +282,8 @@ def load_module(source: str, weights: str | Path | None = None, *, seed: int = 0
         with torch.random.fork_rng(devices=()):
             torch.manual_seed(seed)
             made = made_by()
-    except (
-        Exception,
-        SystemExit,
-    ) as error:  # whatever the user's code raises is what is wrong with it
+    except (Exception, SystemExit) as error:
+        # Whatever the user's code raises is what is wrong with it.
         raise InputError(f"module {source!r}: {type(error).__name__}: {error}") from error
     if not isinstance(made, nn.Module):
         raise InputError(f"module {source!r} returned a {type(made).__name__}, not a torch module")
