@@ -26,13 +26,12 @@ from rlprune.graph.walk import (
     Node,
     Shape,
     Walk,
-    Weight,
     attribute_value,
     named,
     read_nodes,
-    to_array,
     walk,
 )
+from rlprune.graph.weights import Weight, to_array
 
 MAX_COPIED = 2**23
 """Most elements in copies of shared vectors; what is shared beyond ties its readers."""

@@ -17,7 +17,7 @@ from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 from rlprune.errors import ModelError
 from rlprune.graph.folding import SMALL
 from rlprune.graph.load import FLOAT_TYPES, MAX_BYTES, SKELETON_KEY, is_skeleton, load_onnx
-from rlprune.graph.walk import is_hollow
+from rlprune.graph.weights import is_hollow
 
 _NOTE_KEPT = "pkg.torch.onnx.name_scopes"
 

@@ -20,7 +20,6 @@ from onnx import (
     TensorProto,
     TypeProto,
     helper,
-    numpy_helper,
     shape_inference,
 )
 
@@ -37,6 +36,7 @@ from rlprune.graph.folding import (
     result_size,
 )
 from rlprune.graph.load import check_shape
+from rlprune.graph.weights import Weight, is_hollow, to_array, weight_of
 
 Shape = tuple[int, ...]
 
@@ -78,18 +78,6 @@ def reading(node: Node) -> Iterator[None]:
 
 
 @dataclass
-class Weight:
-    """A constant: its proto (or another's, moved), extents, and values where they may be read."""
-
-    dims: Shape
-    elem_type: int
-    proto: TensorProto | None = None
-    array: Array | None = None
-    origin: str = ""
-    """Name of the tensor it is an untouched copy of."""
-
-
-@dataclass
 class Walk:
     """One walk through the nodes at one batch size."""
 
@@ -104,14 +92,27 @@ class Walk:
     """Elements folded so far."""
 
     def run(self) -> None:
+        self.begin()
+        for node, proto in zip(self.nodes, self.protos, strict=True):
+            self.visit(node, proto)
+
+    def begin(self) -> None:
+        """Knows the constants that the file holds."""
         for name, weight in self.weights.items():
             self.types[name] = (weight.elem_type, weight.dims)
             if weight.array is not None:
                 self.values[name] = weight.array
-        for node, proto in zip(self.nodes, self.protos, strict=True):
-            with reading(node):
-                if not self._fold(node, proto):
-                    self._infer(node, proto)
+
+    def visit(self, node: Node, proto: NodeProto) -> None:
+        """Knows what the next node makes.
+
+        Raises:
+            ModelError: its inputs do not fit it. UnsupportedOperatorError: the extents of an output
+                cannot be told.
+        """
+        with reading(node):
+            if not self._fold(node, proto):
+                self._infer(node, proto)
 
     def _fold(self, node: Node, proto: NodeProto) -> bool:
         """Evaluates a node of constants; False where it has to stay."""
@@ -303,6 +304,15 @@ class Walk:
 def walk(
     model: ModelProto, nodes: Sequence[Node], inputs: Mapping[str, tuple[int, Shape]], batch: int
 ) -> Walk:
+    result = start_walk(model, nodes, inputs, batch)
+    result.run()
+    return result
+
+
+def start_walk(
+    model: ModelProto, nodes: Sequence[Node], inputs: Mapping[str, tuple[int, Shape]], batch: int
+) -> Walk:
+    """A walk that has not begun; without `nodes` it is led with `begin` and `visit`."""
     types = {
         name: (elem, tuple(batch if d < 0 else d for d in shape))
         for name, (elem, shape) in inputs.items()
@@ -312,31 +322,31 @@ def walk(
         shape = _shape(value.type)
         if shape is not None:
             declared[value.name] = (value.type.tensor_type.elem_type, shape)
-    result = Walk(
+    protos = model.graph.node if nodes else ()
+    return Walk(
         nodes,
-        [named(proto, node) for proto, node in zip(model.graph.node, nodes, strict=True)],
+        [named(proto, node) for proto, node in zip(protos, nodes, strict=True)],
         {e.domain if e.domain != "ai.onnx" else "": e.version for e in model.opset_import},
         {t.name: weight_of(t) for t in model.graph.initializer},
         types,
         declared,
     )
-    result.run()
-    return result
 
 
 def read_nodes(model: ModelProto) -> list[Node]:
     """Nodes with unique, non-empty names."""
     taken: Counter[str] = Counter()
-    nodes = []
-    for proto in model.graph.node:
-        base = proto.name or f"{proto.op_type}_{proto.output[0] if proto.output else ''}"
-        taken[base] += 1
-        name = base if taken[base] == 1 else f"{base}#{taken[base]}"
-        op = proto.op_type if proto.domain in ("", "ai.onnx") else f"{proto.domain}.{proto.op_type}"
-        attrs = {a.name: attribute_value(a) for a in proto.attribute}
-        outputs = _outputs(proto, name)
-        nodes.append(Node(name, op, tuple(proto.input), outputs, attrs, _scope(proto)))
-    return nodes
+    return [read_node(proto, taken) for proto in model.graph.node]
+
+
+def read_node(proto: NodeProto, taken: Counter[str]) -> Node:
+    """A node under a name that is not among those `taken`; its own is entered."""
+    base = proto.name or f"{proto.op_type}_{proto.output[0] if proto.output else ''}"
+    taken[base] += 1
+    name = base if taken[base] == 1 else f"{base}#{taken[base]}"
+    op = proto.op_type if proto.domain in ("", "ai.onnx") else f"{proto.domain}.{proto.op_type}"
+    attrs = {a.name: attribute_value(a) for a in proto.attribute}
+    return Node(name, op, tuple(proto.input), _outputs(proto, name), attrs, _scope(proto))
 
 
 def _outputs(proto: NodeProto, name: str) -> tuple[str, ...]:
@@ -357,36 +367,11 @@ def named(proto: NodeProto, node: Node) -> NodeProto:
     return copy
 
 
-def weight_of(proto: TensorProto) -> Weight:
-    """A constant tensor, its values read where they may decide about the graph."""
-    dims = tuple(proto.dims)
-    weight = Weight(dims, proto.data_type, proto=proto, origin=proto.name)
-    dtype = helper.tensor_dtype_to_np_dtype(proto.data_type)
-    if readable(dtype, int(np.prod(dims, dtype=np.int64))) and not is_hollow(proto):
-        weight.array = numpy_helper.to_array(proto)
-    return weight
-
-
-def is_hollow(proto: TensorProto) -> bool:
-    """Whether a skeleton's tensor: a shape without data."""
-    if proto.HasField("raw_data") or 0 in proto.dims:
-        return False
-    fields = (proto.float_data, proto.int32_data, proto.int64_data, proto.double_data)
-    return not any(len(values) for values in (*fields, proto.uint64_data))
-
-
-def to_array(weight: Weight) -> Array:
-    if weight.array is not None:
-        return weight.array
-    assert weight.proto is not None
-    return numpy_helper.to_array(weight.proto)
-
-
 def _shape(kind: TypeProto | None) -> Shape | None:
     if kind is None or not kind.HasField("tensor_type") or not kind.tensor_type.HasField("shape"):
         return None
     dims = kind.tensor_type.shape.dim
-    if any(not d.HasField("dim_value") for d in dims):
+    if any(not d.HasField("dim_value") or d.dim_value < 0 for d in dims):
         return None
     return tuple(d.dim_value for d in dims)
 

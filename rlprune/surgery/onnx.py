@@ -18,7 +18,8 @@ from rlprune.graph.from_onnx import OnnxTrace
 from rlprune.graph.load import is_skeleton, without_weights
 from rlprune.graph.rules_layout import pad_counts
 from rlprune.graph.types import FloatArray, IntArray, PruningGraph
-from rlprune.graph.walk import Node, is_hollow, reading
+from rlprune.graph.walk import Node, reading
+from rlprune.graph.weights import is_hollow
 from rlprune.surgery.importance import unit_scores
 
 BoolArray = NDArray[np.bool_]
