@@ -2,22 +2,24 @@
 
 A BatchNorm that the runtime folds into the convolution before it is gone, so are Identity, Dropout
 and reshapes that move nothing; a mean over all positions is a global pool whoever wrote it; a bias
-added after a product belongs to it.
+added after a product belongs to it. An operator that is not in `LISTED` is an `activation` of its
+own variant: it costs time and sums nothing up.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from rlprune.graph.channels import ChannelMap
 from rlprune.graph.folding import axes_of
+from rlprune.graph.lister import Lister
 from rlprune.graph.normal import NormalModel
-from rlprune.graph.patterns import Fused, fuse
+from rlprune.graph.patterns import fuse
 from rlprune.graph.rules_layout import pad_counts
-from rlprune.graph.types import IntArray, Operator, Width
+from rlprune.graph.types import Operator, Width
 from rlprune.graph.walk import Node, reading
 from rlprune.graph.windows import clip_variant, explicit_pads, is_zero_border
 
@@ -55,351 +57,289 @@ _GLOBAL = {
 }
 _ABSORBERS = ("conv", "depthwise_conv", "conv_transpose", "linear")
 
-
-@dataclass
-class _Lister:
-    normal: NormalModel
-    channels: ChannelMap
-    widths: Sequence[int]
-    """Of the groups."""
-    fused: Mapping[str, Fused]
-    outputs: frozenset[str] = frozenset()
-    counted: dict[int, Width] = field(default_factory=dict)
-    batch: int = 1
-    made_by: dict[str, int] = field(default_factory=dict)
-    """Operator (or graph input) that every tensor comes from."""
-    listed: list[Operator] = field(default_factory=list)
-    padded: dict[str, Node] = field(default_factory=dict)
-    """Outputs of zero pads that the convolution after them takes over."""
-    transposed: dict[str, tuple[str, list[int]]] = field(default_factory=dict)
-    """For outputs of transposes: of what, and the order of its axes longer than one."""
-    slices: dict[str, Node] = field(default_factory=dict)
-    """Outputs of slicing nodes that nobody has read so far."""
-
-    def width(self, name: str) -> Width:
-        """Channels of an activation as a function of the keeps."""
-        blocks = self.channels.blocks.get(name)
-        if not blocks:
-            shape = self.normal.shapes[name]
-            return Width(shape[self.channel_axes(name)[0]] if shape else 1)
-        ids = blocks[0].ids
-        # Most tensors pass on the id array they were given; the key is safe while the map lives.
-        if id(ids) not in self.counted:
-            self.counted[id(ids)] = width_of(self.channels.group_of[ids].ravel(), self.widths)
-        return self.counted[id(ids)]
-
-    def read_on(self, name: str, axis: int) -> tuple[Width, tuple[int, ...]]:
-        """Channels and other extents of an input that a weight reads on a given axis."""
-        if self.channels.blocks.get(name) and self.channel_axes(name) == (axis,):
-            return self.width(name), self.spatial(name)
-        shape = self.normal.shapes[name]
-        width = Width(shape[axis])
-        if name not in self.normal.weights:
-            width = width_of(self.channels.axis_units(name, axis)[0], self.widths)
-        return width, self.without_batch([*shape[:axis], *shape[axis + 1 :]])
-
-    def channel_axes(self, name: str) -> tuple[int, ...]:
-        blocks = self.channels.blocks.get(name)
-        if blocks:
-            return blocks[0].axes
-        rank = len(self.normal.shapes[name])
-        return (1,) if rank > 1 else (0,)
-
-    def spatial(self, name: str) -> tuple[int, ...]:
-        """Extents of the axes that are neither channels nor batch."""
-        axes = self.channel_axes(name)
-        shape = self.normal.shapes[name]
-        return self.without_batch([e for axis, e in enumerate(shape) if axis not in axes])
-
-    def without_batch(self, rest: list[int]) -> tuple[int, ...]:
-        if self.batch in rest:
-            rest.remove(self.batch)
-        return tuple(rest)
-
-    def add(
-        self,
-        node: Node,
-        kind: str,
-        variant: str,
-        *,
-        in_width: Width | None = None,
-        source: str = "",
-        in_spatial: tuple[int, ...] | None = None,
-        out_spatial: tuple[int, ...] | None = None,
-        kernel: Sequence[int] = (),
-        stride: Sequence[int] = (),
-        pads: Sequence[int] = (),
-        dilation: Sequence[int] = (),
-        groups: int = 1,
-        inputs: Sequence[str] = (),
-    ) -> None:
-        source = source or next(
-            (n for n in node.inputs if n and n in self.made_by),
-            node.inputs[0] if node.inputs else "",
-        )
-        output = node.outputs[0]
-        out_width = self.width(output)
-        names = inputs or node.inputs
-        self.listed.append(
-            Operator(
-                name=node.name,
-                kind=kind,
-                variant=variant,
-                inputs=tuple(self.made_by[n] for n in names if n in self.made_by),
-                in_width=in_width or self.width(source),
-                out_width=out_width,
-                in_spatial=self.spatial(source) if in_spatial is None else in_spatial,
-                out_spatial=self.spatial(output) if out_spatial is None else out_spatial,
-                kernel=tuple(int(k) for k in kernel),
-                stride=tuple(int(s) for s in stride),
-                pads=tuple(int(p) for p in pads),
-                dilation=tuple(int(d) for d in dilation),
-                groups=groups,
-            )
-        )
-        self.made_by[output] = len(self.listed) - 1
-
-    def slice_when_read(self, name: str) -> None:
-        """Lists the slice that makes a tensor, at its first reader.
-
-        One Split is so the same as several Slices, wherever the file puts them.
-        """
-        node = self.slices.pop(name, None)
-        if node is not None:
-            self.add(replace(node, outputs=(name,)), "slice", "")
-
-    def alias(self, node: Node) -> None:
-        """The node costs nothing: its outputs come from where its input does."""
-        source = next((n for n in node.inputs if n in self.made_by), None)
-        for name in node.outputs:
-            if name and source is not None:
-                self.made_by[name] = self.made_by[source]
-                if source in self.transposed and self._only_reader(source):
-                    before, after = (self.normal.shapes[n] for n in (source, name))
-                    if [e for e in before if e > 1] == [e for e in after if e > 1]:
-                        self.transposed[name] = self.transposed[source]
-
-    def constant(self, name: str) -> bool:
-        return name in self.normal.weights or name in self.normal.shape_like
-
-    def visit(self, node: Node) -> None:
-        if all(not o or o in self.normal.shape_like for o in node.outputs):
-            return
-        for name in node.inputs:
-            self.slice_when_read(name)
-        fused = self.fused.get(node.name)
-        if fused is not None:
-            if fused.variant:
-                self.add(
-                    node, "activation", fused.variant, source=fused.source, inputs=(fused.source,)
-                )
-            return
-        op = node.op
-        data = [n for n in node.inputs if n and not self.constant(n)]
-        if op in _FREE or not data:
-            self.alias(node)
-        elif op in ("Conv", "ConvTranspose"):
-            self._conv(node)
-        elif op == "Gemm" or (op == "MatMul" and self.constant(node.inputs[1])):
-            self._linear(node)
-        elif op == "MatMul":
-            self.add(node, "matmul", "", kernel=self.normal.shapes[node.inputs[0]][-1:])
-        elif op in _NORMS:
-            if op != "BatchNormalization" or not self._absorbed(node, data[0]):
-                self.add(node, "norm", _NORMS[op])
-        elif op in _ACTIVATIONS:
-            self.add(node, "activation", _ACTIVATIONS[op])
-        elif op == "Clip":
-            self.add(node, "activation", clip_variant(node, self.normal))
-        elif op in _POOLS:
-            self._pool(node)
-        elif op in _GLOBAL or op.startswith("Reduce"):
-            self._global_pool(node)
-        elif op in ("Add", "Sub", "Mul", "Div"):
-            self._arithmetic(node, data)
-        elif op == "Concat" and len(data) == len(node.inputs) == 1:
-            self.alias(node)
-        elif op == "Concat":
-            self.add(node, "concat", "", in_width=self.width(node.outputs[0]))
-        elif op == "Pad":
-            if is_zero_border(node, self.normal.readers.get(node.outputs[0], ()), self.normal):
-                self.padded[node.outputs[0]] = node
-                self.alias(node)
-            elif self.normal.shapes[node.inputs[0]] == self.normal.shapes[node.outputs[0]]:
-                self.alias(node)
-            else:
-                self.add(node, "pad", "")
-        elif op in ("Slice", "Split", "Gather"):
-            if self.normal.shapes[node.inputs[0]] == self.normal.shapes[node.outputs[0]]:
-                self.alias(node)
-            else:
-                self.slices.update((name, node) for name in node.outputs if name)
-        elif op in ("Resize", "Upsample"):
-            self.add(node, "resize", str(node.attrs.get("mode", "nearest")))
-        elif op in ("Softmax", "LogSoftmax"):
-            self.add(node, "softmax", "" if op == "Softmax" else "log")
-        elif op == "Transpose":
-            self._transpose(node)
-        elif op in ("DepthToSpace", "SpaceToDepth", "Expand", "Tile"):
-            if self.normal.shapes[node.inputs[0]] == self.normal.shapes[node.outputs[0]]:
-                self.alias(node)
-            else:
-                self.add(node, "layout", op.lower())
-        else:
-            self.add(node, "activation", op.lower())
-
-    def _conv(self, node: Node) -> None:
-        weight = self.normal.shapes[node.inputs[1]]
-        rank = len(weight) - 2
-        groups = int(node.attrs.get("group", 1))
-        per_group = weight[1] if node.op == "Conv" else weight[0] // groups
-        depthwise = groups > 1 and per_group == 1
-        kind = "conv" if node.op == "Conv" else "conv_transpose"
-        kernel = weight[2:]
-        stride = node.attrs.get("strides", [1] * rank)
-        dilation = node.attrs.get("dilations", [1] * rank)
-        if depthwise:
-            kind, groups = ("depthwise_conv" if kind == "conv" else kind), 0
-        source = node.inputs[0]
-        before = self.normal.shapes[source][2:]
-        pads = explicit_pads(node, before, kernel, stride, dilation)
-        if source in self.padded:
-            pad = self.padded[source]
-            begins, ends = pad_counts(pad, self.normal, rank + 2) or ([], [])
-            pads = [own + more for own, more in zip(pads, begins[2:] + ends[2:], strict=True)]
-            source = pad.inputs[0]
-        in_width, in_spatial = self.read_on(source, 1)
-        self.add(
-            node,
-            kind,
-            "",
-            source=source,
-            in_width=in_width,
-            in_spatial=in_spatial,
-            kernel=kernel,
-            stride=stride,
-            pads=pads,
-            dilation=dilation,
-            groups=groups,
-        )
-
-    def _linear(self, node: Node) -> None:
-        rank = len(self.normal.shapes[node.inputs[0]])
-        axis = 0 if node.attrs.get("transA") else rank - 1
-        in_width, in_spatial = self.read_on(node.inputs[0], axis)
-        block = self.channels.blocks.get(node.outputs[0])
-        out_axis = len(self.normal.shapes[node.outputs[0]]) - 1
-        if block and block[0].axes != (out_axis,):
-            # Works along the positions; the channels go through beside it.
-            self.add(node, "matmul", "", kernel=self.normal.shapes[node.inputs[0]][-1:])
-        else:
-            self.add(node, "linear", "", in_width=in_width, in_spatial=in_spatial)
-
-    def _absorbed(self, node: Node, source: str) -> bool:
-        """Whether the runtime folds the node into the convolution or product before it."""
-        maker = self.made_by.get(source, -1)
-        if maker < 0 or not self._only_reader(source) or self.listed[maker].kind not in _ABSORBERS:
-            return False
-        # Only if nothing but reshapes lies between; the maker's own output has one reader.
-        if self.normal.shapes[source] != self.normal.shapes[node.outputs[0]]:
-            return False
-        self.alias(node)
-        return True
-
-    def _arithmetic(self, node: Node, data: Sequence[str]) -> None:
-        if len(data) == 1:
-            if self._absorbed(node, data[0]):
-                return
-            other = next((n for n in node.inputs if n != data[0]), "")
-            if int(np.prod(self.normal.shapes.get(other, ()), dtype=np.int64)) == 1:
-                one = self.normal.values.get(other)
-                inverts = node.op == "Div" and node.inputs[0] == other
-                inverts = inverts and one is not None and bool((one == 1).all())
-                self.add(node, "activation", "reciprocal" if inverts else "scale")
-                return
-        kind = "add" if node.op in ("Add", "Sub") else "mul"
-        self.add(node, kind, "", in_width=self.width(node.outputs[0]))
-
-    def _pool(self, node: Node) -> None:
-        before, after = (self.normal.shapes[n][2:] for n in (node.inputs[0], node.outputs[0]))
-        kernel = node.attrs["kernel_shape"]
-        rank = len(kernel)
-        stride = node.attrs.get("strides", [1] * rank)
-        dilation = node.attrs.get("dilations", [1] * rank)
-        pads = explicit_pads(node, before, kernel, stride, dilation)
-        if tuple(kernel) == before and not any(pads) and set(after) == {1}:
-            self._whole(node, _POOLS[node.op])
-        elif set(kernel) == {1} and before == after:
-            self.alias(node)
-        else:
-            self.add(node, "pool", _POOLS[node.op], kernel=kernel, stride=stride, pads=pads)
-
-    def _global_pool(self, node: Node) -> None:
-        variant = _GLOBAL.get(node.op, node.op.lower())
-        shape = self.normal.shapes[node.inputs[0]]
-        if not node.op.startswith("Global"):
-            known = [self.normal.values.get(n) for n in node.inputs]
-            axes = {
-                a % len(shape) for a in axes_of(dict(node.attrs), known, 1) or range(len(shape))
-            }
-            rest = set(range(len(shape))) - axes - set(self.channel_axes(node.inputs[0]))
-            if any(shape[axis] != self.batch for axis in rest) or len(rest) > 1:
-                self.add(node, "pool", variant)
-                return
-        self._whole(node, variant)
-
-    def _whole(self, node: Node, variant: str) -> None:
-        # A row that was widened to a map for the pooling is a row.
-        extents = list(self.spatial(node.inputs[0]))
-        while len(extents) > 1 and extents[0] == 1:
-            del extents[0]
-        self.add(node, "global_pool", variant, in_spatial=tuple(extents), out_spatial=())
-
-    def _transpose(self, node: Node) -> None:
-        """Lists a transpose; two in a row are one, as the older exporter writes them."""
-        source = node.inputs[0]
-        shape = self.normal.shapes[source]
-        perm = node.attrs.get("perm", range(len(shape) - 1, -1, -1))
-        long = [axis for axis, extent in enumerate(shape) if extent > 1]
-        order = [long.index(p) for p in perm if p in long]
-        before = self.transposed.get(source)
-        if before and self._only_reader(source) and self.made_by[source] == len(self.listed) - 1:
-            self.listed.pop()
-            source, inner = before
-            order = [inner[place] for place in order]
-        if order == sorted(order):
-            self.made_by[node.outputs[0]] = self.made_by[source]
-        else:
-            self.add(replace(node, inputs=(source,)), "layout", "transpose")
-            self.transposed[node.outputs[0]] = (source, order)
-
-    def _only_reader(self, name: str) -> bool:
-        return len(self.normal.readers.get(name, ())) == 1 and name not in self.outputs
+Handler = Callable[[Lister, Node, Sequence[str]], None]
+"""Lists a node; the last argument has its inputs that are no constants, never empty."""
+LISTED: dict[str, Handler] = {}
+"""How each operator is listed, by its name in the default domain (or `domain.Name`)."""
 
 
-def width_of(group: IntArray, widths: Sequence[int]) -> Width:
-    """Counts the groups' entries of an axis."""
-    free = group[group >= 0]
-    found, often = np.unique(free, return_counts=True)
-    return Width(
-        const=len(group) - len(free),
-        terms=tuple((int(g), int(n) // widths[g]) for g, n in zip(found, often, strict=True)),
+def _listed(operators: str) -> Callable[[Handler], Handler]:
+    def enter(handler: Handler) -> Handler:
+        LISTED.update(dict.fromkeys(operators.split(), handler))
+        return handler
+
+    return enter
+
+
+def _visit(lister: Lister, node: Node) -> None:
+    shape_like = lister.normal.shape_like
+    if all(not o or o in shape_like for o in node.outputs):
+        return
+    for name in node.inputs:
+        lister.slice_when_read(name)
+    fused = lister.fused.get(node.name)
+    if fused is not None:
+        if fused.variant:
+            source = fused.source
+            lister.add(node, "activation", fused.variant, source=source, inputs=(source,))
+        return
+    data = [n for n in node.inputs if n and not lister.constant(n)]
+    if node.op in _FREE or not data:
+        lister.alias(node)
+    elif node.op in _ACTIVATIONS:
+        lister.add(node, "activation", _ACTIVATIONS[node.op])
+    elif node.op in LISTED:
+        LISTED[node.op](lister, node, data)
+    elif node.op.startswith("Reduce"):
+        _global_pool(lister, node, data)
+    else:
+        lister.add(node, "activation", node.op.lower())
+
+
+@_listed("Conv ConvTranspose")
+def _conv(lister: Lister, node: Node, data: Sequence[str]) -> None:
+    weight = lister.normal.shapes[node.inputs[1]]
+    rank = len(weight) - 2
+    groups = int(node.attrs.get("group", 1))
+    per_group = weight[1] if node.op == "Conv" else weight[0] // groups
+    depthwise = groups > 1 and per_group == 1
+    kind = "conv" if node.op == "Conv" else "conv_transpose"
+    kernel = weight[2:]
+    stride = node.attrs.get("strides", [1] * rank)
+    dilation = node.attrs.get("dilations", [1] * rank)
+    if depthwise:
+        kind, groups = ("depthwise_conv" if kind == "conv" else kind), 0
+    source = node.inputs[0]
+    before = lister.normal.shapes[source][2:]
+    pads = explicit_pads(node, before, kernel, stride, dilation)
+    if source in lister.padded:
+        pad = lister.padded[source]
+        begins, ends = pad_counts(pad, lister.normal, rank + 2) or ([], [])
+        pads = [own + more for own, more in zip(pads, begins[2:] + ends[2:], strict=True)]
+        source = pad.inputs[0]
+    in_width, in_spatial = lister.read_on(source, 1)
+    lister.add(
+        node,
+        kind,
+        "",
+        source=source,
+        in_width=in_width,
+        in_spatial=in_spatial,
+        kernel=kernel,
+        stride=stride,
+        pads=pads,
+        dilation=dilation,
+        groups=groups,
     )
+
+
+@_listed("Gemm MatMul")
+def _product(lister: Lister, node: Node, data: Sequence[str]) -> None:
+    if node.op == "MatMul" and not lister.constant(node.inputs[1]):
+        lister.add(node, "matmul", "", kernel=lister.normal.shapes[node.inputs[0]][-1:])
+        return
+    rank = len(lister.normal.shapes[node.inputs[0]])
+    axis = 0 if node.attrs.get("transA") else rank - 1
+    in_width, in_spatial = lister.read_on(node.inputs[0], axis)
+    block = lister.channels.blocks.get(node.outputs[0])
+    out_axis = len(lister.normal.shapes[node.outputs[0]]) - 1
+    if block and block[0].axes != (out_axis,):
+        # Works along the positions; the channels go through beside it.
+        lister.add(node, "matmul", "", kernel=lister.normal.shapes[node.inputs[0]][-1:])
+    else:
+        lister.add(node, "linear", "", in_width=in_width, in_spatial=in_spatial)
+
+
+@_listed("LSTM GRU RNN")
+def _recurrent(lister: Lister, node: Node, data: Sequence[str]) -> None:
+    """Steps along a sequence: [sequence, batch, channels], or batch first where `layout` says."""
+    shape = lister.normal.shapes[node.inputs[0]]
+    steps = (shape[1 if node.attrs.get("layout") else 0],)
+    in_width, _ = lister.read_on(node.inputs[0], 2)
+    directions, _, hidden = lister.normal.shapes[node.inputs[2]]
+    lister.add(
+        node,
+        "recurrent",
+        node.op.lower(),
+        in_width=in_width,
+        in_spatial=steps,
+        out_spatial=steps,
+        groups=directions,
+    )
+    lister.listed[-1] = replace(lister.listed[-1], out_width=Width(directions * hidden))
+    for name in node.outputs:
+        lister.made_by[name] = len(lister.listed) - 1
+
+
+@_listed(" ".join(_NORMS))
+def _norm(lister: Lister, node: Node, data: Sequence[str]) -> None:
+    if node.op != "BatchNormalization" or not _absorbed(lister, node, data[0]):
+        lister.add(node, "norm", _NORMS[node.op])
+
+
+@_listed("Clip")
+def _clip(lister: Lister, node: Node, data: Sequence[str]) -> None:
+    lister.add(node, "activation", clip_variant(node, lister.normal))
+
+
+@_listed("Concat")
+def _concat(lister: Lister, node: Node, data: Sequence[str]) -> None:
+    if len(data) == len(node.inputs) == 1:
+        lister.alias(node)
+    else:
+        lister.add(node, "concat", "", in_width=lister.width(node.outputs[0]))
+
+
+@_listed("Pad")
+def _pad(lister: Lister, node: Node, data: Sequence[str]) -> None:
+    readers = lister.normal.readers.get(node.outputs[0], ())
+    if is_zero_border(node, readers, lister.normal):
+        lister.padded[node.outputs[0]] = node
+        lister.alias(node)
+    elif _keeps_shape(lister, node):
+        lister.alias(node)
+    else:
+        lister.add(node, "pad", "")
+
+
+@_listed("Slice Split Gather")
+def _slice(lister: Lister, node: Node, data: Sequence[str]) -> None:
+    if _keeps_shape(lister, node):
+        lister.alias(node)
+    else:
+        lister.slices.update((name, node) for name in node.outputs if name)
+
+
+@_listed("Resize Upsample")
+def _resize(lister: Lister, node: Node, data: Sequence[str]) -> None:
+    lister.add(node, "resize", str(node.attrs.get("mode", "nearest")))
+
+
+@_listed("Softmax LogSoftmax")
+def _softmax(lister: Lister, node: Node, data: Sequence[str]) -> None:
+    lister.add(node, "softmax", "" if node.op == "Softmax" else "log")
+
+
+@_listed("DepthToSpace SpaceToDepth Expand Tile")
+def _layout(lister: Lister, node: Node, data: Sequence[str]) -> None:
+    if _keeps_shape(lister, node):
+        lister.alias(node)
+    else:
+        lister.add(node, "layout", node.op.lower())
+
+
+def _keeps_shape(lister: Lister, node: Node) -> bool:
+    return lister.normal.shapes[node.inputs[0]] == lister.normal.shapes[node.outputs[0]]
+
+
+def _absorbed(lister: Lister, node: Node, source: str) -> bool:
+    """Whether the runtime folds the node into the convolution or product before it."""
+    maker = lister.made_by.get(source, -1)
+    if maker < 0 or not lister.only_reader(source) or lister.listed[maker].kind not in _ABSORBERS:
+        return False
+    # Only if nothing but reshapes lies between; the maker's own output has one reader.
+    if lister.normal.shapes[source] != lister.normal.shapes[node.outputs[0]]:
+        return False
+    lister.alias(node)
+    return True
+
+
+@_listed("Add Sub Mul Div")
+def _arithmetic(lister: Lister, node: Node, data: Sequence[str]) -> None:
+    if len(data) == 1:
+        if _absorbed(lister, node, data[0]):
+            return
+        other = next((n for n in node.inputs if n != data[0]), "")
+        if int(np.prod(lister.normal.shapes.get(other, ()), dtype=np.int64)) == 1:
+            one = lister.normal.values.get(other)
+            inverts = node.op == "Div" and node.inputs[0] == other
+            inverts = inverts and one is not None and bool((one == 1).all())
+            lister.add(node, "activation", "reciprocal" if inverts else "scale")
+            return
+    kind = "add" if node.op in ("Add", "Sub") else "mul"
+    lister.add(node, kind, "", in_width=lister.width(node.outputs[0]))
+
+
+@_listed(" ".join(_POOLS))
+def _pool(lister: Lister, node: Node, data: Sequence[str]) -> None:
+    before, after = (lister.normal.shapes[n][2:] for n in (node.inputs[0], node.outputs[0]))
+    kernel = node.attrs["kernel_shape"]
+    rank = len(kernel)
+    stride = node.attrs.get("strides", [1] * rank)
+    dilation = node.attrs.get("dilations", [1] * rank)
+    pads = explicit_pads(node, before, kernel, stride, dilation)
+    if tuple(kernel) == before and not any(pads) and set(after) == {1}:
+        _whole(lister, node, _POOLS[node.op])
+    elif set(kernel) == {1} and before == after:
+        lister.alias(node)
+    else:
+        lister.add(node, "pool", _POOLS[node.op], kernel=kernel, stride=stride, pads=pads)
+
+
+@_listed(" ".join(_GLOBAL))
+def _global_pool(lister: Lister, node: Node, data: Sequence[str]) -> None:
+    variant = _GLOBAL.get(node.op, node.op.lower())
+    shape = lister.normal.shapes[node.inputs[0]]
+    if not node.op.startswith("Global"):
+        known = [lister.normal.values.get(n) for n in node.inputs]
+        axes = {a % len(shape) for a in axes_of(dict(node.attrs), known, 1) or range(len(shape))}
+        rest = set(range(len(shape))) - axes - set(lister.channel_axes(node.inputs[0]))
+        if any(shape[axis] != lister.batch for axis in rest) or len(rest) > 1:
+            lister.add(node, "pool", variant)
+            return
+    _whole(lister, node, variant)
+
+
+def _whole(lister: Lister, node: Node, variant: str) -> None:
+    # A row that was widened to a map for the pooling is a row.
+    extents = list(lister.spatial(node.inputs[0]))
+    while len(extents) > 1 and extents[0] == 1:
+        del extents[0]
+    lister.add(node, "global_pool", variant, in_spatial=tuple(extents), out_spatial=())
+
+
+@_listed("Transpose")
+def _transpose(lister: Lister, node: Node, data: Sequence[str]) -> None:
+    """Lists a transpose; two in a row are one, as the older exporter writes them."""
+    source = node.inputs[0]
+    shape = lister.normal.shapes[source]
+    perm = node.attrs.get("perm", range(len(shape) - 1, -1, -1))
+    long = [axis for axis, extent in enumerate(shape) if extent > 1]
+    order = [long.index(p) for p in perm if p in long]
+    before = lister.transposed.get(source)
+    if before and lister.only_reader(source) and lister.made_by[source] == len(lister.listed) - 1:
+        lister.listed.pop()
+        source, inner = before
+        order = [inner[place] for place in order]
+    if order == sorted(order):
+        lister.made_by[node.outputs[0]] = lister.made_by[source]
+    else:
+        lister.add(replace(node, inputs=(source,)), "layout", "transpose")
+        lister.transposed[node.outputs[0]] = (source, order)
 
 
 def list_operators(
     normal: NormalModel, channels: ChannelMap, widths: Sequence[int], order: Sequence[int]
 ) -> tuple[Operator, ...]:
     """Operators in canonical order; the first of a chain that a runtime fuses stands for it."""
-    lister = _Lister(normal, channels, widths, fuse(normal))
+    lister = Lister(normal, channels, widths, fuse(normal))
     lister.outputs = frozenset(value.name for value in normal.model.graph.output)
     for place, value in enumerate(normal.model.graph.input):
         lister.made_by[value.name] = -1 - place
-    if normal.model.graph.input:
-        lister.batch = next(iter(normal.shapes[normal.model.graph.input[0].name]), 1)
+    lister.batch = _batch(normal)
     for index in order:
         with reading(normal.nodes[index]):
-            lister.visit(normal.nodes[index])
+            _visit(lister, normal.nodes[index])
     for value in normal.model.graph.output:
         lister.slice_when_read(value.name)
     return tuple(lister.listed)
+
+
+def _batch(normal: NormalModel) -> int:
+    """The batch size: what recurrent layers take for it, else the first extent of the input."""
+    for node in normal.nodes:
+        if LISTED.get(node.op) is _recurrent:
+            with reading(node):
+                return normal.shapes[node.inputs[0]][0 if node.attrs.get("layout") else 1]
+    shapes = [normal.shapes[value.name] for value in normal.model.graph.input]
+    return next(iter(shapes[0]), 1) if shapes else 1

@@ -20,6 +20,9 @@ from rlprune.errors import ModelError
 
 FORMAT = "rlprune.graph/1"
 
+GATES = {"lstm": 4, "gru": 3, "rnn": 1}
+"""Products with the input, and with the hidden state, that one step of a `recurrent` takes."""
+
 IntArray = NDArray[np.int64]
 FloatArray = NDArray[np.float64]
 
@@ -85,7 +88,9 @@ class Operator:
     kinds: `conv` (dense or grouped), `depthwise_conv`, `conv_transpose`, `linear`, `matmul`, `norm`
     (a normalisation that no convolution can absorb), `activation`, `add`, `mul`, `concat`, `pool`,
     `global_pool`, `pad`, `slice`, `resize`, `softmax`, `layout` (transpose, reshape that moves
-    data). A BatchNorm that a runtime folds into the convolution before it is not an operator.
+    data), `recurrent` (an `lstm`, `gru` or `rnn` over a whole sequence: `in_width` channels read,
+    `out_width` hidden ones of all directions, `groups` directions, `in_spatial` the steps). A
+    BatchNorm that a runtime folds into the convolution before it is not an operator.
     """
 
     name: str
@@ -108,7 +113,7 @@ class Operator:
     dilation: tuple[int, ...] = ()
     groups: int = 1
     """Convolution groups where fixed; 0 where they follow the width (`depthwise_conv`, or a
-    `conv_transpose` that is depthwise)."""
+    `conv_transpose` that is depthwise). Of a `recurrent`: its directions, 1 or 2."""
 
     def macs_at(self, in_width: IntArray, out_width: IntArray) -> IntArray:
         """Multiply-accumulates of one inference (batch 1); 0 for operators that sum nothing up."""
@@ -126,6 +131,9 @@ class Operator:
             return in_width * out_width * cells
         if self.kind == "matmul":
             return out_width * (taps * cells)
+        if self.kind == "recurrent":
+            hidden = out_width // max(self.groups, 1)
+            return GATES.get(self.variant, 1) * out_width * (in_width + hidden) * cells
         return np.zeros_like(out_width)
 
     def params_at(self, in_width: IntArray, out_width: IntArray) -> IntArray:
@@ -139,6 +147,9 @@ class Operator:
             return in_width * out_width + out_width
         if self.kind == "norm":
             return 2 * out_width
+        if self.kind == "recurrent":
+            hidden = out_width // max(self.groups, 1)
+            return GATES.get(self.variant, 1) * out_width * (in_width + hidden + 2)
         return np.zeros_like(out_width)
 
 
