@@ -14,6 +14,7 @@
     ├── LeaseError                  the lease has ended, or is somebody else's
     ├── ConflictError               the same request_id with other content
     ├── AuthenticationError         a token is missing or wrong
+    ├── StoreError                  the store is gone, was replaced, or is damaged
     ├── UnavailableError            the server or cluster does not answer; trying again may help
     └── MeasurementError            a device could not run what it was asked to measure
 
@@ -92,6 +93,10 @@ class ConflictError(RlpruneError):
 
 class AuthenticationError(RlpruneError):
     """The token is missing or wrong."""
+
+
+class StoreError(RlpruneError):
+    """The store is gone, was replaced under its process, or is damaged; trying again is no use."""
 
 
 class UnavailableError(RlpruneError):

@@ -59,7 +59,7 @@ def test_wheel_holds_the_code_the_policy_and_the_stubs(wheel: Path) -> None:
     assert {"rlprune/__init__.py", "rlprune/py.typed", "rlprune_envs/__init__.py"} <= names
     shipped = {
         str(path.relative_to(ROOT))
-        for folder in ("rlprune/policy/data", "rlprune/v1")
+        for folder in ("rlprune/policy/data", "rlprune/v1", "rlprune/store/migrations")
         for path in (ROOT / folder).rglob("*")
         if path.is_file() and "__pycache__" not in path.parts
     }

@@ -35,6 +35,7 @@ STATUS: dict[type[RlpruneError], tuple[str, grpc.StatusCode]] = {
     errors.LeaseError: ("LEASE", grpc.StatusCode.FAILED_PRECONDITION),
     errors.ConflictError: ("CONFLICT", grpc.StatusCode.ALREADY_EXISTS),
     errors.AuthenticationError: ("AUTHENTICATION", grpc.StatusCode.UNAUTHENTICATED),
+    errors.StoreError: ("STORE", grpc.StatusCode.DATA_LOSS),
     errors.UnavailableError: ("UNAVAILABLE", grpc.StatusCode.UNAVAILABLE),
     errors.MeasurementError: ("MEASUREMENT", grpc.StatusCode.FAILED_PRECONDITION),
 }

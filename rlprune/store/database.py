@@ -2,8 +2,10 @@
 
 Promise: when a write transaction has returned, its rows are on disk. SQLite runs in WAL mode with
 synchronous=FULL, so they survive `kill -9`, and loss of power as far as the disk keeps its own
-promises; PostgreSQL likewise while its `synchronous_commit` is left on. One `Database` may be used
-from many threads, one file or server from many processes.
+promises; PostgreSQL likewise while its `synchronous_commit` is left on. What is read or written is
+read from and written to the store that was opened: one that was deleted, replaced or damaged since
+raises StoreError (`presence`). One `Database` may be used from many threads, one file or server
+from many processes.
 """
 
 from __future__ import annotations
@@ -20,8 +22,9 @@ import sqlalchemy as sa
 from sqlalchemy import exc
 from sqlalchemy.dialects import postgresql, sqlite
 
-from rlprune.errors import InputError, UnavailableError
-from rlprune.store import schema
+from rlprune.errors import InputError, StoreError, UnavailableError
+from rlprune.store import schema, upgrade
+from rlprune.store.presence import StoreFiles
 
 BUSY_TIMEOUT_SEC = 20.0
 """How long a SQLite writer waits for another process's transaction."""
@@ -40,8 +43,10 @@ class Database:
         """
         self.url = _parse(url)
         self.engine = _engine(self.url)
+        self._damage = ""
+        self._write_failed = False
         try:
-            self._create()
+            self._id = self._open()
         except exc.OperationalError as error:
             self.close()
             raise UnavailableError(f"cannot open store {self}: {_first_line(error)}") from error
@@ -53,31 +58,104 @@ class Database:
         except BaseException:
             self.close()
             raise
+        sqlite_file = self.url.database if self.engine.dialect.name == "sqlite" else None
+        self._files = StoreFiles(sqlite_file)
 
     def __str__(self) -> str:
         return self.url.render_as_string(hide_password=True)
+
+    @property
+    def name(self) -> str:
+        """The file's or database's name, without the path, user and host that are nobody's business
+        at the other end of a wire."""
+        return Path(str(self.url.database)).name
 
     def close(self) -> None:
         """Closes all connections."""
         self.engine.dispose()
 
+    def check(self) -> None:
+        """Whether all is well: the store is there, and was neither replaced nor found damaged.
+
+        Where the last write failed, one is tried, so that a disk that was full or a lock that was
+        held is forgotten when it is over. For health checks; some 0.2 ms where all is well.
+
+        Raises:
+            StoreError: the store is gone, was replaced or is damaged.
+            UnavailableError: the database does not answer, or cannot be written.
+        """
+        if self._damage:
+            raise StoreError(self._damage)
+        with self.read() as connection:
+            self._check_id(connection)
+        if self._write_failed:
+            with self.write() as connection:
+                mine = schema.settings.c.name == "store_id"
+                connection.execute(sa.update(schema.settings).where(mine).values(value=self._id))
+
     @contextmanager
     def read(self) -> Iterator[sa.Connection]:
-        """One consistent view; nothing written in it is kept."""
-        try:
+        """One consistent view; nothing written in it is kept.
+
+        Raises:
+            StoreError, UnavailableError: as `check`.
+        """
+        with self._named():
+            self._check_files()
             with self.engine.connect() as connection:
                 yield connection
-        except exc.OperationalError as error:
-            raise UnavailableError(f"store {self}: {_first_line(error)}") from error
 
     @contextmanager
     def write(self) -> Iterator[sa.Connection]:
-        """All or nothing; on disk when it returns. Writers of one SQLite file take turns."""
+        """All or nothing; on disk when it returns. Writers of one SQLite file take turns.
+
+        Raises:
+            StoreError, UnavailableError: as `check`.
+        """
         try:
-            with self._writing() as connection, connection.begin():
-                yield connection
-        except exc.OperationalError as error:
-            raise UnavailableError(f"store {self}: {_first_line(error)}") from error
+            with self._named():
+                self._check_files()
+                with self._writing() as connection, connection.begin():
+                    self._check_id(connection)
+                    yield connection
+                self._check_files()  # or it went to a file that is in no folder any more
+        except (StoreError, UnavailableError):
+            self._write_failed = True
+            raise
+        self._write_failed = False
+
+    def _check_files(self) -> None:
+        missing = self._files.missing()
+        if missing:
+            raise self._lost(f"{missing} was deleted or replaced")
+
+    def _check_id(self, connection: sa.Connection) -> None:
+        if upgrade.store_id(connection) != self._id:
+            raise self._lost("another one stands in its place")
+
+    def _lost(self, what: str) -> StoreError:
+        return StoreError(
+            f"store {self.name} is lost: {what} while it was open, and nothing more is kept; put "
+            "it back and start again"
+        )
+
+    @contextmanager
+    def _named(self) -> Iterator[None]:
+        """What a database raises, as our errors; bugs pass."""
+        try:
+            yield
+        except exc.DBAPIError as error:
+            if _is_damage(error):
+                self._damage = (
+                    f"store {self.name} is damaged: {_first_line(error)}; restore it from a backup"
+                )
+                raise StoreError(self._damage) from error
+            if isinstance(error, exc.OperationalError):
+                self._check_files()  # a new connection to a deleted file says: no such table
+                raise UnavailableError(f"store {self.name}: {_first_line(error)}") from error
+            raise
+        except exc.TimeoutError as error:
+            raise UnavailableError(f"store {self.name}: all connections are in use") from error
 
     def _writing(self) -> sa.Connection:
         return self.engine.connect().execution_options(rlprune_write=True)
@@ -91,27 +169,18 @@ class Database:
         insert = make(table).values(**values).on_conflict_do_nothing()
         return connection.execute(insert.returning(*table.primary_key)).first() is not None
 
-    def _create(self) -> None:
+    def _open(self) -> str:
+        """Makes or upgrades the tables where need be; returns the store's id."""
         if self.engine.dialect.name == "sqlite":
             _switch_to_wal(self.engine)
+        with self.engine.connect() as connection:
+            if upgrade.revision_of(connection, str(self)) == schema.REVISION:
+                return upgrade.store_id(connection) or ""
         with self._writing() as connection, connection.begin():
             if self.engine.dialect.name == "postgresql":
                 connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_OPEN_LOCK)))
-            schema.metadata.create_all(connection)
-            self.insert_new(
-                connection,
-                schema.settings,
-                {"name": "schema_version", "value": str(schema.SCHEMA_VERSION)},
-            )
-            found = connection.scalar(
-                sa.select(schema.settings.c.value).where(schema.settings.c.name == "schema_version")
-            )
-            if found != str(schema.SCHEMA_VERSION):
-                raise InputError(
-                    f"store {self} has schema {found}, this version of rlprune reads "
-                    f"{schema.SCHEMA_VERSION}; use the version that made it or a new store",
-                    field="store",
-                )
+            upgrade.bring_up(connection, str(self))
+            return upgrade.store_id(connection) or ""
 
 
 def _parse(url: str) -> sa.URL:
@@ -189,3 +258,13 @@ def _switch_to_wal(engine: sa.Engine) -> None:
 
 def _first_line(error: Exception) -> str:
     return str(getattr(error, "orig", error)).strip().splitlines()[0]
+
+
+def _is_damage(error: exc.DBAPIError) -> bool:
+    """Whether a database says that its own pages make no sense."""
+    code = getattr(error.orig, "sqlite_errorcode", None)
+    if code is not None:
+        return code & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+    if str(error.orig).startswith("Could not decode to UTF-8"):  # Python's word, without a code
+        return True
+    return str(getattr(error.orig, "sqlstate", "") or "").startswith("XX")

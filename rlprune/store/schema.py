@@ -14,17 +14,30 @@ from sqlalchemy import (
     Integer,
     LargeBinary,
     MetaData,
+    PrimaryKeyConstraint,
     String,
     Table,
     Text,
 )
 
-SCHEMA_VERSION = 1
+REVISIONS = ("0001", "0002")
+"""Of these tables, oldest first, as `migrations/versions` has them; the last is the one below."""
+REVISION = REVISIONS[-1]
+SCHEMA_VERSION = 2
+"""What versions before there were revisions look at, in `settings`; they refuse this one."""
 
 metadata = MetaData()
 
 # SQLite makes only INTEGER PRIMARY KEY count up by itself.
 _Sequence = BigInteger().with_variant(Integer(), "sqlite")
+
+# By this name Alembic looks for a store's revision.
+alembic_version = Table(
+    "alembic_version",
+    metadata,
+    Column("version_num", String(32), nullable=False),
+    PrimaryKeyConstraint("version_num", name="alembic_version_pkc"),
+)
 
 settings = Table(
     "settings",
@@ -77,6 +90,7 @@ plans = Table(
     Column("fingerprint", String(64), nullable=False),
     Column("body", Text, nullable=False),
     Column("created_sec", Float, nullable=False),
+    Column("pending_job_ids", Text, nullable=True),  # JSON array; NULL: none
     Index("plans_of_device", "device", "seq"),
 )
 
@@ -96,7 +110,9 @@ jobs = Table(
     Column("created_sec", Float, nullable=False),
     Column("lease_id", String(32), nullable=True, unique=True),
     Column("worker_id", String(120), nullable=True),
-    Column("lease_end_sec", Float, nullable=True),
+    Column("lease_end_sec", Float, nullable=True),  # for people; servers go by what follows
+    Column("lease_sec", Float, nullable=True),
+    Column("renewal_count", Integer, nullable=True),
     Index("jobs_to_lease", "device", "state", "seq"),
 )
 
