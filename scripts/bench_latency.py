@@ -114,8 +114,8 @@ def predict_rows(runtime: str, device: str, cases: list[Case]) -> Iterator[Row]:
         for name, rival in RIVALS.items():
             theirs = ratios(case, rival(case, device))(keeps)
             errors.setdefault(name, []).append(np.log(theirs / measured))
-        low, high = np.log(tables.interval_ratio)
-        covered.append((-own >= low) & (-own <= high))
+        low, high = (ends / tables.latency_ms(keeps) for ends in tables.interval_ms(keeps))
+        covered.append((-own >= np.log(low)) & (-own <= np.log(high)))
         control = np.array([one.control_ms for one in case.tests])
         operators = sum(isinstance(one.subject, OperatorSpec) for one in case.fitting)
         print(

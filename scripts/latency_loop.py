@@ -34,6 +34,7 @@ from rlprune.profile.energy import energy_profiles
 from rlprune.profile.types import keep_levels
 from rlprune.runtime import get_runtime
 from rlprune.store import open_store
+from rlprune.task.knapsack import least_keeps
 from rlprune.task.task import PruningTask
 
 PROCESS_COUNT = 5
@@ -109,7 +110,7 @@ def certify_rows(runtime: str, cases: list[Case], *, quick: bool) -> Iterator[Ro
                     return found
 
                 task = task_for(graph, profiles, store, device)
-                least = ask(task.base_ms).least_latency_ms * task.tables.interval_ratio[1]
+                least = float(task.tables.upper_ms(least_keeps(task)[None])[0])
                 for share in SHARES[:2] if quick else SHARES:
                     budget = least + share * (task.base_ms - least)
                     plan = certify_plan(ask, measured, ask(budget))

@@ -52,7 +52,7 @@ def main() -> None:
                 task = device_task(trace, profiles, store, device, runtime)
                 print(
                     f"{time.strftime('%H:%M')} {name} on {runtime_name}: {task.base_ms:.3f} ms, "
-                    f"interval {task.tables.interval_ratio[1] - 1:+.1%}, "
+                    f"interval {task.tables.base_interval_ratio[1] - 1:+.1%}, "
                     f"{time.monotonic() - began:.0f} s, load {os.getloadavg()[0]:.1f}",
                     flush=True,
                 )

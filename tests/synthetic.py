@@ -11,6 +11,7 @@ import hashlib
 import numpy as np
 
 from rlprune.graph.types import FloatArray, Group, IntArray, Operator, PruningGraph, Width
+from rlprune.latency.interval import Interval
 from rlprune.latency.tables import LatencyTables
 from rlprune.profile.types import GroupProfiles, keep_levels
 from rlprune.task.evaluations import Evaluations
@@ -199,7 +200,7 @@ def random_tables(
         level_count,
         cost,
         overhead_ms=0.01,
-        interval_ratio=interval_ratio,
+        interval=Interval(*interval_ratio),
     )
 
 

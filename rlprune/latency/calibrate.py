@@ -8,6 +8,10 @@ for the traits of its in- and out-width: how wide, whether less than a block, wh
 missed. They are fitted to whole models under several plans, start from a prior (1, or 0.1 where a
 runtime is apt to fuse; no trait matters), move together, then by class, then by form, as far as the
 data carry them: Gaussian regression with that prior's covariance, factors kept at or above zero.
+
+What takes time and is no operator that could be measured alone (class `other`: TopK, GridSample, a
+loop) is no reason to charge it to convolutions: a graph that has such operators gets a fixed cost
+of its own, at or above zero, that only its own plans tell of.
 """
 
 from __future__ import annotations
@@ -16,10 +20,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from rlprune.graph.types import FloatArray, IntArray, Operator, PruningGraph
 from rlprune.latency.costs import ALIGNMENTS, OperatorCosts
-from rlprune.latency.operators import form, spec_at
+from rlprune.latency.interval import MAX_HALF_WIDTH, Interval
+from rlprune.latency.operators import form, known, spec_at
 from rlprune.latency.types import OperatorSpec
 
 FUSED_PRIOR = 0.1
@@ -28,6 +34,8 @@ ALL_SD, CLASS_SD, FORM_SD = 0.3, 0.3, 0.15
 TRAIT_CLASS_SD, TRAIT_FORM_SD = 0.1, 0.05
 """... and how much a trait of the widths may add to those of a class, and to each by itself."""
 OVERHEAD_SD = 1.0
+OTHER_SD = 0.5
+"""How much of the unpruned model's latency operators of class `other` may take beyond a copy."""
 PINNED_SD = 1e-4
 """Of a factor that would come out below zero."""
 TRAIT_COUNT = 1 + 2 * (2 + len(ALIGNMENTS))
@@ -41,7 +49,15 @@ OTHER_GRAPH_SD = 0.1
 COVERAGE = 0.9
 DEFAULT_HALF_WIDTH = 0.35
 """Of the interval (natural logarithm) for a graph none of whose plans were measured."""
-MIN_HALF_WIDTH, MAX_HALF_WIDTH = 0.02, 0.7
+MIN_HALF_WIDTH = 0.02
+FIXED_SHARES = (0.0, 0.05, 0.2)
+"""Candidates for the latency, as a share of the unpruned model's, at which the error that does not
+grow with the latency equals the one that does."""
+USUAL_SHARE = 0.05
+ENOUGH_TO_CHOOSE = 15
+"""Residuals from which on the share is chosen; chosen from fewer, intervals cover too little."""
+OTHER = "other"
+"""The class of what could not be measured alone."""
 
 Key = tuple[str, OperatorSpec]
 """(class, form)."""
@@ -60,7 +76,8 @@ def operator_keys(graph: PruningGraph) -> list[Key]:
         fusable = (op.kind in ("add", "activation") and after_weights) or (
             op.kind == "activation" and after_fused_sum
         )
-        keys.append((op.kind + "+" if fusable else op.kind, form(spec_at(op, 0, 0))))
+        cls = op.kind + "+" if fusable else op.kind
+        keys.append((cls if known(op.kind, op.variant) else OTHER, form(spec_at(op, 0, 0))))
     return keys
 
 
@@ -78,6 +95,21 @@ class PlanRows:
     trusted: FloatArray
     """[N], 1.0 where the measurement was `ok`; the interval is judged by those."""
 
+    @property
+    def base(self) -> NDArray[np.bool_]:
+        """Which rows are of the unpruned model [N]."""
+        return np.asarray(np.all(self.keeps == self.graph.widths, axis=1))
+
+    @property
+    def judged(self) -> NDArray[np.bool_]:
+        """Which rows say how far predictions are off [N]: pruned, and trusted."""
+        return ~self.base & (self.trusted > 0)
+
+    @property
+    def base_ms(self) -> float:
+        """Of the unpruned model; where it was not measured, of the slowest plan."""
+        return float((self.ms[self.base] if self.base.any() else self.ms).max())
+
 
 @dataclass(frozen=True)
 class Calibration:
@@ -86,16 +118,15 @@ class Calibration:
     factors: dict[Key, FloatArray]
     """What each of an operator's traits counts [F]."""
     overhead_ms: float
+    other_ms: float
+    """What operators of class `other` take together, whatever their widths."""
+    interval: Interval
     half_width: float
-    """Of the 90 % interval, in the natural logarithm of the latency."""
+    """Of the 90 % interval at half of the unpruned latency (natural logarithm)."""
 
     def factor(self, key: Key, ins: IntArray, outs: IntArray) -> FloatArray:
         """What operators of `key` at in- and out-widths [N] are multiplied by [N]."""
         return np.maximum(_traits(ins, outs) @ self.factors[key], 0.0)
-
-    @property
-    def interval_ratio(self) -> tuple[float, float]:
-        return float(np.exp(-self.half_width)), float(np.exp(self.half_width))
 
 
 def calibrate(
@@ -109,19 +140,25 @@ def calibrate(
     index = {key: place for place, key in enumerate(keys)}
     mean, covariance = _prior([cls for cls, _ in keys])
     if not blocks:
-        return Calibration(dict(zip(keys, mean, strict=True)), call_ms, DEFAULT_HALF_WIDTH)
+        wide = Interval.of(DEFAULT_HALF_WIDTH)
+        return Calibration(
+            dict(zip(keys, mean, strict=True)), call_ms, 0.0, wide, DEFAULT_HALF_WIDTH
+        )
 
-    designs, calls, noises, judged = [], [], [], []
+    designs, calls, noises, judged, fixed = [], [], [], [], []
     for row in blocks:
         # Rows in shares of what was measured, so that errors are relative and all targets 1.
         designs.append(_sums(row.graph, costs, row.keeps, index) / row.ms[:, None, None])
         calls.append(call_ms / row.ms)
         mine = row.graph.fingerprint == graph.fingerprint
-        base = np.all(row.keeps == row.graph.widths, axis=1)
-        model_sd = np.where(base, BASE_SD, PLAN_SD) if mine else np.full(len(base), OTHER_GRAPH_SD)
+        model_sd = np.where(row.base, BASE_SD, PLAN_SD) if mine else OTHER_GRAPH_SD
         noises.append(np.hypot(model_sd, row.log_sd))
-        judged.append(mine & ~base & (row.trusted > 0))
+        judged.append(mine & row.judged)
+        unknown = any(cls == OTHER for cls, _ in operator_keys(row.graph))
+        fixed.append(row.base_ms / row.ms * unknown)
     design, call, noise = map(np.concatenate, (designs, calls, noises))
+    block = np.repeat(np.arange(len(blocks)), [len(row.ms) for row in blocks])
+    others = np.concatenate(fixed)[:, None] * (block[:, None] == np.arange(len(blocks)))  # [N, B]
     chosen = np.flatnonzero(np.concatenate(judged))
 
     # How fast the device is as a whole is no matter for a prior: a donor may be many times faster.
@@ -131,28 +168,65 @@ def calibrate(
     while True:
         reach = np.einsum("nkf,fkl->nlf", design, covariance)
         gram = np.einsum("nkf,mkf->nm", design, reach) + call_var * np.outer(call, call)
+        gram += OTHER_SD**2 * others @ others.T
         inverse = np.linalg.inv(gram + np.diag(noise**2))
         pull = inverse @ (target - np.einsum("nkf,kf->n", design, mean) - scale * call)
         factors = mean + np.einsum("n,nkf->kf", pull, reach)
+        fixed_ratio = OTHER_SD**2 * (pull @ others)  # [B], of the unpruned latency
         negative = np.flatnonzero(factors[:, 0] < -2.0 * PINNED_SD)
-        if not len(negative):
+        below = np.flatnonzero(fixed_ratio < -2.0 * PINNED_SD)
+        count = len(negative) + len(below)
+        if not count:
             break
         # Told that these are zero, as if measured.
-        pins = np.zeros((len(negative), *design.shape[1:]))
+        pins = np.zeros((count, *design.shape[1:]))
         pins[np.arange(len(negative)), negative, 0] = 1.0
-        design, noise = (
-            np.concatenate([design, pins]),
-            np.append(noise, np.full(len(pins), PINNED_SD)),
-        )
-        call, target = np.append(call, np.zeros(len(pins))), np.append(target, np.zeros(len(pins)))
+        more = np.zeros((count, others.shape[1]))
+        more[np.arange(len(negative), count), below] = 1.0
+        design, others = np.concatenate([design, pins]), np.concatenate([others, more])
+        noise = np.append(noise, np.full(count, PINNED_SD))
+        call, target = np.append(call, np.zeros(count)), np.append(target, np.zeros(count))
 
     # What each row would be off by, had it been left out: no refitting needed.
     left_out = np.abs(pull / np.diag(inverse))[chosen]
+    place = {row.graph.fingerprint: n for n, row in enumerate(blocks)}.get(graph.fingerprint)
+    interval, other_ms, width = Interval.of(DEFAULT_HALF_WIDTH), 0.0, DEFAULT_HALF_WIDTH
+    if place is not None:
+        own = blocks[place]
+        interval = fit_interval(left_out, own.ms[own.judged], own.base_ms)
+        other_ms = max(float(fixed_ratio[place]), 0.0) * own.base_ms
+        width = interval.half_width_at(own.base_ms / 2)
     return Calibration(
-        dict(zip(keys, factors, strict=True)),
-        (scale + call_var * float(pull @ call)) * call_ms,
-        half_width(left_out),
+        factors=dict(zip(keys, factors, strict=True)),
+        overhead_ms=(scale + call_var * float(pull @ call)) * call_ms,
+        other_ms=other_ms,
+        interval=interval,
+        half_width=width,
     )
+
+
+def fit_interval(left_out: FloatArray, ms: FloatArray, base_ms: float) -> Interval:
+    """The interval of absolute left-out residuals [N] of plans that take `ms` [N].
+
+    Normalised conformal prediction (Papadopoulos et al., 2002): each residual is divided by what an
+    error is expected to be at its latency, so that a few extremes do not widen what plans near the
+    unpruned latency get. How the expectation runs is chosen by likelihood from
+    a few candidates, where the residuals are enough to choose by.
+    """
+    if not len(left_out):
+        return Interval.of(DEFAULT_HALF_WIDTH)
+
+    def scaled(share: float) -> FloatArray:
+        return np.asarray(np.sqrt(1.0 + np.square(share * base_ms / ms)))
+
+    def misfit(share: float) -> float:
+        expected = scaled(share)
+        spread = np.sqrt(np.mean(np.square(left_out / expected)) + MIN_HALF_WIDTH**2 / 4)
+        return float(np.mean(np.log(expected)) + np.log(spread))
+
+    enough = len(left_out) >= ENOUGH_TO_CHOOSE
+    share = min(FIXED_SHARES, key=misfit) if enough else USUAL_SHARE
+    return Interval.of(half_width(left_out / scaled(share)), share * base_ms)
 
 
 def half_width(left_out: FloatArray) -> float:

@@ -13,14 +13,16 @@ from dataclasses import dataclass
 import numpy as np
 
 from rlprune.graph.types import FloatArray, IntArray, Operator, PruningGraph
-from rlprune.latency.calibrate import Calibration, Key, PlanRows, calibrate, operator_keys
+from rlprune.latency.calibrate import OTHER, Calibration, Key, PlanRows, calibrate, operator_keys
 from rlprune.latency.choose import calibration_keeps, operator_specs
 from rlprune.latency.costs import CostPoint, OperatorCosts
 from rlprune.latency.drift import CANARY, ENOUGH, Drift, device_drift
-from rlprune.latency.operators import OVERHEAD
+from rlprune.latency.operators import OVERHEAD, form
 from rlprune.latency.tables import LatencyTables
 from rlprune.latency.types import Measurement, ModelSubject, OperatorSpec
 
+ENOUGH_OWN = 9
+"""Pruned plans of a graph from which on other graphs have no say: a 90 % interval needs as many."""
 CALIBRATION_COUNT = 21
 """Whole models wanted per graph: the unpruned one and twenty plans."""
 MAX_ATTEMPT_COUNT = 30
@@ -40,6 +42,10 @@ class LatencyModel:
 
     device: str
     costs: OperatorCosts
+    """Of everything measured on the device."""
+    points: tuple[CostPoint, ...]
+    """What they were fitted to, and `donor`."""
+    donor: OperatorCosts | None
     call_ms: float
     """What a call of the runtime costs besides its operators."""
     rows: tuple[PlanRows, ...]
@@ -84,6 +90,8 @@ class LatencyModel:
         return LatencyModel(
             device=device,
             costs=OperatorCosts.fit(points, donor),
+            points=tuple(points),
+            donor=donor,
             call_ms=calls,
             rows=tuple(
                 _plan_rows(
@@ -100,15 +108,31 @@ class LatencyModel:
 
     def calibration(self, graph: PruningGraph) -> Calibration:
         """Factors and interval for this graph."""
-        return calibrate(graph, self.costs, self.call_ms, self.rows)
+        return self._fitted(graph)[1]
+
+    def _fitted(self, graph: PruningGraph) -> tuple[OperatorCosts, Calibration]:
+        """Costs of this graph's operators, and what they are worth in it.
+
+        Once enough of its own plans were measured, nothing that is not of this graph's forms counts
+        any more: other models teach what a runtime is apt to do, and where the model itself has
+        said so their word only moves its least certain plans (seen to triple its interval).
+        """
+        own = [row for row in self.rows if row.graph.fingerprint == graph.fingerprint]
+        if sum(int(row.judged.sum()) for row in own) < ENOUGH_OWN:
+            return self.costs, calibrate(graph, self.costs, self.call_ms, self.rows)
+        forms = {key for _, key in operator_keys(graph)}
+        points = [point for point in self.points if form(point.spec) in forms]
+        costs = OperatorCosts.fit(points, self.donor)
+        return costs, calibrate(graph, costs, self.call_ms, own)
 
     def compile(
         self, graph: PruningGraph, levels: IntArray, level_count: IntArray
     ) -> LatencyTables:
         """Tables over the keep levels, calibration multiplied in."""
-        calibration = self.calibration(graph)
+        costs, calibration = self._fitted(graph)
         # Equal operators have equal producers and so equal keys.
         keys = dict(zip(graph.operators, operator_keys(graph), strict=True))
+        other_count = sum(keys[op][0] == OTHER for op in graph.operators)
 
         known: dict[tuple[Key, bytes, bytes], FloatArray] = {}  # nets repeat themselves
 
@@ -118,7 +142,9 @@ class LatencyModel:
             if place not in known:
                 ins = np.repeat(in_width, len(out_width))
                 outs = np.tile(out_width, len(in_width))
-                ms = self.costs.ms(key[1], ins, outs) * calibration.factor(key, ins, outs)
+                ms = costs.ms(key[1], ins, outs) * calibration.factor(key, ins, outs)
+                if key[0] == OTHER:  # what each takes is not known, only what all do
+                    ms = ms + calibration.other_ms / other_count
                 known[place] = ms.reshape(len(in_width), len(out_width))
             return known[place]
 
@@ -129,7 +155,7 @@ class LatencyModel:
             level_count,
             cost,
             overhead_ms=calibration.overhead_ms,
-            interval_ratio=calibration.interval_ratio,
+            interval=calibration.interval,
         )
 
     def knows(self, graph: PruningGraph) -> bool:

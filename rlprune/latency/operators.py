@@ -14,7 +14,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from rlprune.graph.types import Operator
+from rlprune.graph.types import GATES, Operator
 from rlprune.latency.types import OperatorSpec
 
 OPSET = 20
@@ -45,6 +45,50 @@ ACTIVATIONS = {
     "sqrt": "Sqrt",
     "silu": "Sigmoid",
 }
+
+ELEMENTWISE = frozenset(
+    {
+        "abs",
+        "and",
+        "ceil",
+        "cos",
+        "equal",
+        "floor",
+        "greater",
+        "greaterorequal",
+        "isinf",
+        "isnan",
+        "less",
+        "lessorequal",
+        "log",
+        "max",
+        "min",
+        "mod",
+        "neg",
+        "not",
+        "or",
+        "pow",
+        "reciprocal",
+        "round",
+        "scale",
+        "shrink",
+        "sign",
+        "sin",
+        "sum",
+        "thresholdedrelu",
+        "where",
+        "xor",
+    }
+)
+"""Variants of `activation` that cost about what a copy does."""
+
+
+def known(kind: str, variant: str) -> bool:
+    """Whether what `operator_model` makes of an operator costs about what the operator does."""
+    if kind == "activation":
+        plain = variant.lower().replace("_", "")
+        return not plain or plain in ACTIVATIONS or plain in ELEMENTWISE
+    return kind in _BUILDERS and (kind != "recurrent" or variant in GATES)
 
 
 def form(spec: OperatorSpec) -> OperatorSpec:
@@ -188,6 +232,18 @@ def _matmul(draft: _Draft, spec: OperatorSpec) -> str:
     return draft.node("MatMul", x, draft.input(1, *batch, spec.in_width, spec.out_width))
 
 
+def _recurrent(draft: _Draft, spec: OperatorSpec) -> str:
+    directions = max(spec.groups, 1)
+    hidden, steps = spec.out_width // directions, int(np.prod(spec.in_spatial, dtype=np.int64))
+    rows = GATES.get(spec.variant, 1) * hidden
+    x = draft.input(steps, 1, spec.in_width)
+    w = draft.weight(directions, rows, spec.in_width, fan_in=spec.in_width)
+    r = draft.weight(directions, rows, hidden, fan_in=hidden)
+    bias = draft.weight(directions, 2 * rows, fan_in=hidden)
+    direction = "bidirectional" if directions == 2 else "forward"
+    return draft.node(spec.variant.upper(), x, w, r, bias, hidden_size=hidden, direction=direction)
+
+
 def _norm(draft: _Draft, spec: OperatorSpec) -> str:
     width = spec.out_width
     scale, bias = draft.weight(width), draft.weight(width)
@@ -306,6 +362,7 @@ _BUILDERS: dict[str, Callable[[_Draft, OperatorSpec], str]] = {
     "conv_transpose": _conv_transpose,
     "linear": _linear,
     "matmul": _matmul,
+    "recurrent": _recurrent,
     "norm": _norm,
     "activation": _activation,
     "add": _binary("Add"),

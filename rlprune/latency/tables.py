@@ -15,6 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rlprune.graph.types import FloatArray, IntArray, Operator, PruningGraph, Width
+from rlprune.latency.interval import Interval
+
+EXACT = Interval()
+"""The interval of what is counted, not measured: the prediction itself."""
 
 OperatorCost = Callable[[Operator, IntArray, IntArray], FloatArray]
 """(operator, in-widths [I], out-widths [J]) -> ms [I, J]."""
@@ -33,8 +37,8 @@ class LatencyTables:
     level_count: IntArray
     overhead_ms: float
     """What every plan costs besides its operators."""
-    interval_ratio: tuple[float, float]
-    """(low, high): the true latency lies within prediction * low .. prediction * high (90 %)."""
+    interval: Interval
+    """Where the true latency lies (90 %), by what is predicted."""
     flat_ms: FloatArray
     """All operators' tables end to end, each row-major [in totals, out totals]."""
     offset: IntArray
@@ -155,7 +159,20 @@ class LatencyTables:
 
     def upper_ms(self, keeps: IntArray) -> FloatArray:
         """Upper end of the 90 % interval, what budgets are held against: [B, G] -> [B]."""
-        return self.latency_ms(keeps) * self.interval_ratio[1]
+        return self.interval.high_ms(self.latency_ms(keeps))
+
+    def interval_ms(self, keeps: IntArray) -> tuple[FloatArray, FloatArray]:
+        """Both ends of the 90 % interval: [B, G] -> [B], [B]."""
+        predicted = self.latency_ms(keeps)
+        return self.interval.low_ms(predicted), self.interval.high_ms(predicted)
+
+    @property
+    def base_interval_ratio(self) -> tuple[float, float]:
+        """Ends of the unpruned model's interval over what is predicted of it."""
+        base = self.latency_ms(self.widths[None])
+        ends = self.interval.low_ms(base), self.interval.high_ms(base)
+        low, high = (float(end[0] / base[0]) if base[0] > 0 else 1.0 for end in ends)
+        return low, high
 
     def merged(self, per_unit: IntArray, levels: IntArray, level_count: IntArray) -> LatencyTables:
         """The same tables over groups of groups: `keeps` is `merged keeps @ per_unit.T`.
@@ -195,7 +212,7 @@ class LatencyTables:
         cost: OperatorCost,
         *,
         overhead_ms: float = 0.0,
-        interval_ratio: tuple[float, float] = (1.0, 1.0),
+        interval: Interval = EXACT,
     ) -> LatencyTables:
         """Evaluates `cost` at every total that the levels can reach.
 
@@ -223,7 +240,7 @@ class LatencyTables:
             levels=levels,
             level_count=level_count,
             overhead_ms=overhead_ms,
-            interval_ratio=interval_ratio,
+            interval=interval,
             flat_ms=flat_ms,
             offset=offset,
             out_count=out_count,

@@ -169,8 +169,8 @@ def _pair(widths: IntArray) -> tuple[int, int]:
 
 def _whole(task: PruningTask, keeps: IntArray, model: LatencyModel | None) -> WholeLatency:
     predicted = float(task.tables.latency_ms(keeps[None])[0])
-    low, high = task.tables.interval_ratio
-    whole = WholeLatency(predicted, (predicted * low, predicted * high))
+    low, high = task.tables.interval_ms(keeps[None])
+    whole = WholeLatency(predicted, (float(low[0]), float(high[0])))
     for rows in () if model is None else model.rows:
         if rows.graph.fingerprint != task.graph.fingerprint:
             continue

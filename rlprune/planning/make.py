@@ -181,11 +181,11 @@ def _upper_ms(task: PruningTask, keeps: IntArray) -> float:
 def _figures(task: PruningTask, keeps: IntArray) -> dict[str, Any]:
     """What `PlanFigures` holds of a plan."""
     latency = float(task.tables.latency_ms(keeps[None])[0])
-    low, high = task.tables.interval_ratio
+    low, high = task.tables.interval_ms(keeps[None])
     return {
         "keeps": tuple(int(keep) for keep in keeps),
         "predicted_latency_ms": latency,
-        "predicted_interval_ms": (latency * low, latency * high),
+        "predicted_interval_ms": (float(low[0]), float(high[0])),
         "macs": int(task.graph.macs(keeps)),
         "params": int(task.graph.params(keeps)),
     }

@@ -62,8 +62,9 @@ class PlanningFrame:
     @property
     def budget_range_ms(self) -> tuple[float, float]:
         """`upper_ms` of the least and of the full plan: budgets between them are a question."""
-        upper = self.task.tables.interval_ratio[1]
-        return self.encoder.least_ms * upper, self.encoder.base_ms * upper
+        ends = np.array([self.encoder.least_ms, self.encoder.base_ms])
+        least, base = self.task.tables.interval.high_ms(ends)
+        return float(least), float(base)
 
 
 @dataclass(frozen=True)

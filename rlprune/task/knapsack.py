@@ -56,12 +56,8 @@ def least_keeps(task: PruningTask) -> IntArray:
 
 
 def latency_limit(task: PruningTask, budget_ms: FloatArray) -> FloatArray:
-    """The greatest latencies [B] whose upper end is within the budgets, to the last digit."""
-    upper = task.tables.interval_ratio[1]
-    limit = budget_ms / upper
-    above = np.nextafter(limit, np.inf)
-    limit = np.where(above * upper <= budget_ms, above, limit)
-    return np.where(limit * upper <= budget_ms, limit, np.nextafter(limit, -np.inf))
+    """The greatest latencies [B] whose upper end is within the budgets."""
+    return task.tables.interval.limit_ms(budget_ms)
 
 
 def summed_curves(task: PruningTask, loss: FloatArray | None, rows: int) -> FloatArray:

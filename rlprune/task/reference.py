@@ -99,6 +99,6 @@ def reference(
     keeps = solve(task, budget, loss=loss)
     choice = task.choice_of(keeps)
     latency, moves = LevelCosts.of(task.tables).moves_ms(choice)
-    room = budget / task.tables.interval_ratio[1] - latency
+    room = task.tables.interval.limit_ms(budget) - latency
     programme = Programme.solve(moves, summed_curves(task, loss, len(budget)), room)
     return Reference(keeps, choice, programme, moves - moves.min(-1, keepdims=True))

@@ -201,5 +201,5 @@ def _device_traits(
         rate("linear"),
         reversal,
         jump,
-        task.tables.interval_ratio[1] - 1.0,
+        task.tables.base_interval_ratio[1] - 1.0,
     ]

@@ -11,6 +11,7 @@ from __future__ import annotations
 import numpy as np
 
 from rlprune.graph.types import FloatArray, IntArray, Operator, PruningGraph
+from rlprune.latency.interval import Interval
 from rlprune.latency.tables import LatencyTables
 from rlprune.profile.types import GroupProfiles
 
@@ -55,5 +56,5 @@ def imagined_tables(graph: PruningGraph, profiles: GroupProfiles, seed: int) -> 
         profiles.levels,
         profiles.level_count,
         cost,
-        interval_ratio=(2.0 - upper, upper),
+        interval=Interval(2.0 - upper, upper),
     )

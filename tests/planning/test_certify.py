@@ -74,7 +74,7 @@ def test_whatever_the_device_departs_from_the_prediction_the_budget_is_kept_and_
 
 
 def test_a_good_first_plan_costs_one_measurement(task: PruningTask) -> None:
-    high = task.tables.interval_ratio[1]  # what the budget is held against comes true
+    high = task.tables.interval.high_ratio  # what the budget is held against comes true
     device = Device(task, lambda now: 0.97 * high)
     probe = make_plan(task, get_policy("knapsack"), 0.6 * task.base_ms, device="d")
     plan = certified(task, device, probe.predicted_interval_ms[1] / task.base_ms)

@@ -38,7 +38,7 @@ def test_figures_are_those_of_the_task_tables(task: PruningTask) -> None:
     keeps = np.array([16, 24, 32])
     plan = make_plan(task, Fixed(keeps), budget, device="synthetic")
 
-    low, high = task.tables.interval_ratio
+    low, high = task.tables.interval.low_ratio, task.tables.interval.high_ratio
     predicted = float(task.tables.latency_ms(keeps[None])[0])
     assert plan.keeps.tolist() == [16, 24, 32]
     assert plan.predicted_latency_ms == predicted

@@ -99,7 +99,7 @@ def test_the_knapsack_over_pins_is_the_best_of_all_pinned_plans(seed: int) -> No
 def test_every_policy_plans_pinned_groups_at_one_ratio_within_the_budget(name: str) -> None:
     task = task_with_pins(3)
     pinned = PinnedTask.of(task, PINS)
-    budgets = np.array([0.5, 0.7, 0.9]) * task.base_ms * task.tables.interval_ratio[1]
+    budgets = np.array([0.5, 0.7, 0.9]) * task.base_ms * task.tables.interval.high_ratio
     keeps = pinned.expand(get_policy(name).plan(pinned.task, budgets))
     ratio = keeps[:, PINS[0]] / task.graph.widths[list(PINS[0])]
     assert (ratio == ratio[:, :1]).all()
