@@ -251,7 +251,7 @@ def apply(
 
         small = prune_torch(traced, plan.keeps)
         if calibration is not None:
-            from rlprune.profile.calibration import load_calibration
+            from rlprune.profile.fit import load_calibration
             from rlprune.runtime import get_runtime
             from rlprune.training.reconstruct import reconstruct_module
 
@@ -262,8 +262,8 @@ def apply(
         from rlprune.surgery.onnx import prune_onnx
 
         return prune_onnx(traced, plan.keeps)
-    from rlprune.profile.calibration import load_calibration
     from rlprune.profile.evaluate import Evaluator
+    from rlprune.profile.fit import load_calibration
     from rlprune.runtime import get_runtime
 
     images = load_calibration(calibration, traced)

@@ -42,7 +42,7 @@ from rlprune.planning import task_for
 from rlprune.planning.tables import latency_model
 from rlprune.policy import Policy, get_policy
 from rlprune.policy.corrected import budgets_at
-from rlprune.profile.calibration import Calibration
+from rlprune.profile.calibration import CalibrationSet
 from rlprune.profile.evaluate import Evaluation, Evaluator, evaluate_model
 from rlprune.profile.types import keep_levels
 from rlprune.runtime import get_runtime
@@ -175,7 +175,7 @@ def _judge(
     policies: dict[str, Policy],
     shares: Sequence[float],
     seed: int,
-    report: Calibration,
+    report: CalibrationSet,
 ) -> Iterator[Outcome]:
     budgets = budgets_at(task, np.array(shares))
     judged: dict[tuple[int, ...], Evaluation] = {}

@@ -40,7 +40,7 @@ from rlprune.graph.from_torch import TorchTrace
 from rlprune.graph.types import FloatArray, IntArray
 from rlprune.planning.local import device_task, which_device
 from rlprune.policy.corrected import budgets_at
-from rlprune.profile.calibration import Calibration
+from rlprune.profile.calibration import CalibrationSet
 from rlprune.profile.energy import energy_profiles, loss_curve
 from rlprune.profile.evaluate import Correction, Evaluator
 from rlprune.profile.measured import measure_profiles
@@ -69,7 +69,7 @@ SHARE = 0.5
 FULL_ENOUGH = 0.95
 """Plans use at least this share of the budget: then their latencies are equal but for the levels'
 granularity."""
-CORRECTIONS: tuple[Correction, ...] = ("none", "match", "reconstruct")
+CORRECTIONS: tuple[Correction, ...] = ("none", "reconstruct")
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ class Case:
     evaluators: dict[Correction, Evaluator]
     train: Images
     judge: Images
-    calibration: Calibration
+    calibration: CalibrationSet
 
 
 def main() -> None:
@@ -195,7 +195,7 @@ def tune(case: Case, keeps: IntArray, seed: int) -> float:
     """One epoch of fine-tuning; the plan is judged on images that nothing else saw."""
     module = prune_torch(case.torch_trace, keeps)
     few = case.train.take(np.arange(min(1000, len(case.train))))
-    images = Calibration(few.x, few.y)
+    images = CalibrationSet.single(few.x, few.y)
     reconstruct_module(module, case.torch_trace, keeps, images, get_runtime())
     config = TrainConfig(epoch_count=1, seed=seed)
     fit(module, case.train, config, augment=flipped_and_shifted)

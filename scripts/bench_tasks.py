@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 from rlprune.graph.from_onnx import OnnxTrace
 from rlprune.graph.types import IntArray
 from rlprune.planning.profiles import PROFILE_FORMAT
-from rlprune.profile.calibration import Calibration, check_calibration
+from rlprune.profile.calibration import CalibrationSet
 from rlprune.profile.energy import energy_profiles
 from rlprune.profile.evaluate import Evaluator
+from rlprune.profile.fit import check_calibration
 from rlprune.profile.measured import measure_profiles
 from rlprune.profile.types import GroupProfiles
 from rlprune.store.encoding import digest
@@ -54,11 +55,11 @@ def log_final(beside: Path, about: str) -> None:
 
 def network_images(
     net: zoo_nets.Loaded, pack: CifarPack, index: NDArray[np.integer], trace: OnnxTrace
-) -> Calibration:
+) -> CalibrationSet:
     """Test images of these indices, as the network takes them."""
     pixels, labels = pack.pixels("test")
     x = net.preprocess(pixels[index])
-    return check_calibration(x, labels[index].astype(np.int64), trace.model)
+    return check_calibration(x, labels[index].astype(np.int64), trace)
 
 
 def context_of(evaluator: Evaluator, levels: IntArray, level_count: IntArray) -> str:
@@ -72,7 +73,7 @@ def context_of(evaluator: Evaluator, levels: IntArray, level_count: IntArray) ->
     return digest(
         evaluator.trace.model.SerializeToString(deterministic=True),
         images.x.tobytes(),
-        images.y.tobytes(),
+        images.labels.tobytes(),
         evaluator.evaluate(middle).image_losses.tobytes(),
     )
 

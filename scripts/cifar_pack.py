@@ -16,7 +16,8 @@ import torch
 from numpy.typing import NDArray
 
 from rlprune.graph.from_onnx import OnnxTrace, trace_onnx
-from rlprune.profile.calibration import Calibration, check_calibration
+from rlprune.profile.calibration import CalibrationSet
+from rlprune.profile.fit import check_calibration
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -59,12 +60,12 @@ class CifarPack:
             self._sheets[split] = self._pack.images("cifar10", split)
         return self._sheets[split]
 
-    def images(self, name: str, index: NDArray[np.integer], model: OnnxTrace) -> Calibration:
+    def images(self, name: str, index: NDArray[np.integer], model: OnnxTrace) -> CalibrationSet:
         """Test images of these indices, preprocessed as the network `name` takes them."""
         pixels, labels = self.pixels("test")
         _, sidecar = self.network(name)
         x = self._pack.preprocess(pixels[index], sidecar).numpy()
-        return check_calibration(x, labels[index].astype(np.int64), model.model)
+        return check_calibration(x, labels[index].astype(np.int64), model)
 
 
 def exported(module: torch.nn.Module, shape: tuple[int, ...] = (1, 3, 32, 32)) -> bytes:

@@ -15,7 +15,7 @@ from rlprune.latency.measure import measure
 from rlprune.latency.types import ModelSubject
 from rlprune.planning import profile_model, read_calibration
 from rlprune.plans import PruningPlan
-from rlprune.profile.calibration import Calibration
+from rlprune.profile.calibration import CalibrationSet
 from rlprune.profile.types import keep_levels
 from rlprune.runtime import get_runtime
 from rlprune.training.finetune import TrainConfig, fit, score, shifted
@@ -76,10 +76,10 @@ def load_net(folder: Path, spec: NetSpec) -> torch.nn.Module:
     return module
 
 
-def part(splits: Splits, index: int) -> Calibration:
+def part(splits: Splits, index: int) -> CalibrationSet:
     """The index-th `IMAGE_COUNT` calibration images."""
     where = slice(index * IMAGE_COUNT, (index + 1) * IMAGE_COUNT)
-    return Calibration(splits.calibration.x[where], splits.calibration.y[where])
+    return CalibrationSet.single(splits.calibration.x[where], splits.calibration.y[where])
 
 
 def record_one(folder: Path, spec: NetSpec, seed: int, count: int) -> int:

@@ -34,7 +34,8 @@ from torch import nn
 from rlprune.errors import RlpruneError
 from rlprune.graph.from_onnx import OnnxTrace, trace_onnx
 from rlprune.policy import DATA
-from rlprune.profile.calibration import Calibration, check_calibration
+from rlprune.profile.calibration import CalibrationSet
+from rlprune.profile.fit import check_calibration
 from rlprune.task.taskdir import load_model_dir
 from rlprune.training.finetune import Images, score
 from rlprune.training.record import RecordConfig, record_model
@@ -234,11 +235,13 @@ def drawn(number: int) -> tuple[str, nn.Module]:
             return family, module
 
 
-def images(validation: Images, seed: int, trace: OnnxTrace) -> tuple[Calibration, Calibration]:
+def images(
+    validation: Images, seed: int, trace: OnnxTrace
+) -> tuple[CalibrationSet, CalibrationSet]:
     """To profile on, and to judge plans on; validation images did not train the network."""
     order = np.random.default_rng(seed).permutation(len(validation.y))
     profile, objective = (
-        check_calibration(validation.x[index], validation.y[index], trace.model)
+        check_calibration(validation.x[index], validation.y[index], trace)
         for index in (order[:IMAGES], order[IMAGES : 2 * IMAGES])
     )
     return profile, objective

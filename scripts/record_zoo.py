@@ -34,7 +34,8 @@ from rlprune.errors import InputError, NotFoundError, RlpruneError
 from rlprune.graph.from_onnx import OnnxTrace
 from rlprune.latency.tables import LatencyTables
 from rlprune.policy import DATA, Policy, get_policy
-from rlprune.profile.calibration import Calibration, check_calibration
+from rlprune.profile.calibration import CalibrationSet
+from rlprune.profile.fit import check_calibration
 from rlprune.profile.measured import single_group_plans
 from rlprune.profile.types import keep_levels
 from rlprune.store import Store, open_store
@@ -78,16 +79,14 @@ class Zoo:
             self.known[name] = (net, zoo_nets.traced(net))
         return self.known[name]
 
-    def images(self, name: str) -> tuple[Calibration, Calibration]:
+    def images(self, name: str) -> tuple[CalibrationSet, CalibrationSet]:
         """To profile on, and to judge plans on."""
         net, trace = self.network(name)
         pixels, labels = self.pack.pixels("test" if name in zoo_nets.PRETRAINED else "train")
         order = np.random.default_rng(self.seed).permutation(self.pack.splits[split_of(name)])
         count = self.image_count
         profile, objective = (
-            check_calibration(
-                net.preprocess(pixels[index]), labels[index].astype(np.int64), trace.model
-            )
+            check_calibration(net.preprocess(pixels[index]), labels[index].astype(np.int64), trace)
             for index in (order[:count], order[count : 2 * count])
         )
         return profile, objective

@@ -12,7 +12,8 @@ from topologies import TOPOLOGIES
 
 from rlprune.graph.from_onnx import OnnxTrace, trace_onnx
 from rlprune.graph.types import IntArray
-from rlprune.profile.calibration import Calibration, check_calibration
+from rlprune.profile.calibration import CalibrationSet
+from rlprune.profile.fit import check_calibration
 from rlprune.runtime import get_runtime
 
 
@@ -26,11 +27,11 @@ def traced(name: str) -> OnnxTrace:
     return trace_onnx(buffer.getvalue())
 
 
-def own_images(trace: OnnxTrace, count: int = 64, *, seed: int = 0) -> Calibration:
+def own_images(trace: OnnxTrace, count: int = 64, *, seed: int = 0) -> CalibrationSet:
     """Random images, labelled by the model itself, one image at a time."""
     shape = trace.graph.input_shapes[0][1:]
     x = np.random.default_rng(seed).standard_normal((count, *shape)).astype(np.float32)
-    return check_calibration(x, single_outputs(trace.model, x).argmax(1), trace.model)
+    return check_calibration(x, single_outputs(trace.model, x).argmax(1), trace)
 
 
 def single_outputs(model: onnx.ModelProto, x: np.ndarray) -> np.ndarray:

@@ -244,7 +244,7 @@ def _untrained(
     import torch
 
     from rlprune.graph.from_torch import trace_torch
-    from rlprune.profile.calibration import read_images
+    from rlprune.profile.fit import read_images
     from rlprune.training.at_init import score_units
 
     if input_shape:

@@ -84,7 +84,7 @@ def record(
     import platformdirs
 
     from rlprune.policy import get_policy
-    from rlprune.profile.calibration import load_calibration
+    from rlprune.profile.fit import load_calibration
     from rlprune.store import open_store
     from rlprune.training.record import RecordConfig, proposal_tables, record_model
 

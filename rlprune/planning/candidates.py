@@ -26,7 +26,7 @@ from rlprune.task.task import PruningTask
 
 if TYPE_CHECKING:
     from rlprune.graph.from_onnx import OnnxTrace
-    from rlprune.profile.calibration import Calibration
+    from rlprune.profile.calibration import CalibrationSet
     from rlprune.profile.evaluate import Evaluation, Evaluator
 
 MAX_CANDIDATES = 64
@@ -71,7 +71,7 @@ def check_count(count: int, *, calibrated: bool) -> None:
         )
 
 
-def default_count(images: Calibration | None, *, policy: str, guard: bool) -> int:
+def default_count(images: CalibrationSet | None, *, policy: str, guard: bool) -> int:
     """How many candidates race where the caller does not say.
 
     Only for the policy that ships, guarded: who names another one, or takes off the guard, asks for
@@ -169,8 +169,8 @@ def choose(
             one,
             divergence=have.divergence,
             gain_se=se,
-            loss=have.loss,
-            loss_se=have.loss_se,
+            loss=_known(have.loss),
+            loss_se=_known(have.loss_se),
             image_count=len(have.image_losses),
             chosen=index == chosen,
         )
@@ -237,9 +237,14 @@ def _gain(reference: Evaluation, other: Evaluation) -> tuple[float, float]:
     return float(less.mean()), float(less.std(ddof=1) / np.sqrt(len(less)))
 
 
+def _known(value: float) -> float | None:
+    """None for a loss without labels."""
+    return value if np.isfinite(value) else None
+
+
 def chooser(
     trace: OnnxTrace,
-    images: Calibration,
+    images: CalibrationSet,
     *,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Callable[[PruningPlan], PruningPlan]:

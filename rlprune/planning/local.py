@@ -29,7 +29,7 @@ from rlprune.task.task import PruningTask
 
 if TYPE_CHECKING:
     from rlprune.graph.from_onnx import OnnxTrace
-    from rlprune.profile.calibration import Calibration
+    from rlprune.profile.calibration import CalibrationSet
     from rlprune.runtime import Runtime
     from rlprune.store import Store
 
@@ -168,10 +168,10 @@ def plan_model(
 
 def split_calibration(
     trace: OnnxTrace,
-    images: Calibration | None,
+    images: CalibrationSet | None,
     candidates: int,
     on_progress: OnProgress | None = None,
-) -> tuple[Calibration | None, Callable[[PruningPlan], PruningPlan]]:
+) -> tuple[CalibrationSet | None, Callable[[PruningPlan], PruningPlan]]:
     """What to profile on, and how a plan with candidates is chosen from.
 
     Without candidates all images are profiled on, and plans stay as they are made. With them the

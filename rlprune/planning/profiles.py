@@ -17,16 +17,16 @@ from rlprune.task.taskdir import read_npz, write_npz
 
 if TYPE_CHECKING:
     from rlprune.graph.from_onnx import OnnxTrace
-    from rlprune.profile.calibration import Calibration
+    from rlprune.profile.calibration import CalibrationSet
 
 OnProgress = Callable[[str, int, int], None]
 """(what is being done, how much is done, of how much)."""
 
-PROFILE_FORMAT = "rlprune.profile/2"
+PROFILE_FORMAT = "rlprune.profile/3"
 """Part of every kept profile's name: a new way of measuring finds none of the old."""
 
 
-def read_calibration(trace: OnnxTrace, calibration: str | Path | None) -> Calibration | None:
+def read_calibration(trace: OnnxTrace, calibration: str | Path | None) -> CalibrationSet | None:
     """The images of a calibration file, where there is one.
 
     Raises:
@@ -34,7 +34,7 @@ def read_calibration(trace: OnnxTrace, calibration: str | Path | None) -> Calibr
     """
     if calibration is None:
         return None
-    from rlprune.profile.calibration import load_calibration
+    from rlprune.profile.fit import load_calibration
 
     return load_calibration(calibration, trace)
 
@@ -43,7 +43,7 @@ def profile_model(
     trace: OnnxTrace,
     levels: IntArray,
     level_count: IntArray,
-    images: Calibration | None = None,
+    images: CalibrationSet | None = None,
     *,
     on_progress: OnProgress | None = None,
 ) -> GroupProfiles:
@@ -69,8 +69,7 @@ def profile_model(
         PROFILE_FORMAT.encode(),
         trace.graph.fingerprint.encode(),
         trace.model.SerializeToString(deterministic=True),
-        images.x.tobytes(),
-        images.y.tobytes(),
+        images.digest.encode(),
         levels.tobytes(),
     )
     path = _profile_path(key)

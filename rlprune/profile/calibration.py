@@ -1,200 +1,141 @@
-"""Calibration data: images and labels as the model takes them, checked before anything is run."""
+"""Calibration sets: inputs as the model takes them, from which losses and statistics are taken.
+
+A sample is what one inference is fed: an array for every input, of whatever type, without its batch
+axis. Samples may differ in size (lines of text, recordings); those of one size are kept together,
+so that they can be run in batches. Labels are optional: what is judged is how far a pruned network
+answers from the unpruned one.
+"""
 
 from __future__ import annotations
 
-import zipfile
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+import hashlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import numpy as np
-import onnx
-from numpy.typing import NDArray
 
 from rlprune.errors import CalibrationError
 from rlprune.graph.types import IntArray
+from rlprune.runtime.base import Array
 
-if TYPE_CHECKING:
-    from rlprune.graph.from_onnx import OnnxTrace
-
-MIN_IMAGES = 16
-"""Fewer give no statistics to match, and folds of fewer than four images."""
+MIN_SAMPLES = 16
+"""Fewer give no statistics to speak of, and folds of fewer than four."""
 
 
 @dataclass(frozen=True)
-class Calibration:
-    """Images of which both loss and statistics are taken, already as the model takes them."""
+class EqualSizes:
+    """Samples whose arrays are of the same shapes."""
 
-    x: NDArray[np.float32]
-    """[N, ...], preprocessed."""
-    y: IntArray
-    """Class of every image [N]."""
+    index: IntArray
+    """Places in the set [n], ascending."""
+    arrays: Mapping[str, Array]
+    """By input, [n, ...]: the batch axis, where an input has one, is left out of each sample."""
+
+    def take(self, rows: IntArray, index: IntArray) -> EqualSizes:
+        """Some of the samples, at other places."""
+        return EqualSizes(index, {name: array[rows] for name, array in self.arrays.items()})
+
+
+@dataclass(frozen=True)
+class CalibrationSet:
+    """Samples, with or without labels; checked against a model by `fit.fit_inputs`."""
+
+    parts: tuple[EqualSizes, ...]
+    y: IntArray | None = None
+    """Class of every sample [N]; None where there are no labels."""
+    outputs: tuple[str, ...] = ()
+    """Outputs that plans are judged by, `NAME` or `NAME=logits|values|sigmoid`; all if empty."""
+    source: str = field(default="given inputs", compare=False)
+    """What the samples are, for the reader."""
+
+    @staticmethod
+    def single(x: Array, y: IntArray | None = None, *, name: str = "x") -> CalibrationSet:
+        """Samples [N, ...] of a model with one input, all of one size; nothing is checked."""
+        return CalibrationSet((EqualSizes(np.arange(len(x)), {name: x}),), y)
 
     def __len__(self) -> int:
-        return len(self.y)
+        return sum(len(part.index) for part in self.parts)
 
-    def take(self, index: IntArray) -> Calibration:
-        """The images at `index` [M]."""
-        return Calibration(self.x[index], self.y[index])
+    @property
+    def x(self) -> Array:
+        """The samples of a model with one input, all of one size [N, ...].
 
-    def halves(self, *, seed: int = 0) -> tuple[Calibration, Calibration]:
+        Raises:
+            CalibrationError: there are several inputs or sizes.
+        """
+        if len(self.parts) != 1 or len(self.parts[0].arrays) != 1:
+            raise CalibrationError(
+                "this needs samples of one input and one size", field="calibration"
+            )
+        [array] = self.parts[0].arrays.values()
+        return array
+
+    @property
+    def labels(self) -> IntArray:
+        """Class of every sample [N].
+
+        Raises:
+            CalibrationError: there are none.
+        """
+        if self.y is None:
+            raise CalibrationError(
+                "calibration has no 'y'; this needs labels: save the file with "
+                "np.savez(path, x=images, y=labels)",
+                field="calibration",
+            )
+        return self.y
+
+    def take(self, index: IntArray) -> CalibrationSet:
+        """The samples at `index` [M], in that order."""
+        parts = []
+        for part in self.parts:
+            own = np.flatnonzero(np.isin(index, part.index))
+            if len(own):
+                parts.append(part.take(np.searchsorted(part.index, index[own]), own))
+        return replace(self, parts=tuple(parts), y=None if self.y is None else self.y[index])
+
+    def halves(self, *, seed: int = 0) -> tuple[CalibrationSet, CalibrationSet]:
         """Two disjoint halves, drawn by `seed`: to profile on one and to judge plans on the other.
 
         Raises:
-            CalibrationError: too few images for two.
+            CalibrationError: too few samples for two.
         """
-        if len(self) < 2 * MIN_IMAGES:
+        if len(self) < 2 * MIN_SAMPLES:
             raise CalibrationError(
-                f"calibration: {len(self)} images are too few to halve; give at least "
-                f"{2 * MIN_IMAGES}",
+                f"calibration: {len(self)} samples are too few to halve; give at least "
+                f"{2 * MIN_SAMPLES}",
                 field="calibration",
             )
-        order = np.random.default_rng(seed).permutation(len(self))
-        middle = len(self) // 2
-        return self.take(np.sort(order[:middle])), self.take(np.sort(order[middle:]))
+        return self.split(len(self) // 2, seed=seed)
 
-    def shuffled(self, *, seed: int = 0) -> Calibration:
-        """The same images in an order drawn by `seed`: the first few then stand for all."""
+    def split(self, count: int, *, seed: int = 0) -> tuple[CalibrationSet, CalibrationSet]:
+        """`count` samples drawn by `seed`, and the others."""
+        order = np.random.default_rng(seed).permutation(len(self))
+        return self.take(np.sort(order[:count])), self.take(np.sort(order[count:]))
+
+    def shuffled(self, *, seed: int = 0) -> CalibrationSet:
+        """The same samples in an order drawn by `seed`: the first few then stand for all."""
         return self.take(np.random.default_rng(seed).permutation(len(self)))
 
+    def batches(self, most_values: int) -> Iterator[EqualSizes]:
+        """All samples in batches of at most so many input values each, or of one sample."""
+        for part in self.parts:
+            each = max(1, sum(int(array[0].size) for array in part.arrays.values()))
+            size = max(1, most_values // each)
+            for start in range(0, len(part.index), size):
+                rows = np.arange(start, min(start + size, len(part.index)))
+                yield part.take(rows, part.index[rows])
 
-def load_calibration(path: str | Path, trace: OnnxTrace) -> Calibration:
-    """Reads an `.npz` with `x` (float, [N, ...]) and `y` (integer classes, [N]); nothing is
-    unpickled.
-
-    Raises:
-        CalibrationError: not such a file, or not what the traced model's input and output need.
-    """
-    return check_calibration(*read_images(path), trace.model)
-
-
-def read_images(
-    path: str | Path, *, what: str = "calibration"
-) -> tuple[NDArray[Any], NDArray[Any]]:
-    """`x` and `y` of an `.npz`, as they stand there; `what` is what the caller calls it.
-
-    Raises:
-        CalibrationError: not such a file.
-    """
-    try:
-        # Opened here, since np.load leaves a file open that is no whole archive.
-        with open(path, "rb") as file, np.load(file, allow_pickle=False) as data:
-            missing = [name for name in ("x", "y") if name not in data]
-            if missing:
-                raise CalibrationError(
-                    f"{what} {path} has no {missing[0]!r} (it has {sorted(data)}); "
-                    "save it with np.savez(path, x=images, y=labels)",
-                    field=what,
-                )
-            return data["x"], data["y"]
-    except OSError as error:
-        raise CalibrationError(
-            f"cannot read {what} {path}: {error.strerror or error}", field=what
-        ) from error
-    except (EOFError, ValueError, TypeError, AttributeError, zipfile.BadZipFile) as error:
-        # np.load of something else than an .npz gives an array, which is no context manager, or
-        # advises to unpickle.
-        raise CalibrationError(
-            f"cannot read {what} {path}: no .npz of plain arrays, or cut short; save it with "
-            "np.savez(path, x=images, y=labels)",
-            field=what,
-        ) from error
-
-
-def check_calibration(x: NDArray[Any], y: NDArray[Any], model: onnx.ModelProto) -> Calibration:
-    """`x` and `y` as a `Calibration`, if `model` can be run on them.
-
-    Raises:
-        CalibrationError: shape, type, values or labels do not fit the model's input and output.
-    """
-    images = check_images(x, y)
-    check_fit(images, model)
-    return images
-
-
-def check_fit(images: Calibration, model: onnx.ModelProto, *, what: str = "calibration") -> None:
-    """Refuses images that `model` does not take, and classes that it does not know.
-
-    Raises:
-        CalibrationError: calling the images `what`.
-    """
-    x, y = images.x, images.y
-    wanted = _input_shape(model)
-    if len(wanted) != x.ndim or any(
-        have != want for have, want in zip(x.shape[1:], wanted[1:], strict=True) if want is not None
-    ):
-        shown = ["N", *("?" if want is None else want for want in wanted[1:])]
-        raise CalibrationError(
-            f"{what}: x is {list(x.shape)}, the model takes [{', '.join(map(str, shown))}]",
-            field=what,
-        )
-    class_count = _class_count(model)
-    if y.min() < 0 or (class_count is not None and y.max() >= class_count):
-        top = "" if class_count is None else f"..{class_count - 1}"
-        raise CalibrationError(
-            f"{what}: y holds classes {y.min()}..{y.max()}, the model knows 0{top}", field=what
-        )
-
-
-def check_images(x: NDArray[Any], y: NDArray[Any], *, what: str = "calibration") -> Calibration:
-    """`x` and `y` as a `Calibration`, if they are images and their classes, of whatever model.
-
-    Raises:
-        CalibrationError: other types or lengths, too few, or not finite.
-    """
-
-    def refuse(why: str) -> CalibrationError:
-        return CalibrationError(f"{what}: {why}", field=what)
-
-    if not np.issubdtype(x.dtype, np.floating):
-        raise refuse(f"x is {x.dtype}; give floats, preprocessed as the model takes them")
-    if not np.issubdtype(y.dtype, np.integer) or y.ndim != 1:
-        raise refuse(f"y is {y.dtype}{list(y.shape)}; give integer classes of shape [N]")
-    if x.ndim == 0 or len(x) != len(y):
-        raise refuse(f"x is {list(x.shape)} and y {list(y.shape)}; both need the same first length")
-    if len(y) < MIN_IMAGES:
-        raise refuse(f"{len(y)} images are too few; give at least {MIN_IMAGES}")
-    x = np.ascontiguousarray(x, dtype=np.float32)
-    if not np.isfinite(x).all():
-        raise refuse("x holds NaN or infinite values")
-    return Calibration(x, y.astype(np.int64))
-
-
-def _input_shape(model: onnx.ModelProto) -> list[int | None]:
-    constant = {tensor.name for tensor in model.graph.initializer}
-    inputs = [value for value in model.graph.input if value.name not in constant]
-    if len(inputs) != 1 or inputs[0].type.tensor_type.elem_type != onnx.TensorProto.FLOAT:
-        raise CalibrationError(
-            "calibration needs a model with one float32 input; this one has "
-            f"{', '.join(repr(value.name) for value in inputs)}",
-            field="calibration",
-        )
-    return _dims(inputs[0])
-
-
-def _class_count(model: onnx.ModelProto) -> int | None:
-    """Classes of an output [N, classes]; None where the file leaves the shape open."""
-    if len(model.graph.output) != 1:
-        raise CalibrationError(
-            f"calibration needs a model with one output of logits [N, classes]; this one has "
-            f"{len(model.graph.output)}",
-            field="calibration",
-        )
-    output = model.graph.output[0]
-    if not output.type.tensor_type.HasField("shape"):
-        return None
-    dims = _dims(output)
-    if len(dims) != 2 or (dims[1] is not None and dims[1] < 2):
-        raise CalibrationError(
-            f"calibration needs logits [N, classes], at least two; output {output.name!r} is "
-            f"{['?' if dim is None else dim for dim in dims]}",
-            field="calibration",
-        )
-    return dims[1]
-
-
-def _dims(value: onnx.ValueInfoProto) -> list[int | None]:
-    return [
-        dim.dim_value if dim.HasField("dim_value") else None
-        for dim in value.type.tensor_type.shape.dim
-    ]
+    @cached_property
+    def digest(self) -> str:
+        """Of all that decides what is measured on this set."""
+        made = hashlib.sha256(repr(self.outputs).encode())
+        for part in self.parts:
+            made.update(part.index.tobytes())
+            for name, array in sorted(part.arrays.items()):
+                made.update(f"{name} {array.dtype.str} {array.shape}".encode())
+                made.update(np.ascontiguousarray(array).tobytes())
+        if self.y is not None:
+            made.update(self.y.tobytes())
+        return made.hexdigest()

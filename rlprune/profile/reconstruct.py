@@ -5,25 +5,27 @@ A layer that reads fewer channels cannot answer as before, but what went correla
 stayed. With the mean and covariance of a layer's inputs in the dense network, taken once, the
 weights that come nearest to its old answers from any subset of its inputs are one linear solve
 (channel pruning by reconstruction, He et al. 2017, section 3.1; here with the dense network's
-inputs, so that a solution depends on nothing but the subset and is kept for the next plan). What
-that is worth beside matched statistics: scripts/bench_proxies.
+inputs, so that a solution depends on nothing but the subset and is kept for the next plan). Layers
+that share a weight share the solve: their moments are summed. No labels are read.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import onnx
 from onnx import numpy_helper
 
+from rlprune.errors import CalibrationError, MeasurementError
 from rlprune.graph.types import FloatArray, IntArray
 from rlprune.graph.walk import Node
 from rlprune.graph.windows import explicit_pads
-from rlprune.profile.calibration import Calibration
-from rlprune.profile.statistics import LayerChange, open_batch, with_layers
+from rlprune.profile.batching import Batching
+from rlprune.profile.calibration import CalibrationSet
+from rlprune.profile.layers import LayerChange, with_layers
 from rlprune.runtime.base import Array, Runtime
 from rlprune.surgery.importance import mixing_axes
 from rlprune.surgery.onnx import BoolArray, kept_mask
@@ -32,7 +34,7 @@ if TYPE_CHECKING:
     from rlprune.graph.from_onnx import OnnxTrace
 
 PLACES = 16
-"""Windows of every image that a convolution's inputs are sampled at."""
+"""Windows of every sample that a convolution's inputs are taken at, at least."""
 BATCH = 100
 MOST_VALUES = 1 << 28
 """Of all the layers' inputs of one batch (1 GiB); large images go in smaller batches."""
@@ -44,16 +46,21 @@ RIDGE = 1e-3
 """Added to every input's variance, as a share of their mean; more where samples are few."""
 MAX_CACHE_BYTES = 1 << 28
 
+Shift = Literal["own", "one", "none"]
+"""What is added behind the layers that share a weight: to each its own, to all the same, nothing"""
+
 
 @dataclass(frozen=True)
 class Layer:
-    """A layer that mixes its input channels, and what it reads in the dense network."""
+    """The layers of one weight that mix their input channels, and what they read in the dense
+    network."""
 
-    output: str
+    outputs: tuple[str, ...]
+    """Of each layer."""
     tensor: str
     """The weight's name."""
-    bias: str
-    """The bias's; empty where there is none."""
+    biases: tuple[str, ...]
+    """Of each layer; empty where there is none."""
     weight: FloatArray
     """[C_out, C_in * K], K positions of the kernel to each channel."""
     shape: tuple[int, ...]
@@ -64,10 +71,22 @@ class Layer:
     """Group and unit of every input channel [C_in]."""
     made: tuple[IntArray, IntArray]
     """Group and unit of every output channel [C_out]."""
-    mean: FloatArray
-    """[C_in * K]."""
+    means: FloatArray
+    """Of each layer's inputs [layers, C_in * K]."""
+    shares: FloatArray
+    """Of what was seen, each layer's [layers], 1 together."""
     covariance: FloatArray
-    """[C_in * K, C_in * K], ridge included on the diagonal."""
+    """About the layers' own means [C_in * K, C_in * K], ridge included on the diagonal."""
+
+    def moment(self, shift: Shift) -> tuple[FloatArray, FloatArray]:
+        """What is solved with [D, D], and the mean that the shift makes up for: each layer's
+        [layers, D]."""
+        if shift == "own" or (shift == "one" and len(self.outputs) == 1):
+            return self.covariance, self.means
+        centre = self.shares @ self.means if shift == "one" else np.zeros(self.means.shape[1])
+        apart = self.means - centre
+        moment = self.covariance + np.einsum("k,ki,kj->ij", self.shares, apart, apart)
+        return moment, np.broadcast_to(centre, self.means.shape)
 
 
 @dataclass
@@ -75,52 +94,50 @@ class Reconstruction:
     """Reconstructs pruned models of one trace; keeps what it has solved. For one thread."""
 
     layers: Sequence[Layer]
-    _solved: dict[tuple[str, bytes, bool], tuple[FloatArray, FloatArray]] = field(
+    _solved: dict[tuple[str, bytes, Shift], tuple[FloatArray, FloatArray]] = field(
         default_factory=dict
     )
     _bytes: int = 0
 
     @staticmethod
-    def of(trace: OnnxTrace, images: Calibration, runtime: Runtime) -> Reconstruction:
+    def of(trace: OnnxTrace, samples: CalibrationSet, runtime: Runtime) -> Reconstruction:
         """Runs the dense network once to see what its layers read.
 
         Raises:
-            CalibrationError: the model's batch is fixed to more than one.
-            MeasurementError: the runtime refuses it.
+            CalibrationError: it does not run on the samples, or overflows on them.
         """
         tensors = {tensor.name: tensor for tensor in trace.model.graph.initializer}
-        nodes = [node for node in trace.normal.nodes if _reads_groups(trace, node, tensors)]
-        moments = _input_moments(trace, nodes, images, runtime)
+        shared = _sharing(trace, tensors)
+        moments = _input_moments(trace, shared, samples, runtime)
         return Reconstruction(
-            [
-                _layer(trace, node, tensors[node.inputs[1]], *moments[node.outputs[0]])
-                for node in nodes
-            ]
+            [_layer(trace, nodes, tensors[name], moments[name]) for name, nodes in shared.items()]
         )
 
     def apply(self, pruned: onnx.ModelProto, kept: Sequence[IntArray]) -> onnx.ModelProto:
         """A copy of a model cut to the units `kept` of every group, its layers reconstructed."""
         changes = {}
         for layer, inputs in self.losing(kept):
-            weight, shift = self._solve(layer, inputs)
+            alike = len(set(layer.biases)) == 1 and layer.biases[0] != ""
+            weight, shifts = self._solve(layer, inputs, "one" if alike else "own")
             outputs = kept_mask(*layer.made, kept)
             shape = (int(outputs.sum()), int(inputs.sum()), *layer.shape[2:])
             moved = np.moveaxis(weight[outputs].reshape(shape), (0, 1), layer.axes)
-            changes[layer.output] = LayerChange(moved, shift[outputs])
+            changes[layer.tensor] = LayerChange(
+                moved,
+                {name: shift[outputs] for name, shift in zip(layer.outputs, shifts, strict=True)},
+            )
         return with_layers(pruned, changes)
 
-    def uncut(
-        self, layer: Layer, inputs: BoolArray, *, shifted: bool
-    ) -> tuple[FloatArray, FloatArray]:
-        """Weight (laid out and as wide as in the file, 0 where inputs go) and shift [C_out] of a
-        layer that keeps `inputs` [C_in], for who cuts it another way.
+    def uncut(self, layer: Layer, inputs: BoolArray, shift: Shift) -> tuple[FloatArray, FloatArray]:
+        """Weight (laid out and as wide as in the file, 0 where inputs go) and shifts
+        [layers, C_out] of a layer that keeps `inputs` [C_in], for who cuts it another way.
 
-        Not `shifted` it is the best there is without a shift, which is then 0.
+        With the shift `none` it is the best there is without one, and shifts are 0.
         """
-        weight, shift = self._solve(layer, inputs, shifted)
+        weight, shifts = self._solve(layer, inputs, shift)
         whole = np.zeros_like(layer.weight)
         whole[:, np.repeat(inputs, whole.shape[1] // len(inputs))] = weight
-        return np.moveaxis(whole.reshape(layer.shape), (0, 1), layer.axes), shift
+        return np.moveaxis(whole.reshape(layer.shape), (0, 1), layer.axes), shifts
 
     def losing(self, kept: Sequence[IntArray]) -> Iterator[tuple[Layer, BoolArray]]:
         """Layers that lose inputs to the units `kept` of every group, and what they keep [C_in]."""
@@ -130,26 +147,41 @@ class Reconstruction:
                 yield layer, inputs
 
     def _solve(
-        self, layer: Layer, inputs: BoolArray, shifted: bool = True
+        self, layer: Layer, inputs: BoolArray, shift: Shift
     ) -> tuple[FloatArray, FloatArray]:
-        """Weights [C_out, kept * K] and shift [C_out] of all outputs for the kept inputs [C_in]."""
-        key = (layer.output, inputs.tobytes(), shifted)
+        """Weights [C_out, kept * K] and shifts [layers, C_out] of all outputs for the kept inputs
+        [C_in]."""
+        key = (layer.tensor, inputs.tobytes(), shift)
         if key not in self._solved:
             stay = np.repeat(inputs, layer.weight.shape[1] // len(inputs))
-            # Least squares in moments: W C[:, S] C[S, S]^-1, the means left to the shift if any.
-            mean = layer.mean if shifted else np.zeros_like(layer.mean)
-            moment = layer.covariance[stay]  # [kept * K, C_in * K]
-            if not shifted:
-                moment = moment + np.outer(layer.mean[stay], layer.mean)
+            # Least squares in moments: W C[:, S] C[S, S]^-1, the means left to the shifts if any.
+            whole, means = layer.moment(shift)
+            moment = whole[stay]  # [kept * K, C_in * K]
             solved = np.linalg.solve(moment[:, stay], moment @ layer.weight.T)
             weight: FloatArray = np.asarray(solved.T, dtype=np.float64)
-            shift = layer.weight @ mean - weight @ mean[stay]
+            shifts = means @ layer.weight.T - means[:, stay] @ weight.T
             if self._bytes > MAX_CACHE_BYTES:
                 self._solved.clear()
                 self._bytes = 0
-            self._solved[key] = weight, shift
-            self._bytes += weight.nbytes + shift.nbytes
+            self._solved[key] = weight, shifts
+            self._bytes += weight.nbytes + shifts.nbytes
         return self._solved[key]
+
+
+def _sharing(trace: OnnxTrace, constants: Mapping[str, onnx.TensorProto]) -> dict[str, list[Node]]:
+    """By weight, the layers that read it and may be reconstructed; none where anything else reads
+    it, or reads it another way: what is shared stays shared."""
+    found: dict[str, list[Node]] = {}
+    for node in trace.normal.nodes:
+        if _reads_groups(trace, node, constants):
+            found.setdefault(node.inputs[1], []).append(node)
+    return {
+        name: nodes
+        for name, nodes in found.items()
+        if len(nodes) == len(trace.normal.readers[name])
+        and len({mixing_axes(node, trace.normal.shapes) for node in nodes}) == 1
+        and len({node.op for node in nodes}) == 1
+    }
 
 
 def _reads_groups(trace: OnnxTrace, node: Node, constants: Mapping[str, onnx.TensorProto]) -> bool:
@@ -167,70 +199,105 @@ def _reads_groups(trace: OnnxTrace, node: Node, constants: Mapping[str, onnx.Ten
     return bool((trace.channels.axis_units(node.inputs[1], axes[0])[0] >= 0).any())
 
 
-def _layer(
-    trace: OnnxTrace,
-    node: Node,
-    tensor: onnx.TensorProto,
-    mean: FloatArray,
-    covariance: FloatArray,
-) -> Layer:
-    read, made = mixing_axes(node, trace.normal.shapes) or (1, 0)
-    weight = np.moveaxis(numpy_helper.to_array(tensor).astype(np.float64), (made, read), (0, 1))
+def _layer(trace: OnnxTrace, nodes: Sequence[Node], tensor: onnx.TensorProto, seen: _Seen) -> Layer:
+    read, made = mixing_axes(nodes[0], trace.normal.shapes) or (1, 0)
+    weight = np.moveaxis(
+        np.asarray(numpy_helper.to_array(tensor), dtype=np.float64), (made, read), (0, 1)
+    )
     return Layer(
-        output=node.outputs[0],
+        outputs=tuple(node.outputs[0] for node in nodes),
         tensor=tensor.name,
-        bias=node.inputs[2] if len(node.inputs) > 2 else "",
+        biases=tuple(node.inputs[2] if len(node.inputs) > 2 else "" for node in nodes),
         weight=weight.reshape(len(weight), -1),
         shape=weight.shape,
         axes=(made, read),
         read=trace.channels.axis_units(tensor.name, read),
         made=trace.channels.axis_units(tensor.name, made),
-        mean=mean,
-        covariance=covariance,
+        means=seen.first / seen.count[:, None],
+        shares=seen.count / seen.count.sum(),
+        covariance=seen.covariance(),
     )
 
 
+@dataclass
+class _Seen:
+    """Sums over what the layers of one weight read."""
+
+    first: FloatArray
+    """[layers, D]."""
+    square: FloatArray
+    """Over all layers [D, D]."""
+    count: FloatArray
+    """Rows seen by each [layers]."""
+
+    def covariance(self) -> FloatArray:
+        """About the layers' own means, with the ridge."""
+        total = self.count.sum()
+        means = self.first / self.count[:, None]
+        covariance: FloatArray = self.square / total - (means.T * (self.count / total)) @ means
+        size = len(covariance)
+        ridge = max(RIDGE, 0.1 * size / total)
+        covariance[np.diag_indices(size)] += ridge * np.diag(covariance).mean() + 1e-12
+        return covariance
+
+
 def _input_moments(
-    trace: OnnxTrace, nodes: Sequence[Node], images: Calibration, runtime: Runtime
-) -> dict[str, tuple[FloatArray, FloatArray]]:
-    """Mean [D] and ridged covariance [D, D] of what each node reads, by its output's name."""
-    model = open_batch(trace.model)
-    constants = {tensor.name for tensor in model.graph.initializer}
-    [feed] = [value.name for value in model.graph.input if value.name not in constants]
-    wanted = [name for name in dict.fromkeys(node.inputs[0] for node in nodes) if name != feed]
-    answer_count = len(model.graph.output)
-    model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in wanted)
+    trace: OnnxTrace,
+    shared: Mapping[str, Sequence[Node]],
+    samples: CalibrationSet,
+    runtime: Runtime,
+) -> dict[str, _Seen]:
+    """What the layers of each weight read, by its name."""
+    answers = [value.name for value in trace.model.graph.output]
+    batching = Batching.find(trace, samples, runtime, answers)
+    nodes = [(name, k, node) for name, own in shared.items() for k, node in enumerate(own)]
+    fed = set(batching.axes)
+    wanted = [
+        name for name in dict.fromkeys(node.inputs[0] for _, _, node in nodes) if name not in fed
+    ]
     each = sum(int(np.prod(trace.normal.shapes[name], dtype=np.int64)) for name in wanted)
-    batch = max(1, min(BATCH, MOST_VALUES // max(each, 1)))
-    sums: dict[str, list[FloatArray]] = {}
-    count: dict[str, int] = {}
+    traced = sum(int(np.prod(shape, dtype=np.int64)) for shape in trace.graph.input_shapes)
+    size = batching.size(min(BATCH, MOST_VALUES // max(each, 1)))
+    most_values = size * traced if batching.answer_axes is not None else 1
+    seen: dict[str, _Seen] = {}
     rng = np.random.default_rng(0)
-    session = runtime.load(model.SerializeToString())
+    model = batching.prepare(trace.model, [*wanted, answers[0]])
     try:
-        for start in range(0, len(images), batch):
-            x = np.ascontiguousarray(images.x[start : start + batch])
-            answers = session.run({feed: x})[answer_count:]
-            values = {feed: x, **dict(zip(wanted, answers, strict=True))}
-            for node in nodes:
-                rows = _rows(trace, node, values[node.inputs[0]], rng)  # [R, D]
-                square = (rows.T @ rows).astype(np.float64)
-                first = rows.sum(0, dtype=np.float64)
-                if node.outputs[0] in sums:
-                    sums[node.outputs[0]][0] += first
-                    sums[node.outputs[0]][1] += square
-                else:
-                    sums[node.outputs[0]] = [first, square]
-                count[node.outputs[0]] = count.get(node.outputs[0], 0) + len(rows)
-    finally:
-        session.close()
-    moments = {}
-    for name, (first, square) in sums.items():
-        mean = first / count[name]
-        covariance = square / count[name] - np.outer(mean, mean)
-        ridge = max(RIDGE, 0.1 * len(mean) / count[name])
-        covariance[np.diag_indices(len(mean))] += ridge * np.diag(covariance).mean() + 1e-12
-        moments[name] = mean, covariance
-    return moments
+        session = runtime.load(model.SerializeToString())
+        try:
+            for batch in samples.batches(most_values):
+                feeds = batching.feeds(batch)
+                values = {**feeds, **dict(zip(wanted, session.run(feeds), strict=False))}
+                for name, k, node in nodes:
+                    rows = _rows(trace, node, values[node.inputs[0]], rng)  # [R, D]
+                    _add(seen, name, (k, len(shared[name])), rows)
+        finally:
+            session.close()
+    except MeasurementError as error:
+        raise CalibrationError(
+            f"the model does not run on these inputs: {error}", field="calibration"
+        ) from error
+    for name, one in seen.items():
+        if not (np.isfinite(one.square).all() and np.isfinite(one.first).all()):
+            raise CalibrationError(
+                f"on these inputs the layers with weight {name!r} read NaN, infinite or far too "
+                "large values; give them as the model takes them",
+                field="calibration",
+            )
+    return seen
+
+
+def _add(seen: dict[str, _Seen], name: str, place: tuple[int, int], rows: Array) -> None:
+    """Counts rows [R, D] that layer `place[0]` of `place[1]` with a weight reads."""
+    layer, of = place
+    size = rows.shape[1]
+    if name not in seen:
+        seen[name] = _Seen(np.zeros((of, size)), np.zeros((size, size)), np.zeros(of))
+    one = seen[name]
+    with np.errstate(over="ignore", invalid="ignore"):
+        one.square += rows.T @ rows
+        one.first[layer] += rows.sum(0, dtype=np.float64)
+    one.count[layer] += len(rows)
 
 
 def _rows(trace: OnnxTrace, node: Node, value: Array, rng: np.random.Generator) -> Array:

@@ -25,11 +25,11 @@ def score_units(
         CalibrationError: the file is refused.
         ModelError: the module cannot be scored.
     """
-    from rlprune.profile.calibration import load_calibration
+    from rlprune.profile.fit import load_calibration
     from rlprune.surgery.torch_saliency import check_score, initial_scores
 
     check_score(score, with_images=calibration is not None)
     if calibration is None:
         return InitialScores(score, initial_scores(trace, score))
     images = load_calibration(calibration, trace.onnx)
-    return InitialScores(score, initial_scores(trace, score, images.x, images.y))
+    return InitialScores(score, initial_scores(trace, score, images.x, images.labels))

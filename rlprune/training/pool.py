@@ -11,7 +11,7 @@ from typing import Any, Protocol
 from rlprune.errors import RlpruneError, UnavailableError
 from rlprune.graph.from_onnx import OnnxTrace, trace_onnx
 from rlprune.graph.types import IntArray
-from rlprune.profile.calibration import Calibration
+from rlprune.profile.calibration import CalibrationSet
 from rlprune.profile.evaluate import Evaluation, Evaluator
 
 EVALUATION_TIMEOUT_SEC = 600.0
@@ -34,7 +34,7 @@ class EvaluationPool(Protocol):
 
 @contextmanager
 def evaluation_pool(
-    trace: OnnxTrace, images: dict[str, Calibration], worker_count: int
+    trace: OnnxTrace, images: dict[str, CalibrationSet], worker_count: int
 ) -> Iterator[EvaluationPool]:
     """Evaluates plans of one model for as long as the block lasts; 0 workers: in this process.
 
@@ -75,7 +75,7 @@ class _Worker:
 
     model: bytes
     """A model whose trace is the one recorded: traced again where it is used."""
-    images: dict[str, Calibration]
+    images: dict[str, CalibrationSet]
     evaluators: dict[str, Evaluator] = field(default_factory=dict)
 
     def evaluator(self, images: str) -> Evaluator:

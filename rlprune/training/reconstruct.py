@@ -2,7 +2,7 @@
 
 The same linear solves as for ONNX files (`profile.reconstruct`), written into the module's own
 parameters. A layer's shift goes into its bias or off the mean of the BatchNorm behind; where there
-is neither, the solve is for weights alone.
+is neither, the solve is for weights alone. What layers share stays shared.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ import torch
 from torch import nn
 
 from rlprune.graph.from_torch import TorchTrace
-from rlprune.graph.types import IntArray
-from rlprune.profile.calibration import Calibration
-from rlprune.profile.reconstruct import Reconstruction
+from rlprune.graph.types import FloatArray, IntArray
+from rlprune.profile.calibration import CalibrationSet
+from rlprune.profile.reconstruct import Layer, Reconstruction, Shift
 from rlprune.runtime.base import Runtime
 from rlprune.surgery.importance import unit_scores
 from rlprune.surgery.onnx import kept_units
@@ -24,45 +24,69 @@ from rlprune.surgery.torch_cut import Cut
 
 
 def reconstruct_module(
-    small: nn.Module, trace: TorchTrace, keeps: IntArray, images: Calibration, runtime: Runtime
+    small: nn.Module, trace: TorchTrace, keeps: IntArray, samples: CalibrationSet, runtime: Runtime
 ) -> int:
     """Reconstructs `small`, cut from the traced module by `keeps` [G], in place.
 
-    A parameter that several layers share, or that the module computes with otherwise than as it
-    is, stays as it was cut.
+    A parameter that the module computes with otherwise than as it is stays as it was cut.
 
     Returns:
-        How many layers were reconstructed.
+        How many weights were reconstructed.
 
     Raises:
-        CalibrationError, MeasurementError: as `Reconstruction.of`.
+        CalibrationError: as `Reconstruction.of`.
     """
     kept = kept_units(unit_scores(trace.onnx), keeps)
     cut = Cut(trace, kept)  # a module may keep its units in another order than an ONNX file
-    reconstruction = Reconstruction.of(trace.onnx, images, runtime)
+    reconstruction = Reconstruction.of(trace.onnx, samples, runtime)
     tensors = {**dict(small.named_parameters()), **dict(small.named_buffers())}
-    normal = trace.onnx.normal
-    uses = Counter(name for node in normal.nodes for name in node.inputs)
+    # The trace gives each reader of a vector its own, NAME#2 and on; in the module they are one.
+    own = {
+        name: name if name in tensors else name.rpartition("#")[0]
+        for node in trace.onnx.normal.nodes
+        for name in node.inputs
+    }
+    uses = Counter(own[name] for node in trace.onnx.normal.nodes for name in node.inputs)
     done = 0
     with torch.no_grad():
         for layer, inputs in reconstruction.losing(kept):
-            place, sign = layer.bias, 1.0  # where the shift goes, if anywhere
-            readers = normal.readers.get(layer.output, ())
-            if len(readers) == 1 and readers[0].op == "BatchNormalization":
-                place, sign = readers[0].inputs[3], -1.0
-            names = [layer.tensor, place] if place else [layer.tensor]
-            if any(uses[name] != 1 or name not in tensors for name in names):
+            places = [(own[name], sign) for name, sign in _places(layer, trace)]
+            names = {layer.tensor, *(name for name, _ in places)}
+            counts = Counter([layer.tensor] * len(layer.outputs) + [name for name, _ in places])
+            if any(uses[name] != counts[name] or name not in tensors for name in names):
                 continue
-            weight, shift = reconstruction.uncut(layer, inputs, shifted=bool(place))
-            whole = {layer.tensor: weight, place: sign * shift}
+            weight, shifts = reconstruction.uncut(layer, inputs, _shift(layer, places))
+            whole: dict[str, FloatArray] = {layer.tensor: weight}
+            for (name, sign), shift in zip(places, shifts, strict=False):
+                whole[name] = sign * shift
             new = {
-                name: cut.tensor(name, torch.from_numpy(np.ascontiguousarray(whole[name])))
-                for name in names
+                name: cut.tensor(name, torch.from_numpy(np.ascontiguousarray(value)))
+                for name, value in whole.items()
             }
-            if any(new[name].shape != tensors[name].shape for name in names):
+            if any(new[name].shape != tensors[name].shape for name in new):
                 continue
-            tensors[layer.tensor].copy_(new[layer.tensor])
-            if place:
-                tensors[place].add_(new[place])
+            tensors[layer.tensor].copy_(new.pop(layer.tensor))
+            for name, added in new.items():
+                tensors[name].add_(added)
             done += 1
     return done
+
+
+def _places(layer: Layer, trace: TorchTrace) -> list[tuple[str, float]]:
+    """Where each layer's shift goes, and by which sign; none where one has no place for it."""
+    places = []
+    for output, bias in zip(layer.outputs, layer.biases, strict=True):
+        readers = trace.onnx.normal.readers.get(output, ())
+        if len(readers) == 1 and readers[0].op == "BatchNormalization":
+            places.append((readers[0].inputs[3], -1.0))
+        elif bias:
+            places.append((bias, 1.0))
+        else:
+            return []
+    return places
+
+
+def _shift(layer: Layer, places: list[tuple[str, float]]) -> Shift:
+    if not places:
+        return "none"
+    return "own" if len({name for name, _ in places}) == len(layer.outputs) else "one"

@@ -29,7 +29,7 @@ from rlprune.latency.macs import macs_tables
 from rlprune.latency.tables import LatencyTables
 from rlprune.latency.types import MACS_DEVICE
 from rlprune.policy.base import Policy
-from rlprune.profile.calibration import Calibration
+from rlprune.profile.calibration import CalibrationSet
 from rlprune.profile.energy import energy_profiles
 from rlprune.profile.evaluate import Evaluation
 from rlprune.profile.measured import single_group_plans, with_losses
@@ -76,8 +76,8 @@ class RecordConfig:
 def record_model(
     path: str | Path,
     trace: OnnxTrace,
-    profile_images: Calibration,
-    objective_images: Calibration,
+    profile_images: CalibrationSet,
+    objective_images: CalibrationSet,
     *,
     config: RecordConfig | None = None,
     tables: Sequence[LatencyTables] = (),
@@ -167,7 +167,7 @@ def _profile(
     folder: Path,
     trace: OnnxTrace,
     pool: EvaluationPool,
-    images: Calibration,
+    images: CalibrationSet,
     known: Evaluations,
     config: RecordConfig,
     on_progress: OnProgress | None,
@@ -267,7 +267,7 @@ def _known(folder: Path, trace: OnnxTrace, about: Mapping[str, str]) -> Evaluati
 
 
 def _conditions(
-    profile_images: Calibration, objective_images: Calibration, seed: int
+    profile_images: CalibrationSet, objective_images: CalibrationSet, seed: int
 ) -> dict[str, str]:
     """What a reader should know that nobody needs to be told."""
     versions = []
@@ -276,7 +276,7 @@ def _conditions(
             versions.append(f"{name} {version(name)}")
         except PackageNotFoundError:
             continue
-    both = (profile_images.x, profile_images.y, objective_images.x, objective_images.y)
+    both = [array for one in (profile_images, objective_images) for array in (one.x, one.labels)]
     return {
         "seed": str(seed),
         "profile_images": str(len(profile_images)),
@@ -289,8 +289,8 @@ def _conditions(
 
 def _digest(
     trace: OnnxTrace,
-    profile_images: Calibration,
-    objective_images: Calibration,
+    profile_images: CalibrationSet,
+    objective_images: CalibrationSet,
     levels: IntArray,
     config: RecordConfig,
 ) -> str:
@@ -300,7 +300,7 @@ def _digest(
     large = [weight.tobytes() for weight in weights if weight.size >= 64]
     parts = [FORMAT.encode(), b"".join(sorted(hashlib.sha256(weight).digest() for weight in large))]
     for images in (profile_images, objective_images):
-        parts += [images.x.tobytes(), images.y.tobytes()]
+        parts += [images.x.tobytes(), images.labels.tobytes()]
     parts += [levels.tobytes(), f"{config.seed} {config.batch_size}".encode()]
     return _hash_of(parts)
 
@@ -310,7 +310,7 @@ def _hash_of(parts: Iterable[bytes]) -> str:
     return hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in parts)).hexdigest()
 
 
-def _image_hashes(images: Calibration) -> set[bytes]:
+def _image_hashes(images: CalibrationSet) -> set[bytes]:
     return {hashlib.sha256(image.tobytes()).digest() for image in images.x}
 
 

@@ -19,7 +19,8 @@ import numpy as np
 
 from rlprune.errors import InputError, MissingExtraError
 from rlprune.plans import PruningPlan, write_atomic
-from rlprune.profile.calibration import Calibration, check_fit, check_images, read_images
+from rlprune.profile.calibration import CalibrationSet
+from rlprune.profile.fit import check_images, fit_inputs, read_images
 from rlprune.store.encoding import digest
 
 if TYPE_CHECKING:
@@ -133,7 +134,7 @@ def finetune(
         )
     trace = trace_torch(module, torch.from_numpy(train.x[:1]))
     for images, what in ((train, "data"), (held, "validation")):
-        check_fit(Calibration(images.x, images.y), trace.onnx.model, what=what)
+        fit_inputs({"x": images.x}, images.y, trace.onnx, what=what)
     plan.check(trace.graph)
     teacher = trace.module.eval()
     small = prune_torch(trace, plan.keeps)
@@ -144,7 +145,8 @@ def finetune(
     # Drawn, so that images sorted by class are mixed.
     drawn = np.random.default_rng(config.seed).permutation(len(train))[:REESTIMATE_COUNT]
     few = train.take(drawn[:RECONSTRUCT_COUNT])
-    if not reconstruct_module(small, trace, plan.keeps, Calibration(few.x, few.y), get_runtime()):
+    samples = CalibrationSet.single(few.x, few.y)
+    if not reconstruct_module(small, trace, plan.keeps, samples, get_runtime()):
         reestimate(small, train.take(drawn))
     cut = score(small, held)
     say(f"pruned, not trained: accuracy {cut.accuracy:.2%}, loss {cut.loss:.4f}")
@@ -229,7 +231,7 @@ def _write(folder: Path, module: nn.Module, example: Any, report: FinetuneReport
     from safetensors.torch import save as save_tensors
 
     from rlprune.graph.from_torch import trace_torch
-    from rlprune.profile.statistics import open_batch
+    from rlprune.profile.batching import open_batch
     from rlprune.surgery.encode import encode
     from rlprune.training.checkpoint import tensors_of
 
@@ -248,9 +250,9 @@ def _images(data: str | Path, validation: str | Path | None, seed: int) -> tuple
     given = check_images(*read_images(data, what="data"), what="data")
     if validation is not None:
         held = check_images(*read_images(validation, what="validation"), what="validation")
-        return Images(given.x, given.y), Images(held.x, held.y)
+        return Images(given.x, given.labels), Images(held.x, held.labels)
     order = np.random.default_rng(seed).permutation(len(given))
-    train = Images(given.x, given.y)
+    train = Images(given.x, given.labels)
     count = max(1, round(VALIDATION_RATIO * len(train)))
     return train.take(order[count:]), train.take(order[:count])
 

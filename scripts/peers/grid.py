@@ -43,7 +43,7 @@ from rlprune.planning.candidates import choose
 from rlprune.plans import PruningPlan
 from rlprune.policy import Policy, get_policy
 from rlprune.policy.corrected import budgets_at
-from rlprune.profile.calibration import Calibration
+from rlprune.profile.calibration import CalibrationSet
 from rlprune.profile.energy import loss_curve
 from rlprune.profile.evaluate import Evaluation, Evaluator, evaluate_model
 from rlprune.profile.measured import single_group_plans
@@ -81,11 +81,11 @@ class Case:
         self.context = context_of(self.objective, self.levels, self.level_count)
         self._policies: dict[str, Policy] = {}
 
-    def _images(self, index: NDArray[np.integer]) -> Calibration:
+    def _images(self, index: NDArray[np.integer]) -> CalibrationSet:
         return network_images(self.net, self._pack, index, self.trace)
 
     @cached_property
-    def report(self) -> Calibration:
+    def report(self) -> CalibrationSet:
         return self._images(self._split.report[: self.settings.report_count])
 
     @cached_property

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from peers.book import Book
 from peers.grid import Case
 from rlprune.graph.from_torch import TorchTrace, trace_torch
-from rlprune.profile.calibration import Calibration
+from rlprune.profile.calibration import CalibrationSet
 from rlprune.runtime import get_runtime
 from rlprune.store.encoding import digest
 from rlprune.surgery.torch import prune_torch
@@ -134,7 +134,7 @@ class Tuner:
         module = prune_torch(self._trace, keeps)
         drawn = np.arange(len(self._images))[:REESTIMATE_COUNT]
         few = self._images.take(drawn[:RECONSTRUCT_COUNT])
-        images = Calibration(few.x, few.y)
+        images = CalibrationSet.single(few.x, few.y)
         if not reconstruct_module(module, self._trace, keeps, images, get_runtime()):
             reestimate(module, self._images.take(drawn))
         checkpoint = Checkpoint(self._work / f"tuning-{key}.safetensors", key)

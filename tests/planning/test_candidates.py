@@ -199,9 +199,6 @@ def test_a_plan_by_parts_of_the_images_is_evaluated_as_by_all() -> None:
     for name in ("image_losses", "image_divergences", "fold_losses", "fold_divergences"):
         np.testing.assert_allclose(getattr(parts, name), getattr(whole, name), atol=1e-5)
     assert parts.accuracy == pytest.approx(whole.accuracy)
-    matched = Evaluator(TRACE, images, runtime=get_runtime(), correction="match")
-    with pytest.raises(ValueError, match="all images or none"):
-        matched.evaluate_part(keeps, 0, 50)
 
 
 def test_an_infeasible_budget_has_no_candidates(task: PruningTask) -> None:
@@ -357,7 +354,7 @@ def test_candidates_need_images_enough_to_halve(tmp_path: Path) -> None:
         rlprune.plan(TRACE, **ASK)
     few = own_images(TRACE, 20)
     np.savez(tmp_path / "few.npz", x=few.x, y=few.y)
-    with pytest.raises(CalibrationError, match="20 images are too few to halve"):
+    with pytest.raises(CalibrationError, match="20 samples are too few to halve"):
         rlprune.plan(TRACE, calibration=tmp_path / "few.npz", **ASK)
 
 

@@ -11,7 +11,7 @@ from small_onnx import small_onnx
 
 from rlprune.errors import CalibrationError
 from rlprune.graph.from_onnx import OnnxTrace, trace_onnx
-from rlprune.profile.calibration import load_calibration
+from rlprune.profile.fit import load_calibration
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +40,6 @@ def _with(array: np.ndarray, index: int, value: float) -> np.ndarray:
 @pytest.mark.parametrize(
     ("arrays", "named"),
     [
-        ({"x": X}, "no 'y'"),
         ({"images": X, "y": Y}, "no 'x'"),
         ({"x": (X * 255).astype(np.uint8), "y": Y}, "uint8"),
         ({"x": X, "y": Y.astype(np.float32)}, "float32"),
@@ -53,7 +52,7 @@ def _with(array: np.ndarray, index: int, value: float) -> np.ndarray:
         ({"x": _with(X, 3, np.inf), "y": Y}, "infinite"),
         ({"x": X, "y": _with(Y, 0, 10)}, "0..9"),
         ({"x": X, "y": _with(Y, 0, -1)}, "-1..9"),
-        ({"x": np.array(1.0), "y": Y}, "first length"),
+        ({"x": np.array(1.0), "y": Y}, "takes [N, 3, 16, 16]"),
     ],
 )
 def test_what_the_model_cannot_take_is_refused(
@@ -99,13 +98,14 @@ def test_a_single_array_and_a_missing_file_are_refused(trace: OnnxTrace, tmp_pat
             load_calibration(tmp_path / name, trace)
 
 
-def test_a_model_without_class_logits_is_refused(tmp_path: Path) -> None:
+def test_labels_are_optional_and_ignored_where_nothing_is_classified(tmp_path: Path) -> None:
+    np.savez(tmp_path / "plain.npz", x=X)
+    assert load_calibration(tmp_path / "plain.npz", trace_onnx(small_onnx())).y is None
     model = small_onnx()
     model.graph.node.pop()  # the classifier
     model.graph.output[0].name = "d"
     for dim in (16, 16):
         model.graph.output[0].type.tensor_type.shape.dim.add().dim_value = dim
     model.graph.output[0].type.tensor_type.shape.dim[1].dim_value = 64
-    np.savez(tmp_path / "c.npz", x=X, y=Y)
-    with pytest.raises(CalibrationError, match="logits"):
-        load_calibration(tmp_path / "c.npz", trace_onnx(model))
+    np.savez(tmp_path / "c.npz", x=X, y=np.zeros((20, 16, 16), np.int64))
+    assert load_calibration(tmp_path / "c.npz", trace_onnx(model)).y is None

@@ -13,7 +13,7 @@ from rlprune.errors import ConflictError, InputError
 from rlprune.graph.from_onnx import OnnxTrace
 from rlprune.latency.tables import LatencyTables
 from rlprune.policy import get_policy
-from rlprune.profile.calibration import Calibration
+from rlprune.profile.calibration import CalibrationSet
 from rlprune.profile.energy import energy_profiles
 from rlprune.profile.evaluate import Evaluator
 from rlprune.profile.types import keep_levels
@@ -29,7 +29,7 @@ def trace() -> OnnxTrace:
 
 
 @pytest.fixture(scope="module")
-def images(trace: OnnxTrace) -> tuple[Calibration, Calibration]:
+def images(trace: OnnxTrace) -> tuple[CalibrationSet, CalibrationSet]:
     return own_images(trace, 48, seed=1), own_images(trace, 48, seed=2)
 
 
@@ -46,7 +46,7 @@ CONFIG = RecordConfig(evaluation_count=30, batch_size=10, seed=3)
 @pytest.fixture(scope="module")
 def recorded(
     trace: OnnxTrace,
-    images: tuple[Calibration, Calibration],
+    images: tuple[CalibrationSet, CalibrationSet],
     tables: list[LatencyTables],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> RecordedModel:
@@ -90,7 +90,7 @@ def test_a_recording_holds_profile_and_plans_on_images_of_their_own(
 
 
 def test_what_is_recorded_is_what_an_evaluator_finds_on_those_images(
-    trace: OnnxTrace, images: tuple[Calibration, Calibration], recorded: RecordedModel
+    trace: OnnxTrace, images: tuple[CalibrationSet, CalibrationSet], recorded: RecordedModel
 ) -> None:
     found = recorded.evaluations
     assert found is not None and recorded.profiles.measured_loss is not None
@@ -130,7 +130,7 @@ class Killed(BaseException):
 @pytest.mark.parametrize("stage", ["profile", "evaluations"])
 def test_a_killed_recording_goes_on_and_ends_as_one_that_was_not(
     trace: OnnxTrace,
-    images: tuple[Calibration, Calibration],
+    images: tuple[CalibrationSet, CalibrationSet],
     tables: list[LatencyTables],
     recorded: RecordedModel,
     tmp_path: Path,
@@ -174,7 +174,7 @@ def test_a_killed_recording_goes_on_and_ends_as_one_that_was_not(
 
 
 def test_a_finished_recording_is_only_extended(
-    trace: OnnxTrace, images: tuple[Calibration, Calibration], tmp_path: Path
+    trace: OnnxTrace, images: tuple[CalibrationSet, CalibrationSet], tmp_path: Path
 ) -> None:
     few = RecordConfig(evaluation_count=6, batch_size=6, seed=3)
     first = record_model(tmp_path, trace, *images, config=few)
@@ -187,7 +187,7 @@ def test_a_finished_recording_is_only_extended(
 
 
 def test_another_recordings_directory_is_refused(
-    trace: OnnxTrace, images: tuple[Calibration, Calibration], tmp_path: Path
+    trace: OnnxTrace, images: tuple[CalibrationSet, CalibrationSet], tmp_path: Path
 ) -> None:
     config = RecordConfig(evaluation_count=1)
     record_model(tmp_path, trace, *images, config=config)
@@ -199,7 +199,7 @@ def test_another_recordings_directory_is_refused(
 
 
 def test_a_model_directory_made_otherwise_is_not_taken_for_a_recording(
-    trace: OnnxTrace, images: tuple[Calibration, Calibration], tmp_path: Path
+    trace: OnnxTrace, images: tuple[CalibrationSet, CalibrationSet], tmp_path: Path
 ) -> None:
     record_model(tmp_path, trace, *images, config=RecordConfig(evaluation_count=1))
     (tmp_path / "evaluations.parquet").unlink()
@@ -209,9 +209,9 @@ def test_a_model_directory_made_otherwise_is_not_taken_for_a_recording(
 
 
 def test_profile_and_objective_may_not_share_an_image(
-    trace: OnnxTrace, images: tuple[Calibration, Calibration], tmp_path: Path
+    trace: OnnxTrace, images: tuple[CalibrationSet, CalibrationSet], tmp_path: Path
 ) -> None:
-    mixed = Calibration(
+    mixed = CalibrationSet.single(
         np.concatenate([images[1].x, images[0].x[:1]]), np.append(images[1].y, images[0].y[:1])
     )
     with pytest.raises(InputError, match="1 images are in both"):
@@ -221,7 +221,7 @@ def test_profile_and_objective_may_not_share_an_image(
 
 def test_ray_workers_record_the_same(
     trace: OnnxTrace,
-    images: tuple[Calibration, Calibration],
+    images: tuple[CalibrationSet, CalibrationSet],
     tables: list[LatencyTables],
     recorded: RecordedModel,
     tmp_path: Path,

@@ -25,7 +25,7 @@ import rlprune
 from rlprune.cli.app import app
 from rlprune.errors import InputError, PlanMismatchError
 from rlprune.plans import PruningPlan
-from rlprune.profile.calibration import Calibration
+from rlprune.profile.calibration import CalibrationSet
 from rlprune.profile.evaluate import evaluate_model
 from rlprune.runtime import get_runtime
 from rlprune.training.finetune import Images, TrainConfig, fit, loss_of, rate_at, score
@@ -105,7 +105,7 @@ def test_what_is_written_is_the_chosen_epoch(rig: Rig, tuned: tuple[FinetuneRepo
     assert score(small, rig.held) == report.tuned
     model = onnx.load(out / "model.onnx")
     onnx.checker.check_model(model, full_check=True)
-    images = Calibration(rig.held.x, rig.held.y)
+    images = CalibrationSet.single(rig.held.x, rig.held.y)
     found = evaluate_model(model, images, runtime=get_runtime())
     assert found.accuracy == report.tuned.accuracy
     assert found.loss == pytest.approx(report.tuned.loss, abs=1e-4)
