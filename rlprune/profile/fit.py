@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -208,8 +208,10 @@ def _inputs(trace: OnnxTrace) -> list[_Input]:
 
 def _by_name(arrays: Mapping[str, Given], names: Sequence[str], refuse: Any) -> dict[str, Given]:
     """The arrays of the inputs; what else there is, is not looked at."""
-    if len(names) == 1 and names[0] not in arrays and "x" in arrays:
-        return {names[0]: arrays["x"]}
+    if len(names) == 1 and names[0] not in arrays:
+        for key in ("x", ""):  # an array without a name is the only input's
+            if key in arrays:
+                return {names[0]: arrays[key]}
     missing = [name for name in names if name not in arrays]
     if missing:
         wanted = "'x'" if len(names) == 1 else repr(missing[0])
@@ -226,33 +228,39 @@ def _samples(one: _Input, given: Given, arrays: Mapping[str, Given], refuse: Any
     called = "x" if len(arrays) == 1 else one.name
     if isinstance(given, np.ndarray):
         whole = _typed(given, one, called, refuse)
-        rank = len(one.dims)
-        if one.axis is not None and whole.ndim == rank:
-            found = list(np.moveaxis(whole, one.axis, 0))
-        elif (one.axis is not None and whole.ndim == rank - 1) or (
-            one.axis is None and whole.ndim == rank
-        ):
-            found = [whole]
-        elif whole.ndim == rank + 1:
-            found = [_without_batch(array, one) for array in whole]
-        else:
-            raise refuse(f"{called} is {list(whole.shape)}, the model takes {one.shown()}")
-        shape = whole.shape
-    else:
-        if not len(given):
-            raise refuse(f"{called} holds no samples")
-        found = [
-            _without_batch(_typed(np.asarray(array), one, called, refuse), one) for array in given
-        ]
-        shape = found[0].shape
-    for array in found:
-        fits = array.ndim == len(one.sample) and all(
-            want in (None, have) for want, have in zip(one.sample, array.shape, strict=True)
-        )
-        if not fits or 0 in array.shape:
-            _check_fixed_batch(one, shape, refuse)
-            raise refuse(f"{called} is {list(shape)}, the model takes {one.shown()}")
+        for found in _readings(whole, one):
+            if all(_fits(array, one) for array in found):
+                return found
+        _check_fixed_batch(one, whole.shape, refuse)
+        raise refuse(f"{called} is {list(whole.shape)}, the model takes {one.shown()}")
+    if not len(given):
+        raise refuse(f"{called} holds no samples")
+    found = [_without_batch(_typed(np.asarray(array), one, called, refuse), one) for array in given]
+    for place, array in enumerate(found):
+        if not _fits(array, one):
+            raise refuse(f"{called}[{place}] is {list(array.shape)}, the model takes {one.shown()}")
     return found
+
+
+def _readings(whole: Array, one: _Input) -> Iterator[list[Array]]:
+    """What an array for all samples may mean, the likeliest first."""
+    rank = len(one.dims)
+    if one.axis is not None and whole.ndim == rank:
+        yield list(np.moveaxis(whole, one.axis, 0))
+    if whole.ndim == len(one.sample):
+        yield [whole]
+    if whole.ndim == rank + 1:
+        yield [_without_batch(array, one) for array in whole]
+    if one.axis and whole.ndim == rank:  # samples in front, and the batch of one further behind
+        yield [_without_batch(array[None], one) for array in whole]
+
+
+def _fits(sample: Array, one: _Input) -> bool:
+    return (
+        sample.ndim == len(one.sample)
+        and 0 not in sample.shape
+        and all(want in (None, have) for want, have in zip(one.sample, sample.shape, strict=True))
+    )
 
 
 def _check_fixed_batch(one: _Input, shape: Sequence[int], refuse: Any) -> None:
