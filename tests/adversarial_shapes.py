@@ -12,7 +12,7 @@ from onnx_oracle import Built, Net, cases
 CASES, case = cases()
 
 
-@case()
+@case(16)
 def size_open_batch() -> Built:
     net = Net("batch", 3, 8, 8)
     x = net.conv("x", 3, 16)
@@ -20,7 +20,7 @@ def size_open_batch() -> Built:
     return net, net.head(net.add("Div", x, s), 16)
 
 
-@case()
+@case(16)
 def shape_open_batch_prod() -> Built:
     net = Net("batch", 3, 8, 8)
     x = net.conv("x", 3, 16)
@@ -28,7 +28,7 @@ def shape_open_batch_prod() -> Built:
     return net, net.head(net.add("Div", x, s), 16)
 
 
-@case()
+@case(16)
 def shape_vector_used_open() -> Built:
     net = Net("batch", 3, 8, 8)
     x = net.conv("x", 3, 16)
@@ -129,7 +129,7 @@ def constant_of_shape_channels() -> Built:
     return net, net.head(net.conv(net.add("Concat", x, z, axis=1), 32, 8), 8)
 
 
-@case(8)
+@case(16, 8)
 def constant_of_shape_open() -> Built:
     net = Net("b", 3, 8, 8)
     x = net.conv("x", 3, 16)

@@ -82,9 +82,15 @@ def trace_onnx(
 def canonical_order(normal: NormalModel) -> list[int]:
     """Node indices in the order a depth-first walk from the outputs finishes them.
 
-    A topological order that does not depend on how the file happens to list parallel branches.
+    A topological order that does not depend on how the file happens to list parallel branches. What
+    computes with extents alone is left out: where an extent is fixed, it is not there.
     """
-    maker = {name: k for k, node in enumerate(normal.nodes) for name in node.outputs if name}
+    maker = {
+        name: k
+        for k, node in enumerate(normal.nodes)
+        for name in node.outputs
+        if name and name not in normal.shape_like
+    }
     order: list[int] = []
     state: dict[int, int] = {}
     for value in normal.model.graph.output:

@@ -223,7 +223,7 @@ def _constants(model: onnx.ModelProto) -> Mapping[str, Array]:
         )
         for value in model.graph.input
     }
-    return walk(model, read_nodes(model), inputs, 1).values
+    return walk(model, read_nodes(model), inputs).values
 
 
 def _coordinates(shape: tuple[int, ...]) -> Iterator[Array]:

@@ -251,7 +251,7 @@ def _arithmetic(lister: Lister, node: Node, data: Sequence[str]) -> None:
             return
         other = next((n for n in node.inputs if n != data[0]), "")
         if int(np.prod(lister.normal.shapes.get(other, ()), dtype=np.int64)) == 1:
-            one = lister.normal.values.get(other)
+            one = lister.normal.value(other)
             inverts = node.op == "Div" and node.inputs[0] == other
             inverts = inverts and one is not None and bool((one == 1).all())
             lister.add(node, "activation", "reciprocal" if inverts else "scale")
@@ -281,7 +281,7 @@ def _global_pool(lister: Lister, node: Node, data: Sequence[str]) -> None:
     variant = _GLOBAL.get(node.op, node.op.lower())
     shape = lister.normal.shapes[node.inputs[0]]
     if not node.op.startswith("Global"):
-        known = [lister.normal.values.get(n) for n in node.inputs]
+        known = [lister.normal.value(n) for n in node.inputs]
         axes = {a % len(shape) for a in axes_of(dict(node.attrs), known, 1) or range(len(shape))}
         rest = set(range(len(shape))) - axes - set(lister.channel_axes(node.inputs[0]))
         if any(shape[axis] != lister.batch for axis in rest) or len(rest) > 1:

@@ -98,15 +98,7 @@ rule(
 
 @rule("Shape Size")
 def _shape(node: Node, scope: Scope) -> None:
-    """What is left of these reads an open batch; the extents of channels would be read as cut."""
-    block = scope.channels.block(node.inputs[0])
-    if block is None:
-        return
-    first = int(node.attrs.get("start", 0)) % len(scope.shape(node.inputs[0]))
-    for reader in scope.normal.readers.get(node.outputs[0], ()):
-        index = scope.normal.values.get(reader.inputs[1]) if reader.op == "Gather" else None
-        if index is None or {first + int(k) for k in index.ravel()} & set(block.axes):
-            return hold_all(node, scope, f"is read by {reader.name}")
+    """What is left of these reads open extents; surgery has them tell those of the whole model."""
 
 
 @rule("Conv")

@@ -17,12 +17,38 @@ def _reshape(node: Node, scope: Scope) -> None:
     block = scope.channels.block(node.inputs[0])
     if block is None:
         return
-    if node.op == "Reshape" and node.inputs[1] not in scope.normal.values:
-        return hold_all(node, scope, "has a computed target")
-    moved = reshape_block(block, scope.shape(node.inputs[0]), scope.shape(node.outputs[0]))
+    before, after = node.inputs[0], node.outputs[0]
+    moved = reshape_block(block, scope.shape(before), scope.shape(after))
     if moved is None:
         return hold_all(node, scope, "leaves too many channels, or a single one")
-    scope.channels.put(node.outputs[0], moved.axes, moved.ids)
+    for shapes in scope.normal.elsewhere:
+        if not _moved_alike(block, moved, shapes[before], shapes[after]):
+            return hold_all(node, scope, "moves these channels otherwise at another size")
+    if node.op == "Reshape" and node.inputs[1] in scope.normal.computed:
+        # Surgery leaves an open extent that shrinks to inference, of which a target allows one.
+        target = ints(scope.normal.value(node.inputs[1])) or []
+        inferred = [k for k in moved.axes if not scope.normal.is_steady(node.inputs[1], k)]
+        if len(inferred) + target.count(-1) * bool(inferred) > 1:
+            return hold_all(node, scope, "has a computed target")
+    elif node.op == "Reshape" and node.inputs[1] not in scope.normal.values:
+        return hold_all(node, scope, "has a computed target")
+    scope.channels.put(after, moved.axes, moved.ids)
+
+
+def _moved_alike(
+    block: Block, moved: Block, before: tuple[int, ...], after: tuple[int, ...]
+) -> bool:
+    """Whether a reshape at other extents takes a block to the same place.
+
+    Where an open extent is part of the block (batch and channels share an axis) only the axes are
+    compared.
+    """
+    if tuple(before[axis] for axis in block.axes) != block.ids.shape:
+        return True
+    there = reshape_block(block, before, after)
+    if there is None or there.axes != moved.axes:
+        return False
+    return there.ids.shape != moved.ids.shape or bool((there.ids == moved.ids).all())
 
 
 def reshape_block(block: Block, before: tuple[int, ...], after: tuple[int, ...]) -> Block | None:
@@ -123,11 +149,14 @@ def _unsqueeze(node: Node, scope: Scope) -> None:
 
 
 def _nameless(node: Node, scope: Scope, axis: int) -> bool:
-    """Holds, and says so, where positions of `axis` mean other channels at another batch size."""
-    merged = [name for name in node.inputs if (name, axis) in scope.normal.merged]
+    """Holds, and says so, where positions of `axis` mean other channels at another size."""
+    merged = any(
+        axis in block.axes and scope.shape(name)[axis] > 1 and scope.normal.is_open(name, axis)
+        for name, block in scope.blocks(node)
+    )
     if merged:
         hold_all(node, scope, "takes apart an axis that holds batch and channels")
-    return bool(merged)
+    return merged
 
 
 @rule("Concat")
@@ -194,10 +223,11 @@ def _slice(node: Node, scope: Scope) -> None:
     if block is None:
         return
     shape = scope.shape(node.inputs[0])
-    index = slice_index(
-        shape, dict(node.attrs), [scope.normal.values.get(name) for name in node.inputs]
-    )
-    if index is None:
+    known = [scope.normal.value(name) for name in node.inputs]
+    index = slice_index(shape, dict(node.attrs), known)
+    if index is None or not _is_told(
+        node, scope, block, ints(known[3]) if len(known) > 3 else None
+    ):
         return hold_all(node, scope, "has computed bounds")
     ids = block.ids[tuple(index[axis] for axis in block.axes)]
     for axis in block.axes:
@@ -235,6 +265,24 @@ def _gather(node: Node, scope: Scope) -> None:
     scope.channels.put(node.outputs[0], places, ids)
 
 
+def _is_told(node: Node, scope: Scope, block: Block, stated: list[int] | None) -> bool:
+    """Whether what a Slice or Pad is told about the block's axes is the same at every size.
+
+    `stated` are the axes that its bounds or counts are of, in order; all where None.
+    """
+    rank = len(scope.shape(node.inputs[0]))
+    axes = list(range(rank)) if stated is None else [axis % rank for axis in stated]
+    vectors = [name for name in node.inputs[1:] if name in scope.normal.computed]
+    if len(node.inputs) > 3 and node.inputs[3] in vectors:
+        return False
+    for name in vectors:
+        count = scope.normal.computed[name].values.size
+        own = [k for k in range(count) if axes[k % len(axes)] in block.axes]
+        if not scope.normal.is_steady(name, *own):
+            return False
+    return True
+
+
 @rule("Pad")
 def _pad(node: Node, scope: Scope) -> None:
     """Zero channels are channels of their own, as in option-A shortcuts."""
@@ -243,7 +291,8 @@ def _pad(node: Node, scope: Scope) -> None:
         return
     rank = len(scope.shape(node.inputs[0]))
     counts = pad_counts(node, scope.normal, rank)
-    if counts is None:
+    stated = ints(scope.normal.value(node.inputs[3])) if len(node.inputs) > 3 else None
+    if counts is None or not _is_told(node, scope, block, stated):
         return hold_all(node, scope, "pads with computed counts")
     begins, ends = counts
     touched = [axis for axis in block.axes if begins[axis] or ends[axis]]
@@ -262,11 +311,11 @@ def _pad(node: Node, scope: Scope) -> None:
 
 
 def pad_counts(node: Node, normal: NormalModel, rank: int) -> tuple[list[int], list[int]] | None:
-    """Entries put before and after every axis; None where they are computed."""
+    """Entries put before and after every axis at the analysed sizes; None where not known."""
     if "pads" in node.attrs:
         pads = [int(p) for p in node.attrs["pads"]]
         return pads[:rank], pads[rank:]
-    known = [ints(normal.values.get(name)) if name else None for name in node.inputs]
+    known = [ints(normal.value(name)) if name else None for name in node.inputs]
     if len(known) < 2 or known[1] is None:
         return None
     pads = known[1]
@@ -289,11 +338,13 @@ def _stretch(node: Node, scope: Scope) -> None:
         return
     before, after = scope.shape(node.inputs[0]), scope.shape(node.outputs[0])
     shift = len(after) - len(before)
-    static = node.op != "Expand" or node.inputs[1] in scope.normal.values
-    resized_open = node.op == "Resize" and any(
-        name and name not in scope.normal.values for name in node.inputs[2:4]
+    told = [name for name in node.inputs[1:4] if name and name not in scope.normal.values]
+    known = all(name in scope.normal.computed for name in told)
+    merged = told and any(
+        after[a + shift] > 1 and scope.normal.is_open(node.outputs[0], a + shift)
+        for a in block.axes
     )
-    if not static or resized_open or any(before[a] != after[a + shift] for a in block.axes):
+    if not known or merged or any(before[a] != after[a + shift] for a in block.axes):
         return hold_all(node, scope, "stretches these channels")
     if (
         node.op == "Resize"
@@ -308,8 +359,8 @@ def _tile(node: Node, scope: Scope) -> None:
     block = scope.channels.block(node.inputs[0])
     if block is None:
         return
-    repeats = ints(scope.normal.values.get(node.inputs[1]))
-    if repeats is None:
+    repeats = ints(scope.normal.value(node.inputs[1]))
+    if repeats is None or not scope.normal.is_steady(node.inputs[1], *block.axes):
         return hold_all(node, scope, "has computed repeats")
     if any(repeats[axis] > 1 and _nameless(node, scope, axis) for axis in block.axes):
         return

@@ -17,6 +17,7 @@ from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 from rlprune.errors import ModelError
 from rlprune.graph.folding import SMALL
 from rlprune.graph.load import FLOAT_TYPES, MAX_BYTES, SKELETON_KEY, is_skeleton, load_onnx
+from rlprune.graph.sizes import SIZES_KEY
 from rlprune.graph.weights import is_hollow
 
 _NOTE_KEPT = "pkg.torch.onnx.name_scopes"
@@ -27,6 +28,7 @@ def strip(model: ModelProto) -> bytes:
     bare = ModelProto(ir_version=model.ir_version, producer_name="rlprune")
     bare.opset_import.extend(model.opset_import)
     bare.metadata_props.add(key=SKELETON_KEY, value="1")
+    bare.metadata_props.extend(e for e in model.metadata_props if e.key == SIZES_KEY)
     graph = bare.graph
     graph.name = "skeleton"
     graph.input.extend(model.graph.input)
@@ -76,7 +78,9 @@ def fill(skeleton: bytes, *, seed: int = 0) -> ModelProto:
             values = _draw(rng, tuple(tensor.dims), op, place, transposed)
             dtype = helper.tensor_dtype_to_np_dtype(tensor.data_type)
             tensor.CopyFrom(numpy_helper.from_array(values.astype(dtype), tensor.name))
+    kept = [entry for entry in model.metadata_props if entry.key == SIZES_KEY]
     del model.metadata_props[:]
+    model.metadata_props.extend(kept)
     return model
 
 

@@ -1,4 +1,4 @@
-"""One walk through a model's nodes, at one batch size: extents, types, and constants folded.
+"""One walk through a model's nodes, at one size of its inputs: extents, types, constants folded.
 
 ONNX's own inference tells extents, node by node, so that the values folded so far (Reshape targets
 computed in the graph) can be used for the next node.
@@ -6,6 +6,7 @@ computed in the graph) can be used for the next node.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -79,7 +80,7 @@ def reading(node: Node) -> Iterator[None]:
 
 @dataclass
 class Walk:
-    """One walk through the nodes at one batch size."""
+    """One walk through the nodes at one size of the inputs."""
 
     nodes: Sequence[Node]
     protos: Sequence[NodeProto]
@@ -289,6 +290,23 @@ class Walk:
                     return
                 check_shape(name, shape)
                 self.types[name] = (found[name].tensor_type.elem_type, shape)
+        self._compare_counts(node)
+
+    def _compare_counts(self, node: Node) -> None:
+        """What ONNX's inference lets pass: a Reshape to another count, a Gemm of other lengths."""
+        before = self.types[node.inputs[0]][1] if node.inputs else ()
+        if node.op == "Reshape":
+            after = self.types[node.outputs[0]][1]
+            fits = math.prod(before) == math.prod(after)
+        elif node.op == "Gemm":
+            after = self.types[node.inputs[1]][1]
+            own, other = int(not node.attrs.get("transA")), int(bool(node.attrs.get("transB")))
+            fits = before[own] == after[other]
+        else:
+            return
+        if not fits:
+            left, right = ("x".join(map(str, shape)) for shape in (before, after))
+            raise ModelError(f"node {node.name!r} ({node.op}): {left} does not fit {right}")
 
     def _declare(self, node: Node) -> None:
         """Takes the output shapes the file states for an operator that cannot be inferred."""
@@ -301,22 +319,21 @@ class Walk:
                 )
 
 
-def walk(
-    model: ModelProto, nodes: Sequence[Node], inputs: Mapping[str, tuple[int, Shape]], batch: int
-) -> Walk:
-    result = start_walk(model, nodes, inputs, batch)
+def walk(model: ModelProto, nodes: Sequence[Node], inputs: Mapping[str, tuple[int, Shape]]) -> Walk:
+    """Walks through a model with inputs of these types and extents.
+
+    Raises:
+        ModelError: shapes contradict each other, or cannot be told.
+    """
+    result = start_walk(model, nodes, inputs)
     result.run()
     return result
 
 
 def start_walk(
-    model: ModelProto, nodes: Sequence[Node], inputs: Mapping[str, tuple[int, Shape]], batch: int
+    model: ModelProto, nodes: Sequence[Node], inputs: Mapping[str, tuple[int, Shape]]
 ) -> Walk:
     """A walk that has not begun; without `nodes` it is led with `begin` and `visit`."""
-    types = {
-        name: (elem, tuple(batch if d < 0 else d for d in shape))
-        for name, (elem, shape) in inputs.items()
-    }
     declared = {}
     for value in (*model.graph.value_info, *model.graph.output):
         shape = _shape(value.type)
@@ -328,7 +345,7 @@ def start_walk(
         [named(proto, node) for proto, node in zip(protos, nodes, strict=True)],
         {e.domain if e.domain != "ai.onnx" else "": e.version for e in model.opset_import},
         {t.name: weight_of(t) for t in model.graph.initializer},
-        types,
+        dict(inputs),
         declared,
     )
 

@@ -42,7 +42,7 @@ def is_zero_border(pad: Node, readers: Sequence[Node], normal: NormalModel) -> b
         return False
     value = pad.attrs.get("value", 0.0)
     if len(pad.inputs) > 2 and pad.inputs[2]:
-        fill = normal.values.get(pad.inputs[2])
+        fill = normal.value(pad.inputs[2])
         value = 1.0 if fill is None else float(fill.ravel()[0])
     return (
         value == 0.0
@@ -60,7 +60,7 @@ def clip_variant(node: Node, normal: NormalModel) -> str:
     for place, key in ((1, "min"), (2, "max")):
         value = node.attrs.get(key)
         if len(node.inputs) > place and node.inputs[place]:
-            array = normal.values.get(node.inputs[place])
+            array = normal.value(node.inputs[place])
             value = None if array is None else float(array.ravel()[0])
         bounds.append(value)
     if bounds == [0.0, 6.0]:

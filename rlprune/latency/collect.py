@@ -10,6 +10,7 @@ import onnx
 
 from rlprune.errors import RlpruneError
 from rlprune.graph.from_onnx import OnnxTrace, trace_onnx
+from rlprune.graph.sizes import at_sizes
 from rlprune.graph.skeleton import fill
 from rlprune.latency.measure import MeasureConfig, Progress, Subject, measure
 from rlprune.latency.operators import operator_model
@@ -96,13 +97,13 @@ def measure_subjects(
 
 
 def trace_models(trace: OnnxTrace) -> ModelOf:
-    """Models of one traced network, cut from its own weights."""
+    """Models of one traced network, cut from its own weights, at the sizes it was analysed at."""
     scores = unit_scores(trace)
 
     def model_of(subject: ModelSubject) -> onnx.ModelProto:
         if not subject.keeps:
-            return trace.model
-        return prune_onnx(trace, np.array(subject.keeps, dtype=np.int64), scores=scores)
+            return at_sizes(trace.model)
+        return at_sizes(prune_onnx(trace, np.array(subject.keeps, dtype=np.int64), scores=scores))
 
     return model_of
 

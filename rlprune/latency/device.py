@@ -11,6 +11,7 @@ from typing import Protocol
 import onnx
 
 from rlprune.errors import InputError
+from rlprune.graph.sizes import at_sizes
 from rlprune.latency.types import MACS_DEVICE
 
 MAX_KEY = 120
@@ -75,6 +76,7 @@ def check_batch(device: str, input_shapes: Iterable[Sequence[int]]) -> None:
 def model_batch(model: onnx.ModelProto) -> int:
     """The same of an ONNX model or skeleton."""
     weights = {tensor.name for tensor in model.graph.initializer}
+    model = at_sizes(model)
     return batch_of(
         [dim.dim_value for dim in value.type.tensor_type.shape.dim]
         for value in model.graph.input

@@ -22,6 +22,7 @@ import onnx
 
 from rlprune.errors import MeasurementError
 from rlprune.graph.from_onnx import OnnxTrace
+from rlprune.graph.sizes import at_sizes
 from rlprune.graph.types import IntArray
 from rlprune.latency.collect import trace_models
 from rlprune.latency.measure import MeasureConfig, measure
@@ -47,7 +48,7 @@ def measure_fresh(trace: OnnxTrace, keeps: IntArray, *, device: str, runtime: st
     model_of = trace_models(trace)
     with tempfile.TemporaryDirectory(prefix="rlprune-") as name:
         folder = Path(name)
-        (folder / _CONTROL).write_bytes(trace.model.SerializeToString())
+        (folder / _CONTROL).write_bytes(at_sizes(trace.model).SerializeToString())
         (folder / _PRUNED).write_bytes(model_of(subject).SerializeToString())
         found: list[Measurement] = []
         while len(found) < PROCESS_COUNT and not (found and found[-1].status == "failed"):
