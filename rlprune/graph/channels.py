@@ -62,6 +62,8 @@ class Channels:
     shapes: Mapping[str, tuple[int, ...]]
     weights: frozenset[str]
     """Names of the initializers: what can be sliced freely."""
+    sized: frozenset[str] = frozenset()
+    """What is computed from weights and open extents alone: constants, were these fixed."""
     blocks: dict[str, list[Block]] = field(default_factory=dict)
     producers: list[Producer] = field(default_factory=list)
     touched: set[tuple[str, int]] = field(default_factory=set)
@@ -196,7 +198,10 @@ class Channels:
         """
         block = self.block(name)
         if block is not None and axis in block.axes:
-            return self.only(block, (axis,)).ids
+            ids = self.only(block, (axis,)).ids
+            if name in self.sized:
+                self.hold(ids, "comes from a graph input or a fixed tensor")
+            return ids
         if block is not None:
             self.hold(block.ids, reason)
         ids = self.fresh(self.shapes[name][axis])

@@ -248,4 +248,5 @@ def constant_value(attrs: Mapping[str, Any]) -> Array | None:
 
 def make_tensor(name: str, array: Array) -> TensorProto:
     """An initializer of these values."""
-    return numpy_helper.from_array(np.ascontiguousarray(array), name)
+    # Not ascontiguousarray, which gives a scalar an axis.
+    return numpy_helper.from_array(np.asarray(array, order="C"), name)

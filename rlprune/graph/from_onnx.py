@@ -54,7 +54,7 @@ def trace_onnx(
     else:
         model = load_onnx(model)
     normal = normalise(model, input_shapes)
-    channels = Channels(normal.shapes, normal.weights)
+    channels = Channels(normal.shapes, normal.weights, normal.shape_like)
     shared = frozenset(name for name in normal.weights if len(normal.readers.get(name, ())) > 1)
     scope = Scope(normal, channels)
     for node in normal.nodes:

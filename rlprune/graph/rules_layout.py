@@ -11,6 +11,9 @@ from rlprune.graph.rules import Scope, hold_all, pass_on, rule
 from rlprune.graph.types import IntArray
 from rlprune.graph.walk import Node
 
+MAX_SIZED = 2**18
+"""Most entries of a weight fitted to an open extent that are followed."""
+
 
 @rule("Reshape Flatten")
 def _reshape(node: Node, scope: Scope) -> None:
@@ -217,8 +220,33 @@ def _split(node: Node, scope: Scope) -> None:
         start += extent
 
 
+def _sized_weight(node: Node, scope: Scope) -> bool:
+    """Whether the node fits a weight to an open extent, as learned positions are; follows it then.
+
+    The axes that it leaves alone are channels as those of the weight are, and are sliced with it.
+    """
+    weight, output = node.inputs[0], node.outputs[0]
+    if not scope.is_weight(weight) or output not in scope.normal.shape_like:
+        return False
+    before, after = scope.shape(weight), scope.shape(output)
+    if len(before) == len(after) and before:
+        axes = tuple(
+            axis
+            for axis, extent in enumerate(before)
+            if 1 < extent == after[axis] and not scope.normal.is_open(output, axis)
+        )
+        extents = [before[axis] for axis in axes]
+        if axes and np.prod(extents, dtype=np.float64) <= MAX_SIZED:
+            ids = scope.channels.fresh(*extents)
+            scope.channels.claim(weight, axes, ids)
+            scope.channels.put(output, axes, ids)
+    return True
+
+
 @rule("Slice")
 def _slice(node: Node, scope: Scope) -> None:
+    if _sized_weight(node, scope):
+        return
     block = scope.channels.block(node.inputs[0])
     if block is None:
         return
@@ -333,6 +361,8 @@ def pad_counts(node: Node, normal: NormalModel, rank: int) -> tuple[list[int], l
 @rule("Expand Resize Upsample")
 def _stretch(node: Node, scope: Scope) -> None:
     """Channels go through where their own axes keep their extent."""
+    if _sized_weight(node, scope):
+        return
     block = scope.channels.block(node.inputs[0])
     if block is None:
         return
