@@ -47,6 +47,17 @@ def reshape_target(shape: Sequence[int], target: Sequence[int], allow_zero: bool
     return out
 
 
+def counts_fit(op: str, attrs: Attrs, shapes: Sequence[Sequence[int]]) -> bool:
+    """What ONNX's inference does not look at: a Reshape keeps the count, a Gemm sums over one
+    length. `shapes` are of the first two inputs and of the output.
+    """
+    if op == "Reshape":
+        return math.prod(shapes[0]) == math.prod(shapes[-1])
+    if op == "Gemm":
+        return shapes[0][not attrs.get("transA")] == shapes[1][bool(attrs.get("transB"))]
+    return True
+
+
 def axes_of(attrs: Attrs, inputs: Sequence[Array | None], place: int) -> list[int] | None:
     """`axes` as an attribute (older opsets) or as a constant input."""
     if "axes" in attrs:

@@ -18,7 +18,7 @@ from rlprune.graph.folding import axes_of
 from rlprune.graph.lister import Lister
 from rlprune.graph.normal import NormalModel
 from rlprune.graph.patterns import fuse
-from rlprune.graph.rules_layout import pad_counts
+from rlprune.graph.rules_extents import pad_counts
 from rlprune.graph.types import Operator, Width
 from rlprune.graph.walk import Node, reading
 from rlprune.graph.windows import clip_variant, explicit_pads, is_zero_border

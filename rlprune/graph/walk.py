@@ -6,7 +6,6 @@ computed in the graph) can be used for the next node.
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -32,6 +31,7 @@ from rlprune.graph.folding import (
     MAX_FOLDED,
     Array,
     constant_value,
+    counts_fit,
     make_tensor,
     readable,
     result_size,
@@ -290,23 +290,10 @@ class Walk:
                     return
                 check_shape(name, shape)
                 self.types[name] = (found[name].tensor_type.elem_type, shape)
-        self._compare_counts(node)
-
-    def _compare_counts(self, node: Node) -> None:
-        """What ONNX's inference lets pass: a Reshape to another count, a Gemm of other lengths."""
-        before = self.types[node.inputs[0]][1] if node.inputs else ()
-        if node.op == "Reshape":
-            after = self.types[node.outputs[0]][1]
-            fits = math.prod(before) == math.prod(after)
-        elif node.op == "Gemm":
-            after = self.types[node.inputs[1]][1]
-            own, other = int(not node.attrs.get("transA")), int(bool(node.attrs.get("transB")))
-            fits = before[own] == after[other]
-        else:
-            return
-        if not fits:
-            left, right = ("x".join(map(str, shape)) for shape in (before, after))
-            raise ModelError(f"node {node.name!r} ({node.op}): {left} does not fit {right}")
+        shapes = [self.types[name][1] for name in (*node.inputs[:2], node.outputs[0]) if name]
+        if not counts_fit(node.op, dict(node.attrs), shapes):
+            told = " ".join("x".join(map(str, shape)) for shape in shapes)
+            raise ModelError(f"node {node.name!r} ({node.op}): counts do not fit: {told}")
 
     def _declare(self, node: Node) -> None:
         """Takes the output shapes the file states for an operator that cannot be inferred."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from rlprune.graph.normal import NormalModel
-from rlprune.graph.rules_layout import pad_counts
+from rlprune.graph.rules_extents import pad_counts
 from rlprune.graph.walk import Node
 
 

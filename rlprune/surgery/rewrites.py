@@ -17,7 +17,7 @@ from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 from rlprune.graph.folding import ints, slice_index
 from rlprune.graph.from_onnx import OnnxTrace
-from rlprune.graph.rules_layout import pad_counts
+from rlprune.graph.rules_extents import pad_counts
 from rlprune.graph.types import IntArray
 from rlprune.graph.walk import Node
 from rlprune.graph.weights import is_hollow

@@ -26,6 +26,17 @@ ADVERSARIAL = (
     | adversarial_shapes.CASES
     | adversarial_sharing.CASES
 )
+MORE_GROUPS = frozenset(
+    f"adversarial/{name}"
+    for name in (
+        "size_open_batch",
+        "shape_open_batch_prod",
+        "shape_vector_used_open",
+        "constant_of_shape_open",
+    )
+)
+"""Where more can be pruned than 0.6.1 offered: what computes with open extents is told the whole
+model's, so that the channels among them need not be held. Plans have more groups there."""
 
 
 def model(case: str) -> object:
@@ -41,4 +52,4 @@ def model(case: str) -> object:
 @pytest.mark.parametrize("case", list(GOLDEN))
 def test_graph_has_the_fingerprint_that_0_6_1_gave_it(case: str) -> None:
     graph = trace_onnx(model(case)).graph  # type: ignore[arg-type]
-    assert graph.fingerprint.startswith(GOLDEN[case])
+    assert graph.fingerprint.startswith(GOLDEN[case]) != (case in MORE_GROUPS)
