@@ -16,6 +16,7 @@
     ├── AuthenticationError         a token is missing or wrong
     ├── StoreError                  the store is gone, was replaced, or is damaged
     ├── UnavailableError            the server or cluster does not answer; trying again may help
+    │   └── OverloadedError         the server has too much to do; nothing was done
     └── MeasurementError            a device could not run what it was asked to measure
 
 Each message says what was wrong, the value, and what to do. `field` names the part of the
@@ -101,6 +102,10 @@ class StoreError(RlpruneError):
 
 class UnavailableError(RlpruneError):
     """The server or cluster does not answer in time; the same call may be tried again."""
+
+
+class OverloadedError(UnavailableError):
+    """The server has as many calls as it takes; nothing was done."""
 
 
 class MeasurementError(RlpruneError):

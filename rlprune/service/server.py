@@ -7,29 +7,33 @@ SIGTERM turns health to NOT_SERVING, lets calls that run finish, and ends with e
 
 from __future__ import annotations
 
-import hmac
-import ipaddress
-import logging
+import resource
 import signal
-import ssl
 import threading
-import time
 from collections.abc import Callable, Mapping
-from concurrent import futures
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import grpc
-from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
+from google.protobuf.descriptor import ServiceDescriptor
 from google.protobuf.internal import api_implementation
-from google.protobuf.message_factory import GetMessageClass
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_health.v1 import health
 
-from rlprune.errors import AuthenticationError, InputError, MissingExtraError, RlpruneError
+from rlprune.errors import InputError, MissingExtraError
 from rlprune.policy import get_policy
-from rlprune.service import wire
+from rlprune.service import limits
+from rlprune.service.call_log import LOG
+from rlprune.service.credentials import (
+    MIN_TOKEN_LENGTH,
+    Certificate,
+    check_token,
+    is_loopback,
+    split_address,
+)
 from rlprune.service.devices import DeviceService
+from rlprune.service.front import EventLoop, Pools, TokenCheck
+from rlprune.service.health import Health
 from rlprune.service.models import Skeletons
 from rlprune.service.plans import PlanService
 from rlprune.store import Store, open_store
@@ -37,27 +41,46 @@ from rlprune.store.jobs import JobQueue
 from rlprune.store.leases import Leases
 from rlprune.v1 import devices_pb2, plans_pb2
 
-LOG = logging.getLogger("rlprune.service")
-
 DEFAULT_LISTEN = "127.0.0.1:50051"
-THREAD_COUNT = 8
-MAX_CONCURRENT = 64
-"""Calls beyond this are refused at once (RESOURCE_EXHAUSTED) instead of queueing past their end."""
-MAX_MESSAGE_BYTES = 32 * 2**20
-_POLLS = ("Lease", "Renew", "GetJob")  # many a minute, and told only where they are refused
-_HEALTH = "/grpc.health.v1.Health/"
+MAX_ANSWER_BYTES = 32 * 2**20
+MAX_DESCRIPTORS = 65_536
+OWN_DESCRIPTORS = 128
+"""Of the process's file descriptors, kept for the store and what else is no connection."""
+MIN_CONNECTIONS = 16
+
+OPTIONS = (
+    ("grpc.so_reuseport", 0),  # else a second server on the port takes half the calls
+    ("grpc.max_receive_message_length", limits.MODEL_BYTES),
+    ("grpc.max_send_message_length", MAX_ANSWER_BYTES),
+    # A compressed message is as long as it likes once it is unpacked: only plain ones are taken.
+    ("grpc.compression_enabled_algorithms_bitset", 1),
+    # Who connects has to say so, and who went away without a word is noticed.
+    ("grpc.server_handshake_timeout_ms", 8_000),
+    ("grpc.keepalive_time_ms", 30_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.min_ping_interval_without_data_ms", 10_000),  # of clients
+    # Connections end when nobody uses them, and now and then, so that renewed certificates and
+    # further servers are seen; calls that run have longer than any plan takes.
+    ("grpc.max_connection_idle_ms", 300_000),
+    ("grpc.max_connection_age_ms", 3_600_000),
+    ("grpc.max_connection_age_grace_ms", 180_000),
+    ("grpc.max_concurrent_streams", 1024),  # of one connection
+)
 
 
 class Server:
     """A running server. Made by `start`."""
 
-    def __init__(self, server: grpc.Server, store: Store, address: str, own_store: bool) -> None:
+    def __init__(
+        self, loop: EventLoop, server: grpc.aio.Server, pools: Pools, store: Store | None
+    ) -> None:
+        self._loop = loop
         self._server = server
+        self._pools = pools
         self._store = store
-        self._own_store = own_store
-        self._health = health.HealthServicer()
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
-        self.address = address
+        self._health = Health([service.full_name for service in _services()])
+        self.address = ""
         """HOST:PORT as bound; the real port where 0 was asked for."""
 
     @property
@@ -65,16 +88,20 @@ class Server:
         """The bound port."""
         return int(self.address.rpartition(":")[2])
 
-    def set_serving(self) -> None:
-        """Health checks answer SERVING from now on."""
-        for name in ("", *(service.full_name for service in _services())):
-            self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
+    def open(self, check: Callable[[], None]) -> None:
+        """Answers calls from now on, health checks by what `check` says of the store."""
+        self._server.add_generic_rpc_handlers([self._health.service()])
+        self._loop.run(self._server.start())
+        self._loop.run(self._health.set(True))
+        self._loop.start(self._health.watch_store(check))
 
     def stop(self, grace_sec: float = 10.0) -> None:
         """NOT_SERVING, then no new calls, then waits for those that run, at most `grace_sec`."""
-        self._health.enter_graceful_shutdown()
-        self._server.stop(grace_sec).wait()
-        if self._own_store:
+        self._loop.run(self._health.end())
+        self._loop.run(self._server.stop(grace_sec))
+        self._pools.close()
+        self._loop.close()
+        if self._store is not None:
             self._store.close()
 
 
@@ -94,61 +121,68 @@ def start(
     """
     if api_implementation.Type() == "python":
         raise InputError("protobuf runs without its compiled part; install its binary wheel")
+    host, port = split_address(listen, field="listen", example=DEFAULT_LISTEN)
+    certificate = _certificate(tls_cert, tls_key)
+    if token is not None:
+        check_token(token)
+    if not is_loopback(host):
+        _check_exposed(listen, token, certificate)
+    interceptors = [TokenCheck(token)] if token is not None else []
     reflection = _reflection()
-    host, port = _split(listen)
-    credentials = _credentials(tls_cert, tls_key)
-    if not _is_loopback(host) and (credentials is None or not token):
-        raise InputError(
-            f"{listen} can be reached from other machines: give a TLS certificate and key and a "
-            "token, or listen on 127.0.0.1",
-            field="listen",
-        )
     own = {name: get_policy(str(path)) for name, path in (policies or {}).items()}
-    server = grpc.server(
-        futures.ThreadPoolExecutor(THREAD_COUNT, thread_name_prefix="rlprune-rpc"),
-        interceptors=[_TokenCheck(token)] if token else [],
-        maximum_concurrent_rpcs=MAX_CONCURRENT,
-        options=[
-            ("grpc.so_reuseport", 0),  # else a second server on the port takes half the calls
-            ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
-            ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
-        ],
-    )
+    loop, pools = EventLoop(), Pools()
     try:
+        server = loop.run(_made(interceptors))
         target = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-        if credentials is None:
-            bound = server.add_insecure_port(target)
-        else:
-            bound = server.add_secure_port(target, credentials)
-    except RuntimeError as error:
-        raise InputError(
-            f"cannot listen on {listen}: the port is taken or may not be bound", field="listen"
-        ) from error
-    try:
+        try:
+            if certificate is None:
+                bound = server.add_insecure_port(target)
+            else:
+                bound = server.add_secure_port(target, certificate.credentials())
+        except RuntimeError as error:
+            raise InputError(
+                f"cannot listen on {listen}: the port is taken or may not be bound", field="listen"
+            ) from error
         opened = store if isinstance(store, Store) else open_store(store)
     except BaseException:
-        server.stop(None)  # gives the port back
+        loop.close()
         raise
-    running = Server(
-        server, opened, f"{target.rpartition(':')[0]}:{bound}", own_store=opened is not store
-    )
+    running = Server(loop, server, pools, None if opened is store else opened)
+    running.address = f"{target.rpartition(':')[0]}:{bound}"
     jobs, skeletons = JobQueue(opened), Skeletons()
     leases = Leases(opened, lease_sec=lease_sec)
     plan_service, device_service = _services()
     server.add_generic_rpc_handlers(
-        (
-            _handlers(plan_service, PlanService(opened, jobs, skeletons, own)),
-            _handlers(device_service, DeviceService(opened, jobs, leases, skeletons)),
-        )
+        [
+            pools.service(plan_service, PlanService(opened, jobs, skeletons, own)),
+            pools.service(device_service, DeviceService(opened, jobs, leases, skeletons)),
+            reflection,
+        ]
     )
-    names = [service.full_name for service in _services()]
-    reflection.enable_server_reflection(
-        [*names, health.SERVICE_NAME, reflection.SERVICE_NAME], server
-    )
-    server.start()
-    running.set_serving()
+    running.open(opened.database.check)
     LOG.info("listening on %s, store %s", running.address, opened.database)
     return running
+
+
+async def _made(interceptors: list[TokenCheck]) -> grpc.aio.Server:
+    """The server, on the loop that this is run on."""
+    limit = ("grpc.max_allowed_incoming_connections", _connection_limit())
+    return grpc.aio.server(interceptors=interceptors, options=[*OPTIONS, limit])
+
+
+def _connection_limit() -> int:
+    """Connections beyond this are closed at once: without descriptors left the store could not be
+    opened either, nor would anybody who comes later be answered."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return max(min(soft, MAX_DESCRIPTORS) - OWN_DESCRIPTORS, MIN_CONNECTIONS)
+
+
+def _raise_descriptor_limit() -> None:
+    """As many file descriptors as this process may give itself."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MAX_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, MAX_DESCRIPTORS)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def serve(
@@ -182,6 +216,7 @@ def serve(
     def end(signal_number: int, frame: FrameType | None) -> None:
         ended.set()
 
+    _raise_descriptor_limit()
     before = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         server = start(
@@ -205,26 +240,6 @@ def serve(
             signal.signal(number, handler)
 
 
-class _TokenCheck(grpc.ServerInterceptor):  # type: ignore[type-arg]
-    """Refuses every rpc without the token, save health checks, which tell nothing."""
-
-    def __init__(self, token: str) -> None:
-        self._expected = f"Bearer {token}".encode()
-
-    def intercept_service(self, continuation: Any, details: grpc.HandlerCallDetails) -> Any:
-        if details.method.startswith(_HEALTH):
-            return continuation(details)
-        sent = dict(details.invocation_metadata or ()).get("authorization", "")
-        given = sent if isinstance(sent, bytes) else sent.encode()
-        if hmac.compare_digest(given, self._expected):
-            return continuation(details)
-        return grpc.unary_unary_rpc_method_handler(_refuse_token)
-
-
-def _refuse_token(request: bytes, context: grpc.ServicerContext) -> None:
-    wire.refuse(context, AuthenticationError("the token is missing or wrong"))
-
-
 def _services() -> tuple[ServiceDescriptor, ServiceDescriptor]:
     return (
         plans_pb2.DESCRIPTOR.services_by_name["PlanService"],
@@ -232,90 +247,53 @@ def _services() -> tuple[ServiceDescriptor, ServiceDescriptor]:
     )
 
 
-def _handlers(service: ServiceDescriptor, implementation: object) -> Any:
-    """All rpcs of a service, each a method of the same name in snake case."""
-    handlers = {
-        method.name: grpc.unary_unary_rpc_method_handler(
-            _guarded(method, getattr(implementation, _snake(method.name))),
-            request_deserializer=GetMessageClass(method.input_type).FromString,
-            response_serializer=GetMessageClass(method.output_type).SerializeToString,
-        )
-        for method in service.methods
-    }
-    return grpc.method_handlers_generic_handler(service.full_name, handlers)
-
-
-def _guarded(
-    method: MethodDescriptor, call: Callable[[Any], Any]
-) -> Callable[[Any, grpc.ServicerContext], Any]:
-    """`call` with its refusals turned into statuses, its bugs into INTERNAL, and a line logged."""
-
-    def answer(request: Any, context: grpc.ServicerContext) -> Any:
-        if not context.is_active():
-            wire.abandon(context)
-        began = time.perf_counter()
-        outcome = "OK"
-        try:
-            return call(request)
-        except RlpruneError as error:
-            outcome = f"{type(error).__name__}: {error}"
-            wire.refuse(context, error)
-        except Exception as error:
-            outcome = type(error).__name__
-            wire.refuse_internal(context, LOG, method.full_name)
-        finally:
-            took_ms = 1000 * (time.perf_counter() - began)
-            level = logging.DEBUG if method.name in _POLLS and outcome == "OK" else logging.INFO
-            LOG.log(level, "%s %.1f ms %s", method.full_name, took_ms, outcome)
-
-    return answer
-
-
-def _snake(name: str) -> str:
-    return "".join(f"_{letter.lower()}" if letter.isupper() else letter for letter in name)[1:]
-
-
-def _reflection() -> Any:
+def _reflection() -> grpc.GenericRpcHandler[Any, Any]:
+    """The handler of reflection; a message that cannot be read is answered like an empty one."""
     try:
-        from grpc_reflection.v1alpha import reflection
+        from grpc_reflection.v1alpha import reflection, reflection_pb2
     except ModuleNotFoundError as error:
         raise MissingExtraError("serving", "service") from error
-    return reflection
+    names = [service.full_name for service in _services()]
+    names += [health.SERVICE_NAME, reflection.SERVICE_NAME]
+    answers = reflection.aio.ReflectionServicer(names)  # type: ignore[attr-defined]
+    kind = reflection_pb2.ServerReflectionRequest
+
+    def read(data: bytes) -> Any:
+        try:
+            return limits.parse(data, kind, "ServerReflectionInfo")
+        except InputError:
+            return kind()
+
+    handler = grpc.stream_stream_rpc_method_handler(
+        answers.ServerReflectionInfo,
+        read,
+        reflection_pb2.ServerReflectionResponse.SerializeToString,
+    )
+    made: grpc.GenericRpcHandler[Any, Any] = grpc.method_handlers_generic_handler(
+        reflection.SERVICE_NAME, {"ServerReflectionInfo": handler}
+    )
+    return made
 
 
-def _split(listen: str) -> tuple[str, int]:
-    host, colon, port = listen.rpartition(":")
-    host = host.removeprefix("[").removesuffix("]")
-    if not colon or not host or not port.isdecimal() or int(port) > 65535:
-        raise InputError(f"{listen!r} is not HOST:PORT, e.g. {DEFAULT_LISTEN}", field="listen")
-    return host, int(port)
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
-
-
-def _credentials(
-    tls_cert: str | Path | None, tls_key: str | Path | None
-) -> grpc.ServerCredentials | None:
+def _certificate(tls_cert: str | Path | None, tls_key: str | Path | None) -> Certificate | None:
     if tls_cert is None and tls_key is None:
         return None
     if tls_cert is None or tls_key is None:
         raise InputError("TLS needs both a certificate and its key", field="tls_key")
-    try:
-        pair = (Path(tls_key).read_bytes(), Path(tls_cert).read_bytes())
-    except OSError as error:
+    return Certificate(tls_cert, tls_key)
+
+
+def _check_exposed(listen: str, token: str | None, certificate: Certificate | None) -> None:
+    """Refuses to listen where others can reach what is not protected."""
+    if certificate is None or not token:
         raise InputError(
-            f"cannot read {error.filename}: {error.strerror}", field="tls_cert"
-        ) from error
-    try:
-        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(tls_cert, tls_key)
-    except (ssl.SSLError, ValueError) as error:
+            f"{listen} can be reached from other machines: give a TLS certificate and key and a "
+            "token, or listen on 127.0.0.1",
+            field="listen",
+        )
+    if len(token) < MIN_TOKEN_LENGTH:
         raise InputError(
-            f"{tls_cert} and {tls_key} are not a certificate and its unencrypted key in PEM",
-            field="tls_cert",
-        ) from error
-    return grpc.ssl_server_credentials([pair])
+            f"{listen} can be reached from other machines: the token needs at least "
+            f"{MIN_TOKEN_LENGTH} characters, for example of `openssl rand -hex 32`",
+            field="token",
+        )

@@ -6,8 +6,8 @@ which the client raises the same class with the same attributes.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import cast
 
 import grpc
@@ -37,6 +37,7 @@ STATUS: dict[type[RlpruneError], tuple[str, grpc.StatusCode]] = {
     errors.AuthenticationError: ("AUTHENTICATION", grpc.StatusCode.UNAUTHENTICATED),
     errors.StoreError: ("STORE", grpc.StatusCode.DATA_LOSS),
     errors.UnavailableError: ("UNAVAILABLE", grpc.StatusCode.UNAVAILABLE),
+    errors.OverloadedError: ("OVERLOADED", grpc.StatusCode.RESOURCE_EXHAUSTED),
     errors.MeasurementError: ("MEASUREMENT", grpc.StatusCode.FAILED_PRECONDITION),
 }
 """Reason (as ErrorDetail.reason has it) and status of every class of the error tree."""
@@ -51,36 +52,58 @@ _BARE = {
     grpc.StatusCode.CANCELLED: "the call was cancelled",
 }
 
+_TOLD = {
+    errors.StoreError: "the server's store is lost or damaged; its log says more",
+    errors.UnavailableError: "the server's store cannot be used just now; its log says why",
+}
+"""What callers are told instead of what the database said, which names hosts, users and files. A
+server has nothing but its store to wait for."""
 _MAX_MESSAGE = 2000
-"""Headers are limited to 8 kB in all; a longer message would lose the refusal altogether."""
+"""Bytes. Headers may have 8 kB in all; a longer message would lose the refusal altogether."""
+_MAX_ATTRIBUTES = 1000
+"""Bytes, of all attributes together; the detail as a whole grows by a third on its way."""
 
 
-def refuse(context: grpc.ServicerContext, error: RlpruneError) -> None:
-    """Ends the call with `error`; never returns."""
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """How a call ends that is refused."""
+
+    code: grpc.StatusCode
+    message: str
+    trailing: tuple[tuple[str, bytes], ...] = ()
+
+
+def refusal(error: RlpruneError) -> Refusal:
+    """How `error` travels."""
     kind = next(base for base in type(error).__mro__ if base in STATUS)
     reason, code = STATUS[kind]
-    detail = types_pb2.ErrorDetail(
-        reason=reason,
-        field=error.field[:_MAX_MESSAGE],
-        attributes={
-            name: value[:_MAX_MESSAGE]
-            for name, value in vars(error).items()
-            if name != "field" and isinstance(value, str)
-        },
-    )
-    context.set_trailing_metadata(((ERROR_KEY, detail.SerializeToString()),))
-    context.abort(code, str(error)[:_MAX_MESSAGE])
+    message = _TOLD.get(kind, str(error))
+    detail = types_pb2.ErrorDetail(reason=reason, field=_cut(error.field, _MAX_MESSAGE))
+    left = _MAX_ATTRIBUTES
+    for name, value in vars(error).items():
+        if name != "field" and isinstance(value, str):
+            detail.attributes[name] = _cut(value, left)
+            left -= len(detail.attributes[name].encode())
+    trailing = ((ERROR_KEY, detail.SerializeToString()),)
+    return Refusal(code, _cut(message, _MAX_MESSAGE, escaped=True), trailing)
 
 
-def refuse_internal(context: grpc.ServicerContext, log: logging.Logger, method: str) -> None:
-    """Ends a call in which a bug raised; the cause goes to the log and not to the caller."""
-    log.exception("bug in %s", method)
-    context.abort(grpc.StatusCode.INTERNAL, "internal error; the server's log says more")
+BUG = Refusal(grpc.StatusCode.INTERNAL, "internal error; the server's log says more")
 
 
-def abandon(context: grpc.ServicerContext) -> None:
-    """Ends a call whose deadline passed while it queued: nobody waits for the answer."""
-    context.abort(grpc.StatusCode.CANCELLED, "the deadline passed before the call was looked at")
+def _cut(text: str, size: int, *, escaped: bool = False) -> str:
+    """As much of `text` as takes at most `size` bytes on its way.
+
+    Messages are `escaped`: what is not printable ASCII, and the percent sign, takes three bytes for
+    each of UTF-8 (gRPC over HTTP2, "Status-Message").
+    """
+    text = text[:size].encode("utf-8", "replace").decode()  # half a surrogate pair is no text
+    for place, letter in enumerate(text):
+        plain = not escaped or (" " <= letter <= "~" and letter != "%")
+        size -= len(letter.encode()) * (1 if plain else 3)
+        if size < 0:
+            return text[:place]
+    return text
 
 
 def error_of(error: grpc.RpcError, target: str) -> RlpruneError:
@@ -104,7 +127,10 @@ def error_of(error: grpc.RpcError, target: str) -> RlpruneError:
 
 
 def may_retry(error: grpc.RpcError) -> bool:
-    """Whether the same call may be sent again: only what is unavailable passes (AIP-194)."""
+    """Whether the same call may be sent again: what is unavailable passes (AIP-194), and what was
+    refused for want of room, before anything was done; a message that is too large stays so."""
+    if error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED:
+        return "larger than max" not in (error.details() or "")
     return bool(error.code() is grpc.StatusCode.UNAVAILABLE)
 
 

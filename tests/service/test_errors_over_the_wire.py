@@ -60,13 +60,35 @@ def refusing(
 
 
 def test_every_class_round_trips(refusing: Refusing) -> None:
-    for kind in tree():
+    for kind in set(tree()) - {errors.StoreError, errors.UnavailableError}:
         sent = example(kind)
         with pytest.raises(RlpruneError) as refusal:
             refusing(sent).get_plan("any")
         assert type(refusal.value) is kind
         assert str(refusal.value) == str(sent)
         assert vars(refusal.value) == vars(sent)
+
+
+def test_callers_are_not_told_where_the_store_is(
+    refusing: Refusing, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    for kind in (errors.StoreError, errors.UnavailableError):
+        with pytest.raises(kind) as refusal:
+            refusing(kind("store postgresql://me@db.example.org: away")).get_plan("any")
+        assert "example.org" not in str(refusal.value) and "log" in str(refusal.value)
+        assert "postgresql://me@db.example.org: away" in caplog.text
+        caplog.clear()
+
+
+@pytest.mark.parametrize("letter", ["x", "%", "ü", "\u6f22", "\U0001f600", "\n", "\ud800"])
+def test_a_long_refusal_arrives_in_any_script(refusing: Refusing, letter: str) -> None:
+    sent = errors.ModelError(letter * 100_000, field=letter * 100_000)
+    sent.node = letter * 100_000  # type: ignore[attr-defined]
+    sent.operator = letter * 100_000  # type: ignore[attr-defined]
+    with pytest.raises(errors.ModelError) as refusal:
+        refusing(sent).get_plan("any")
+    assert len(str(refusal.value)) > 150 and len(refusal.value.field) > 450
 
 
 def test_an_endless_message_is_cut_and_still_arrives(refusing: Refusing) -> None:

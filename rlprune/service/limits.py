@@ -1,0 +1,118 @@
+"""How large a request may be, and what it may become in memory: both known before it is parsed.
+
+Two bytes of a message can become a hundred in memory: an empty measurement is an object of its own,
+and a number of one byte is kept in eight. So the fields of a request are counted on its raw bytes
+first; `graph.wire` does the same for the models that requests carry.
+"""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+from google.protobuf.descriptor import FieldDescriptor
+from google.protobuf.message import DecodeError, Message
+
+from rlprune.errors import InputError
+
+SMALL_BYTES = 64 * 2**10
+"""A question or a worker's heartbeat; the longest, a device's description, has half as much."""
+MODEL_BYTES = 24 * 2**20
+"""A skeleton (`models.MAX_SKELETON_BYTES`) with loss curves or variants beside it."""
+REPORT_BYTES = 4 * 2**20
+MAX_FIELDS = 2**17
+"""Most fields of a message and all within it. A report of 1,024 measurements has some 80,000; so
+many empty ones take 20 MB and 0.1 s."""
+MAX_LISTED_BYTES = 2**20
+"""Most bytes of lists of whole numbers, each of which may take one byte here and eight there."""
+
+_MAX_BYTES = {
+    "CreatePlan": MODEL_BYTES,
+    "RequestMeasurement": MODEL_BYTES,
+    "Report": REPORT_BYTES,
+}
+_AS_LONG_AS_SENT = (  # in memory
+    FieldDescriptor.CPPTYPE_STRING,  # bytes too
+    FieldDescriptor.CPPTYPE_DOUBLE,
+    FieldDescriptor.CPPTYPE_FLOAT,
+)
+_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
+
+M = TypeVar("M", bound=Message)
+
+
+def max_bytes(method: str) -> int:
+    """Longest request that a method of this name takes, bytes."""
+    return _MAX_BYTES.get(method, SMALL_BYTES)
+
+
+def parse(data: bytes, kind: type[M], method: str) -> M:
+    """The request in `data`.
+
+    Raises:
+        InputError: too long for the method, of too many parts, or not a message of this kind.
+    """
+    if len(data) > max_bytes(method):
+        raise InputError(
+            f"{method} takes requests of at most {max_bytes(method)} bytes, this has {len(data)}"
+        )
+    _count(data, kind.DESCRIPTOR, method)
+    try:
+        return kind.FromString(data)
+    except DecodeError as error:
+        raise InputError(
+            f"{method}: the request is not a {kind.DESCRIPTOR.full_name}: cut short, damaged, or "
+            "with text that is not UTF-8"
+        ) from error
+
+
+def _count(data: bytes, kind: Any, method: str) -> None:
+    """Raises InputError where parsing would take absurdly much memory; what is damaged passes, the
+    parser says so."""
+    level: list[tuple[int, int, Any]] = [(0, len(data), kind)]
+    field_count = listed_bytes = 0
+    while level:
+        place, end, kind = level.pop()
+        known = kind.fields_by_number
+        while place < end:
+            field_count += 1
+            if field_count > MAX_FIELDS:
+                raise InputError(f"{method}: the request has more than {MAX_FIELDS} fields")
+            tag, place = _varint(data, place, end)
+            wire, length = tag & 7, 0
+            if wire == _BYTES:
+                length, place = _varint(data, place, end)
+            elif wire == _VARINT:
+                _, place = _varint(data, place, end)
+            elif wire in (_FIXED64, _FIXED32):
+                length = 8 if wire == _FIXED64 else 4
+            else:
+                return
+            if place + length > end:
+                return
+            field = known.get(tag >> 3)
+            if wire == _BYTES and field is not None:
+                if field.message_type is not None:
+                    level.append((place, place + length, field.message_type))
+                elif field.cpp_type not in _AS_LONG_AS_SENT:
+                    listed_bytes += length
+                    if listed_bytes > MAX_LISTED_BYTES:
+                        raise InputError(
+                            f"{method}: more than {MAX_LISTED_BYTES} bytes of listed whole numbers",
+                            field=field.name,
+                        )
+            place += length
+
+
+def _varint(data: bytes, place: int, end: int) -> tuple[int, int]:
+    """A number of variable length, and where the next field starts (past `end` if cut short)."""
+    value = shift = 0
+    while place < end:
+        byte = data[place]
+        place += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value, place
+        shift += 7
+        if shift > 63:
+            break
+    return 0, end + 1
