@@ -46,10 +46,15 @@ def _token() -> str | None:
     return os.environ.get(TOKEN_VARIABLE) or None
 
 
-def _log_to_stderr() -> None:
+def _log_to_stderr(*, as_json: bool = False) -> None:
     import logging
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
+    if as_json:
+        from rlprune.service.call_log import JsonLines
+
+        for handler in logging.getLogger().handlers:
+            handler.setFormatter(JsonLines())
 
 
 def connect(server: str, tls_ca: Path | None) -> Client:
@@ -79,8 +84,11 @@ def serve(
     """Answer plan requests over gRPC.
 
     Beyond loopback it starts only with a certificate and a token, read from RLPRUNE_TOKEN. Ctrl+C
-    lets running calls finish and ends with exit code 0.
+    lets running calls finish and ends with exit code 0. The log goes to stderr, one line a call;
+    with --json each line is a JSON object.
     """
+    # gRPC's C part prints lines of its own, which callers can cause without limit; read at import.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     from rlprune.service.server import serve
 
     policies = {}
@@ -96,7 +104,7 @@ def serve(
         else:
             print_line(f"listening on {address}")
 
-    _log_to_stderr()
+    _log_to_stderr(as_json=as_json)
     serve(listen, store, _token(), tls_cert, tls_key, policies=policies, on_ready=announce)
 
 

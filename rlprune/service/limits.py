@@ -2,7 +2,8 @@
 
 Two bytes of a message can become a hundred in memory: an empty measurement is an object of its own,
 and a number of one byte is kept in eight. So the fields of a request are counted on its raw bytes
-first; `graph.wire` does the same for the models that requests carry.
+first; `graph.wire` does the same for the models that requests carry. On the same way texts with a
+NUL are refused, which no name has, no log should, and PostgreSQL cannot keep.
 """
 
 from __future__ import annotations
@@ -66,8 +67,8 @@ def parse(data: bytes, kind: type[M], method: str) -> M:
 
 
 def _count(data: bytes, kind: Any, method: str) -> None:
-    """Raises InputError where parsing would take absurdly much memory; what is damaged passes, the
-    parser says so."""
+    """Raises InputError where parsing would take absurdly much memory, or a text holds a NUL; what
+    is damaged passes, the parser says so."""
     level: list[tuple[int, int, Any]] = [(0, len(data), kind)]
     field_count = listed_bytes = 0
     while level:
@@ -91,7 +92,10 @@ def _count(data: bytes, kind: Any, method: str) -> None:
                 return
             field = known.get(tag >> 3)
             if wire == _BYTES and field is not None:
-                if field.message_type is not None:
+                if field.type == FieldDescriptor.TYPE_STRING:
+                    if data.find(0, place, place + length) >= 0:
+                        raise InputError(f"{field.name} holds a NUL character", field=field.name)
+                elif field.message_type is not None:
                     level.append((place, place + length, field.message_type))
                 elif field.cpp_type not in _AS_LONG_AS_SENT:
                     listed_bytes += length

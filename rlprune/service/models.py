@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import threading
+import traceback
 from collections import OrderedDict
 
-from rlprune.errors import ModelError
+from rlprune.errors import ModelError, RlpruneError
 from rlprune.graph.from_onnx import trace_onnx
 from rlprune.graph.skeleton import parse, strip
 from rlprune.graph.types import PruningGraph
 
 MAX_SKELETON_BYTES = 16 * 2**20
-_KEPT = 256  # graphs kept traced; one is some 100 kB
+MAX_KEPT_BYTES = 64 * 2**20
+"""Of traced skeletons kept, as they take memory here."""
+MAX_KEPT = 256
+_GRAPH_BYTES = 100_000
+"""A traced graph without the constants of its skeleton; measured of ResNet-50's."""
+
+LOG = logging.getLogger("rlprune.service")
 
 
 class Skeletons:
@@ -25,6 +33,7 @@ class Skeletons:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._traced: OrderedDict[bytes, tuple[PruningGraph, bytes]] = OrderedDict()
+        self._kept_bytes = 0
 
     def trace(self, skeleton: bytes, *, field: str = "skeleton") -> tuple[PruningGraph, bytes]:
         """The graph of a skeleton, and the skeleton as it may be kept: surely without weights.
@@ -44,11 +53,36 @@ class Skeletons:
         try:
             model = parse(skeleton)
             traced = (trace_onnx(model).graph, strip(model))
-        except ModelError as error:
+        except RlpruneError as error:
             error.field = field
             raise
-        with self._lock:
-            self._traced[key] = traced
-            while len(self._traced) > _KEPT:
-                self._traced.popitem(last=False)
+        except Exception as error:
+            # Whatever a file can do to the analysis is the file's fault to its sender, and told to
+            # us in one line.
+            LOG.warning("a skeleton of %d bytes ended its analysis: %s", len(skeleton), _at(error))
+            raise ModelError(
+                f"the model cannot be analysed ({type(error).__name__}); check the file with "
+                "onnx.checker, and tell us if it is sound",
+                field=field,
+            ) from None
+        self._keep(key, traced)
         return traced
+
+    def _keep(self, key: bytes, traced: tuple[PruningGraph, bytes]) -> None:
+        with self._lock:
+            if key not in self._traced:
+                self._traced[key] = traced
+                self._kept_bytes += _size(traced)
+            while len(self._traced) > MAX_KEPT or self._kept_bytes > MAX_KEPT_BYTES:
+                self._kept_bytes -= _size(self._traced.popitem(last=False)[1])
+
+
+def _size(traced: tuple[PruningGraph, bytes]) -> int:
+    """About how many bytes a kept trace takes: the skeleton, and its constants once more."""
+    return 2 * len(traced[1]) + _GRAPH_BYTES
+
+
+def _at(error: BaseException) -> str:
+    """What was raised, and where."""
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{type(error).__name__}: {str(error)[:200]!r} at {last.filename}:{last.lineno}"

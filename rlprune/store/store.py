@@ -8,6 +8,7 @@ at once.
 from __future__ import annotations
 
 import base64
+import itertools
 import json
 import time
 import uuid
@@ -28,6 +29,9 @@ Clock = Callable[[], float]
 
 DEFAULT_PAGE_SIZE = 50
 MAX_PAGE_SIZE = 1000
+MAX_PAGE_BYTES = 2 * 2**20
+"""Of plans on one page, as they are kept; on the wire they are shorter, and gRPC's own clients take
+4 MB at most."""
 
 
 class Store:
@@ -268,7 +272,8 @@ class Store:
         """One page of plans, newest first, and the token of the next page (empty after the last).
 
         Args:
-            page_size: at most so many; 0 for 50, never more than 1000.
+            page_size: at most so many; 0 for 50, never more than 1000, and fewer where they are
+                long.
             page_token: as a call with the same `device` returned it; empty for the first page.
             device: only plans for this device; empty for all.
 
@@ -276,15 +281,22 @@ class Store:
             InputError: page_size negative, or a token that was not given out for this `device`.
         """
         limit = page_limit(page_size)
-        query = sa.select(schema.plans).order_by(schema.plans.c.seq.desc()).limit(limit + 1)
+        own = schema.plans.c
+        # A plan with candidates has 150 kB: first the sizes, then as many as go on a page.
+        sizes = sa.select(own.seq, sa.func.length(own.body)).order_by(own.seq.desc())
         if device:
-            query = query.where(schema.plans.c.device == device)
+            sizes = sizes.where(own.device == device)
         if page_token:
-            query = query.where(schema.plans.c.seq < _before(page_token, device))
+            sizes = sizes.where(own.seq < _before(page_token, device))
         with self.database.read() as connection:
+            found = connection.execute(sizes.limit(limit + 1)).all()
+            total = itertools.accumulate(size for _, size in found)
+            fitting = sum(size <= MAX_PAGE_BYTES for size in total)
+            page = [seq for seq, _ in found[: min(max(fitting, 1), limit)]]
+            query = sa.select(schema.plans).where(own.seq.in_(page)).order_by(own.seq.desc())
             rows = connection.execute(query).mappings().all()
-        token = _token(int(rows[limit - 1]["seq"]), device) if len(rows) > limit else ""
-        return [_plan_record(row) for row in rows[:limit]], token
+        token = _token(int(page[-1]), device) if len(found) > len(page) else ""
+        return [_plan_record(row) for row in rows], token
 
 
 def page_limit(page_size: int) -> int:
@@ -392,12 +404,12 @@ def _token(seq: int, device: str) -> str:
 
 def _before(page_token: str, device: str) -> int:
     try:
-        seq, token_device = json.loads(base64.urlsafe_b64decode(page_token.encode()))
-        if token_device != device or not isinstance(seq, int):
-            raise ValueError("made for another filter")
-    except (TypeError, ValueError) as error:
+        seq, token_device = json.loads(base64.urlsafe_b64decode(page_token[:1000].encode()))
+        if token_device != device or type(seq) is not int or not 0 <= seq < 2**63:
+            raise ValueError
+    except (RecursionError, TypeError, ValueError) as error:
         raise InputError(
-            f"page_token was not given out for this request ({error}); start from the first page",
+            "page_token was not given out for this request; start from the first page",
             field="page_token",
         ) from error
     return seq
