@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import queue
 import resource
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import grpc
@@ -38,20 +39,23 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     server.stop(0.2)
 
 
-def nothing() -> Iterator[bytes]:
-    """A message that does not come while the test lasts."""
-    queue.Queue[None]().get(timeout=60)
-    yield b""
+def nothing(until: threading.Event) -> Iterator[bytes]:
+    """A message that does not come."""
+    until.wait(20)
+    yield from ()
 
 
-def half_open(address: str, method: str, count: int, *, authorized: bool) -> grpc.Channel:
+@contextmanager
+def half_open(address: str, method: str, count: int, *, authorized: bool) -> Iterator[None]:
     """A connection with so many calls whose headers have been sent and nothing more."""
-    channel = grpc.insecure_channel(address, [("grpc.use_local_subchannel_pool", 1)])
-    call = channel.stream_stream(method, lambda sent: sent, lambda received: received)
-    for _ in range(count):
-        call(nothing(), metadata=AUTHORIZED if authorized else ())
-    time.sleep(0.2)  # until they are there
-    return channel
+    ended = threading.Event()
+    with grpc.insecure_channel(address, [("grpc.use_local_subchannel_pool", 1)]) as channel:
+        call = channel.stream_stream(method, lambda sent: sent, lambda received: received)
+        for _ in range(count):
+            call(nothing(ended), metadata=AUTHORIZED if authorized else ())
+        time.sleep(0.2)  # until they are there
+        yield
+    ended.set()
 
 
 def serves(address: str) -> None:
@@ -72,23 +76,25 @@ def test_calls_without_their_message_stop_nobody(
     server: Server, method: str, authorized: bool
 ) -> None:
     for count in (8, 60):
-        channel = half_open(server.address, METHODS[method], count, authorized=authorized)
-        serves(server.address)
-        channel.close()
+        with half_open(server.address, METHODS[method], count, authorized=authorized):
+            serves(server.address)
 
 
 def test_nor_do_500_of_them(server: Server) -> None:
-    held = [half_open(server.address, METHODS["planning"], 100, authorized=True) for _ in range(5)]
-    serves(server.address)
-    for channel in held:
-        channel.close()
+    with ExitStack() as held:
+        for _ in range(5):
+            calls = half_open(server.address, METHODS["planning"], 100, authorized=True)
+            held.enter_context(calls)
+        serves(server.address)
 
 
 def test_a_wrong_token_is_refused_without_waiting_for_the_message(server: Server) -> None:
     with grpc.insecure_channel(server.address) as channel:
         call = channel.stream_unary(METHODS["short"], lambda sent: sent, lambda received: received)
         with pytest.raises(grpc.RpcError) as refusal:
-            call(nothing(), timeout=5, metadata=(("authorization", "Bearer wrong"),))
+            call(
+                nothing(threading.Event()), timeout=5, metadata=(("authorization", "Bearer wrong"),)
+            )
     assert refusal.value.code() is grpc.StatusCode.UNAUTHENTICATED
 
 
@@ -100,7 +106,7 @@ def test_a_message_that_does_not_come_in_time_ends_its_call(
     with grpc.insecure_channel(server.address) as channel:
         call = channel.stream_unary(METHODS["short"], lambda sent: sent, lambda received: received)
         with pytest.raises(grpc.RpcError, match="no request came"):
-            call(nothing(), timeout=10)
+            call(nothing(threading.Event()), timeout=10)
     server.stop(0.2)
 
 
