@@ -7,16 +7,12 @@ module (surgery.torch). The caller's module is neither run nor changed: a copy i
 
 from __future__ import annotations
 
-import io
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import redirect_stdout
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import onnx
-from onnx import numpy_helper
 
 from rlprune.errors import MissingExtraError, ModelError
 from rlprune.graph.folding import LAYOUT, Array
@@ -25,24 +21,17 @@ from rlprune.graph.types import Member, PruningGraph
 from rlprune.graph.walk import read_nodes, walk
 
 try:
-    import torch
-    from torch import Tensor, nn
+    from torch import nn
 
-    from rlprune.graph.torch_call import (
-        Call,
-        as_float32,
-        detached_copy,
-        first_line,
-        named_tensors,
-        plain_attention,
-        refuse_value_reads,
-        unwrap,
+    from rlprune.graph.torch_call import Call, detached_copy, unwrap
+    from rlprune.graph.torch_export import (
+        Exporter,
+        export_onnx,
+        newer_exporter_missing,
+        refuse_branches,
     )
 except ImportError as error:
     raise MissingExtraError("tracing a torch module", "torch") from error
-
-OPSET = 17
-"""The newest that the older exporter writes without opset-18 forms of Split, Pad and reductions."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +57,8 @@ class TorchTrace:
     call: Call
     moved: Mapping[str, tuple[Place, ...]]
     """Where the twin has weights that it holds transposed, in parts, or with other axes."""
+    exporter: Exporter
+    """The one that wrote the twin."""
 
 
 def trace_torch(module: nn.Module, example_inputs: Any) -> TorchTrace:
@@ -82,84 +73,39 @@ def trace_torch(module: nn.Module, example_inputs: Any) -> TorchTrace:
 
     Raises:
         InputError: no tensor among the example inputs.
-        ModelError: the module cannot be copied, run on the inputs, or exported, or it branches on
-            values it computes.
-        UnsupportedOperatorError: an operator whose channels cannot be followed.
+        ModelError: the module cannot be copied, run on the inputs, or exported, it branches on
+            values it computes, or an operator's channels cannot be followed.
     """
     module = unwrap(module)
     call = Call.of(example_inputs)
     snapshot = detached_copy(module)
-    model = export_onnx(snapshot, call, refuse_reads=True)
-    trace = trace_onnx(model)
+    refuse_branches(snapshot, call)
+    trace, model, exporter = _twin_of(snapshot, call)
     moved = _moved_weights(model, trace.normal.weights)
-    return TorchTrace(_own_names(trace.graph, moved), trace, snapshot, call, moved)
+    return TorchTrace(_own_names(trace.graph, moved), trace, snapshot, call, moved, exporter)
 
 
-def export_onnx(
-    module: nn.Module,
-    call: Call,
-    *,
-    prepare: Callable[[nn.Module], None] = lambda _: None,
-    refuse_reads: bool = False,
-) -> onnx.ModelProto:
-    """`module` in eval mode and float32 as ONNX, nothing folded, initializers named as in
-    `state_dict`.
-
-    Args:
-        module: not changed.
-        call: what it is called with.
-        prepare: what to do to the copy that is exported.
-        refuse_reads: whether to look first for branches on computed values.
+def _twin_of(snapshot: nn.Module, call: Call) -> tuple[OnnxTrace, onnx.ModelProto, Exporter]:
+    """Its trace, the export itself and whose it is: the older exporter's, where that will do.
 
     Raises:
-        ModelError: the module does not run on `call`, or the exporter refuses it.
+        ModelError: neither will do; one line with both reasons.
     """
-    twin = detached_copy(module).eval().cpu().float()
-    for part in twin.modules():
-        # The exporter names what `state_dict` lists and turns other buffers into constants.
-        part._non_persistent_buffers_set.clear()
-    with torch.no_grad():
-        _tell_apart(twin)
-    prepare(twin)
-    file = io.BytesIO()
     try:
-        with (
-            plain_attention(),
-            warnings.catch_warnings(),
-            torch.random.fork_rng(devices=[]),
-            redirect_stdout(io.StringIO()),  # the exporter prints the whole graph when it fails
-        ):
-            # Its age, what it folds, branches on shapes: the graph that comes out is what counts,
-            # and every cut made with it is checked.
-            warnings.simplefilter("ignore")
-            if refuse_reads:
-                refuse_value_reads(twin, call)
-            call.flatten(twin)
-            torch.onnx.export(
-                twin,
-                call.tensors(),
-                file,  # type: ignore[arg-type]  # annotated for the newer exporter only
-                # Eval-mode training flags, yet BatchNorm stays a node with its own tensors.
-                training=torch.onnx.TrainingMode.PRESERVE,
-                do_constant_folding=False,
-                opset_version=OPSET,
-                dynamo=False,
-            )
-    except ModelError:
-        raise
-    except Exception as error:  # anything the forward code or the exporter may raise
-        name = type(module).__name__
+        model = export_onnx(snapshot, call, Exporter.OLDER)
+        return trace_onnx(model), model, Exporter.OLDER
+    except ModelError as error:
+        older = error
+    try:
+        if newer_exporter_missing():
+            raise ModelError('it needs onnxscript: pip install "rlprune[torch]"')
+        model = export_onnx(snapshot, call, Exporter.NEWER)
+        return trace_onnx(model), model, Exporter.NEWER
+    except ModelError as newer:
         raise ModelError(
-            f"module {name} cannot be exported to ONNX: {first_line(error)}"
-        ) from error
-    model = onnx.load_model_from_string(file.getvalue())
-    values = dict(named_tensors(module))
-    for initializer in model.graph.initializer:
-        value = values.get(initializer.name)
-        if value is not None and tuple(value.shape) == tuple(initializer.dims):
-            array = as_float32(value.detach()).cpu().contiguous().numpy()
-            initializer.CopyFrom(numpy_helper.from_array(array, initializer.name))
-    return model
+            f"module {type(snapshot).__name__} cannot be exported to ONNX: by torch's older "
+            f"exporter: {older}; by the newer one: {newer}"
+        ) from newer
 
 
 def _moved_weights(model: onnx.ModelProto, weights: frozenset[str]) -> dict[str, tuple[Place, ...]]:
@@ -246,26 +192,3 @@ def _axis_of(coordinate: Array) -> tuple[int, int]:
         if size > 1 and (part == start + line).all():
             return axis, start
     return -1, 0
-
-
-def _tell_apart(module: nn.Module) -> None:
-    """Gives tensors of equal content different content, in place.
-
-    The exporter makes one initializer of equal ones, such as all BatchNorm scales of a fresh net,
-    which would tie together channels that have nothing to do with each other. The true values are
-    put back afterwards.
-    """
-    seen: set[tuple[object, ...]] = set()
-    done: set[int] = set()
-    for _, tensor in named_tensors(module):
-        if not tensor.is_floating_point() or tensor.data_ptr() in done:
-            continue
-        done.add(tensor.data_ptr())
-        while (key := _content(tensor)) in seen:
-            tensor.add_(len(seen) * 0.125)
-        seen.add(key)
-
-
-def _content(tensor: Tensor) -> tuple[object, ...]:
-    raw = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
-    return tensor.dtype, tuple(tensor.shape), hash(raw)

@@ -10,15 +10,15 @@ is refused.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from contextlib import redirect_stderr
+import itertools
+from collections.abc import Mapping
+from contextlib import redirect_stderr, suppress
 from io import StringIO
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
-from torch.nn.modules.batchnorm import _NormBase
-from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from rlprune.errors import ModelError
 from rlprune.graph.from_torch import TorchTrace
@@ -26,12 +26,16 @@ from rlprune.graph.torch_call import Call, detached_copy, named_tensors, plain_a
 from rlprune.graph.types import FloatArray, IntArray
 from rlprune.surgery.importance import unit_scores
 from rlprune.surgery.onnx import check_keeps, kept_units
+from rlprune.surgery.torch_attention import unpacked
+from rlprune.surgery.torch_check import agree, blame, random_like, randomise, zero_consumers
 from rlprune.surgery.torch_cut import Cut
-from rlprune.surgery.torch_graph import own_code, rewrite_widths
-from rlprune.surgery.torch_layers import follow_layer, width_choices
-
-TOLERANCE = 1e-3
-"""Greatest difference from the oracle, as a share of its greatest output; float32 reorders sums."""
+from rlprune.surgery.torch_graph import Rewritten, own_code, rewrite_widths
+from rlprune.surgery.torch_layers import (
+    MAX_CHOICES,
+    follow_group_norm,
+    follow_layer,
+    width_choices,
+)
 
 
 def prune_torch(
@@ -55,78 +59,96 @@ def prune_torch(
 
 def _prune(trace: TorchTrace, keeps: IntArray, scores: list[FloatArray] | None) -> nn.Module:
     survivors = kept_units(unit_scores(trace.onnx) if scores is None else scores, keeps)
-    cut = Cut(trace, survivors)
-    probe = detached_copy(trace.module).eval().float()
+    apart = unpacked(trace)
+    cut = Cut(apart, survivors)
+    probe = detached_copy(apart.module).eval().float()
     randomise(probe, seed=0)
-    oracle = _zero_consumers(detached_copy(probe), cut)
-    call = _random_like(trace.call, seed=1)
+    oracle = zero_consumers(detached_copy(probe), cut)
+    call = random_like(trace.call, seed=1)
     with torch.no_grad():
         expected = list(tensors_in(call.run(oracle)))
     del oracle
-    small, kept_whole = _follow_attributes(probe, cut), set[str]()
-    if not _agree(small, expected, call):
-        small, kept_whole = _rewrite(probe, trace, cut, call)
-        if not _agree(small, expected, call):
+    small, kept_whole = _follow_attributes(probe, cut, call), set[str]()
+    if not agree(small, expected, call):
+        whole = detached_copy(probe)
+        rewritten = rewrite_widths(whole, trace, cut)
+        unfollowed = {
+            path: list(width_choices(whole.get_submodule(path), path, cut)) or [{}]
+            for path in rewritten.refused
+        }
+        small, kept_whole = _rewrite(whole, rewritten, cut, call), rewritten.indices
+        if not _try_unfollowed(small, unfollowed, expected, call):
             raise ModelError(
-                f"module {type(trace.module).__name__} cannot be cut: its forward code depends on "
-                f"widths in a way that cannot be rewritten{_plain_tensors(trace.module)}; prune "
-                "its ONNX export instead"
+                f"module {type(trace.module).__name__} cannot be cut: "
+                + blame(small, trace.module, rewritten.refused, call)
             )
-    _fill(small, trace.module, cut, kept_whole)
+    _fill(small, apart.module, cut, kept_whole)
     return small
 
 
-def randomise(module: nn.Module, *, seed: int) -> None:
-    """Random weights that keep the variance about even, so that every channel matters; in place."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in module.parameters():
-            noise = torch.randn(parameter.shape, generator=generator)
-            if parameter.dim() > 1:
-                noise *= (parameter.shape[0] / max(parameter.numel(), 1)) ** 0.5
-            else:
-                noise = 1.0 + 0.3 * noise
-            parameter.copy_(noise)
-        for part in module.modules():
-            if isinstance(part, _NormBase) and part.running_var is not None:
-                assert part.running_mean is not None
-                part.running_mean.normal_(0.0, 0.3, generator=generator)
-                part.running_var.uniform_(0.5, 1.5, generator=generator)
-
-
-def _follow_attributes(probe: nn.Module, cut: Cut) -> nn.Module:
+def _follow_attributes(probe: nn.Module, cut: Cut, call: Call) -> nn.Module:
     """A cut copy, all code as it was, attributes at their likeliest."""
     small = detached_copy(probe)
     for path, part in small.named_modules():
         if own_code(part):
-            for name, value in next(width_choices(part, path, cut), {}).items():
-                setattr(part, name, value)
+            _set(part, next(width_choices(part, path, cut), {}))
     _shrink(small, cut)
+    _follow_inputs(small, call)
     return small
 
 
-def _rewrite(
-    probe: nn.Module, trace: TorchTrace, cut: Cut, call: Call
-) -> tuple[nn.Module, set[str]]:
-    """A cut copy with the widths in its code replaced, every part as like its old self as can be.
-
-    Also the names of tensors that are no longer to be cut.
-    """
-    small = detached_copy(probe)
-    rewritten, traced, indices = rewrite_widths(small, trace, cut)
-    before = {path: small.get_submodule(path) for path in traced}
+def _rewrite(small: nn.Module, rewritten: Rewritten, cut: Cut, call: Call) -> nn.Module:
+    """`small`, whole still, cut with the widths in its code replaced, every part as like its old
+    self as can be."""
+    before = {path: small.get_submodule(path) for path in rewritten.followed}
     choices = {path: list(width_choices(part, path, cut)) for path, part in before.items()}
-    for path, part in small.named_modules():
-        if own_code(part) and path not in traced:
-            for name, value in next(width_choices(part, path, cut), {}).items():
-                setattr(part, name, value)
-    for path, part in rewritten.items():
-        for name, value in (choices[path] or [{}])[0].items():
-            setattr(part, name, value)
+    for path, part in rewritten.parts.items():
+        _set(part, (choices[path] or [{}])[0])
         small = _put(small, path, part)
     _shrink(small, cut)
-    small = _restore(small, before, choices, call)
-    return small, indices
+    _follow_inputs(small, call)
+    return _restore(small, before, choices, call)
+
+
+def _try_unfollowed(
+    small: nn.Module,
+    choices: Mapping[str, list[dict[str, int]]],
+    expected: list[Tensor],
+    call: Call,
+) -> bool:
+    """Whether `small` is right with some choice of the attributes of the parts whose code nothing
+    is known of; sets it so."""
+    picks = itertools.product(*choices.values())
+    for pick in itertools.islice(picks, MAX_CHOICES):
+        for path, values in zip(choices, pick, strict=True):
+            _set(small.get_submodule(path), values)
+        if agree(small, expected, call):
+            return True
+    return False
+
+
+def _set(part: nn.Module, values: Mapping[str, int]) -> None:
+    for name, value in values.items():
+        setattr(part, name, value)
+
+
+def _follow_inputs(small: nn.Module, call: Call) -> None:
+    """Sets the widths of layers without tensors by what they are given, in place."""
+    handles: list[RemovableHandle] = []
+    for part in small.modules():
+        if isinstance(part, nn.GroupNorm) and part.weight is None:
+
+            def follow(part: nn.Module, args: Any) -> None:
+                assert isinstance(part, nn.GroupNorm)
+                follow_group_norm(part, args[0].shape[1])
+
+            handles.append(part.register_forward_pre_hook(follow))
+    if not handles:
+        return
+    with torch.no_grad(), redirect_stderr(StringIO()), suppress(Exception):
+        call.run(small)  # forward code at widths it was not written for; the caller will see
+    for handle in handles:
+        handle.remove()
 
 
 def _restore(
@@ -162,13 +184,11 @@ def _restore(
         expected = list(tensors_in(result))
         for choice in choices[path] or [{}]:
             old = {name: getattr(part, name) for name in choice}
-            for name, value in choice.items():
-                setattr(part, name, value)
-            if _agree(part, expected, Call(args, kwargs)):
+            _set(part, choice)
+            if agree(part, expected, Call(args, kwargs)):
                 small = _put(small, path, part)
                 break
-            for name, value in old.items():
-                setattr(part, name, value)
+            _set(part, old)
     return small
 
 
@@ -223,67 +243,3 @@ def _fill(small: nn.Module, true: nn.Module, cut: Cut, kept_whole: set[str]) -> 
     modes = {name: part.training for name, part in true.named_modules()}
     for name, part in small.named_modules():
         part.training = modes.get(name, true.training)
-
-
-def _zero_consumers(module: nn.Module, cut: Cut) -> nn.Module:
-    """`module` with the weights that read dropped channels set to zero, in place: the oracle."""
-    with torch.no_grad():
-        for path, part in module.named_modules():
-            for name, parameter in part.named_parameters(recurse=False):
-                full = f"{path}.{name}" if path else name
-                for axis in _reading_axes(part, parameter):
-                    stays = torch.zeros(parameter.shape[axis], dtype=torch.bool)
-                    stays[torch.from_numpy(cut.alive(full, axis, len(stays)))] = True
-                    parameter.index_fill_(axis, torch.nonzero(~stays).flatten(), 0.0)
-    return module
-
-
-def _reading_axes(part: nn.Module, parameter: Tensor) -> Iterable[int]:
-    """Axes along which a parameter reads channels; all where the layer is not torch's own."""
-    if isinstance(part, _NormBase | nn.PReLU) or parameter.dim() < 2:
-        return ()
-    if isinstance(part, _ConvTransposeNd):
-        return (0,)
-    if isinstance(part, _ConvNd | nn.Linear):
-        return (1,)
-    return range(parameter.dim())
-
-
-def _random_like(call: Call, *, seed: int) -> Call:
-    """Random inputs of the same shapes; what is not floating point (indices) stays as it is."""
-    generator = torch.Generator().manual_seed(seed)
-    return call.map(
-        lambda t: torch.randn(t.shape, generator=generator) if t.is_floating_point() else t
-    )
-
-
-def _agree(small: nn.Module, expected: list[Tensor], call: Call) -> bool:
-    """Whether it gives these outputs; False too where it does not run."""
-    with torch.no_grad():
-        try:
-            with redirect_stderr(StringIO()):  # fx prints code beside the traceback
-                outputs = list(tensors_in(call.run(small)))
-        except Exception:  # whatever forward code raises when a width is not what it was
-            return False
-    if not expected or [t.shape for t in outputs] != [t.shape for t in expected]:
-        return False  # what cannot be compared is not known to be right
-    for ours, theirs in zip(outputs, expected, strict=True):
-        if not theirs.is_floating_point():
-            if not torch.equal(ours, theirs):
-                return False
-            continue
-        scale = float(theirs.abs().max()) if theirs.numel() else 0.0
-        if not bool(((ours - theirs).abs() <= TOLERANCE * scale).all()):
-            return False
-    return True
-
-
-def _plain_tensors(module: nn.Module) -> str:
-    """Names tensors that are neither parameter nor buffer, the likeliest cause."""
-    for path, part in module.named_modules():
-        if isinstance(part, fx.GraphModule):
-            continue
-        for name, value in vars(part).items():
-            if isinstance(value, Tensor):
-                return f" (register {f'{path}.{name}'.lstrip('.')!r} as a buffer)"
-    return ""

@@ -8,10 +8,16 @@ with the same operators in the same order, so that its export is the cut export 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from dataclasses import replace
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from rlprune.graph.from_torch import Place, TorchTrace
+from rlprune.graph.torch_call import detached_copy
 
 
 class PrunedMultiheadAttention(nn.MultiheadAttention):
@@ -138,3 +144,66 @@ class PrunedMultiheadAttention(nn.MultiheadAttention):
         padding = padding.view(batch, 1, 1, source).expand(-1, self.num_heads, -1, -1)
         padding = padding.reshape(batch * self.num_heads, 1, source)
         return padding if mask is None else mask + padding
+
+
+def unpacked(trace: TorchTrace) -> TorchTrace:
+    """The trace with those attentions that must come apart as `nn.MultiheadAttention` writes them
+    for keys of another width than the queries: a weight each for queries, keys and values.
+
+    They read from streams that are cut in different places, so that no packed weight can hold what
+    stays. The graph and its ONNX twin are the same; so is `trace` where there is none.
+    """
+    apart = {
+        path: places
+        for path, part in trace.module.named_modules()
+        if isinstance(part, nn.MultiheadAttention) and part.in_proj_weight is not None
+        for places in [trace.moved.get(_joined(path, "in_proj_weight"), ())]
+        if _read_apart(trace, places)
+    }
+    if not apart:
+        return trace
+    module = detached_copy(trace.module)
+    moved = dict(trace.moved)
+    for path, places in apart.items():
+        part = module.get_submodule(path)
+        assert isinstance(part, nn.MultiheadAttention)
+        _unpack(part)
+        del moved[_joined(path, "in_proj_weight")]
+        for third, name in enumerate(_PROJECTIONS):
+            first = third * part.embed_dim
+            rows = range(first, first + part.embed_dim)
+            moved[_joined(path, name)] = tuple(_moved_up(trace, places, rows))
+    return replace(trace, module=module, moved=moved)
+
+
+_PROJECTIONS = ("q_proj_weight", "k_proj_weight", "v_proj_weight")
+
+
+def _joined(path: str, name: str) -> str:
+    return f"{path}.{name}" if path else name
+
+
+def _read_apart(trace: TorchTrace, places: tuple[Place, ...]) -> bool:
+    """Whether the parts of a packed weight [3 E, E] read channels of different groups."""
+    columns = [trace.onnx.channels.axis_units(place.tensor, place.axes[1]) for place in places]
+    return any(not np.array_equal(columns[0], other) for other in columns[1:])
+
+
+def _moved_up(trace: TorchTrace, places: tuple[Place, ...], rows: range) -> Iterator[Place]:
+    """The places as they are of these rows of the weight, those elsewhere left out."""
+    for place in places:
+        start = place.starts[0]
+        group, _ = trace.onnx.channels.axis_units(place.tensor, place.axes[0])
+        if start < rows.stop and start + len(group) > rows.start:
+            yield replace(place, starts=(start - rows.start, *place.starts[1:]))
+
+
+def _unpack(attention: nn.MultiheadAttention) -> None:
+    """Makes three weights of the packed one, in place."""
+    packed = attention.in_proj_weight
+    for name, weight in zip(_PROJECTIONS, packed.detach().chunk(3), strict=True):
+        parameter = nn.Parameter(weight.clone(), packed.requires_grad)
+        attention.register_parameter(name, parameter)
+    attention.register_parameter("in_proj_weight", None)
+    # torch's own flag of whether the packed weight is there.
+    attention._qkv_same_embed_dim = False

@@ -82,9 +82,13 @@ class Cut:
                 g, u = self.channels.axis_units(place.tensor, place.axes[axis])
             except KeyError:
                 continue
-            at = slice(place.starts[axis], place.starts[axis] + len(g))
-            if len(group[at]) == len(g):
-                group[at], unit[at] = g, u
+            start = place.starts[axis]  # below 0 where the place is longer, as keys with values
+            low, high = max(start, 0), min(start + len(g), size)
+            if low < high:
+                group[low:high], unit[low:high] = (
+                    g[low - start : high - start],
+                    u[low - start : high - start],
+                )
         return group, unit
 
     def stay(self, group: IntArray, unit: IntArray) -> IntArray:

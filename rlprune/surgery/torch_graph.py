@@ -10,6 +10,7 @@ Modules of which no number changes stay what they are.
 from __future__ import annotations
 
 import inspect
+import operator
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -20,8 +21,9 @@ from torch import Tensor, fx, nn
 from rlprune.errors import ModelError
 from rlprune.graph.channels import ChannelMap
 from rlprune.graph.from_onnx import trace_onnx
-from rlprune.graph.from_torch import TorchTrace, export_onnx
+from rlprune.graph.from_torch import TorchTrace
 from rlprune.graph.torch_call import Call, first_line, tensors_in
+from rlprune.graph.torch_export import export_onnx
 from rlprune.graph.types import IntArray
 from rlprune.surgery.torch_cut import Cut, kept_positions
 from rlprune.surgery.torch_numbers import Widths, rewrite, subject
@@ -84,20 +86,34 @@ def first_calls(module: nn.Module, call: Call) -> dict[str, tuple[tuple[Any, ...
     return calls
 
 
-def rewrite_widths(
-    module: nn.Module, trace: TorchTrace, cut: Cut
-) -> tuple[dict[str, fx.GraphModule], set[str], set[str]]:
+@dataclass(frozen=True)
+class Rewritten:
+    """What became of the code of a module's parts."""
+
+    parts: dict[str, fx.GraphModule]
+    """By path, code with other numbers; it holds the tensors and children, still of full size, of
+    the part that it stands for."""
+    followed: frozenset[str]
+    """All paths whose code could be followed: those without a new part are right as they are."""
+    refused: dict[str, str]
+    """By path, why the code there could not be followed."""
+    indices: set[str]
+    """Names of index tensors, which have been replaced and are no longer to be cut."""
+
+
+def rewrite_widths(module: nn.Module, trace: TorchTrace, cut: Cut) -> Rewritten:
     """For every part of `module` (in eval mode) with widths in its code, the code after the cut.
 
-    The new parts hold the tensors and children of those they stand for, still of full size. The
-    second result are all paths whose code could be followed: those without a new part are right as
-    they are. Index tensors are replaced in `module`; their names are the third.
+    Index tensors are replaced in `module`.
+
+    Args:
+        module: the traced one, or one that computes as it does and has its parts with code.
 
     Raises:
         ModelError: another graph than the traced one comes out.
     """
     sites = trace_sites(module, trace.call)
-    names, channels = _watch(module, trace, sites)
+    names, channels = _watch(trace, sites)
     rewritten: dict[str, fx.GraphModule] = {}
     indices: set[str] = set()
     for path, graph in sites.graphs.items():
@@ -107,13 +123,7 @@ def rewrite_widths(
         indices.update(f"{path}.{name}" if path else name for name in replaced)
         if changed:
             rewritten[path] = _graph_module(part, graph)
-    if not rewritten and not indices and sites.refused:
-        path, why = next(iter(sites.refused.items()))
-        raise ModelError(
-            f"module {type(trace.module).__name__} cannot be cut: torch.fx cannot trace the code "
-            f"of {path or 'it'!r} ({why}), in which widths are written; prune its ONNX export"
-        )
-    return rewritten, set(sites.graphs), indices
+    return Rewritten(rewritten, frozenset(sites.graphs), sites.refused, indices)
 
 
 def _graph_module(part: nn.Module, graph: fx.Graph) -> fx.GraphModule:
@@ -216,6 +226,9 @@ class _Proxy(fx.Proxy):
 
     def __len__(self) -> int:
         return len(_value(self.node))
+
+    def __setitem__(self, index: Any, value: Any) -> None:
+        self.tracer.create_proxy("call_function", operator.setitem, (self, index, value), {})
 
     def __index__(self) -> int:
         return int(_value(self.node))
@@ -324,9 +337,7 @@ class _Noting(fx.Interpreter):
         return result
 
 
-def _watch(
-    module: nn.Module, trace: TorchTrace, sites: Sites
-) -> tuple[dict[tuple[str, str], str], ChannelMap]:
+def _watch(trace: TorchTrace, sites: Sites) -> tuple[dict[tuple[str, str], str], ChannelMap]:
     """Names of the values that decide about rewriting, by path and node, and the channel map."""
     wanted = {
         path: {
@@ -367,7 +378,7 @@ def _watch(
 
         twin.forward = with_notes
 
-    model = export_onnx(module, trace.call, prepare=prepare)
+    model = export_onnx(trace.module, trace.call, trace.exporter, prepare=prepare)
     source = {
         node.output[0]: node.input[0] for node in model.graph.node if node.op_type == "Identity"
     }

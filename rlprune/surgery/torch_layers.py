@@ -46,7 +46,7 @@ def follow_layer(part: nn.Module, path: str, cut: Cut) -> None:
         if tensor is not None:
             part.num_features = tensor.shape[0]
     elif isinstance(part, nn.GroupNorm) and part.weight is not None:
-        part.num_channels = part.weight.shape[0]
+        follow_group_norm(part, part.weight.shape[0])
     elif isinstance(part, nn.PReLU):
         part.num_parameters = part.weight.shape[0]
     elif isinstance(part, nn.Embedding):
@@ -55,12 +55,22 @@ def follow_layer(part: nn.Module, path: str, cut: Cut) -> None:
         if part.k_proj_weight is not None and part.v_proj_weight is not None:
             part.kdim, part.vdim = part.k_proj_weight.shape[1], part.v_proj_weight.shape[1]
         was = getattr(part, "head_dim", part.embed_dim // part.num_heads)
-        if part.out_proj.weight.shape[1] != part.num_heads * was:
+        packed = part.in_proj_weight is not None
+        takes = (part.in_proj_weight if packed else part.q_proj_weight).shape[1]
+        gives, mixed = part.out_proj.weight.shape
+        if mixed != part.num_heads * was or not takes == gives == part.embed_dim:
             PrunedMultiheadAttention.convert(part, was)
     elif isinstance(part, nn.TransformerEncoder):
         layers = [getattr(layer, "self_attn", None) for layer in part.layers]
         if any(isinstance(layer, PrunedMultiheadAttention) for layer in layers):
             part.use_nested_tensor = False
+
+
+def follow_group_norm(part: nn.GroupNorm, channels: int) -> None:
+    """Sets its widths; where every channel was a group of its own, it stays so."""
+    if part.num_groups == part.num_channels:
+        part.num_groups = channels
+    part.num_channels = channels
 
 
 def width_choices(part: nn.Module, path: str, cut: Cut) -> Iterator[dict[str, int]]:

@@ -24,6 +24,8 @@ _PARTS: dict[str, Callable[[Tensor, Any], Sequence[Tensor]]] = {
 }
 """Functions that cut an axis into parts; all become `torch.split` with sizes."""
 _CONVOLUTIONS = ("conv1d", "conv2d", "conv3d")
+_READING = ("getitem", "setitem", "narrow", "index_select", "group_norm")
+"""Functions whose numbers are about the axes of their first argument."""
 
 
 class Widths(Protocol):
@@ -43,7 +45,7 @@ def subject(node: fx.Node) -> fx.Node | None:
     name = _name(node)
     if name in _SIZES_AT or name == "pad":
         return node
-    if name in (*_PARTS, "getitem", "narrow", "index_select", *_CONVOLUTIONS) and node.args:
+    if name in (*_PARTS, *_READING, *_CONVOLUTIONS) and node.args:
         return node.args[0] if isinstance(node.args[0], fx.Node) else None
     return None
 
@@ -76,13 +78,16 @@ def rewrite(part: nn.Module, graph: fx.Graph, widths: Widths) -> tuple[bool, set
             begin = start % shape[axis]
             first = int(np.searchsorted(stays, begin))
             node.args = (source, axis, first, int(np.searchsorted(stays, begin + length)) - first)
-        elif name == "getitem":
-            node.args = (source, _index(part, node.args[1], source, shape, widths, replaced))
+        elif name in ("getitem", "setitem"):
+            index = _index(part, node.args[1], source, shape, widths, replaced)
+            node.args = (source, index, *node.args[2:])
         elif name == "index_select" and len(node.args) > 2 and isinstance(node.args[1], int):
             axis = node.args[1] % len(shape)
             _pick(part, node.args[2], shape[axis], widths.kept(source, axis), replaced)
         elif name in _CONVOLUTIONS:
-            _groups(node, source, widths)
+            _groups(node, source, widths, "groups", 6)
+        elif name == "group_norm":
+            _groups(node, source, widths, "num_groups", 1)
         changed |= before != (node.target, str(node.args), str(node.kwargs))
     return changed, replaced
 
@@ -153,18 +158,19 @@ def _parts(node: fx.Node, x: fx.Node, shape: tuple[int, ...], widths: Widths) ->
     node.kwargs = {}
 
 
-def _groups(node: fx.Node, x: fx.Node, widths: Widths) -> None:
-    """The groups of a functional depthwise convolution follow its channels."""
-    place = 6 if len(node.args) > 6 else None
-    groups = node.args[6] if place else node.kwargs.get("groups", 1)
+def _groups(node: fx.Node, x: fx.Node, widths: Widths, name: str, place: int) -> None:
+    """The groups of a functional depthwise convolution, or of a normalisation of every channel by
+    itself, follow the channels."""
+    given = len(node.args) > place
+    groups = node.args[place] if given else node.kwargs.get(name, 1)
     full = widths.shape(x)
     if not isinstance(groups, int) or groups == 1 or full is None or full[1] != groups:
         return
     stays = len(widths.kept(x, 1))
-    if place:
+    if given:
         node.update_arg(place, stays)
     else:
-        node.update_kwarg("groups", stays)
+        node.update_kwarg(name, stays)
 
 
 def _index(

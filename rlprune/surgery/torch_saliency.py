@@ -28,6 +28,7 @@ from rlprune.errors import InputError, ModelError
 from rlprune.graph.from_torch import TorchTrace
 from rlprune.graph.torch_call import Call, detached_copy, first_line, plain_attention, tensors_in
 from rlprune.graph.types import FloatArray, IntArray
+from rlprune.surgery.torch_attention import unpacked
 from rlprune.surgery.torch_cut import Cut
 
 SCORES = ("synflow", "snip", "grasp")
@@ -60,6 +61,7 @@ def initial_scores(
         ModelError: the module cannot be run forwards and backwards so, or gives no logits.
     """
     given = None if x is None or y is None else (x[:MOST_IMAGES], y[:MOST_IMAGES])
+    trace = unpacked(trace)
     worth = weight_saliency(trace.module, trace.call, score, given)
     return _per_unit(trace, worth)
 

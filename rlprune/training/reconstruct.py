@@ -20,6 +20,7 @@ from rlprune.profile.reconstruct import Layer, Reconstruction, Shift
 from rlprune.runtime.base import Runtime
 from rlprune.surgery.importance import unit_scores
 from rlprune.surgery.onnx import kept_units
+from rlprune.surgery.torch_attention import unpacked
 from rlprune.surgery.torch_cut import Cut
 
 
@@ -37,7 +38,8 @@ def reconstruct_module(
         CalibrationError: as `Reconstruction.of`.
     """
     kept = kept_units(unit_scores(trace.onnx), keeps)
-    cut = Cut(trace, kept)  # a module may keep its units in another order than an ONNX file
+    # A module may keep its units in another order than an ONNX file.
+    cut = Cut(unpacked(trace), kept)
     reconstruction = Reconstruction.of(trace.onnx, samples, runtime)
     tensors = {**dict(small.named_parameters()), **dict(small.named_buffers())}
     # The trace gives each reader of a vector its own, NAME#2 and on; in the module they are one.

@@ -147,7 +147,7 @@ class Moody(nn.Module):
 
 
 def test_widths_in_code_that_cannot_be_followed_are_refused_not_guessed() -> None:
-    with pytest.raises(ModelError, match=r"torch\.fx cannot trace the code") as refusal:
+    with pytest.raises(ModelError, match=r"torch\.fx cannot trace it") as refusal:
         halved(Moody().eval())
     assert "\n" not in str(refusal.value)
 
