@@ -78,7 +78,7 @@ def topk_channels() -> Built:
     return net, net.head(net.conv(a, 4, 8), 8)
 
 
-@case()
+@case(8, 12)
 def einsum_mix() -> Built:
     net = Net(1, 3, 8, 8)
     x = net.conv("x", 3, 8)
@@ -332,7 +332,7 @@ def reduce_one_axis_of_two() -> Built:
     return net, net.head(net.conv(net.add("ReduceMax", x, net.ints(1), keepdims=0), 8, 8), 8)
 
 
-@case()
+@case(4)
 def einsum_attention() -> Built:
     net = Net(1, 6, 8)
     q = net.add("Reshape", net.add("MatMul", "x", net.weight(8, 16)), net.ints(1, 6, 4, 4))

@@ -158,7 +158,7 @@ def conv_transpose_output_shape() -> Built:
     return net, net.head(net.conv(x, 12, 8), 8)
 
 
-@case()
+@case(16)
 def lstm_first_output_unused() -> Built:
     net = Net(1, 3, 8, 8)
     x = net.add("Reshape", net.conv("x", 3, 16), net.ints(1, 16, 64))

@@ -55,6 +55,16 @@ class Hold:
     """Whose rule says so."""
 
 
+@dataclass(frozen=True, slots=True)
+class Note:
+    """A layer that makes channels nobody follows, and why; it is listed with what is held."""
+
+    node: str
+    tensor: str
+    width: int
+    reason: str
+
+
 @dataclass
 class Channels:
     """The id arrays while rules run; `solve` turns them into classes."""
@@ -66,6 +76,7 @@ class Channels:
     """What is computed from weights and open extents alone: constants, were these fixed."""
     blocks: dict[str, list[Block]] = field(default_factory=dict)
     producers: list[Producer] = field(default_factory=list)
+    notes: list[Note] = field(default_factory=list)
     touched: set[tuple[str, int]] = field(default_factory=set)
     """Weight axes that the rule that runs now has claimed."""
     node: str = ""
@@ -124,6 +135,10 @@ class Channels:
     def hold(self, ids: IntArray, reason: str) -> None:
         """Nothing of `ids` may be pruned."""
         self._holds.append(Hold(ids.ravel(), reason, self.node))
+
+    def note(self, node: str, tensor: str, width: int, reason: str) -> None:
+        """Lists a layer as held whose channels no weight axis makes, so that none could be held."""
+        self.notes.append(Note(node, tensor, width, reason))
 
     def block(self, name: str) -> Block | None:
         """The channel ids of an activation; None where all its axes are fixed."""

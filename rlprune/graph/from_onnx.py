@@ -8,14 +8,15 @@ from pathlib import Path
 
 from onnx import ModelProto
 
-from rlprune.graph import rules_layout  # noqa: F401  (registers its rules)
+from rlprune.graph import rules, rules_layout, rules_products  # noqa: F401  (register rules)
 from rlprune.graph.channels import ChannelMap, Channels
+from rlprune.graph.counts import count_unknown, count_weights
 from rlprune.graph.fingerprint import fingerprint
 from rlprune.graph.grouping import group_units
 from rlprune.graph.load import check, load_onnx
 from rlprune.graph.normal import NormalModel, normalise
 from rlprune.graph.operators import list_operators
-from rlprune.graph.rules import Scope, apply_rule
+from rlprune.graph.scope import Scope, apply_rule
 from rlprune.graph.types import PruningGraph
 
 
@@ -54,16 +55,9 @@ def trace_onnx(
     else:
         model = load_onnx(model)
     normal = normalise(model, input_shapes)
-    channels = Channels(normal.shapes, normal.weights, normal.shape_like)
-    shared = frozenset(name for name in normal.weights if len(normal.readers.get(name, ())) > 1)
-    scope = Scope(normal, channels)
-    for node in normal.nodes:
-        channels.node = node.name
-        apply_rule(node, scope, shared)
-    for value in normal.model.graph.output:
-        channels.node = value.name
-        for block in channels.blocks.get(value.name, ()):
-            channels.hold(block.ids, f"graph output {value.name!r}")
+    channels, spread = _follow(normal, frozenset())
+    if spread:
+        channels, _ = _follow(normal, spread)
     order = canonical_order(normal)
     groups, held, known = group_units(normal, channels, order)
     widths = [group.width for group in groups]
@@ -75,8 +69,26 @@ def trace_onnx(
         operators=operators,
         input_shapes=shapes,
         held=held,
+        weights=count_weights(normal, known, widths),
+        uncounted=count_unknown(normal),
     )
     return OnnxTrace(graph, normal.model, known, normal)
+
+
+def _follow(normal: NormalModel, spread: frozenset[str]) -> tuple[Channels, frozenset[str]]:
+    """What the rules say, and which Expands would let more go if they were in `spread`."""
+    channels = Channels(normal.shapes, normal.weights, normal.shape_like)
+    shared = frozenset(name for name in normal.weights if len(normal.readers.get(name, ())) > 1)
+    outputs = frozenset(value.name for value in normal.model.graph.output)
+    scope = Scope(normal, channels, outputs, spread)
+    for node in normal.nodes:
+        channels.node = node.name
+        apply_rule(node, scope, shared)
+    for value in normal.model.graph.output:
+        channels.node = value.name
+        for block in channels.blocks.get(value.name, ()):
+            channels.hold(block.ids, f"graph output {value.name!r}")
+    return channels, frozenset(scope.found)
 
 
 def canonical_order(normal: NormalModel) -> list[int]:

@@ -73,6 +73,10 @@ def group_units(
             by = channels.hold_at(int(given.min())) if len(given) else lone
             layer = layer_name(nodes[producer.node], producer.tensor)
             held.append(Held(producer.node, producer.tensor, len(kept), by.reason, layer, by.node))
+    for note in channels.notes:
+        layer = layer_name(nodes[note.node], note.tensor)
+        held.append(Held(note.node, note.tensor, note.width, note.reason, layer, note.node))
+    held.sort(key=lambda item: rank.get(item.node, len(rank)))
     return groups, tuple(held), known
 
 

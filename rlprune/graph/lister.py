@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -55,6 +56,20 @@ class Lister:
         if name not in self.normal.weights:
             width = width_of(self.channels.axis_units(name, axis)[0], self.widths)
         return width, self.without_batch([*shape[:axis], *shape[axis + 1 :]])
+
+    def width_along(self, name: str, axes: Sequence[int]) -> Width:
+        """Entries along some axes of a tensor together, other axes left out."""
+        shape = self.normal.shapes[name]
+        block = (self.channels.blocks.get(name) or (None,))[0]
+        if block is None or not set(block.axes) <= set(axes):
+            return Width(math.prod(shape[axis] for axis in axes))
+        often = math.prod(shape[axis] for axis in axes if axis not in block.axes)
+        own = self.width(name)
+        return Width(own.const * often, tuple((group, n * often) for group, n in own.terms))
+
+    def attention_width(self, name: str) -> Width:
+        """Channels of all heads: of [batch, heads, rows, width] or [batch, rows, all]."""
+        return self.width_along(name, (1, 3) if len(self.normal.shapes[name]) == 4 else (2,))
 
     def channel_axes(self, name: str) -> tuple[int, ...]:
         blocks = self.channels.blocks.get(name)

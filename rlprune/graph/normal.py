@@ -112,6 +112,11 @@ class NormalModel:
         extent = self.shapes[name][axis]
         return any(name in shapes and shapes[name][axis] != extent for shapes in self.elsewhere)
 
+    @cached_property
+    def makers(self) -> Mapping[str, Node]:
+        """The node that computes each tensor."""
+        return {name: node for node in self.nodes for name in node.outputs}
+
     def opset(self) -> int:
         return next(e.version for e in self.model.opset_import if e.domain in ("", "ai.onnx"))
 
@@ -169,6 +174,7 @@ def _build(
     shapes = {name: shape for name, (_, shape) in first.types.items()}
     values: dict[str, Array] = {}
     uses: Counter[str] = Counter()
+    calls: dict[tuple[str, ...], tuple[str, ...]] = {}
     copied = 0
     new_nodes: list[Node] = []
     for index in kept:
@@ -189,20 +195,29 @@ def _build(
             copy.input[place] = name
             shapes[name], values[name] = array.shape, array
             node = replace(node, attrs={a.name: attribute_value(a) for a in copy.attribute})
+        call = (node.op, *(name if name in fixed else "" for name in copy.input))
+        # A layer called again, known by its matrix, keeps its vectors as well.
+        again = calls.get(call) if any(not is_vector(shapes[n]) for n in call[1:] if n) else None
         for place, name in enumerate(copy.input):
             if name in fixed:
                 uses[name] += 1
-                own = name
-                if uses[name] > 1 and is_vector(shapes[name]) and copied < MAX_COPIED:
+                own = name if again is None else again[place]
+                if (
+                    again is None
+                    and uses[name] > 1
+                    and is_vector(shapes[name])
+                    and (copied < MAX_COPIED)
+                ):
                     # Exporters merge vectors of equal values; layers that share one are not tied.
                     copied += int(np.prod(shapes[name], dtype=np.int64))
                     own = _unused(f"{name}#{uses[name]}", shapes)
-                    copy.input[place] = own
                     shapes[own] = shapes[name]
-                if uses[name] == 1 or own != name:
+                if again is None and (uses[name] == 1 or own != name):
                     _add_weight(graph, own, first.weights[name])
                     if name in first.values:
                         values[own] = first.values[name]
+                copy.input[place] = own
+        calls.setdefault(call, tuple(copy.input))
         graph.node.append(copy)
         new_nodes.append(replace(node, inputs=tuple(copy.input), outputs=tuple(copy.output)))
     for name in outputs:

@@ -15,10 +15,12 @@ import numpy as np
 
 from rlprune.graph.channels import ChannelMap
 from rlprune.graph.folding import axes_of
+from rlprune.graph.foreign import FOREIGN, plain
 from rlprune.graph.lister import Lister
 from rlprune.graph.normal import NormalModel
 from rlprune.graph.patterns import fuse
 from rlprune.graph.rules_extents import pad_counts
+from rlprune.graph.rules_products import equation
 from rlprune.graph.types import Operator, Width
 from rlprune.graph.walk import Node, reading
 from rlprune.graph.windows import clip_variant, explicit_pads, is_zero_border
@@ -71,6 +73,12 @@ def _listed(operators: str) -> Callable[[Handler], Handler]:
     return enter
 
 
+def is_listed(op: str) -> bool:
+    """Whether it is known what an operator costs; a rule about channels may know more of them."""
+    known = op in LISTED or op in _ACTIVATIONS or op in _FREE or op in FOREIGN
+    return known or op.startswith("Reduce")
+
+
 def _visit(lister: Lister, node: Node) -> None:
     shape_like = lister.normal.shape_like
     if all(not o or o in shape_like for o in node.outputs):
@@ -83,6 +91,7 @@ def _visit(lister: Lister, node: Node) -> None:
             source = fused.source
             lister.add(node, "activation", fused.variant, source=source, inputs=(source,))
         return
+    node = plain(node)
     data = [n for n in node.inputs if n and not lister.constant(n)]
     if node.op in _FREE or not data:
         lister.alias(node)
@@ -96,14 +105,14 @@ def _visit(lister: Lister, node: Node) -> None:
         lister.add(node, "activation", node.op.lower())
 
 
-@_listed("Conv ConvTranspose")
+@_listed("Conv ConvTranspose DeformConv")
 def _conv(lister: Lister, node: Node, data: Sequence[str]) -> None:
     weight = lister.normal.shapes[node.inputs[1]]
     rank = len(weight) - 2
     groups = int(node.attrs.get("group", 1))
-    per_group = weight[1] if node.op == "Conv" else weight[0] // groups
+    per_group = weight[0] // groups if node.op == "ConvTranspose" else weight[1]
     depthwise = groups > 1 and per_group == 1
-    kind = "conv" if node.op == "Conv" else "conv_transpose"
+    kind = "conv_transpose" if node.op == "ConvTranspose" else "conv"
     kernel = weight[2:]
     stride = node.attrs.get("strides", [1] * rank)
     dilation = node.attrs.get("dilations", [1] * rank)
@@ -150,6 +159,45 @@ def _product(lister: Lister, node: Node, data: Sequence[str]) -> None:
         lister.add(node, "linear", "", in_width=in_width, in_spatial=in_spatial)
 
 
+@_listed("Einsum")
+def _einsum(lister: Lister, node: Node, data: Sequence[str]) -> None:
+    """What it sums over times what it makes; with a weight it is listed as any linear layer."""
+    read = equation(node)
+    if read is None or len(read[0]) != 2:
+        lister.add(node, "activation", "einsum")
+        return
+    operands, output = read
+    place = next((k for k, name in enumerate(node.inputs) if name in data), 0)
+    source, labels = node.inputs[place], operands[place]
+    summed = [axis for axis, label in enumerate(labels) if label not in output]
+    if len(data) == 2:
+        extents = [lister.normal.shapes[source][axis] for axis in summed]
+        lister.add(node, "matmul", "", kernel=extents)
+    else:
+        in_width = lister.width_along(source, summed)
+        shape = lister.normal.shapes[source]
+        rest = [extent for axis, extent in enumerate(shape) if axis not in summed]
+        in_spatial = lister.without_batch(rest)
+        lister.add(node, "linear", "", source=source, in_width=in_width, in_spatial=in_spatial)
+
+
+@_listed("Attention")
+def _attention(lister: Lister, node: Node, data: Sequence[str]) -> None:
+    """Scores of every row of the queries for every row of the keys, and a mean of the values."""
+    rows, columns = (lister.normal.shapes[name][-2] for name in node.inputs[:2])
+    q_heads, out_heads = (lister.attention_width(n) for n in (node.inputs[0], node.outputs[0]))
+    lister.add(
+        node,
+        "attention",
+        "",
+        in_width=q_heads,
+        in_spatial=(rows,),
+        out_spatial=(rows,),
+        kernel=(columns,),
+    )
+    lister.listed[-1] = replace(lister.listed[-1], out_width=out_heads)
+
+
 @_listed("LSTM GRU RNN")
 def _recurrent(lister: Lister, node: Node, data: Sequence[str]) -> None:
     """Steps along a sequence: [sequence, batch, channels], or batch first where `layout` says."""
@@ -157,6 +205,7 @@ def _recurrent(lister: Lister, node: Node, data: Sequence[str]) -> None:
     steps = (shape[1 if node.attrs.get("layout") else 0],)
     in_width, _ = lister.read_on(node.inputs[0], 2)
     directions, _, hidden = lister.normal.shapes[node.inputs[2]]
+    hidden = int(node.attrs.get("hidden_size", hidden))
     lister.add(
         node,
         "recurrent",

@@ -1,81 +1,21 @@
 """What each operator says about channel ids: those that compute.
 
-One rule per operator, registered by op type; `rules_layout.py` has those that move data. A rule
-reads the blocks of its inputs, ties, holds, claims axes of weights, and puts the block of its
-outputs. Dropping a unit must change nothing but what the dropped channels themselves contribute
-through the weights that read them: an operator that mixes channels without weights (a softmax or
-mean over them) therefore holds them. An operator without a rule holds all it touches.
+One rule per operator, registered by op type; `rules_layout.py` has those that move data and
+`rules_products.py` products. A rule reads the blocks of its inputs, ties, holds, claims axes of
+weights, and puts the block of its outputs. Dropping a unit must change nothing but what the dropped
+channels themselves contribute through the weights that read them: an operator that mixes channels
+without weights (a softmax or mean over them) therefore holds them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-
 import numpy as np
 
-from rlprune.graph.channels import Block, Channels
+from rlprune.graph.channels import Block
 from rlprune.graph.folding import axes_of
-from rlprune.graph.normal import NormalModel
+from rlprune.graph.scope import Scope, hold_all, hold_layer, rule
 from rlprune.graph.types import IntArray
-from rlprune.graph.walk import Node, reading
-
-
-@dataclass(frozen=True, slots=True)
-class Scope:
-    """What a rule may look at beside its node."""
-
-    normal: NormalModel
-    channels: Channels
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        return self.normal.shapes[name]
-
-    def is_weight(self, name: str) -> bool:
-        return name in self.normal.weights
-
-    def blocks(self, node: Node) -> list[tuple[str, Block]]:
-        """Activation inputs that have channels."""
-        found = []
-        for name in node.inputs:
-            if name and not self.is_weight(name):
-                block = self.channels.block(name)
-                if block is not None:
-                    found.append((name, block))
-        return found
-
-
-Rule = Callable[[Node, Scope], None]
-RULES: dict[str, Rule] = {}
-
-
-def rule(operators: str) -> Callable[[Rule], Rule]:
-    """Registers a rule for operators of the default domain (or `domain.Name`), by their names."""
-
-    def register(function: Rule) -> Rule:
-        for op in operators.split():
-            RULES[op] = function
-        return function
-
-    return register
-
-
-def apply_rule(node: Node, scope: Scope, shared: frozenset[str]) -> None:
-    """Runs a node's rule; weights with other readers are held on the axes it did not claim."""
-    channels = scope.channels
-    channels.touched.clear()
-    with reading(node):
-        RULES.get(node.op, hold_all)(node, scope)
-    for name in node.inputs:
-        if name in shared:
-            skip = [axis for tensor, axis in channels.touched if tensor == name]
-            channels.whole(name, f"{node.op} {node.name} reads it whole", skip=skip)
-
-
-def hold_all(node: Node, scope: Scope, why: str = "is not followed through") -> None:
-    """Everything that touches the node stays as it is."""
-    for _, block in scope.blocks(node):
-        scope.channels.hold(block.ids, f"{node.op} {node.name} {why}")
+from rlprune.graph.walk import Node
 
 
 def pass_on(node: Node, scope: Scope) -> None:
@@ -106,7 +46,7 @@ def _conv(node: Node, scope: Scope) -> None:
     data, weight = node.inputs[:2]
     channels = scope.channels
     if not scope.is_weight(weight) or scope.is_weight(data):
-        return hold_all(node, scope, "has a computed kernel")
+        return hold_layer(node, scope, weight, 0)
     groups = int(node.attrs.get("group", 1))
     ids = channels.axis(data, 1, f"{node.op} {node.name} reads another axis as channels")
     out_count, per_group = scope.shape(weight)[:2]
@@ -122,7 +62,7 @@ def _conv(node: Node, scope: Scope) -> None:
         channels.claim(weight, (1,), by_group[0])
         unit = channels.fresh(out_count // groups)
         out = channels.made(node.name, weight, 0, np.tile(unit, groups))
-    _bias(node, scope, 2, out)
+    claim_bias(node, scope, 2, out)
     channels.put(node.outputs[0], (1,), out)
 
 
@@ -131,7 +71,7 @@ def _conv_transpose(node: Node, scope: Scope) -> None:
     data, weight = node.inputs[:2]
     channels = scope.channels
     if not scope.is_weight(weight) or scope.is_weight(data):
-        return hold_all(node, scope, "has a computed kernel")
+        return hold_layer(node, scope, weight, 1)
     groups = int(node.attrs.get("group", 1))
     ids = channels.axis(data, 1, f"{node.op} {node.name} reads another axis as channels")
     in_count, per_group = scope.shape(weight)[:2]
@@ -146,11 +86,11 @@ def _conv_transpose(node: Node, scope: Scope) -> None:
         channels.claim(weight, (0,), ids)
         unit = channels.made(node.name, weight, 1, channels.fresh(per_group))
         out = np.tile(unit, groups)
-    _bias(node, scope, 2, out)
+    claim_bias(node, scope, 2, out)
     channels.put(node.outputs[0], (1,), out)
 
 
-def _bias(node: Node, scope: Scope, place: int, ids: IntArray) -> None:
+def claim_bias(node: Node, scope: Scope, place: int, ids: IntArray) -> None:
     """Claims a bias vector, or holds the channels where the bias is computed."""
     name = node.inputs[place] if len(node.inputs) > place else ""
     if not name:
@@ -164,74 +104,6 @@ def _bias(node: Node, scope: Scope, place: int, ids: IntArray) -> None:
     shape = scope.shape(name)
     if shape and shape[-1] == len(ids):
         scope.channels.claim(name, (len(shape) - 1,), ids)
-
-
-@rule("Gemm")
-def _gemm(node: Node, scope: Scope) -> None:
-    data, weight = node.inputs[:2]
-    if not scope.is_weight(weight) or scope.is_weight(data):
-        return hold_all(node, scope, "has no constant weight")
-    read, write = (1, 0) if node.attrs.get("transB") else (0, 1)
-    place = 0 if node.attrs.get("transA") else 1
-    channels = scope.channels
-    ids = channels.axis(data, place, f"{node.op} {node.name} reads another axis as channels")
-    channels.claim(weight, (read,), ids)
-    out = channels.made(node.name, weight, write, channels.fresh(scope.shape(weight)[write]))
-    _bias(node, scope, 2, out)
-    channels.put(node.outputs[0], (1,), out)
-
-
-@rule("MatMul")
-def _matmul(node: Node, scope: Scope) -> None:
-    left, right = node.inputs
-    channels = scope.channels
-    if not scope.is_weight(right):
-        if scope.is_weight(left):
-            return hold_all(node, scope, "has its weight on the left")
-        return _attention(node, scope)
-    rank = len(scope.shape(left))
-    if len(scope.shape(right)) != 2:
-        return hold_all(node, scope, "has a weight that is no matrix")
-    block = None if scope.is_weight(left) else channels.block(left)
-    if block is not None and rank - 1 not in block.axes and not channels.is_held(block.ids):
-        # Mixes positions; channels go through, and the positions stay.
-        channels.put(node.outputs[0], block.axes, block.ids)
-        return
-    ids = channels.axis(left, rank - 1, f"{node.op} {node.name} reads another axis as channels")
-    channels.claim(right, (0,), ids)
-    out = channels.made(node.name, right, 1, channels.fresh(scope.shape(right)[1]))
-    channels.put(node.outputs[0], (rank - 1,), out)
-
-
-def _attention(node: Node, scope: Scope) -> None:
-    """A product of two activations: whole heads live and die, heads being batch axes."""
-    channels = scope.channels
-    rank = len(scope.shape(node.outputs[0]))
-    found = scope.blocks(node)
-    for place, name in enumerate(node.inputs):
-        # Rows of the left or columns of the right are rows and columns of the product.
-        own = len(scope.shape(name)) - 2 + place
-        if [n for n, _ in found] == [name] and found[0][1].axes == (own,) and rank > 1:
-            return channels.put(node.outputs[0], (rank - 2 + place,), found[0][1].ids)
-    parts: list[tuple[tuple[int, ...], IntArray]] = []
-    for name, block in scope.blocks(node):
-        shape = scope.shape(name)
-        shift = rank - len(shape)
-        batch = [axis for axis in block.axes if axis < len(shape) - 2 and shape[axis] > 1]
-        if not batch:
-            channels.hold(block.ids, f"MatMul {node.name} sums over or between channels")
-            continue
-        heads = channels.only(block, batch)
-        parts.append((tuple(axis + shift for axis in heads.axes), heads.ids))
-    out_shape = scope.shape(node.outputs[0])
-    fits = len(parts) == 2 and parts[0][0] == parts[1][0]
-    fits = fits and all(ids.shape == tuple(out_shape[a] for a in axes) for axes, ids in parts)
-    if not fits:
-        for _, ids in parts:
-            channels.hold(ids, f"MatMul {node.name} is not an attention over whole heads")
-        return
-    channels.tie(parts[0][1], parts[1][1])
-    channels.put(node.outputs[0], *parts[0])
 
 
 @rule("BatchNormalization")
@@ -290,11 +162,19 @@ def _layer_norm(node: Node, scope: Scope) -> None:
 
 @rule("GroupNormalization LRN")
 def _group_norm(node: Node, scope: Scope) -> None:
+    """A group of one channel is an instance norm; of more, dropping one changes the others."""
+    block = scope.channels.block(node.inputs[0])
+    if node.op == "GroupNormalization" and block is not None and block.axes == (1,):
+        single = int(node.attrs["num_groups"]) == len(block.ids)
+        if single and all(scope.is_weight(name) for name in node.inputs[1:]):
+            for name in node.inputs[1:]:
+                scope.channels.claim(name, (0,), block.ids)
+            return scope.channels.put(node.outputs[0], (1,), block.ids)
     axes = [1] if node.op == "LRN" else list(range(1, len(scope.shape(node.inputs[0]))))
     _hold_axes(node, scope, axes, "normalises over these channels")
 
 
-@rule("LpNormalization CumSum Hardmax")
+@rule("LpNormalization CumSum")
 def _axis_norm(node: Node, scope: Scope) -> None:
     rank = len(scope.shape(node.inputs[0]))
     axis = [int(node.attrs.get("axis", -1))] if node.op != "CumSum" else list(range(rank))
@@ -308,8 +188,9 @@ def _mvn(node: Node, scope: Scope) -> None:
     )
 
 
-@rule("Softmax LogSoftmax")
+@rule("Softmax LogSoftmax Hardmax")
 def _softmax(node: Node, scope: Scope) -> None:
+    """Until opset 12 these flatten everything from `axis` on, which is 1 where it is left out."""
     rank = len(scope.shape(node.inputs[0]))
     if scope.normal.opset() < 13:
         axes = list(range(int(node.attrs.get("axis", 1)) % rank, rank))
@@ -387,6 +268,9 @@ def _elementwise(node: Node, scope: Scope) -> None:
         and shape[axis] > 1
         and (block is None or axis - shift not in block.axes)
     }
+    for name, shape, _, block in operands:
+        if block is None and not scope.is_weight(name) and any(shape[axis] > 1 for axis in joint):
+            scope.look_for_spread(name)
     free = tuple(sorted(joint - fixed))
     if not free:
         return hold_all(node, scope, "meets a tensor without prunable channels here")

@@ -6,14 +6,19 @@ must be the same at every size; what is told about the others may depend on open
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from rlprune.graph.channels import MAX_IDS, Block
 from rlprune.graph.folding import ints, slice_index
 from rlprune.graph.normal import NormalModel
-from rlprune.graph.rules import Scope, hold_all, pass_on, rule
+from rlprune.graph.rules import pass_on
+from rlprune.graph.scope import Scope, hold_all, rule
 from rlprune.graph.walk import Node
 
+MAX_SPREAD = 2**16
+"""Most positions of an Expand that are followed, heads times rows."""
 MAX_SIZED = 2**18
 """Most entries of a weight fitted to an open extent that are followed."""
 
@@ -145,7 +150,7 @@ def pad_counts(node: Node, normal: NormalModel, rank: int) -> tuple[list[int], l
 @rule("Expand Resize Upsample")
 def _stretch(node: Node, scope: Scope) -> None:
     """Channels go through where their own axes keep their extent."""
-    if _sized_weight(node, scope):
+    if _sized_weight(node, scope) or _spread(node, scope):
         return
     block = scope.channels.block(node.inputs[0])
     if block is None:
@@ -166,6 +171,24 @@ def _stretch(node: Node, scope: Scope) -> None:
     ):
         return hold_all(node, scope, "crops while it stretches")
     scope.channels.put(node.outputs[0], tuple(a + shift for a in block.axes), block.ids)
+
+
+def _spread(node: Node, scope: Scope) -> bool:
+    """Repeats a tensor along channels met further on: as often as there are channels left."""
+    if node.name not in scope.spread:
+        return False
+    before, after = scope.shape(node.inputs[0]), scope.shape(node.outputs[0])
+    ones = (1,) * (len(after) - len(before)) + before
+    axes = tuple(axis for axis, extent in enumerate(after) if ones[axis] < extent)
+    target = scope.normal.value(node.inputs[1])
+    if target is None or target.size != len(after):
+        return False
+    axes = tuple(axis for axis in axes if scope.normal.is_steady(node.inputs[1], axis))
+    if not axes or math.prod(after[axis] for axis in axes) > MAX_SPREAD:
+        return False
+    ids = scope.channels.fresh(*(after[axis] for axis in axes))
+    scope.channels.put(node.outputs[0], axes, ids)
+    return True
 
 
 @rule("Tile")

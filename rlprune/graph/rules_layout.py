@@ -6,8 +6,8 @@ import numpy as np
 
 from rlprune.graph.channels import MAX_IDS, Block, varying_axes
 from rlprune.graph.folding import axes_of, ints
-from rlprune.graph.rules import Scope, hold_all, rule
 from rlprune.graph.rules_extents import nameless
+from rlprune.graph.scope import Scope, hold_all, rule
 from rlprune.graph.types import IntArray
 from rlprune.graph.walk import Node
 
@@ -229,6 +229,22 @@ def _gather(node: Node, scope: Scope) -> None:
         return hold_all(node, scope, "takes single channels")
     places = tuple(a + grown if a > axis else a for a in axes)
     scope.channels.put(node.outputs[0], places, ids)
+
+
+@rule("GridSample")
+def _grid_sample(node: Node, scope: Scope) -> None:
+    """Every channel is read at the same places; what tells the places stays."""
+    data, grid = node.inputs
+    channels = scope.channels
+    places = None if scope.is_weight(grid) else channels.block(grid)
+    if places is not None:
+        channels.hold(places.ids, f"{node.op} {node.name} reads places from these channels")
+    block = None if scope.is_weight(data) else channels.block(data)
+    if block is None:
+        return
+    if block.axes == (1,):
+        return channels.put(node.outputs[0], (1,), block.ids)
+    channels.hold(block.ids, f"{node.op} {node.name} samples over these channels")
 
 
 @rule("DepthToSpace")

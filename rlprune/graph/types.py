@@ -50,6 +50,34 @@ class Width:
 
 
 @dataclass(frozen=True, slots=True)
+class WeightCount:
+    """How many numbers weights of one shape hold, as a function of what the groups keep."""
+
+    often: int
+    """Numbers per entry of `axes`: those along axes that no plan shortens, of all such weights."""
+    axes: tuple[Width, ...] = ()
+    """Of the axes that a plan may shorten; their lengths multiply."""
+
+    def at(self, keeps: IntArray) -> IntArray:
+        """Numbers for keeps [..., G] -> [...]."""
+        total = np.full(keeps.shape[:-1], self.often, dtype=np.int64)
+        for width in self.axes:
+            total = total * width.at(keeps)
+        return total
+
+
+@dataclass(frozen=True, slots=True)
+class Uncounted:
+    """Operators of one type that no rule knows: their MACs are counted as none."""
+
+    operator: str
+    """With its domain, e.g. `com.microsoft.Attention`."""
+    count: int
+    params: int
+    """Numbers in the weights they read."""
+
+
+@dataclass(frozen=True, slots=True)
 class Member:
     """One axis of one weight whose channels a group owns."""
 
@@ -89,7 +117,9 @@ class Operator:
     (a normalisation that no convolution can absorb), `activation`, `add`, `mul`, `concat`, `pool`,
     `global_pool`, `pad`, `slice`, `resize`, `softmax`, `layout` (transpose, reshape that moves
     data), `recurrent` (an `lstm`, `gru` or `rnn` over a whole sequence: `in_width` channels read,
-    `out_width` hidden ones of all directions, `groups` directions, `in_spatial` the steps). A
+    `out_width` hidden ones of all directions, `groups` directions, `in_spatial` the steps),
+    `attention` (queries, keys and values in one operator: `in_width` channels of the queries of all
+    heads, `out_width` of the result, `out_spatial` the queries, `kernel` the keys). A
     BatchNorm that a runtime folds into the convolution before it is not an operator.
     """
 
@@ -131,6 +161,8 @@ class Operator:
             return in_width * out_width * cells
         if self.kind == "matmul":
             return out_width * (taps * cells)
+        if self.kind == "attention":
+            return (in_width + out_width) * (taps * cells)
         if self.kind == "recurrent":
             hidden = out_width // max(self.groups, 1)
             return GATES.get(self.variant, 1) * out_width * (in_width + hidden) * cells
@@ -178,6 +210,9 @@ class PruningGraph:
     input_shapes: tuple[tuple[int, ...], ...]
     """Of the graph inputs, batch included (1 where the file leaves it open)."""
     held: tuple[Held, ...] = ()
+    weights: tuple[WeightCount, ...] = ()
+    """Of every initializer, shared ones once; empty in graphs that 0.6.1 stored."""
+    uncounted: tuple[Uncounted, ...] = ()
 
     @property
     def widths(self) -> IntArray:
@@ -192,14 +227,23 @@ class PruningGraph:
         return total
 
     def params(self, keeps: IntArray) -> IntArray:
-        """Parameters for keeps [..., G] -> [...]; BatchNorm counted as folded away."""
+        """Numbers in the weights of the cut file for keeps [..., G] -> [...].
+
+        Every floating-point initializer counts, those of BatchNorm, its statistics included, and
+        constants too; a weight that several nodes read counts once. Integers count where they are
+        of eight bits or fewer, as quantised weights are.
+        """
         total = np.zeros(keeps.shape[:-1], dtype=np.int64)
+        for weight in self.weights:
+            total = total + weight.at(keeps)
+        if self.weights:
+            return total
         for op in self.operators:
             total = total + op.params_at(op.in_width.at(keeps), op.out_width.at(keeps))
         return total
 
     def prunable_macs_ratio(self, held: Collection[int] = ()) -> float:
-        """Share (0-1) of the MACs that lie in operators with a prunable axis.
+        """Share (0-1) of the MACs counted that lie in operators with a prunable axis.
 
         Groups of `held` count as not prunable.
         """
@@ -238,6 +282,11 @@ class PruningGraph:
                 operators=tuple(_operator(op) for op in data["operators"]),
                 input_shapes=tuple(_ints(shape) for shape in data["input_shapes"]),
                 held=tuple(Held(**item) for item in data["held"]),
+                weights=tuple(
+                    WeightCount(int(w["often"]), tuple(_width(axis) for axis in w["axes"]))
+                    for w in data.get("weights", ())
+                ),
+                uncounted=tuple(Uncounted(**item) for item in data.get("uncounted", ())),
             )
         except (KeyError, TypeError, ValueError) as error:
             raise ModelError(f"graph JSON is damaged ({error!r}); trace the model again") from error

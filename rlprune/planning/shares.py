@@ -35,12 +35,12 @@ def group_shares(graph: PruningGraph, tables: LatencyTables) -> GroupShares:
     )  # [G + 1, G]: row g has group g gone, the last all
     np.fill_diagonal(keeps, 0)
     operator_ms = tables.operator_ms(widths[None])[0]  # [O]
-    macs, params, latency = np.zeros((3, len(keeps)))
+    macs, latency = np.zeros((2, len(keeps)))
+    params = graph.params(keeps).astype(np.float64)
     for op, ms in zip(graph.operators, operator_ms, strict=True):
         ins, outs = op.in_width.at(keeps), op.out_width.at(keeps)
         own = op.macs_at(ins, outs)
         macs += own
-        params += op.params_at(ins, outs)
         work = own if own[-1] else outs
         latency += ms * work / max(int(work[-1]), 1)
     latency += tables.overhead_ms

@@ -338,6 +338,21 @@ def _reads(reader: Node, known: Sequence[NDArray[Any] | None], chosen: BoolArray
     return bool((chosen if index is None else chosen[index]).any())
 
 
+def _attention(surgeon: Surgeon, node: Node, copy: NodeProto) -> None:
+    """How many heads are left, where that is noted beside rows of all heads together."""
+    for place, name in enumerate(("q_num_heads", "kv_num_heads")):
+        if name in node.attrs:
+            tensor = node.inputs[place]
+            before = surgeon.trace.normal.shapes[tensor][-1]
+            _set(copy, name, int(node.attrs[name]) * surgeon.shape(tensor)[-1] // before)
+
+
+def _group_norm(surgeon: Surgeon, node: Node, copy: NodeProto) -> None:
+    """Channels of which each is a group of its own."""
+    if surgeon.mask(node.inputs[0], 1) is not None:
+        _set(copy, "num_groups", surgeon.shape(node.inputs[0])[1])
+
+
 REWRITES: dict[str, Callable[[Surgeon, Node, NodeProto], None]] = {
     "Conv": _conv,
     "ConvTranspose": _conv,
@@ -351,5 +366,7 @@ REWRITES: dict[str, Callable[[Surgeon, Node, NodeProto], None]] = {
     "Squeeze": _squeeze,
     "Shape": _shape,
     "Size": _size,
+    "Attention": _attention,
+    "GroupNormalization": _group_norm,
 }
 """By operator, what changes in a node's copy."""

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
-from onnx_oracle import Built, Net
+from onnx_oracle import Built, Net, numbers_in_weights, some_keeps
 
 from rlprune.graph.from_onnx import trace_onnx
+from rlprune.graph.types import PruningGraph
+from rlprune.surgery.onnx import prune_onnx
 
 
 def recurrent_net(
@@ -33,3 +37,72 @@ def test_recurrent_layer_is_an_operator_with_its_macs(op: str, gates: int, direc
     assert layer.in_width.at(graph.widths) == 12 and layer.out_width.const == 5 * directions
     by_hand = 7 * (3 * 12 + directions * (gates * 5 * (12 + 5) + 5 * 4))
     assert graph.macs(graph.widths) == by_hand
+
+
+def shared_net() -> Built:
+    """One convolution with its bias called three times."""
+    net = Net(1, 3, 8, 8)
+    x = net.add("Relu", net.conv("x", 3, 12))
+    weight, bias = net.weight(12, 12, 3, 3), net.weight(12)
+    for _ in range(3):
+        x = net.add("Relu", net.add("Conv", x, weight, bias, pads=[1, 1, 1, 1]))
+    return net, net.head(x, 12)
+
+
+def embedding_net() -> Built:
+    """Rows of a table added to what is read of the input."""
+    net = Net(1, 6, 8)
+    rows = net.add("Gather", net.weight(50, 16), net.ints(3, 1, 4, 1, 5, 9))
+    x = net.add("Add", net.add("MatMul", "x", net.weight(8, 16)), rows)
+    y = net.add(
+        "MatMul", net.add("Relu", net.add("MatMul", x, net.weight(16, 20))), net.weight(20, 4)
+    )
+    return net, net.add("ReduceMean", y, net.ints(1), keepdims=0)
+
+
+def test_shared_weights_and_their_biases_count_once() -> None:
+    net, output = shared_net()
+    graph = trace_onnx(net.model(str(output))).graph
+    by_hand = 3 * 9 * 12 + 12 + 12 * 9 * 12 + 12 + 12 * 10 + 10
+    assert graph.params(graph.widths) == by_hand == numbers_in_weights(net.model(str(output)))
+
+
+@pytest.mark.parametrize(
+    "built", [shared_net(), embedding_net(), recurrent_net("GRU", 2), recurrent_net("LSTM", 1)]
+)
+def test_parameters_of_every_plan_are_the_numbers_in_the_file_cut_by_it(built: Built) -> None:
+    net, output = built
+    trace = trace_onnx(net.model(str(output)))
+    for keeps in some_keeps(trace, 5):
+        assert trace.graph.params(keeps) == numbers_in_weights(prune_onnx(trace, keeps))
+
+
+def test_recurrent_net_is_not_called_wholly_prunable() -> None:
+    net, output = recurrent_net("GRU", 1)
+    graph = trace_onnx(net.model(str(output))).graph
+    assert graph.prunable_macs_ratio() < 1
+    assert any("GRU" in held.reason for held in graph.held)
+
+
+def test_operators_that_nobody_can_count_are_named_with_their_parameters() -> None:
+    net = Net(1, 3, 8, 8)
+    x = net.conv("x", 3, 16)
+    model = net.model(net.add("PRelu", x, net.weight(16, 8, 8)))
+    model.graph.node[-1].op_type, model.graph.node[-1].domain = "Custom", "acme"
+    model.opset_import.add(domain="acme", version=1)
+    graph = trace_onnx(model).graph
+    assert [(u.operator, u.count, u.params) for u in graph.uncounted] == [("acme.Custom", 1, 1024)]
+    assert graph.params(graph.widths) == 3 * 9 * 16 + 16 + 1024
+
+
+def test_graph_stored_by_0_6_1_is_read_and_counts_by_its_operators() -> None:
+    net, output = shared_net()
+    graph = trace_onnx(net.model(str(output))).graph
+    data = json.loads(graph.to_json())
+    assert PruningGraph.from_json(json.dumps(data)) == graph
+    del data["weights"], data["uncounted"]
+    old = PruningGraph.from_json(json.dumps(data))
+    assert old.fingerprint == graph.fingerprint
+    # Once per call: what 0.6.1 said.
+    assert old.params(graph.widths) - graph.params(graph.widths) == 2 * (12 * 9 * 12 + 12)
+    assert (old.macs(graph.widths) == graph.macs(graph.widths)).all()
