@@ -143,7 +143,8 @@ def plan(
         budget_ratio: the same as a share (0-1] of the unpruned model's predicted latency.
         device: a key that the local store knows; ort, openvino or mnn for that runtime on this
             machine; or `macs` (then "ms" are millions of MACs).
-        policy: learned, corrected, knapsack, global, uniform, or a trained policy's directory.
+        policy: learned, corrected, knapsack, global, uniform (one ratio, filled up to the budget),
+            uniform-plain (not filled), or a trained policy's directory.
         calibration: `.npz` with `x` [N, ...] and `y` [N]; losses are then measured, not foretold
             from those of other networks.
         example_inputs, input_shapes: as for `trace`.

@@ -146,8 +146,8 @@ def bench_network(bench: Bench, name: str) -> list[Row]:
     trace = pack.traced(name)
     short = name.removeprefix("cifar10_")
     module, _ = pack.network(name)
-    uniform = bench.policies["uniform"]
-    policies = {"uniform": uniform, "global": TorchPruningPolicy(module), **bench.policies}
+    uniform = {name: bench.policies[name] for name in ("uniform", "uniform-plain")}
+    policies = {**uniform, "global": TorchPruningPolicy(module), **bench.policies}
     levels, level_count = keep_levels(trace.graph)
     _measure_missing(trace, levels, level_count, bench.store, device)
     report = pack.images(name, split.report[: setting.report_count], trace)
@@ -254,7 +254,7 @@ def _time_rows(name: str, took: FloatArray, unit: str, most: float) -> list[Row]
 
 
 def _policies() -> Iterator[tuple[str, Policy]]:
-    for name in ("uniform", "knapsack", "corrected", "learned"):
+    for name in ("uniform", "uniform-plain", "knapsack", "corrected", "learned"):
         try:
             yield name, get_policy(name)
         except PolicyError as error:

@@ -39,7 +39,7 @@ from rlprune.task.task import PruningTask
 from rlprune.training.run import load_models, training_tasks
 
 SHARES = np.linspace(0.1, 0.9, 9)
-PEERS = ("uniform", "global")
+PEERS = ("uniform", "uniform-plain", "global")
 DRAWS = 4000
 
 

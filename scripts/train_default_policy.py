@@ -24,7 +24,7 @@ import zoo_nets
 from rlprune.policy import DATA
 from rlprune.policy.artifact import PolicyArtifact, Score
 from rlprune.policy.base import Policy
-from rlprune.policy.baselines import GlobalMagnitudePolicy, UniformPolicy
+from rlprune.policy.baselines import GlobalMagnitudePolicy, PlainUniformPolicy, UniformPolicy
 from rlprune.policy.corrected import TELLING_LOSS, CorrectedKnapsackPolicy, fit_corrected
 from rlprune.policy.learned import LearnedPolicy
 from rlprune.store import open_store
@@ -83,6 +83,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             held = [named for named in tasks if named.model in left_out]
             fitted = fit(tasks, left_out, options.seed)
             policies: dict[str, Policy] = {"uniform": UniformPolicy()}
+            policies["uniform-plain"] = PlainUniformPolicy()
             policies |= {"global": GlobalMagnitudePolicy(), "corrected": fitted}
             policies |= {f"learned ({action})": best_of(members, action) for action in ACTIONS}
             for name, policy in policies.items():

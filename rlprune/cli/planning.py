@@ -59,7 +59,8 @@ def plan(
         str,
         typer.Option(
             metavar="NAME|PATH",
-            help="learned, corrected, knapsack, global, uniform, or a trained policy's directory.",
+            help="learned, corrected, knapsack, global, uniform (one ratio, filled up), "
+            "uniform-plain, or a trained policy's directory.",
         ),
     ] = "learned",
     calibration: Calibration = None,

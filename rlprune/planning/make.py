@@ -223,8 +223,8 @@ def _note(
         clauses.append(f"of at most {max_params:,} parameters")
     if task.profiles.initial_loss is not None:
         clauses.append(
-            f"for an untrained network, by {task.profiles.initial_score} at initialisation: the "
-            "counts matter, not which channels stay"
+            f"for an untrained network, by {task.profiles.initial_score}: the counts matter, not "
+            "which channels stay"
         )
     elif not task.profiles.profiled:
         source = "shapes" if task.profiles.energy_loss is None else "weights and shapes"

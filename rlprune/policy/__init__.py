@@ -12,7 +12,7 @@ from rlprune.policy.base import Policy, SamplingPolicy
 
 __all__ = ["POLICY_NAMES", "Policy", "SamplingPolicy", "get_policy"]
 
-POLICY_NAMES = ("learned", "corrected", "knapsack", "global", "uniform")
+POLICY_NAMES = ("learned", "corrected", "knapsack", "global", "uniform", "uniform-plain")
 
 DATA = Path(__file__).parent / "data"
 DEFAULT_ARTIFACT = DATA / "default"
@@ -27,7 +27,12 @@ def get_policy(name_or_path: str) -> Policy:
     Raises:
         PolicyError: no such name or path, or what is there is damaged or of another version.
     """
-    from rlprune.policy.baselines import GlobalMagnitudePolicy, KnapsackPolicy, UniformPolicy
+    from rlprune.policy.baselines import (
+        GlobalMagnitudePolicy,
+        KnapsackPolicy,
+        PlainUniformPolicy,
+        UniformPolicy,
+    )
     from rlprune.policy.corrected import CorrectedKnapsackPolicy
     from rlprune.policy.learned import LearnedPolicy
 
@@ -41,6 +46,8 @@ def get_policy(name_or_path: str) -> Policy:
         return GlobalMagnitudePolicy()
     if name_or_path == "uniform":
         return UniformPolicy()
+    if name_or_path == "uniform-plain":
+        return PlainUniformPolicy()
     path = Path(name_or_path)
     if path.is_dir():
         return LearnedPolicy.load(path)

@@ -1,8 +1,10 @@
 """Policies that learn nothing: what a learned one has to beat.
 
-`UniformPolicy` and `GlobalMagnitudePolicy` are what most users do by hand (one ratio for all
-layers; one threshold on normalised scores, as Torch-Pruning's global pruning); `KnapsackPolicy` is
-the latency-aware optimum over single-group losses (HALP), and what a learned policy starts from.
+`PlainUniformPolicy` and `GlobalMagnitudePolicy` are what most users do by hand (one ratio for all
+layers; one threshold on normalised scores, as Torch-Pruning's global pruning). `UniformPolicy`
+spends what rounding leaves of the budget, so that a plan which beats it is better and not merely
+larger. `KnapsackPolicy` is the latency-aware optimum over single-group losses (HALP), and what a
+learned policy starts from.
 """
 
 from __future__ import annotations
@@ -15,10 +17,10 @@ from rlprune.task.knapsack import least_keeps, solve
 from rlprune.task.task import PruningTask
 
 
-class UniformPolicy:
+class PlainUniformPolicy:
     """One keep ratio for all groups: the largest whose rounding to levels meets the budget."""
 
-    name = "uniform"
+    name = "uniform-plain"
 
     def plan(self, task: PruningTask, budget_ms: FloatArray) -> IntArray:
         """As `Policy.plan`."""
@@ -31,6 +33,24 @@ class UniformPolicy:
         # adds midpoints of 1, which only the last target reaches, where padded levels are full.
         choice = (halfway[None] <= targets[:, None, None]).sum(-1)  # [R, G]
         return _largest_within(task, task.keeps_at(choice), budget_ms)
+
+
+class UniformPolicy:
+    """One keep ratio for all groups, filled up: groups are raised in turn, those that keep the
+    smaller share first, until none can be raised within the budget."""
+
+    name = "uniform"
+
+    def plan(self, task: PruningTask, budget_ms: FloatArray) -> IntArray:
+        """As `Policy.plan`."""
+        budget = np.asarray(budget_ms, dtype=np.float64)
+        keeps = PlainUniformPolicy().plan(task, budget)
+        if not task.group_count or not len(budget):
+            return keeps
+        choice = task.choice_of(keeps)  # [B, G]
+        within = task.tables.upper_ms(keeps) <= budget  # [B]; the others stay at the least
+        choice[within] = _filled(task, choice[within], budget[within])
+        return task.keeps_at(choice)
 
 
 class GlobalMagnitudePolicy:
@@ -71,3 +91,24 @@ def _largest_within(task: PruningTask, candidates: IntArray, budget_ms: FloatArr
     within = np.asarray(upper[None] <= np.asarray(budget_ms)[:, None])  # [B, C]
     last = len(candidates) - 1 - np.argmax(within[:, ::-1], axis=1)
     return np.where(np.asarray(within.any(1))[:, None], candidates[last], least_keeps(task))
+
+
+def _filled(task: PruningTask, choice: IntArray, budget_ms: FloatArray) -> IntArray:
+    """Level indices [B, G] raised one group and one level at a time while that fits the budgets."""
+    choice = choice.copy()
+    row = np.arange(len(choice))
+    width = task.graph.widths
+    raised = np.ones(len(choice), dtype=np.bool_)
+    while raised.any():
+        raised[:] = False
+        order = np.argsort(task.keeps_at(choice) / width, axis=1, kind="stable")  # [B, G]
+        for group in order.T:  # [B], another in each row
+            more = choice.copy()
+            more[row, group] = np.minimum(choice[row, group] + 1, task.level_count[group] - 1)
+            grows = more[row, group] > choice[row, group]
+            if not grows.any():
+                continue
+            fits = grows & (task.tables.upper_ms(task.keeps_at(more)) <= budget_ms)
+            choice[fits] = more[fits]
+            raised |= fits
+    return choice

@@ -43,7 +43,7 @@ class GroupProfiles:
     """[G, L], where groups stand for several of another graph: the sum of what was foretold of
     those (`profile.predicted`); None for graphs as they are, of which it is foretold when asked."""
     initial_score: str = ""
-    """The score's name, where `initial_loss` is there."""
+    """What `initial_loss` goes by, as a note has it; empty where that is None."""
 
     @property
     def profiled(self) -> bool:

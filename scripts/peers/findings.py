@@ -30,6 +30,7 @@ DATA_FREE = "_free"
 
 RULES = (
     "uniform",
+    "uniform-plain",
     "magnitude",
     "taylor",
     "sensitivity",
@@ -46,7 +47,7 @@ STAGES = ((*RULES, *CANDIDATES), ("evolution",), (*EPISODIC, "random"), ("netada
 """All methods, in the order in which a whole grid is gone through: an interrupted one has what
 matters most in every cell."""
 METHODS = tuple(method for stage in STAGES for method in stage)
-UNPROFILED = ("uniform", "magnitude", "taylor", "random", "netadapt", *EPISODIC)
+UNPROFILED = (*("uniform", "uniform-plain"), "magnitude", "taylor", "random", "netadapt", *EPISODIC)
 """Methods that never look at single-group losses."""
 
 

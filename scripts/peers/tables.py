@@ -122,7 +122,7 @@ def _headlines(grid: Grid) -> list[Row]:
             rows.append(_row(name, over, 0.0))
     for model in dict.fromkeys(place.model for place in grid.places):
         own_cells = _only(grid.of("learned_free"), model)
-        for other in ("magnitude", "uniform"):
+        for other in ("magnitude", "uniform", "uniform-plain"):
             over = over_cells(own_cells, _only(grid.of(other), model))
             if over is not None:
                 rows.append(_row(f"data_free/{model}/over_{other}", over, 0.0))

@@ -28,6 +28,19 @@ def net():
         nn.Conv2d(16, 48, 3, padding=1), nn.BatchNorm2d(48), nn.ReLU(),
         nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(48, 4),
     )
+
+def mobile():
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU6(),
+        *block(16, 32), *block(32, 64), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 4),
+    )
+
+def block(cin, cout):
+    return (
+        nn.Conv2d(cin, cin, 3, padding=1, groups=cin, bias=False), nn.BatchNorm2d(cin), nn.ReLU6(),
+        nn.Conv2d(cin, cout, 1, bias=False), nn.BatchNorm2d(cout), nn.ReLU6(),
+    )
 """
 
 
@@ -147,3 +160,19 @@ def test_refusals_are_one_line(
 def test_an_onnx_file_is_no_untrained_network(model: Path) -> None:
     with pytest.raises(InputError, match="at_init needs a torch module"):
         library.plan(model, budget_ratio=0.5, device="macs", at_init="synflow")
+
+
+@pytest.mark.parametrize("ratio", [0.3, 0.5, 0.75])
+def test_separable_convolutions_are_planned_by_shares_which_uniform_widths_do_not_beat(
+    rlprune: Rlprune, folder: Path, ratio: float
+) -> None:
+    ask = ("plan", "--at-init", "--module", "mynets:mobile", *SHAPE, "--device", "macs")
+    plans = {}
+    for policy in ("knapsack", "uniform", "uniform-plain"):
+        to = (*ask, "--budget-ratio", ratio, "--policy", policy, "--round-to", 1, "--json")
+        found = answer(rlprune(*to, "-o", f"{policy}.json"))
+        assert "by the shares that groups keep" in found["note"]
+        plan = PruningPlan.load(folder / f"{policy}.json")
+        widths = np.array([group.width for group in plan.groups])
+        plans[policy] = float(-np.log(plan.keeps / widths).sum())
+    assert plans["knapsack"] <= plans["uniform"] + 1e-9 <= plans["uniform-plain"] + 2e-9

@@ -12,7 +12,12 @@ from synthetic import random_task
 from rlprune.errors import PolicyError
 from rlprune.policy import get_policy
 from rlprune.policy.base import Policy
-from rlprune.policy.baselines import GlobalMagnitudePolicy, KnapsackPolicy, UniformPolicy
+from rlprune.policy.baselines import (
+    GlobalMagnitudePolicy,
+    KnapsackPolicy,
+    PlainUniformPolicy,
+    UniformPolicy,
+)
 from rlprune.policy.corrected import (
     NUMBERS,
     CorrectedKnapsackPolicy,
@@ -28,7 +33,7 @@ BENT = CorrectedKnapsackPolicy(tuple(0.1 * (-1) ** i for i in range(len(NUMBERS)
 
 @pytest.mark.parametrize(
     "policy",
-    [UniformPolicy(), GlobalMagnitudePolicy(), KnapsackPolicy(), BENT],
+    [UniformPolicy(), PlainUniformPolicy(), GlobalMagnitudePolicy(), KnapsackPolicy(), BENT],
     ids=lambda p: p.name,
 )
 @pytest.mark.parametrize("seed", range(4))
@@ -49,13 +54,27 @@ def test_the_full_budget_keeps_everything(policy: Policy) -> None:
     assert (keeps[0] == task.graph.widths).all()
 
 
-def test_uniform_keeps_one_ratio_rounded_to_the_nearest_level() -> None:
+def test_plain_uniform_keeps_one_ratio_rounded_to_the_nearest_level() -> None:
     task = learnable_task(0)
-    keeps = UniformPolicy().plan(task, budgets_at(task, np.array([0.5])))[0]
+    keeps = PlainUniformPolicy().plan(task, budgets_at(task, np.array([0.5])))[0]
     width = task.graph.widths
     nearest = [np.abs(task.levels / width[:, None] - r) for r in np.linspace(0, 1, 4001)]
     plans = {tuple(task.keeps_at(gap.argmin(1))) for gap in nearest}
     assert tuple(keeps) in plans
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_filled_uniform_keeps_what_the_plain_one_does_until_nothing_more_fits(seed: int) -> None:
+    task = random_task(seed, noise=0.1 * seed)
+    budget = budgets_at(task, SHARES)
+    plain, filled = PlainUniformPolicy().plan(task, budget), UniformPolicy().plan(task, budget)
+    assert (filled >= plain).all()
+    choice = task.choice_of(filled)
+    for row, limit in zip(choice, budget, strict=True):
+        for group in np.flatnonzero(row < task.level_count - 1):
+            more = row.copy()
+            more[group] += 1
+            assert task.tables.upper_ms(task.keeps_at(more[None]))[0] > limit
 
 
 def test_global_magnitude_cuts_where_energy_is_low_and_ignores_losses() -> None:

@@ -93,4 +93,4 @@ def test_pinned_groups_lose_together_what_they_lose_alone(trace: OnnxTrace) -> N
     pinned = PinnedTask.of(task, ((0, 1),)).task
     alone, together = (loss_curve(one.profiles, one.graph) for one in (task, pinned))
     np.testing.assert_allclose(together[0], alone[0] + alone[1])
-    assert pinned.profiles.initial_score == "synflow"
+    assert pinned.profiles.initial_score == "synflow at initialisation"
