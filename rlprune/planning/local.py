@@ -138,8 +138,6 @@ def plan_model(
     if budget_ratio is not None:
         budget_ms = budget_ratio * task.base_ms
     assert budget_ms is not None
-    if task.base_ms <= 0:
-        raise InputError(f"the model costs nothing by {device!r}: there is nothing to prune")
     made = ask(budget_ms)
     too_large = max_params is not None and made.params > max_params
     if not certify or runtime is None or too_large:

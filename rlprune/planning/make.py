@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from rlprune.constraints import BoundConstraints, Constraints
-from rlprune.errors import BudgetError
+from rlprune.errors import BudgetError, InputError
 from rlprune.graph.types import IntArray
 from rlprune.latency.types import MACS_DEVICE
 from rlprune.planning.candidates import PENDING, propose
@@ -75,11 +75,14 @@ def make_plan(
         max_params: a second budget: parameters that a plan may have. Candidates are not held to it.
 
     Raises:
+        InputError: the unpruned model is predicted to cost nothing.
         BudgetError: the budget is NaN, infinite, zero or negative; `max_params` below 1.
     """
     from rlprune.policy.guard import why_not_alone
     from rlprune.task.knapsack import least_keeps
 
+    if task.base_ms <= 0:
+        raise InputError(f"the model costs nothing by {device!r}: there is nothing to prune")
     budget_ms = check_budget(budget_ms)
     check_params(max_params)
     pinned = PinnedTask.of(task, constraints.pins if constraints else ())

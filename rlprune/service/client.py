@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -32,9 +32,10 @@ from rlprune.planning import (
 from rlprune.plans import PruningPlan
 from rlprune.profile.types import GroupProfiles
 from rlprune.service.channel import Channel
-from rlprune.service.device_messages import device_from, job_from, subject_to
+from rlprune.service.device_messages import device_from, subject_to
 from rlprune.service.plan_messages import plan_from, profiles_to, record_from
-from rlprune.store.records import DeviceRecord, Job, JobState, PlanRecord
+from rlprune.service.waiting import OnProgress, find_job, wait_for_jobs
+from rlprune.store.records import DeviceRecord, JobState, PlanRecord
 from rlprune.v1 import devices_pb2, plans_pb2
 
 if TYPE_CHECKING:
@@ -44,17 +45,10 @@ if TYPE_CHECKING:
 
     Model = str | Path | bytes | onnx.ModelProto | OnnxTrace
 
-OnProgress = Callable[[str, int, int], None]
-"""(what is being done, how much is done, of how much)."""
-
 PLAN_TIMEOUT_SEC = 120.0
 """Of one CreatePlan: a large model is traced once, and a device's tables fitted once a report."""
 HEALTH_PAGE_SIZE = 8
 """Devices asked for at once with their health: a fit each, where it has measured since."""
-SILENT_SEC = 120.0
-"""A device not seen for so long may have no worker; the server's clock and ours may differ."""
-FIRST_POLL_SEC = 0.1
-MAX_POLL_SEC = 1.0
 CERTIFY_JOB_COUNT = 2
 """Measuring jobs of each round of a certificate."""
 
@@ -180,10 +174,18 @@ class Client:
             request.budget_ms = budget_ms
             return pick(self._answer(trace, profiles, request, deadline, on_progress))
 
+        by = time.monotonic() + timeout_sec if deadline == 0.0 else deadline
+
         def measure(keeps: IntArray) -> Measurement:
             # A worker gives each job a process of its own.
             parts = [
-                self.measure(trace, keeps, device, on_progress=on_progress)[0]
+                self.measure(
+                    trace,
+                    keeps,
+                    device,
+                    timeout_sec=max(by - time.monotonic(), 0.0),
+                    on_progress=on_progress,
+                )[0]
                 for _ in range(CERTIFY_JOB_COUNT)
             ]
             return pooled(parts)
@@ -201,7 +203,7 @@ class Client:
         """The server's plan, once the device has measured what it needs; not waited for after
         `deadline`."""
         while True:
-            answer = self.create_plan(trace, profiles, request)
+            answer = self.create_plan(trace, profiles, request, until=deadline or None)
             if not answer.pending_job_ids or time.monotonic() > deadline:
                 break
             self._wait(answer.pending_job_ids, request.device, deadline, on_progress)
@@ -219,8 +221,13 @@ class Client:
         trace: OnnxTrace,
         profiles: GroupProfiles | None,
         request: plans_pb2.CreatePlanRequest,
+        *,
+        until: float | None = None,
     ) -> PlanAnswer:
-        """One call of CreatePlan: `request` (budget, device, policy) about a traced model."""
+        """One call of CreatePlan: `request` (budget, device, policy) about a traced model.
+
+        Tried again `until` then, by `time.monotonic`, where the server has answered before.
+        """
         from rlprune.graph.skeleton import strip
 
         asked = plans_pb2.CreatePlanRequest()
@@ -234,6 +241,7 @@ class Client:
             asked,
             plans_pb2.CreatePlanResponse,
             timeout_sec=PLAN_TIMEOUT_SEC,
+            until=until,
         )
         return PlanAnswer(
             plan=plan_from(found.plan) if found.HasField("plan") else None,
@@ -307,6 +315,7 @@ class Client:
 
         if device == MACS_DEVICE:
             raise InputError("'macs' is counted, not measured; give a device", field="device")
+        deadline = time.monotonic() + timeout_sec
         trace = _trace(model, input_shapes)
         rows = np.atleast_2d(np.asarray(keeps, dtype=np.int64))
         subjects = [
@@ -319,10 +328,12 @@ class Client:
             request_id=uuid.uuid4().hex,
         )
         job_id = self._channel.call(
-            "DeviceService/RequestMeasurement", request, devices_pb2.Job
+            "DeviceService/RequestMeasurement", request, devices_pb2.Job, until=deadline
         ).job_id
-        self._wait([job_id], device, time.monotonic() + timeout_sec, on_progress)
-        job, _, measurements = self._job(job_id, with_measurements=True)
+        self._wait([job_id], device, deadline, on_progress)
+        job, _, measurements = find_job(
+            self._channel, job_id, until=deadline, with_measurements=True
+        )
         if job.state is JobState.PARKED:
             raise MeasurementError(f"device {device!r} gave up: {job.reason}", field="device")
         found = {measurement.subject: measurement for measurement in measurements}
@@ -335,44 +346,10 @@ class Client:
         deadline: float,
         on_progress: OnProgress | None,
     ) -> None:
-        """Returns when none of the jobs is open any more."""
-        jobs = {job_id: self._job(job_id)[:2] for job_id in job_ids}
-        what = f"measuring on {device}"
-        if on_progress is not None and any(job.state.open for job, _ in jobs.values()):
-            seen = next((one.last_seen_sec for one in self.devices() if one.key == device), 0.0)
-            age_sec = time.time() - seen
-            if age_sec > SILENT_SEC:
-                what += f" (last seen {age_sec:.0f} s ago; is `rlprune work` running there?)"
-        poll_sec = FIRST_POLL_SEC
-        while True:
-            if on_progress is not None:
-                done = sum(reported for _, reported in jobs.values())
-                total = sum(len(job.subjects) for job, _ in jobs.values())
-                on_progress(what, done, total)
-            still = [job_id for job_id, (job, _) in jobs.items() if job.state.open]
-            if not still:
-                return
-            if time.monotonic() + poll_sec > deadline:
-                raise UnavailableError(
-                    f"device {device!r} has {len(still)} of {len(jobs)} jobs still to do; is "
-                    "`rlprune work` running there? Ask again later: what is measured is kept",
-                    field="device",
-                )
-            time.sleep(poll_sec)
-            poll_sec = min(1.5 * poll_sec, MAX_POLL_SEC)
-            # The oldest is done first, so one look a round is enough until it is.
-            for job_id in still:
-                jobs[job_id] = self._job(job_id)[:2]
-                if jobs[job_id][0].state.open:
-                    break
+        def last_seen_sec() -> float:
+            return next((one.last_seen_sec for one in self.devices() if one.key == device), 0.0)
 
-    def _job(
-        self, job_id: str, *, with_measurements: bool = False
-    ) -> tuple[Job, int, list[Measurement]]:
-        request = devices_pb2.GetJobRequest(job_id=job_id, with_measurements=with_measurements)
-        found = self._channel.call("DeviceService/GetJob", request, devices_pb2.Job)
-        job, measurements = job_from(found)
-        return job, found.reported_count, measurements
+        wait_for_jobs(self._channel, job_ids, device, deadline, on_progress, last_seen_sec)
 
 
 def _trace(model: Model, input_shapes: Mapping[str, Sequence[int]] | None) -> OnnxTrace:

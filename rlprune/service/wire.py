@@ -126,9 +126,12 @@ def error_of(error: grpc.RpcError, target: str) -> RlpruneError:
     return RlpruneError(f"{target}: {code.name}: {message}")
 
 
-def may_retry(error: grpc.RpcError) -> bool:
+def may_retry(error: grpc.RpcError, *, late: bool = False) -> bool:
     """Whether the same call may be sent again: what is unavailable passes (AIP-194), and what was
-    refused for want of room, before anything was done; a message that is too large stays so."""
+    refused for want of room, before anything was done; a message that is too large stays so. With
+    `late`, also after its time has run out."""
+    if late and error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
+        return True
     if error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED:
         return "larger than max" not in (error.details() or "")
     return bool(error.code() is grpc.StatusCode.UNAVAILABLE)
