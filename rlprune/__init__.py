@@ -56,7 +56,10 @@ def __getattr__(name: str) -> Any:
 
 @overload
 def trace(
-    model: OnnxModel, *, input_shapes: Mapping[str, Sequence[int]] | None = None
+    model: OnnxModel,
+    *,
+    input_shapes: Mapping[str, Sequence[int]] | None = None,
+    input_values: Mapping[str, Any] | None = None,
 ) -> OnnxTrace: ...
 @overload
 def trace(model: TorchModel, example_inputs: Any = None) -> TorchTrace: ...
@@ -65,6 +68,7 @@ def trace(
     example_inputs: Any = None,
     *,
     input_shapes: Mapping[str, Sequence[int]] | None = None,
+    input_values: Mapping[str, Any] | None = None,
 ) -> OnnxTrace | TorchTrace:
     """What of a model can be pruned. The model is not changed; a trace is returned as it is.
 
@@ -72,18 +76,21 @@ def trace(
         model: an ONNX file's path or bytes, an `onnx.ModelProto`, or a torch module.
         example_inputs: what a torch module is called with (a tensor or a tuple of them).
         input_shapes: shapes of ONNX inputs whose extents the file leaves open, by name.
+        input_values: values of ONNX inputs that are to be constants, by name, such as
+            `{"sr": 16000}`; in what is written, too.
 
     Raises:
         ModelError: the model is refused, or its channels cannot be followed.
         MissingExtraError: a torch module without the extra "torch".
     """
-    return _trace(model, example_inputs, input_shapes)
+    return _trace(model, example_inputs, input_shapes, input_values)
 
 
 def _trace(
     model: OnnxModel | TorchModel,
     example_inputs: Any,
     input_shapes: Mapping[str, Sequence[int]] | None,
+    input_values: Mapping[str, Any] | None = None,
 ) -> OnnxTrace | TorchTrace:
     from rlprune.graph.from_onnx import OnnxTrace, trace_onnx
 
@@ -108,7 +115,7 @@ def _trace(
             f"cannot trace a {type(model).__name__}; give an ONNX file's path or bytes, "
             "a ModelProto, or a torch module"
         )
-    return trace_onnx(model, input_shapes=input_shapes)
+    return trace_onnx(model, input_shapes=input_shapes, input_values=input_values)
 
 
 def plan(
@@ -259,13 +266,16 @@ def apply(
             images = load_calibration(calibration, traced.onnx)
             reconstruct_module(small, traced, plan.keeps, images, get_runtime())
         return small
+    from rlprune.graph.reach import attach
+
     if calibration is None:
         from rlprune.surgery.onnx import prune_onnx
 
-        return prune_onnx(traced, plan.keeps)
+        return attach(prune_onnx(traced, plan.keeps), traced.tail)
     from rlprune.profile.evaluate import Evaluator
     from rlprune.profile.fit import load_calibration
     from rlprune.runtime import get_runtime
 
     images = load_calibration(calibration, traced)
-    return Evaluator(traced, images, runtime=get_runtime()).corrected_model(plan.keeps)
+    corrected = Evaluator(traced, images, runtime=get_runtime()).corrected_model(plan.keeps)
+    return attach(corrected, traced.tail)

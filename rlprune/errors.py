@@ -50,6 +50,7 @@ class UnsupportedOperatorError(ModelError):
         super().__init__(f"node {node!r} ({operator}): {why}", field="model")
         self.node = node
         self.operator = operator
+        self.why = why
 
 
 class PlanError(InputError):

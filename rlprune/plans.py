@@ -217,7 +217,14 @@ class PruningPlan:
                 constraints=_constraints(data.get("constraints", {})),
                 candidates=tuple(_candidate(one) for one in data.get("candidates", ())),
             )
-        except (KeyError, TypeError, ValueError, InputError) as error:
+        except (
+            ArithmeticError,
+            AttributeError,
+            LookupError,
+            TypeError,
+            ValueError,
+            InputError,
+        ) as error:
             raise PlanError(
                 f"plan is damaged ({error!r}); make it again with `rlprune plan`"
             ) from error
@@ -292,7 +299,7 @@ def _candidate(data: Any) -> Candidate:
         gain_se=known(data["gain_se"]),
         loss=known(data["loss"]),
         loss_se=known(data["loss_se"]),
-        image_count=int(data.get("image_count", 0)),
+        image_count=_count(data.get("image_count", 0)),
         chosen=bool(data["chosen"]),
     )
 
@@ -324,15 +331,18 @@ def _constraints(data: Any) -> Constraints:
 
 
 def _finite(value: Any) -> float:
-    number = float(value)
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf
     if not math.isfinite(number):
-        raise ValueError(f"{value!r} is not a finite number")
+        raise ValueError(f"{str(value)[:40]} is not a finite number")
     return number
 
 
 def _count(value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        raise ValueError(f"{value!r} is not a count")
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**63:
+        raise ValueError(f"{str(value)[:40]} is not a count")
     return value
 
 

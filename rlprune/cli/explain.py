@@ -20,6 +20,7 @@ from rlprune.cli.frame import (
     print_line,
     print_table,
 )
+from rlprune.cli.inputs import InputValues
 from rlprune.cli.models import Model, load_trace
 
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ def trace(
         ),
     ] = None,
     input_shape: InputShapes = None,
+    input_value: InputValues = None,
     round_to: RoundTo = None,
     min_keep: MinKeep = 1,
     min_keep_ratio: MinKeepRatio = 0.0,
@@ -63,11 +65,13 @@ def trace(
     constraints = Constraints(
         round_to, min_keep, min_keep_ratio, tuple(hold or ()), tuple(pin or ())
     )
-    graph = load_trace(model, input_shape).graph
+    traced = load_trace(model, input_shape, input_value)
+    graph = traced.graph
     preferred = BLOCK if device is None else preferred_multiple(device)
     bound = bind(graph, constraints, round_to=preferred)
     levels, level_count = constrained_levels(graph, bound)
     facts = _facts(graph, bound, levels, level_count, _tables(graph, levels, level_count, device))
+    facts["notes"] = list(traced.notes)
     if as_json:
         print_json(facts)
         return
@@ -78,6 +82,8 @@ def trace(
         f"{facts['params']:,} parameters{latency}"
     )
     (_print_tree if tree else _print_tables)(facts)
+    for note in traced.notes:
+        print_line(f"note: {note}")
     print_line(
         f"{facts['prunable_macs_ratio']:.1%} of the MACs are prunable. MACs, params, latency: what "
         "goes with the whole group; neighbours share them."

@@ -8,7 +8,16 @@ from typing import Annotated
 
 import typer
 
-from rlprune.cli.frame import Json, print_json, print_line, print_table, progress, say, stoppable
+from rlprune.cli.frame import (
+    Json,
+    Seed,
+    print_json,
+    print_line,
+    print_table,
+    progress,
+    say,
+    stoppable,
+)
 
 
 def finetune(
@@ -60,7 +69,7 @@ def finetune(
     ] = 0.0,
     temperature: Annotated[float, typer.Option(help="Of distillation.")] = 4.0,
     augment: Annotated[str, typer.Option(metavar="none|flip|crop-flip")] = "none",
-    seed: int = 0,
+    seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
     """Cut a torch module as planned, fine-tune it, write its weights and ONNX file.

@@ -55,6 +55,7 @@ Threads = Annotated[
     ),
 ]
 
+Seed = Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Of everything that is drawn.")]
 RoundTo = Annotated[
     int | None,
     typer.Option(
@@ -94,6 +95,10 @@ class Commands(TyperGroup):
             reason = str(error)
         except BrokenPipeError:
             raise  # the reader of a pipe went away; typer ends quietly
+        except MemoryError:
+            reason = "this needs more memory than there is; try a smaller model or fewer images"
+        except RecursionError:
+            reason = "a file is nested too deeply to be read"
         except OSError as error:
             reason = f"{error.filename}: {error.strerror}" if error.filename else str(error)
         say(f"error: {' '.join(reason.split())}")
@@ -200,18 +205,37 @@ def check_output(path: Path | None, *inputs: Path | None) -> None:
     """Refuses an --output that could not be written, or would replace one of the files that are
     read, before any work is done for it.
 
+    Args:
+        path: to be written; None where nothing is.
+        inputs: what is read: plans, calibration files, folders of images, models with the files
+            that hold their external data.
+
     Raises:
-        InputError: its folder is missing, or it is a folder itself, or one of `inputs`.
+        InputError: its folder is missing, or it is a folder itself, or one of `inputs` or within
+            one.
     """
     if path is None:
         return
     for given in inputs if path.exists() else ():
-        if given is not None and given.exists() and path.samefile(given):
+        if given is not None and _reads(given, path):
             raise InputError(f"{path} is read by this command; write to another file")
     if not path.absolute().parent.is_dir():
         raise InputError(f"no folder {path.parent} to write {path.name} to; make it first")
     if path.is_dir():
         raise InputError(f"{path} is a folder; give a file's name")
+
+
+def _reads(given: Path, path: Path) -> bool:
+    """Whether a command that is given a file or a folder reads what is at `path`, which exists."""
+    if given.is_dir():
+        return path.resolve().is_relative_to(given.resolve())
+    if not given.is_file():
+        return False
+    if path.samefile(given):
+        return True
+    from rlprune.graph.load import files_read
+
+    return any(one.exists() and path.samefile(one) for one in files_read(given))
 
 
 def check_name(name: str) -> str:

@@ -11,6 +11,7 @@ import typer
 
 from rlprune.cli.fleet import StoreUrl
 from rlprune.cli.frame import InputShapes, Json, print_json, print_line, print_table, progress
+from rlprune.cli.inputs import InputValues
 from rlprune.cli.models import Model, load_trace
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ def explain_latency(
     store: StoreUrl = None,
     top: Annotated[int, typer.Option(min=1, help="Operators listed; the rest is summed.")] = 20,
     input_shape: InputShapes = None,
+    input_value: InputValues = None,
     as_json: Json = False,
 ) -> None:
     """Show where the milliseconds of a model are, and which of them a plan saves.
@@ -45,7 +47,7 @@ def explain_latency(
     from rlprune.store import open_store
 
     made = None if plan is None else PruningPlan.load(plan)
-    traced = load_trace(model, input_shape)
+    traced = load_trace(model, input_shape, input_value)
     with closing(open_store(store)) as opened, progress() as on_progress:
         found = explain_latency(traced, made, device=device, store=opened, on_progress=on_progress)
     if as_json:

@@ -20,6 +20,7 @@ from rlprune.cli.frame import (
     progress,
     say,
 )
+from rlprune.cli.inputs import InputValues, parse_input_values
 
 if TYPE_CHECKING:
     import onnx
@@ -33,13 +34,17 @@ Calibration = Annotated[
 ]
 
 
-def load_trace(path: Path, input_shapes: list[str] | None) -> OnnxTrace:
+def load_trace(
+    path: Path, input_shapes: list[str] | None, input_values: list[str] | None = None
+) -> OnnxTrace:
     """The traced model of a file; every refusal names the file."""
     from rlprune.graph.from_onnx import trace_onnx
     from rlprune.graph.load import load_onnx
 
+    values = parse_input_values(input_values)
     model = load_onnx(path)
-    return trace_onnx(model, input_shapes=parse_input_shapes(input_shapes, model))
+    shapes = parse_input_shapes(input_shapes, model)
+    return trace_onnx(model, input_shapes=shapes, input_values=values)
 
 
 def apply(
@@ -50,6 +55,7 @@ def apply(
     ],
     calibration: Calibration = None,
     input_shape: InputShapes = None,
+    input_value: InputValues = None,
     as_json: Json = False,
 ) -> None:
     """Write the model as the plan wants it.
@@ -63,7 +69,7 @@ def apply(
 
     check_output(output, plan, model, calibration)
     made = PruningPlan.load(plan)
-    traced = load_trace(model, input_shape)
+    traced = load_trace(model, input_shape, input_value)
     graph = traced.graph
     pruned = rlprune.apply(made, traced, calibration=calibration)
     del traced  # its copy of the weights, or three models would be in memory at once
@@ -90,6 +96,7 @@ def measure(
     runtime: RuntimeName = "ort",
     threads: Threads = 1,
     input_shape: InputShapes = None,
+    input_value: InputValues = None,
     as_json: Json = False,
 ) -> None:
     """Measure models on this machine in one table.
@@ -98,6 +105,7 @@ def measure(
     """
     import numpy as np
 
+    from rlprune.graph.given import with_input_values
     from rlprune.graph.load import load_onnx
     from rlprune.latency.device import local_device_key, model_batch
     from rlprune.latency.measure import MeasureConfig, measure
@@ -105,7 +113,11 @@ def measure(
     from rlprune.runtime import get_runtime
 
     executing = get_runtime(runtime)
-    loaded = [_with_shapes(load_onnx(path), path, input_shape) for path in models]
+    values = parse_input_values(input_value)
+    loaded = [
+        _with_shapes(with_input_values(load_onnx(path), values or {}), path, input_shape)
+        for path in models
+    ]
     device = local_device_key(executing, thread_count=threads, batch=model_batch(loaded[0]))
     with progress() as on_progress:
         measured = measure(

@@ -27,6 +27,7 @@ from rlprune.cli.frame import (
     say,
     stoppable,
 )
+from rlprune.cli.inputs import InputValues
 from rlprune.cli.models import Calibration, load_trace
 
 if TYPE_CHECKING:
@@ -68,6 +69,7 @@ def plan(
         Path | None, typer.Option("--output", "-o", metavar="PLAN.json", help="Write the plan.")
     ] = None,
     input_shape: InputShapes = None,
+    input_value: InputValues = None,
     round_to: RoundTo = None,
     min_keep: MinKeep = 1,
     min_keep_ratio: MinKeepRatio = 0.0,
@@ -144,7 +146,7 @@ def plan(
     if server is not None and max_params is not None:
         raise typer.BadParameter("is kept on this machine only", param_hint="--max-params")
     _check_source(model, at_init, module, server)
-    check_output(output, model, calibration)
+    check_output(output, model, calibration, Path(policy))
     from rlprune.constraints import Constraints
 
     constraints = Constraints(
@@ -152,7 +154,7 @@ def plan(
     )
     initial = None
     if model is not None:
-        traced = load_trace(model, input_shape)
+        traced = load_trace(model, input_shape, input_value)
     else:
         assert module is not None
         traced, initial = _untrained(module, input_shape, score or "synflow", calibration)

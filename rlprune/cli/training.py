@@ -13,6 +13,7 @@ import typer
 from rlprune.cli.frame import (
     InputShapes,
     Json,
+    Seed,
     check_name,
     print_json,
     print_line,
@@ -20,6 +21,7 @@ from rlprune.cli.frame import (
     progress,
     stoppable,
 )
+from rlprune.cli.inputs import InputValues
 from rlprune.cli.models import Model, load_trace
 from rlprune.errors import InputError
 
@@ -73,7 +75,8 @@ def record(
     ] = "learned",
     round_to: Annotated[int, typer.Option(min=1, help="Keep counts are multiples of this.")] = 8,
     input_shape: InputShapes = None,
-    seed: int = 0,
+    input_value: InputValues = None,
+    seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
     """Record what plans of a model lose, for `train`.
@@ -93,7 +96,7 @@ def record(
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder} is a file; give a folder to record in")
     proposing = get_policy(policy)
-    traced = load_trace(model, input_shape)
+    traced = load_trace(model, input_shape, input_value)
     profile_images, objective_images = load_calibration(calibration, traced).halves(seed=seed)
     with closing(open_store(store)) as opened:
         tables = proposal_tables(traced, device or (), store=opened, round_to=round_to)
@@ -180,7 +183,7 @@ def train(
         list[str] | None,
         typer.Option(help="Model that chooses the winner and is not trained on; repeat."),
     ] = None,
-    seed: int = 0,
+    seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
     """Train a policy with PPO on Ray.

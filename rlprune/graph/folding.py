@@ -27,6 +27,8 @@ MAX_ALL_FOLDED = 2**23
 
 def readable(dtype: np.dtype[Any], count: int) -> bool:
     """Whether a constant's values may decide about the graph."""
+    if dtype.kind == "O":  # text
+        return False
     return count < SMALL if dtype.kind not in "iub" else count <= MAX_FOLDED
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from onnx import ModelProto
 
@@ -13,9 +14,12 @@ from rlprune.graph.channels import ChannelMap, Channels
 from rlprune.graph.counts import count_unknown, count_weights
 from rlprune.graph.fingerprint import fingerprint
 from rlprune.graph.grouping import group_units
+from rlprune.graph.kinds import QUANTISED_REMEDY, is_quantised
 from rlprune.graph.load import check, load_onnx
-from rlprune.graph.normal import NormalModel, normalise
+from rlprune.graph.normal import NormalModel
 from rlprune.graph.operators import list_operators
+from rlprune.graph.prepare import prepare
+from rlprune.graph.reach import Tail
 from rlprune.graph.scope import Scope, apply_rule
 from rlprune.graph.types import PruningGraph
 
@@ -32,12 +36,33 @@ class OnnxTrace:
     channels: ChannelMap
     normal: NormalModel
     """Nodes, extents and known values of `model`."""
+    tail: Tail | None = None
+    """What follows the analysed part in the file and is kept as it is: `reach.attach` puts it
+    behind a cut model.
+    """
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a person should know of the model beside its groups, a sentence each."""
+        found = []
+        kept = () if self.tail is None else self.tail.nodes
+        count = sum(is_quantised(n.op_type, n.domain) for n in (*self.model.graph.node, *kept))
+        if count:
+            found.append(f"{count} operators are {QUANTISED_REMEDY}")
+        if self.tail is not None:
+            found.append(
+                f"analysed up to {self.tail.first}; {len(kept)} operators are kept as they are "
+                "behind it, and not counted"
+            )
+        return tuple(found)
 
 
 def trace_onnx(
     model: ModelProto | str | Path | bytes,
     *,
     input_shapes: Mapping[str, Sequence[int]] | None = None,
+    input_values: Mapping[str, Any] | None = None,
+    computing: bool = True,
 ) -> OnnxTrace:
     """Finds what may be pruned of an ONNX model; a skeleton will do. The argument is not changed.
 
@@ -45,21 +70,30 @@ def trace_onnx(
         model: a path, a file's bytes, or a loaded model. input_shapes: extents of graph inputs that
         the file leaves open, by input name. An open batch
             size is taken as 1 and stays open.
+        input_values: values of graph inputs that become constants of the model, by name; of what
+            is written, too.
+        computing: whether weights that are computed from constants become constants; False where
+            they must stay those of a torch module.
 
     Raises:
         ModelError: see `load.load_onnx`; extents that are not known; shapes that contradict each
-        other. UnsupportedOperatorError: an operator whose output shape cannot be told.
+        other. UnsupportedOperatorError: an operator whose output shape cannot be told, before which
+        nothing can be pruned.
     """
     if isinstance(model, ModelProto):
         check(model)
     else:
         model = load_onnx(model)
-    normal = normalise(model, input_shapes)
-    channels, spread = _follow(normal, frozenset())
+    prepared = prepare(model, input_shapes, input_values, computing=computing)
+    normal = prepared.normal
+    behind = {} if prepared.tail is None else prepared.tail.reasons
+    channels, spread = _follow(normal, frozenset(), behind)
     if spread:
-        channels, _ = _follow(normal, spread)
+        channels, _ = _follow(normal, spread, behind)
     order = canonical_order(normal)
     groups, held, known = group_units(normal, channels, order)
+    if prepared.tail is not None and not groups:
+        raise prepared.tail.first
     widths = [group.width for group in groups]
     operators = list_operators(normal, known, widths, order)
     shapes = tuple(normal.shapes[value.name] for value in normal.model.graph.input)
@@ -72,11 +106,16 @@ def trace_onnx(
         weights=count_weights(normal, known, widths),
         uncounted=count_unknown(normal),
     )
-    return OnnxTrace(graph, normal.model, known, normal)
+    return OnnxTrace(graph, normal.model, known, normal, prepared.tail)
 
 
-def _follow(normal: NormalModel, spread: frozenset[str]) -> tuple[Channels, frozenset[str]]:
-    """What the rules say, and which Expands would let more go if they were in `spread`."""
+def _follow(
+    normal: NormalModel, spread: frozenset[str], behind: Mapping[str, str]
+) -> tuple[Channels, frozenset[str]]:
+    """What the rules say, and which Expands would let more go if they were in `spread`.
+
+    `behind` says of tensors that something behind the model reads why they stay.
+    """
     channels = Channels(normal.shapes, normal.weights, normal.shape_like)
     shared = frozenset(name for name in normal.weights if len(normal.readers.get(name, ())) > 1)
     outputs = frozenset(value.name for value in normal.model.graph.output)
@@ -87,7 +126,8 @@ def _follow(normal: NormalModel, spread: frozenset[str]) -> tuple[Channels, froz
     for value in normal.model.graph.output:
         channels.node = value.name
         for block in channels.blocks.get(value.name, ()):
-            channels.hold(block.ids, f"graph output {value.name!r}")
+            reason = behind.get(value.name, f"graph output {value.name!r}")
+            channels.hold(block.ids, reason)
     return channels, frozenset(scope.found)
 
 

@@ -15,8 +15,10 @@ import numpy as np
 import onnx
 
 from rlprune.errors import MissingExtraError, ModelError
+from rlprune.graph.bodies import has_bodies
 from rlprune.graph.folding import LAYOUT, Array
 from rlprune.graph.from_onnx import OnnxTrace, trace_onnx
+from rlprune.graph.prepare import followed
 from rlprune.graph.types import Member, PruningGraph
 from rlprune.graph.walk import read_nodes, walk
 
@@ -92,20 +94,34 @@ def _twin_of(snapshot: nn.Module, call: Call) -> tuple[OnnxTrace, onnx.ModelProt
         ModelError: neither will do; one line with both reasons.
     """
     try:
-        model = export_onnx(snapshot, call, Exporter.OLDER)
-        return trace_onnx(model), model, Exporter.OLDER
+        model = _without_branches(export_onnx(snapshot, call, Exporter.OLDER))
+        return trace_onnx(model, computing=False), model, Exporter.OLDER
     except ModelError as error:
         older = error
     try:
         if newer_exporter_missing():
             raise ModelError('it needs onnxscript: pip install "rlprune[torch]"')
-        model = export_onnx(snapshot, call, Exporter.NEWER)
-        return trace_onnx(model), model, Exporter.NEWER
+        model = _without_branches(export_onnx(snapshot, call, Exporter.NEWER))
+        return trace_onnx(model, computing=False), model, Exporter.NEWER
     except ModelError as newer:
         raise ModelError(
             f"module {type(snapshot).__name__} cannot be exported to ONNX: by torch's older "
             f"exporter: {older}; by the newer one: {newer}"
         ) from newer
+
+
+def _without_branches(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The export with the branches taken that its shapes decide, as LocalResponseNorm's.
+
+    Raises:
+        UnsupportedOperatorError: of a part of it nothing can be told.
+    """
+    if not has_bodies(model):
+        return model
+    head, tail = followed(model)
+    if tail is not None:
+        raise tail.first
+    return head
 
 
 def _moved_weights(model: onnx.ModelProto, weights: frozenset[str]) -> dict[str, tuple[Place, ...]]:

@@ -2,33 +2,36 @@
 
 `load_onnx` answers with a model that is complete in memory and structurally sound, or raises
 `ModelError` in one line. Nothing is executed and nothing outside the file's own folder is read:
-external data must lie beside the file, as a plain file, within the size limit. Graphs with bodies
-(If, Loop, Scan), local functions, strings, dangling or cyclic names, or absurd sizes are refused
-before any of their data is looked at.
+external data must lie there, as a plain file, within the size limit (`external.py`). Local
+functions, dangling or cyclic names, or absurd sizes are refused before any of their data is looked
+at.
 """
 
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterable
 from itertools import islice
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import onnx
 from google.protobuf.message import DecodeError
 from onnx import AttributeProto, ModelProto, TensorProto, helper
 
 from rlprune.errors import ModelError, UnsupportedOperatorError
+from rlprune.graph.bodies import all_graphs, all_nodes
+from rlprune.graph.external import MAX_BYTES, data_files, embed, read_plain
+from rlprune.graph.kinds import QUANTISED_REMEDY
 from rlprune.graph.wire import MAX_NODES, MAX_PARTS, measure, too_many_nodes
 
-MAX_BYTES = 2**31 - 1
-"""Largest model, external data included; protobuf's own limit."""
 MAX_ELEMENTS = 2**31
 """Largest tensor, weights and activations alike."""
 MAX_RANK = 16
 MAX_NAME = 4096
 OPSETS = range(11, 27)
+"""Those whose operators are followed."""
+OLDEST_OPSET = 7
+"""Older ones than `OPSETS` are converted from here on (`opsets.py`)."""
 SKELETON_KEY = "rlprune.skeleton"
 """`metadata_props` key that marks a model whose weights were reduced to shapes (`skeleton.py`)."""
 
@@ -60,24 +63,38 @@ def load_onnx(source: str | Path | bytes) -> ModelProto:
         ModelError: no ONNX, refused by the checker, unsafe external data, too large, or of a kind
             that is not analysed (control flow, local functions, strings).
     """
+    path = None if isinstance(source, bytes) else Path(source)
     if isinstance(source, bytes):
         model = _parse(source, "model")
-        folder = None
     else:
         path = Path(source)
-        model = _parse(_read(path), str(path))
-        folder = path.parent
+        model = _parse(read_plain(path), str(path))
     for tensor in _tensors(model):
         if tensor.data_location == TensorProto.EXTERNAL:
-            if folder is None:
-                raise ModelError(
-                    f"tensor {tensor.name!r} keeps its data in another file; "
-                    "give the path of the model, or save it with all data inside",
-                    field="model",
-                )
-            _embed(tensor, folder, MAX_BYTES - model.ByteSize())
+            length = _count(tensor.dims) * _ITEM_BITS.get(tensor.data_type, 64) // 8
+            embed(tensor, path, length, MAX_BYTES - model.ByteSize())
+    open_negative(model)
     check(model)
     return model
+
+
+def files_read(path: Path) -> set[Path]:
+    """The files that a model at `path` is read from, links resolved: itself and its external data;
+    itself alone where it is no ONNX file.
+    """
+    found = {path.resolve()}
+    try:
+        return found | data_files(_tensors(_parse(read_plain(path), str(path))), path)
+    except ModelError:
+        return found
+
+
+def open_negative(model: ModelProto) -> None:
+    """Leaves extents open, in place, that are stated as -1 or less, as PaddlePaddle writes them."""
+    for value in (*model.graph.input, *model.graph.output, *model.graph.value_info):
+        for dim in value.type.tensor_type.shape.dim:
+            if dim.dim_value < 0:
+                dim.ClearField("dim_value")
 
 
 def check(model: ModelProto) -> None:
@@ -85,6 +102,13 @@ def check(model: ModelProto) -> None:
 
     Runs in time linear in the number of nodes; weights are only measured, not read.
     """
+    try:
+        _check(model)
+    except UnicodeDecodeError as error:
+        raise ModelError(f"a name in the model is not UTF-8: {error.object!r}"[:200]) from error
+
+
+def _check(model: ModelProto) -> None:
     graph = model.graph
     if not graph.node:
         raise ModelError("the model has no nodes", field="model")
@@ -96,12 +120,13 @@ def check(model: ModelProto) -> None:
             "inline them first (onnx.inliner.inline_local_functions)",
             field="model",
         )
-    if graph.sparse_initializer:
-        raise ModelError("the model has sparse weights, which are not read", field="model")
     opset = {entry.domain: entry.version for entry in model.opset_import}.get("")
-    if opset is None or opset not in OPSETS:
+    if opset is None or not OLDEST_OPSET <= opset < OPSETS.stop:
+        newer = opset is not None and opset >= OPSETS.stop
         raise ModelError(
-            f"opset {opset} is not within {OPSETS.start}..{OPSETS.stop - 1}; export again",
+            f"opset {opset} is {'newer than' if newer else 'not within'} "
+            f"{'' if newer else f'{OLDEST_OPSET}..'}{OPSETS.stop - 1}"
+            f"{', the newest known' if newer else ''}; export again at opset 18 or so",
             field="model",
         )
     _check_nodes(model)
@@ -111,19 +136,29 @@ def check(model: ModelProto) -> None:
     for value in (*graph.input, *graph.output):
         kind = value.type.tensor_type
         _check_text(value.name)
-        if not value.type.HasField("tensor_type") or kind.elem_type not in _ITEM_BITS:
-            raise ModelError(f"{value.name!r} is not a tensor of numbers", field="model")
-        check_shape(value.name, (d.dim_value for d in kind.shape.dim if d.HasField("dim_value")))
+        check_shape(value.name, (d.dim_value for d in kind.shape.dim if d.dim_value >= 0))
+    for value in graph.input:
+        numbers = value.type.tensor_type.elem_type in _ITEM_BITS
+        if not value.type.HasField("tensor_type") or not numbers:
+            raise ModelError(f"input {value.name!r} is not a tensor of numbers", field="model")
     _check_names(model)
+    light = without_weights(model)
+    for value in (*light.graph.input, *light.graph.output):
+        if value.type.HasField("tensor_type"):
+            # The checker wants a shape; what is not said is inferred later.
+            value.type.tensor_type.shape.SetInParent()
     try:
-        onnx.checker.check_model(without_weights(model), full_check=False)
+        onnx.checker.check_model(light, full_check=False)
     except (onnx.checker.ValidationError, ValueError, RuntimeError, TypeError) as error:
         raise ModelError(f"ONNX checker: {_one_line(error)}", field="model") from error
 
 
 def is_skeleton(model: ModelProto) -> bool:
     """Whether the model's weights were reduced to shapes by `skeleton.strip`."""
-    return any(entry.key == SKELETON_KEY for entry in model.metadata_props)
+    try:
+        return any(entry.key == SKELETON_KEY for entry in model.metadata_props)
+    except UnicodeDecodeError:
+        return False
 
 
 def without_weights(model: ModelProto) -> ModelProto:
@@ -157,7 +192,9 @@ def without_weights(model: ModelProto) -> ModelProto:
 def check_shape(name: str, dims: Iterable[int]) -> None:
     """Raises ModelError if a tensor of these extents is absurd."""
     shape = list(islice(dims, MAX_RANK + 1))
-    if len(shape) > MAX_RANK or any(d < 0 for d in shape) or _count(shape) > MAX_ELEMENTS:
+    # Without the empty axes: numpy refuses 0 x 2**40 x 2**40.
+    longer = [d for d in shape if d]
+    if len(shape) > MAX_RANK or any(d < 0 for d in shape) or _count(longer) > MAX_ELEMENTS:
         text = "x".join(map(str, shape[:MAX_RANK]))
         raise ModelError(f"tensor {name!r} of shape {text} is too large", field="model")
 
@@ -176,19 +213,11 @@ def _parse(data: bytes, name: str) -> ModelProto:
     return model
 
 
-def _read(path: Path) -> bytes:
-    try:
-        size = path.stat().st_size
-        if size > MAX_BYTES:
-            raise ModelError(f"{path} has {size} bytes, more than {MAX_BYTES}", field="model")
-        return path.read_bytes()
-    except OSError as error:
-        raise ModelError(f"cannot read {path}: {error.strerror or error}", field="model") from error
-
-
 def _tensors(model: ModelProto) -> Iterable[TensorProto]:
-    yield from model.graph.initializer
-    for node in model.graph.node:
+    """All constants, those of bodies among them."""
+    for graph in all_graphs(model.graph):
+        yield from graph.initializer
+    for node in all_nodes(model.graph):
         for attribute in node.attribute:
             _check_text(attribute.name)
             if attribute.HasField("t"):
@@ -202,61 +231,20 @@ def _constant(node: onnx.NodeProto) -> TensorProto | None:
     return next((a.t for a in node.attribute if a.name == "value"), None)
 
 
-def _embed(tensor: TensorProto, folder: Path, budget: int) -> None:
-    """Reads a tensor's external data into it, if it lies safely beside the model."""
-    entries = {entry.key: entry.value for entry in tensor.external_data}
-    location = entries.get("location", "")
-    parts = PurePosixPath(location.replace("\\", "/")).parts
-    if not parts or location.startswith(("/", "\\")) or ".." in parts or ":" in parts[0]:
-        raise ModelError(
-            f"tensor {tensor.name!r} points outside the model's folder ({location!r}); refused",
-            field="model",
-        )
-    path = folder.joinpath(*parts)
-    root = folder.resolve()
-    if path.resolve() != root.joinpath(*parts):
-        raise ModelError(f"external data {location!r} is a link; refused", field="model")
-    length = _count(tensor.dims) * _ITEM_BITS.get(tensor.data_type, 64) // 8
-    try:
-        offset = int(entries.get("offset", "0"))
-        stated = int(entries.get("length", str(length)))
-        if length > budget:
-            raise ModelError(
-                f"with {tensor.name!r} the model has more than {MAX_BYTES} bytes, which no ONNX "
-                "file in one piece can; split it, or use a smaller precision",
-                field="model",
-            )
-        if offset < 0 or stated != length:
-            raise ModelError(
-                f"external data of {tensor.name!r} has the wrong length", field="model"
-            )
-        # O_NOFOLLOW: a link that appeared after the test above is not followed either.
-        handle = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0))
-        with os.fdopen(handle, "rb") as file:
-            file.seek(offset)
-            data = file.read(length)
-    except (OSError, ValueError) as error:
-        raise ModelError(
-            f"cannot read external data {location!r}: {error}", field="model"
-        ) from error
-    if len(data) != length:
-        raise ModelError(f"external data {location!r} is cut short", field="model")
-    tensor.raw_data = data
-    del tensor.external_data[:]
-    tensor.ClearField("data_location")
-
-
 def _check_tensor(tensor: TensorProto, skeleton: bool) -> None:
     _check_text(tensor.name)
     check_shape(tensor.name, tensor.dims)
-    if tensor.data_type not in _ITEM_BITS:
-        kind = TensorProto.DataType.Name(tensor.data_type) if tensor.data_type < 30 else "?"
-        raise ModelError(f"tensor {tensor.name!r} holds {kind}, not numbers", field="model")
+    if tensor.data_type not in _ITEM_BITS and tensor.data_type != TensorProto.STRING:
+        known = tensor.data_type in TensorProto.DataType.values()
+        kind = TensorProto.DataType.Name(tensor.data_type) if known else "?"
+        small = kind.startswith(("FLOAT8", "FLOAT4", "INT4", "UINT4", "INT2", "UINT2"))
+        remedy = f", {QUANTISED_REMEDY}" if small else ", not numbers"
+        raise ModelError(f"tensor {tensor.name!r} holds {kind}{remedy}", field="model")
     if tensor.data_location == TensorProto.EXTERNAL:
         raise ModelError(f"tensor {tensor.name!r} keeps its data in another file", field="model")
     count = _count(tensor.dims)
     if tensor.HasField("raw_data"):
-        sound = len(tensor.raw_data) * 8 == count * _ITEM_BITS[tensor.data_type]
+        sound = len(tensor.raw_data) * 8 == count * _ITEM_BITS.get(tensor.data_type, -1)
     else:
         stored = sum(len(getattr(tensor, field)) for field in _FIELDS)
         empty = skeleton and stored == 0 and tensor.data_type in FLOAT_TYPES
@@ -267,10 +255,10 @@ def _check_tensor(tensor: TensorProto, skeleton: bool) -> None:
 
 def _check_nodes(model: ModelProto) -> None:
     values = 0
-    for index, node in enumerate(model.graph.node):
-        name = node.name or (node.output[0] if node.output else str(index))
+    for index, node in enumerate(all_nodes(model.graph)):
         for text in (node.name, node.op_type, node.domain, *node.input, *node.output):
             _check_text(text)
+        name = node.name or (node.output[0] if node.output else str(index))
         for attribute in node.attribute:
             values += len(attribute.ints) + len(attribute.floats) + len(attribute.strings)
             if values > MAX_PARTS:
@@ -278,20 +266,20 @@ def _check_nodes(model: ModelProto) -> None:
                     f"the attributes of the nodes hold more than {MAX_PARTS} numbers",
                     field="model",
                 )
-            nested = attribute.HasField("g") or len(attribute.graphs)
-            if nested or attribute.type in (AttributeProto.GRAPH, AttributeProto.GRAPHS):
-                raise UnsupportedOperatorError(
-                    name,
-                    node.op_type,
-                    "control flow is not analysed; export with static control flow",
-                )
             if attribute.type in (AttributeProto.SPARSE_TENSOR, AttributeProto.SPARSE_TENSORS):
                 raise UnsupportedOperatorError(name, node.op_type, "sparse tensors are not read")
             if attribute.ref_attr_name:
                 raise ModelError(f"node {name!r} refers to a function's attribute", field="model")
+    for graph in all_graphs(model.graph):
+        if graph.sparse_initializer:
+            raise ModelError("the model has sparse weights, which are not read", field="model")
+        for value in (*graph.input, *graph.output, *graph.value_info):
+            _check_text(value.name)
+            for dim in value.type.tensor_type.shape.dim:
+                _check_text(dim.dim_param)
 
 
-def _check_text(text: str) -> None:
+def _check_text(text: str | bytes) -> None:
     # Protobuf hands out what is no UTF-8 as bytes, whatever its types say.
     if not isinstance(text, str):
         raise ModelError(f"name {text[:MAX_NAME]!r} is not UTF-8", field="model")

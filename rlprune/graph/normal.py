@@ -21,6 +21,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, helper
 
+from rlprune.graph.ends import true_outputs
 from rlprune.graph.folding import Array, make_tensor
 from rlprune.graph.sizes import (
     GraphInput,
@@ -169,7 +170,7 @@ def _build(
         entry = graph.input.add()
         entry.CopyFrom(known[one.name])
         open_input(entry, one, others.open)
-    graph.output.extend(model.graph.output)
+    graph.output.extend(true_outputs(model.graph.output, walks))
 
     shapes = {name: shape for name, (_, shape) in first.types.items()}
     values: dict[str, Array] = {}

@@ -183,6 +183,18 @@ def other_sizes(
     return OtherSizes(tuple(found), frozenset(accepted), closed)
 
 
+def some_sizes(inputs: Sequence[GraphInput]) -> list[Types]:
+    """The sizes analysed, then others: of all that is open together, and of each alone."""
+    labels = tuple(dict.fromkeys(label for one in inputs for label in one.labels if label))
+    batches = {label for one in inputs for axis, label in enumerate(one.labels) if not axis}
+    changes: list[Change] = [{}]
+    if labels:
+        changes += _changes(labels, batches)
+    if len(labels) > 1:
+        changes += [next(_changes((label,), batches)) for label in labels]
+    return [{one.name: one.at(change) for one in inputs} for change in changes]
+
+
 def _changes(labels: Sequence[Label], batches: set[Label | None]) -> Iterator[Change]:
     """Other sizes to try, the likeliest to go through first."""
 

@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from rlprune.errors import ModelError
+from rlprune.graph.external import MAX_BYTES
 from rlprune.graph.folding import SMALL
-from rlprune.graph.load import FLOAT_TYPES, MAX_BYTES, SKELETON_KEY, is_skeleton, load_onnx
+from rlprune.graph.load import FLOAT_TYPES, SKELETON_KEY, is_skeleton, load_onnx
 from rlprune.graph.sizes import SIZES_KEY
 from rlprune.graph.weights import is_hollow
 

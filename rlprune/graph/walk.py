@@ -6,11 +6,8 @@ computed in the graph) can be used for the next node.
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import numpy as np
 import onnx
@@ -37,6 +34,12 @@ from rlprune.graph.folding import (
     result_size,
 )
 from rlprune.graph.load import check_shape
+from rlprune.graph.nodes import Node as Node
+from rlprune.graph.nodes import attribute_value as attribute_value
+from rlprune.graph.nodes import named as named
+from rlprune.graph.nodes import read_node as read_node
+from rlprune.graph.nodes import read_nodes as read_nodes
+from rlprune.graph.nodes import reading as reading
 from rlprune.graph.weights import Weight, is_hollow, to_array, weight_of
 
 Shape = tuple[int, ...]
@@ -51,31 +54,6 @@ _KEEP_SHAPE = frozenset(
 )
 """Operators whose one output is shaped as their first input: no need, or (where a function defines
 them) no way, to infer."""
-
-
-@dataclass(frozen=True, slots=True)
-class Node:
-    """A node with its attributes as Python values."""
-
-    name: str
-    op: str
-    inputs: tuple[str, ...]
-    outputs: tuple[str, ...]
-    attrs: Mapping[str, Any]
-    scope: str = ""
-    """Module path that the exporter noted, e.g. `layer1.0.conv1`; empty where it noted none."""
-
-
-@contextmanager
-def reading(node: Node) -> Iterator[None]:
-    """Turns what goes wrong while a node is read into a refusal that names it."""
-    try:
-        yield
-    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
-        why = " ".join(str(error).split())[:200]
-        raise ModelError(
-            f"node {node.name!r} ({node.op}) is malformed: {why}", field="model"
-        ) from error
 
 
 @dataclass
@@ -99,7 +77,16 @@ class Walk:
 
     def begin(self) -> None:
         """Knows the constants that the file holds."""
-        for name, weight in self.weights.items():
+        self._enter(self.weights)
+
+    def add_weights(self, tensors: Iterable[TensorProto]) -> None:
+        """Knows more constants, those of a branch that is taken."""
+        more = {tensor.name: weight_of(tensor) for tensor in tensors}
+        self.weights.update(more)
+        self._enter(more)
+
+    def _enter(self, weights: Mapping[str, Weight]) -> None:
+        for name, weight in weights.items():
             self.types[name] = (weight.elem_type, weight.dims)
             if weight.array is not None:
                 self.values[name] = weight.array
@@ -112,6 +99,9 @@ class Walk:
                 cannot be told.
         """
         with reading(node):
+            texts = [n for n in node.inputs if n and self.types[n][0] == TensorProto.STRING]
+            if texts:
+                raise UnsupportedOperatorError(node.name, node.op, f"it reads text ({texts[0]!r})")
             if not self._fold(node, proto):
                 self._infer(node, proto)
 
@@ -288,6 +278,8 @@ class Walk:
                 if shape is None:
                     self._declare(node)
                     return
+                if found[name].tensor_type.elem_type == TensorProto.STRING:
+                    raise UnsupportedOperatorError(node.name, node.op, f"it makes text ({name!r})")
                 check_shape(name, shape)
                 self.types[name] = (found[name].tensor_type.elem_type, shape)
         shapes = [self.types[name][1] for name in (*node.inputs[:2], node.outputs[0]) if name]
@@ -337,40 +329,6 @@ def start_walk(
     )
 
 
-def read_nodes(model: ModelProto) -> list[Node]:
-    """Nodes with unique, non-empty names."""
-    taken: Counter[str] = Counter()
-    return [read_node(proto, taken) for proto in model.graph.node]
-
-
-def read_node(proto: NodeProto, taken: Counter[str]) -> Node:
-    """A node under a name that is not among those `taken`; its own is entered."""
-    base = proto.name or f"{proto.op_type}_{proto.output[0] if proto.output else ''}"
-    taken[base] += 1
-    name = base if taken[base] == 1 else f"{base}#{taken[base]}"
-    op = proto.op_type if proto.domain in ("", "ai.onnx") else f"{proto.domain}.{proto.op_type}"
-    attrs = {a.name: attribute_value(a) for a in proto.attribute}
-    return Node(name, op, tuple(proto.input), _outputs(proto, name), attrs, _scope(proto))
-
-
-def _outputs(proto: NodeProto, name: str) -> tuple[str, ...]:
-    """Output names; one left out before one that is wanted gets a name, those after are dropped."""
-    names = list(proto.output)
-    while names and not names[-1]:
-        names.pop()
-    return tuple(n or f"{name}/unused{k}" for k, n in enumerate(names))
-
-
-def named(proto: NodeProto, node: Node) -> NodeProto:
-    """The proto with the node's output names; a copy where they differ."""
-    if tuple(proto.output) == node.outputs:
-        return proto
-    copy = NodeProto()
-    copy.CopyFrom(proto)
-    copy.output[:] = node.outputs
-    return copy
-
-
 def _shape(kind: TypeProto | None) -> Shape | None:
     if kind is None or not kind.HasField("tensor_type") or not kind.tensor_type.HasField("shape"):
         return None
@@ -382,18 +340,3 @@ def _shape(kind: TypeProto | None) -> Shape | None:
 
 def _type_proto(elem: int, shape: Shape) -> TypeProto:
     return helper.make_tensor_type_proto(elem, shape)
-
-
-def attribute_value(attribute: onnx.AttributeProto) -> Any:
-    """As a Python value; bytes as text."""
-    value = helper.get_attribute_value(attribute)
-    return value.decode("utf-8", "replace") if isinstance(value, bytes) else value
-
-
-def _scope(proto: NodeProto) -> str:
-    """Module path from the newer exporter's notes: `['', 'layer1', 'layer1.0', 'relu']`."""
-    for entry in proto.metadata_props:
-        if entry.key == "pkg.torch.onnx.name_scopes" and len(entry.value) < 4096:
-            scopes = [part.strip(" '\"") for part in entry.value.strip("[]").split(",")]
-            return scopes[-2] if len(scopes) > 1 else ""
-    return ""

@@ -16,6 +16,10 @@ from rlprune.errors import ModelError
 MAX_NODES = 50_000
 MAX_PARTS = 2**19
 """Most messages, repeated strings and numbers listed one by one in a file."""
+MAX_FIELDS = 2**21
+"""Most fields in all; a sound message holds a few scalars beside its parts, a hostile one the same
+scalar millions of times, which take long to count.
+"""
 MAX_VARINT_BYTES = 2**24
 """Most bytes of lists of numbers in the coding of variable length; weights are stored otherwise."""
 
@@ -28,7 +32,7 @@ def measure(data: bytes) -> None:
     What is damaged passes: the parser says so.
     """
     level: list[tuple[int, int, Any]] = [(0, len(data), ModelProto.DESCRIPTOR)]
-    parts = varint_bytes = 0
+    parts = varint_bytes = field_count = 0
     while level:
         inner: list[tuple[int, int, Any]] = []
         node_count = 0
@@ -62,6 +66,9 @@ def measure(data: bytes) -> None:
                         parts += 1
                     elif field.type not in (field.TYPE_FLOAT, field.TYPE_DOUBLE):
                         varint_bytes += length
+                field_count += 1
+                if field_count > MAX_FIELDS:
+                    raise ModelError(f"the model has more than {MAX_FIELDS} fields", field="model")
                 if node_count > MAX_NODES:
                     raise too_many_nodes(f"more than {MAX_NODES}")
                 if parts > MAX_PARTS:

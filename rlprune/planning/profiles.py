@@ -119,7 +119,7 @@ def _read_profile(path: Path, energy: GroupProfiles) -> GroupProfiles | None:
         data = read_npz(path)
         measured = data["measured_loss"].astype(np.float64)
         base_loss, image_count = float(data["base_loss"]), int(data["image_count"])
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, LookupError, TypeError, ArithmeticError):
         return None
     if measured.shape[1:] != energy.levels.shape:
         return None

@@ -123,7 +123,10 @@ class PolicyArtifact:
                 provenance=dict(description["provenance"]),
                 digest=digest,
             )
-        except (KeyError, TypeError, ValueError, SafetensorError) as error:
+        except (
+            *(ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError),
+            SafetensorError,
+        ) as error:
             raise PolicyError(f"{path}: policy is damaged ({error!r}); train it again") from error
         if network.observation_size != len(SLOTS) or network.action_size != ACTION_SIZE[action]:
             raise PolicyError(

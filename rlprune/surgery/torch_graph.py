@@ -389,7 +389,7 @@ def _watch(trace: TorchTrace, sites: Sites) -> tuple[dict[tuple[str, str], str],
             name = source[name]
         names.update(dict.fromkeys(own, name))
     del model.graph.output[: len(keys)]
-    again = trace_onnx(model)
+    again = trace_onnx(model, computing=False)
     ours = [(g.width, {m.tensor for m in g.members}) for g in again.graph.groups]
     theirs = [(g.width, {m.tensor for m in g.members}) for g in trace.onnx.graph.groups]
     if ours != theirs:

@@ -196,7 +196,7 @@ def _schema(pa: Any) -> Any:
     """Columns and their types; only `device` and `budget` may be null."""
     return pa.schema(
         [
-            pa.field("keeps", pa.list_(pa.field("element", pa.int16(), False)), False),
+            pa.field("keeps", pa.list_(pa.field("element", pa.int32(), False)), False),
             pa.field("loss", pa.float64(), False),
             pa.field("loss_se", pa.float64(), False),
             pa.field("divergence", pa.float64(), False),

@@ -8,7 +8,9 @@ no harm.
 from __future__ import annotations
 
 import io
+import struct
 import zipfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -114,7 +116,12 @@ def read_npz(path: Path) -> dict[str, NDArray[Any]]:
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as data:
             return {name: data[name] for name in data.files}
-    except (zipfile.BadZipFile, EOFError) as error:
+    except (zipfile.BadZipFile, zlib.error, struct.error, EOFError, SyntaxError) as error:
+        raise ValueError(f"{path.name} is damaged: {error}") from error
+    except (ArithmeticError, AttributeError, LookupError, TypeError, MemoryError) as error:
+        # An array without a zip around it, a header that names an absurd shape.
+        raise ValueError(f"{path.name} is damaged: {error}") from error
+    except RuntimeError as error:  # encrypted, or compressed in a way that is not known
         raise ValueError(f"{path.name} is damaged: {error}") from error
 
 
