@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -28,6 +29,10 @@ if TYPE_CHECKING:
     from rlprune.graph.types import IntArray, PruningGraph
     from rlprune.latency.tables import LatencyTables
 
+FIGURES = 40
+"""Columns of a terminal that a group's figures take in the table."""
+NAME = 28
+"""Most characters of a name in what is held; exporters make some of 200."""
 SHOWN = 4
 """Names that a line lists before it only counts them; a DenseNet's layer has 60 readers."""
 
@@ -84,6 +89,8 @@ def trace(
     (_print_tree if tree else _print_tables)(facts)
     for note in traced.notes:
         print_line(f"note: {note}")
+    if facts["uncounted"]:
+        print_line(f"Not counted in the MACs: {'; '.join(map(_unknown, facts['uncounted']))}.")
     print_line(
         f"{facts['prunable_macs_ratio']:.1%} of the MACs are prunable. MACs, params, latency: what "
         "goes with the whole group; neighbours share them."
@@ -151,27 +158,72 @@ def _facts(
             for index, group in enumerate(graph.groups)
         ],
         "held": [asdict(held) for held in graph.held],
+        "uncounted": [
+            {**asdict(one), "params_ratio": one.params / max(int(graph.params(graph.widths)), 1)}
+            for one in graph.uncounted
+        ],
     }
 
 
 def _print_tables(facts: dict[str, Any]) -> None:
+    """One line a group where names are not too long; one row for what is held for one reason."""
     constrained = any(group["constraint"] for group in facts["groups"])
     columns = ["group", "members", "width", "MACs", "params", "latency"]
+    room = max(console().width - FIGURES, 24) // (2 + constrained)
     rows = []
     for group in facts["groups"]:
-        row = [group["name"], _some(group["members"]), str(group["width"]), *_shares(group)]
+        members = _fitting(_called(group["axes"]), room)
+        row = [shortened(group["name"], room), members, str(group["width"]), *_shares(group)]
         if constrained:
-            row.insert(1, group["constraint"])
+            row.insert(1, shortened(group["constraint"], room))
         rows.append(row)
     if constrained:
         columns.insert(1, "constraint")
     print_table(columns, rows, left=2 + constrained)
     if facts["held"]:
-        print_table(
-            ("held whole", "why", "width"),
-            [(f"{h['tensor']} ({h['node']})", h["reason"], str(h["width"])) for h in facts["held"]],
-            left=2,
-        )
+        print_table(("held whole", "why", "width", "times"), held_rows(facts["held"]), left=2)
+
+
+def held_rows(held: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, str, str]]:
+    """Layer, reason, width and how often, once per weight and reason.
+
+    The node whose rule it is goes unnamed, so that a weight that many nodes read is one row;
+    `--tree` and `--json` name it.
+    """
+    found: Counter[tuple[str, str, int]] = Counter()
+    layers: dict[str, str] = {}
+    for one in held:
+        node, reason = one["forced_by"], one["reason"]
+        layers.setdefault(one["tensor"], one["layer"] or one["tensor"])
+        found[one["tensor"], reason.replace(f" {node}", "") if node else reason, one["width"]] += 1
+    return [
+        (shortened(layers[tensor], NAME), reason, str(width), str(often))
+        for (tensor, reason, width), often in found.items()
+    ]
+
+
+def shortened(name: str, room: int) -> str:
+    """The name, what is in its middle left out where it is longer than `room`."""
+    if len(name) <= room:
+        return name
+    tail = (room - 1) // 2
+    return f"{name[: room - 1 - tail]}\N{HORIZONTAL ELLIPSIS}{name[-tail:]}"
+
+
+def _fitting(names: list[str], room: int) -> str:
+    """As many names as fit, and how many more there are; `--json` has all."""
+    names = [shortened(name, room) for name in names]
+    for count in range(len(names), 1, -1):
+        more = f" +{len(names) - count}" if count < len(names) else ""
+        text = ", ".join(names[:count]) + more
+        if len(text) <= room:
+            return text
+    more = f" +{len(names) - 1}" if len(names) > 1 else ""
+    return shortened(names[0], max(room - len(more), 8)) + more if names else ""
+
+
+def _unknown(one: Mapping[str, Any]) -> str:
+    return f"{one['operator']} x {one['count']} ({one['params_ratio']:.1%} of the parameters)"
 
 
 def _print_tree(facts: dict[str, Any]) -> None:
@@ -209,8 +261,9 @@ def _print_tree(facts: dict[str, Any]) -> None:
         reasons.setdefault((held["reason"], held["forced_by"]), []).append(held)
     for (reason, node), axes in reasons.items():
         by = f" (by {node})" if node and node not in reason else ""
-        branch = whole.add(Text(f"{reason}{by}"))
-        branch.add(Text(_some([f"{h['layer'] or h['tensor']} x {h['width']}" for h in axes])))
+        branch = whole.add(Text(f"{reason}{by}".replace(node, shortened(node, NAME))))
+        layers = [shortened(h["layer"] or h["tensor"], NAME) for h in axes]
+        branch.add(Text(_some([f"{n} x {h['width']}" for n, h in zip(layers, axes, strict=True)])))
     console().print(whole)
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from rlprune.constraints import BoundConstraints, Constraints
 from rlprune.errors import BudgetError, InputError
-from rlprune.graph.types import IntArray
+from rlprune.graph.types import IntArray, PruningGraph
 from rlprune.latency.types import MACS_DEVICE
 from rlprune.planning.candidates import PENDING, propose
 from rlprune.plans import Candidate, PlanEntry, PlanFigures, PruningPlan
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
 
 SMALLER_BUDGETS = 33
 """Latency budgets down to the least, tried where plans must be small and a policy knows latency."""
+
+HOLDERS = 3
+"""Kinds of operators that a note names as holding layers whole."""
 
 
 def check_budget(value: float, name: str = "budget_ms") -> float:
@@ -234,4 +238,15 @@ def _note(
         clauses.append(f"losses foretold from {source} and other networks: no calibration data")
     if task.tables.device == MACS_DEVICE:
         clauses.append("latencies are millions of MACs")
-    return "; ".join(clauses)
+    return "; ".join([*clauses, *_held_clauses(task.graph)])
+
+
+def _held_clauses(graph: PruningGraph) -> list[str]:
+    """Which operators hold layers whole, most first; the graph's outputs always do."""
+    reasons = [held.reason for held in graph.held if held.forced_by]
+    by = Counter(reason.split()[0] for reason in reasons if not reason.startswith("graph output"))
+    if not by:
+        return []
+    named = ", ".join(f"{count} by {operator}" for operator, count in by.most_common(HOLDERS))
+    layers = "1 layer is" if by.total() == 1 else f"{by.total()} layers are"
+    return [f"{layers} not prunable ({named}; rlprune trace tells which)"]

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import onnx
 import pytest
 from command_line import Rlprune, answer, refusal
 from onnx_nets import conv_net
+from onnx_oracle import Net, numbers_in_weights
 
 
 @pytest.fixture
@@ -81,3 +83,82 @@ def test_constraints_show_in_the_table_the_tree_and_the_share(rlprune: Rlprune, 
     for form in ((), ("--tree",)):
         text = rlprune("trace", net, *stated, *form).stdout
         assert "held by 'conv0.weight'" in text and "pinned by 'conv[12]'" in text
+
+
+def write_net(folder: Path, net: Net, *outputs: str) -> Path:
+    path = folder / "model.onnx"
+    path.write_bytes(net.model(*outputs).SerializeToString())
+    return path
+
+
+def test_what_one_weight_is_held_for_is_one_row_with_a_count(
+    rlprune: Rlprune, folder: Path
+) -> None:
+    net = Net(1, 6, 16)
+    x, weight = net.add("MatMul", "x", net.weight(16, 16)), net.weight(16, 16)
+    for _ in range(5):
+        x = net.add("LayerNormalization", net.add("MatMul", x, weight), net.weight(16))
+    shown = rlprune("trace", write_net(folder, net, x)).stdout.splitlines()
+    rows = [line.split() for line in shown if "LayerNormalization normalises" in line]
+    assert [row[-2:] for row in rows] == [["16", "1"], ["16", "5"]]
+
+
+def test_rows_of_a_group_fit_80_columns_whatever_the_names(
+    rlprune: Rlprune, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rlprune.cli.frame.PIPE_WIDTH", 80)
+    model = conv_net((16, 32))
+    for node in model.graph.node:
+        node.name = f"/features/{'very_long_block;' * 12}/{node.name}/Conv"
+    for tensor in model.graph.initializer:
+        for node in model.graph.node:
+            renamed = [f"onnx::{n}" if n == tensor.name else n for n in node.input]
+            node.input[:] = renamed
+        tensor.name = f"onnx::{tensor.name}"
+    path = folder / "model.onnx"
+    path.write_bytes(model.SerializeToString())
+    table = rlprune("trace", path).stdout.splitlines()[1:-1]
+    assert max(len(line.rstrip()) for line in table) <= 80
+    rows = [line for line in table if "%" in line]
+    assert len(rows) == 2 and all("onnx::" not in row and "features" in row for row in rows)
+
+
+def test_quantised_file_says_to_prune_before_quantising(rlprune: Rlprune, folder: Path) -> None:
+    net = Net(1, 3, 8, 8)
+    scale, zero = net.constant(0.02, "float32"), net.constant(0, "int8")
+    weight = net.constant(net.rng.integers(-99, 99, (16, 3, 3, 3)), "int8")
+    weight = net.add("DequantizeLinear", weight, scale, zero)
+    path = write_net(folder, net, net.head(net.add("Conv", "x", weight), 16))
+    assert "prune the float model, then quantise" in " ".join(rlprune("trace", path).stdout.split())
+    planned = rlprune("plan", path, "--device", "macs", "--budget-ratio", 0.5, "--json")
+    assert planned.exit_code == 3
+
+
+def test_plan_says_which_operators_hold_layers(rlprune: Rlprune, folder: Path) -> None:
+    net = Net(1, 6, 16)
+    x = net.add("LayerNormalization", net.add("MatMul", "x", net.weight(16, 16)), net.weight(16))
+    x = net.add(
+        "MatMul", net.add("Relu", net.add("MatMul", x, net.weight(16, 32))), net.weight(32, 4)
+    )
+    path = write_net(folder, net, x)
+    plan = answer(rlprune("plan", path, "--device", "macs", "--budget-ratio", 0.7, "--json"))
+    assert "1 layer is not prunable (1 by LayerNormalization" in plan["note"]
+
+
+def test_max_params_holds_for_the_file_that_apply_writes(rlprune: Rlprune, folder: Path) -> None:
+    net = Net(7, 1, 20)
+    x = net.add("Relu", net.add("MatMul", "x", net.weight(20, 32)))
+    x = net.add("GRU", x, net.weight(1, 192, 32), net.weight(1, 192, 64), hidden_size=64)
+    x = net.add("Reshape", x, net.ints(7, 1, 64))
+    x = net.add(
+        "MatMul", net.add("Relu", net.add("MatMul", x, net.weight(64, 32))), net.weight(32, 4)
+    )
+    path, file = write_net(folder, net, x), net.model(x)
+    whole = answer(rlprune("trace", path, "--json"))["params"]
+    assert whole == numbers_in_weights(file) == 20 * 32 + 192 * 96 + 64 * 32 + 32 * 4
+    planned = ("plan", path, "--device", "macs", "--budget-ratio", 1.0, "--json", "--max-params")
+    assert rlprune(*planned, 2000).exit_code == 3
+    most = whole - 2500
+    plan = answer(rlprune(*planned, most, "-o", folder / "plan.json"))
+    assert rlprune("apply", folder / "plan.json", path, "-o", folder / "cut.onnx").exit_code == 0
+    assert numbers_in_weights(onnx.load(folder / "cut.onnx")) == plan["params"] <= most
