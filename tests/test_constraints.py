@@ -83,7 +83,7 @@ def test_levels_keep_to_every_constraint() -> None:
 
 def test_pinned_groups_have_the_same_ratio_at_every_level_each_rounded_by_itself() -> None:
     for round_to, expected in ((1, 16), (2, 8), (8, 2), (16, 1)):
-        bound = bind(GRAPH, Constraints(pin=("conv*",)), round_to=round_to)
+        bound = bind(GRAPH, Constraints(round_to, pin=("conv*",)), round_to=8)
         if round_to == 16:  # 16 channels in whole 16s: all or nothing, for three wider ones too
             with pytest.raises(InputError, match=r"'conv0' \(16\).*no keep ratio") as refusal:
                 constrained_levels(GRAPH, bound)
@@ -105,17 +105,21 @@ def test_without_rounding_levels_are_even_shares_of_the_width() -> None:
 
 @pytest.mark.parametrize(
     ("device", "multiple"),
-    [("macs", 1), ("openvino-2026.1.x86_64", 1), ("mnn-3.2.arm", 1), ("ort-1.31.1.x86_64", 8),
+    [("macs", 8), ("openvino-2026.1.x86_64", 1), ("mnn-3.2.arm", 1), ("ort-1.31.1.x86_64", 8),
      ("ncnn-2026.arm", 8), ("macs-board", 8)],
 )  # fmt: skip
 def test_the_device_decides_the_rounding_that_nobody_stated(device: str, multiple: int) -> None:
     assert preferred_multiple(device) == multiple
 
 
-def test_macs_are_planned_in_finer_steps_than_eight_unless_asked() -> None:
-    free = rlprune.plan(TRACE, policy="uniform", **ASK)  # type: ignore[arg-type]
+def test_macs_are_planned_in_steps_of_eight_unless_asked() -> None:
+    """Who has no device at hand plans by MACs, and runs the plan on kernels of eight channels."""
+    usual = rlprune.plan(TRACE, policy="uniform", **ASK)  # type: ignore[arg-type]
+    assert usual.constraints.round_to == 8
+    wide = np.array(WIDTHS) >= 32
+    assert wide.any() and not (usual.keeps[wide] % 8).any()
+    free = rlprune.plan(TRACE, policy="uniform", round_to=1, **ASK)  # type: ignore[arg-type]
     rounded = rlprune.plan(TRACE, policy="uniform", round_to=8, **ASK)  # type: ignore[arg-type]
-    assert (free.constraints.round_to, rounded.constraints.round_to) == (1, 8)
     assert (free.keeps % 8).any() and not (rounded.keeps % 8).any()
     assert rounded.predicted_latency_ms < free.predicted_latency_ms <= free.budget_ms
 
@@ -141,6 +145,22 @@ def test_every_policy_keeps_to_holds_and_pins_within_the_budget(policy: str) -> 
     shapes = {tensor.name: list(tensor.dims) for tensor in pruned.graph.initializer}
     assert shapes["conv0.weight"] == [16, 3, 3, 3]
     assert shapes["conv1.weight"][0] == shapes["fc.weight"][1] == plan.keeps[1]
+
+
+@pytest.mark.parametrize(
+    ("width", "expected"),
+    [(4, [1, 2, 3, 4]), (8, list(range(1, 9))), (16, list(range(2, 17, 2))),
+     (31, [*range(2, 31, 2), 31]), (32, [8, 16, 24, 32]), (40, [8, 16, 24, 32, 40])],
+)  # fmt: skip
+def test_narrow_groups_have_finer_steps_unless_the_step_was_stated(
+    width: int, expected: list[int]
+) -> None:
+    graph = trace_onnx(conv_net((width, 64), extent=8)).graph
+    levels, count = constrained_levels(graph, bind(graph, Constraints(), round_to=8))
+    assert levels[0, : count[0]].tolist() == expected
+    assert levels[1, : count[1]].tolist() == list(range(8, 65, 8))
+    stated, count = constrained_levels(graph, bind(graph, Constraints(8), round_to=8))
+    assert stated[0, : count[0]].tolist() == [*range(8, width, 8), width]
 
 
 def test_a_budget_that_only_the_constraints_forbid_says_so() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -102,6 +102,7 @@ def measure(
     """Measure models on this machine in one table.
 
     Every model runs in turns with the first one, so their ratio holds though the machine drifts.
+    A ratio's interval is where another such measurement would come out, 90 %.
     """
     import numpy as np
 
@@ -129,38 +130,46 @@ def measure(
             config=MeasureConfig(thread_count=threads, sample_count=10),
             on_progress=lambda done, total: on_progress("measuring", done, total),
         )
-    rows = [
+    rows: list[dict[str, Any]] = [
         {
             "model": str(path),
             "latency_ms": one.latency_ms,
-            "ratio_to_first": one.control_ratio if len(loaded) > 1 else 1.0,
+            # The first in turns with itself tells how far two equal models come out apart.
+            "ratio_to_first": one.control_ratio if place else 1.0,
+            "ratio_interval": one.ratio_interval if place else (1.0, 1.0),
             "wall_ms": float(np.median([np.median(session) for session in one.wall_ms]))
             if one.wall_ms
             else float("nan"),
             "status": one.status,
             "reason": one.reason,
         }
-        for path, one in zip(models, measured, strict=True)
+        for place, (path, one) in enumerate(zip(models, measured, strict=True))
     ]
     clock = "thread CPU time" if threads == 1 else "wall time"
     if as_json:
         print_json({"device": device, "clock": clock, "models": rows})
     else:
         print_table(
-            ("model", "status", "ms", "ratio to first", "wall ms"),
+            ("model", "status", "ms", "ratio to first", "90 % within", "wall ms"),
             [
                 (
                     str(row["model"]),
                     f"{row['status']}: {row['reason']}" if row["reason"] else str(row["status"]),
                     f"{row['latency_ms']:.3f}",
                     f"{row['ratio_to_first']:.3f}",
+                    f"{row['ratio_interval'][0]:.3f} .. {row['ratio_interval'][1]:.3f}",
                     f"{row['wall_ms']:.3f}",
                 )
                 for row in rows
             ],
             left=2,
         )
-        print_line(f"{device}; ms is {clock}, the median of sessions' medians")
+        print_line(f"{device}; ms is {clock}, the mean over the middle half of fresh sessions")
+        if any(row["status"] == "unstable" for row in rows):
+            print_line(
+                "unstable: the sessions differ by more than they should, mostly because the "
+                "machine was busy; the interval says how much a ratio is worth"
+            )
     failed = [row for row in rows if row["status"] == "failed"]
     if failed:
         say(f"error: {len(failed)} of {len(rows)} models could not be measured")

@@ -14,7 +14,7 @@ from rlprune.graph.sizes import at_sizes
 from rlprune.graph.skeleton import fill
 from rlprune.latency.measure import MeasureConfig, Progress, Subject, measure
 from rlprune.latency.operators import operator_model
-from rlprune.latency.types import Measurement, ModelSubject, OperatorSpec
+from rlprune.latency.types import CONTROL, Measurement, ModelSubject, OperatorSpec
 from rlprune.runtime.base import Runtime
 from rlprune.surgery.importance import unit_scores
 from rlprune.surgery.onnx import prune_onnx
@@ -74,7 +74,7 @@ def measure_subjects(
         try:
             control = model_of(ModelSubject(fingerprint, ()))
         except RlpruneError as error:
-            results += [_failed(device, subject, f"control: {error}", config) for subject in own]
+            results += [_failed(device, subject, f"{CONTROL}{error}", config) for subject in own]
             continue
         for start in range(0, len(own), MODELS_AT_ONCE):
             built: list[tuple[Subject, onnx.ModelProto]] = []

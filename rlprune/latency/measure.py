@@ -36,7 +36,7 @@ import onnx
 from rlprune.errors import MeasurementError
 from rlprune.graph.types import FloatArray
 from rlprune.latency.operators import canary_model
-from rlprune.latency.types import Measurement, ModelSubject, OperatorSpec
+from rlprune.latency.types import CONTROL, Measurement, ModelSubject, OperatorSpec
 from rlprune.runtime.base import Array, Runtime, Session
 
 try:
@@ -183,11 +183,11 @@ class _Bench:
         loaded: list[_Loaded] = []
         try:
             if len(trial.sessions) % 2 == 0:
-                control = self._load(self.control, loaded, "control: ")
+                control = self._load(self.control, loaded, CONTROL)
                 subject = self._load(trial.model, loaded)
             else:
                 subject = self._load(trial.model, loaded)
-                control = self._load(self.control, loaded, "control: ")
+                control = self._load(self.control, loaded, CONTROL)
             # A plan that is much smaller than its control costs next to nothing to repeat.
             ratio = control.sample_ms / subject.sample_ms
             subject.repeat_count *= max(1, round(MIN_SHARE * ratio))
@@ -322,12 +322,19 @@ class _Loaded:
         )
 
 
+_FLOATS = ("FLOAT", "DOUBLE", "FLOAT16", "BFLOAT16")
+_INTEGERS = tuple(f"{sign}INT{bits}" for sign in ("", "U") for bits in (8, 16, 32, 64))
+
+
 def random_inputs(model: onnx.ModelProto, *, seed: int = 0) -> dict[str, Array]:
-    """Standard normal float32 for float inputs, zeros for integers (valid as indices); open
-    dimensions are 1.
+    """Inputs of every numeric type; open dimensions are 1.
+
+    Floats are standard normal. Integers of more than a byte are zeros, valid as indices whatever
+    they index; bytes with three axes or more are pixels, 0 to 127, else zeros. Booleans are true:
+    a mask that lets everything pass is what costs most.
 
     Raises:
-        MeasurementError: an input of a type that cannot be made up.
+        MeasurementError: an input that is no tensor of numbers.
     """
     rng = np.random.default_rng(seed)
     known = {tensor.name for tensor in model.graph.initializer}
@@ -337,14 +344,23 @@ def random_inputs(model: onnx.ModelProto, *, seed: int = 0) -> dict[str, Array]:
             continue
         tensor = value.type.tensor_type
         shape = [max(1, dim.dim_value) for dim in tensor.shape.dim]
-        if tensor.elem_type == onnx.TensorProto.FLOAT:
-            feeds[value.name] = rng.standard_normal(shape, dtype=np.float32)
-        elif tensor.elem_type in (onnx.TensorProto.INT64, onnx.TensorProto.INT32):
+        name = onnx.TensorProto.DataType.Name(tensor.elem_type)
+        if name in _FLOATS:
+            normal = rng.standard_normal(shape, dtype=np.float32)
             dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type)
-            feeds[value.name] = np.zeros(shape, dtype=dtype)
+            feeds[value.name] = normal if dtype == np.float32 else normal.astype(dtype)
+        elif name in _INTEGERS:
+            dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type)
+            pixels = dtype.itemsize == 1 and len(shape) >= 3
+            feeds[value.name] = rng.integers(0, 128 if pixels else 1, shape).astype(dtype)
+        elif name == "BOOL":
+            feeds[value.name] = np.ones(shape, dtype=np.bool_)
         else:
-            name = onnx.TensorProto.DataType.Name(tensor.elem_type)
-            raise MeasurementError(f"input {value.name!r} is of type {name}; float32 is measured")
+            kind = value.type.WhichOneof("value") or "undefined"
+            what = name if kind == "tensor_type" else kind.removesuffix("_type")
+            raise MeasurementError(
+                f"input {value.name!r} is of type {what}; numbers and booleans can be made up"
+            )
     return feeds
 
 

@@ -54,6 +54,8 @@ class LatencyModel:
     """Operators that were tried, whatever came of it."""
     attempts: Mapping[str, Mapping[tuple[int, ...], str]]
     """Per fingerprint the plans that were tried, and the best status of each."""
+    failures: Mapping[str, str]
+    """Per fingerprint why the first plan that failed did."""
     drift: Drift
     """Whether the device is still as fast as it was."""
 
@@ -79,6 +81,7 @@ class LatencyModel:
             [one for one in operators if one.status != "failed"], drift.control_ms.get(CANARY)
         )
         attempts: dict[str, dict[tuple[int, ...], str]] = {}
+        failures: dict[str, str] = {}
         plans: dict[str, list[Measurement]] = {}
         for one in own:
             if isinstance(one.subject, ModelSubject):
@@ -87,6 +90,8 @@ class LatencyModel:
                     tried[one.subject.keeps] = one.status
                 if one.status != "failed":
                     plans.setdefault(one.subject.fingerprint, []).append(one)
+                else:
+                    failures.setdefault(one.subject.fingerprint, one.reason)
         return LatencyModel(
             device=device,
             costs=OperatorCosts.fit(points, donor),
@@ -103,6 +108,7 @@ class LatencyModel:
                 one.subject for one in operators if isinstance(one.subject, OperatorSpec)
             ),
             attempts=attempts,
+            failures=failures,
             drift=drift,
         )
 

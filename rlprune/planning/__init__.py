@@ -20,6 +20,7 @@ from rlprune.planning.profiles import (
     profile_model,
     read_calibration,
 )
+from rlprune.planning.reasons import with_reasons
 from rlprune.planning.tables import latency_model, task_for
 
 __all__ = [
@@ -38,4 +39,5 @@ __all__ = [
     "split_calibration",
     "task_for",
     "which_device",
+    "with_reasons",
 ]

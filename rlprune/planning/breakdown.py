@@ -11,8 +11,7 @@ from rlprune.constraints import Constraints, bind
 from rlprune.graph.types import IntArray
 from rlprune.latency.calibrate import operator_keys
 from rlprune.latency.device import preferred_multiple
-from rlprune.latency.types import MACS_DEVICE
-from rlprune.planning.certify import ONE_SIDED_95
+from rlprune.latency.types import MACS_DEVICE, ONE_SIDED_95
 from rlprune.planning.local import device_task, which_device
 from rlprune.planning.profiles import OnProgress, constrained_levels
 from rlprune.planning.tables import latency_model

@@ -22,10 +22,6 @@ from rlprune.plans import Certificate, MeasuredRound, PruningPlan
 MAX_ROUNDS = 3
 ENOUGH_SLACK = 0.045
 """Share of the budget that may stay unused before a further round is spent on it."""
-ONE_SIDED_95 = 1.645
-PROCESS_SD = 0.01
-"""How far a process is from others beyond what its sessions say (natural logarithm): measurements
-of a plan in five processes of twenty sessions ranged over 2.3 % (median)."""
 
 Ask = Callable[[float], PruningPlan]
 """A plan for a budget in ms; what was measured in between may tell on the answer."""
@@ -103,18 +99,12 @@ def certify_plan(
 def _round(plan: PruningPlan, measurement: Measurement, base_ms: float) -> MeasuredRound:
     if measurement.status == "failed":
         raise MeasurementError(f"the plan cannot be certified: {measurement.reason}")
-    ratio = measurement.control_ratio
-    logs = np.log(np.maximum(measurement.session_ratios, 1e-9))
-    error = float(np.std(logs, ddof=1) / np.sqrt(len(logs))) if len(logs) > 1 else 0.1
-    process_count = int(dict(measurement.conditions).get("process_count", 1))
-    # The next measurement errs as this one did, so the two differ by the root of two as much.
-    differ = np.sqrt(2.0) * np.hypot(error, PROCESS_SD / np.sqrt(process_count))
-    spread = float(np.exp(ONE_SIDED_95 * differ))
+    low, high = measurement.ratio_interval
     return MeasuredRound(
         keeps=tuple(int(keep) for keep in plan.keeps),
         predicted_latency_ms=plan.predicted_latency_ms,
-        measured_latency_ms=ratio * base_ms,
-        measured_interval_ms=(ratio * base_ms / spread, ratio * base_ms * spread),
+        measured_latency_ms=measurement.control_ratio * base_ms,
+        measured_interval_ms=(low * base_ms, high * base_ms),
         status=measurement.status,
         reason=measurement.reason,
     )

@@ -21,6 +21,7 @@ from rlprune.planning.profiles import (
     profile_model,
     read_calibration,
 )
+from rlprune.planning.reasons import with_reasons
 from rlprune.planning.tables import latency_model, nothing_measured, task_for
 from rlprune.plans import PruningPlan
 from rlprune.profile.initial import InitialScores, initial_profiles
@@ -123,15 +124,20 @@ def plan_model(
 
     def ask(budget_ms: float) -> PruningPlan:
         task = task_for(trace.graph, profiles, store, device)
-        made = make_plan(
+        made = with_reasons(
+            make_plan(
+                task,
+                chosen,
+                budget_ms,
+                device=device,
+                constraints=bound,
+                guard=guard,
+                candidate_count=candidates,
+                max_params=max_params,
+            ),
             task,
-            chosen,
-            budget_ms,
-            device=device,
-            constraints=bound,
-            guard=guard,
-            candidate_count=candidates,
-            max_params=max_params,
+            bound,
+            store,
         )
         return pick(made)
 

@@ -198,6 +198,11 @@ def _figures(task: PruningTask, keeps: IntArray) -> dict[str, Any]:
     }
 
 
+def plan_unit(task: PruningTask) -> str:
+    """What a task's latencies are counted in."""
+    return "M MACs" if task.tables.device == MACS_DEVICE else "ms"
+
+
 def _note(
     task: PruningTask,
     why: str,
@@ -209,7 +214,7 @@ def _note(
 ) -> str:
     """What the reader should know, clauses joined by semicolons; empty where nothing is."""
     clauses: list[str] = []
-    unit = "M MACs" if task.tables.device == MACS_DEVICE else "ms"
+    unit = plan_unit(task)
     if not task.group_count:
         clauses.append("nothing to prune: no group of channels may shrink")
     floor = _upper_ms(task, least)
@@ -219,10 +224,17 @@ def _note(
             f"parameters was found: the plan of least latency has {int(task.graph.params(least)):,}"
         )
     elif not feasible:
+        least_ms = float(task.tables.latency_ms(least[None])[0])
+        # A budget above the unpruned latency is no advice.
+        needs = (
+            f"it needs a budget of {floor:.4g} {unit} (upper end of its interval)"
+            if floor <= task.base_ms
+            else f"predicted at {least_ms:.4g} of {task.base_ms:.4g} {unit}, it may not even be "
+            f"faster: its interval ends at {floor:.4g}"
+        )
         clauses.append(
             f"no plan{' within the constraints' if constrained else ''} meets "
-            f"{budget_ms:.4g} {unit}: this is the plan of least latency, "
-            f"which needs a budget of {floor:.4g} {unit} (upper end of its interval)"
+            f"{budget_ms:.4g} {unit}: this is the plan of least latency; {needs}"
         )
     elif why:
         clauses.append(why)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 from weakref import WeakKeyDictionary
 
 from rlprune.errors import NotFoundError
-from rlprune.graph.types import PruningGraph
+from rlprune.graph.types import IntArray, PruningGraph
 from rlprune.latency.device import check_batch
 from rlprune.latency.tables import LatencyTables
 from rlprune.latency.types import MACS_DEVICE
@@ -101,16 +101,15 @@ def _costs(store: Store, device: str) -> OperatorCosts:
 
 
 def tables_for(
-    graph: PruningGraph, profiles: GroupProfiles, store: Store, device: str
+    graph: PruningGraph, levels: IntArray, level_count: IntArray, store: Store, device: str
 ) -> LatencyTables:
-    """The device's latency of every plan over the profiles' keep levels.
+    """The device's latency of every plan over keep levels [G, L], [G].
 
     Raises:
         NotFoundError: the device is unknown (names the known ones) or has measured nothing.
     """
     from rlprune.latency.macs import macs_tables
 
-    levels, level_count = profiles.levels, profiles.level_count
     levels_digest = digest(levels.tobytes(), level_count.tobytes())
     if device == MACS_DEVICE:
         return _compiled_of(store).tables.get(
@@ -137,7 +136,8 @@ def task_for(
     Raises:
         NotFoundError: the device is unknown (names the known ones) or has measured nothing.
     """
-    return PruningTask(graph, tables_for(graph, profiles, store, device), profiles)
+    tables = tables_for(graph, profiles.levels, profiles.level_count, store, device)
+    return PruningTask(graph, tables, profiles)
 
 
 def nothing_measured(store: Store, device: str) -> NotFoundError:

@@ -9,9 +9,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from rlprune.errors import InputError
-from rlprune.graph.types import FloatArray, IntArray, PruningGraph
+from rlprune.graph.types import FloatArray, Group, IntArray, PruningGraph
 
 MAX_LEVELS = 16
+NARROW_STEPS = 4
+"""A group of fewer steps than this gets finer ones, where the step is not the user's word."""
+NARROW_LEVELS = 8
+"""... about so many."""
 FOLD_COUNT = 4
 """Image i lies in fold i modulo this, whatever the plan."""
 
@@ -55,6 +59,7 @@ def keep_levels(
     graph: PruningGraph,
     *,
     round_to: int = 8,
+    finer: bool = False,
     min_keep: int = 1,
     min_keep_ratio: float = 0.0,
     held: Collection[int] = (),
@@ -64,9 +69,11 @@ def keep_levels(
     """Keep counts each group may take: multiples the runtime likes, and the full width.
 
     `round_to` counts channels, so a group whose unit stands for several channels on every axis has
-    a finer step in units. Where a group has more than `max_levels` multiples, evenly spaced ones
-    are kept. Groups of `held` keep all. Groups of one set of `pins` have the same ratio at the same
-    level index: the ratios at which each of them keeps a multiple of its own step.
+    a finer step in units. With `finer`, groups of less than four steps have steps of a power of
+    two, about an eighth of their width, so that a group of 8 channels can shrink at all. Where a
+    group has more than `max_levels` multiples, evenly spaced ones are kept. Groups of `held` keep
+    all. Groups of one set of `pins` have the same ratio at the same level index: the ratios at
+    which each of them keeps a multiple of its own step.
 
     Returns:
         levels [G, L] ascending, padded by repeating the full width; level_count [G].
@@ -77,7 +84,7 @@ def keep_levels(
     """
     if round_to < 1 or min_keep < 1:
         raise ValueError(f"round_to {round_to} and min_keep {min_keep} must be at least 1")
-    steps = [group.step(round_to) for group in graph.groups]
+    steps = [_step(group, round_to, finer=finer) for group in graph.groups]
     rows: dict[int, IntArray] = {g: graph.widths[g, None] for g in held}
     together = {group for own in pins for group in own}
     alone = [(g,) for g in range(len(steps)) if g not in together and g not in rows]
@@ -100,6 +107,15 @@ def keep_levels(
         dtype=np.int64,
     ).reshape(len(rows), longest)
     return levels, np.array([len(rows[g]) for g in sorted(rows)], dtype=np.int64)
+
+
+def _step(group: Group, round_to: int, *, finer: bool) -> int:
+    """Units that a group is narrowed by."""
+    step = group.step(round_to)
+    if not finer or group.width >= NARROW_STEPS * step:
+        return step
+    eighth = max(1, group.width // NARROW_LEVELS)
+    return min(step, 1 << (eighth.bit_length() - 1))
 
 
 def _counts(units: int, step: int, fewest: int, max_levels: int) -> IntArray:

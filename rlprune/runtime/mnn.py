@@ -117,8 +117,8 @@ class MnnRuntime:
 
 
 def _host_tensor(array: Array) -> Any:
-    if array.dtype == np.float32:
-        kind = MNN.Halide_Type_Float
+    if np.issubdtype(array.dtype, np.floating):  # it computes in float32 whatever the file says
+        array, kind = array.astype(np.float32, copy=False), MNN.Halide_Type_Float
     else:  # it knows no integers of 64 bits
         array, kind = array.astype(np.int32), MNN.Halide_Type_Int
     values = np.ascontiguousarray(array)

@@ -151,7 +151,7 @@ class Client:
         stated = Constraints(round_to, min_keep, min_keep_ratio, patterns(hold), patterns(pin))
         trace = _trace(model, input_shapes)
         bound = bind(trace.graph, stated, round_to=preferred_multiple(device))
-        request.round_to, request.min_keep = bound.round_to, min_keep
+        request.round_to, request.min_keep = stated.round_to or 0, min_keep
         request.min_keep_ratio = min_keep_ratio
         request.hold.extend(stated.hold)
         request.pin.extend(stated.pin)

@@ -20,6 +20,7 @@ from rlprune.planning import (
     latency_model,
     make_plan,
     task_for,
+    with_reasons,
 )
 from rlprune.plans import PruningPlan
 from rlprune.policy import POLICY_NAMES, Policy, get_policy
@@ -144,7 +145,7 @@ class PlanService:
         budget_ms = request.budget_ms
         if request.WhichOneof("budget") == "budget_ratio":
             budget_ms = request.budget_ratio * task.base_ms
-        return make_plan(
+        made = make_plan(
             task,
             policy,
             budget_ms,
@@ -153,6 +154,7 @@ class PlanService:
             guard=not request.unguarded,
             candidate_count=request.candidates,
         )
+        return with_reasons(made, task, constraints, self._store)
 
     def _missing(
         self, graph: PruningGraph, profiles: GroupProfiles, device: str, *, needed: bool

@@ -1,0 +1,92 @@
+"""What the reader of a plan should know of its latencies: why nothing meets the budget, and which
+option would help; that no whole model could be measured."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from rlprune.constraints import BoundConstraints
+from rlprune.errors import InputError
+from rlprune.graph.types import IntArray
+from rlprune.latency.types import CONTROL, MACS_DEVICE
+from rlprune.planning.make import plan_unit
+from rlprune.planning.profiles import constrained_levels
+from rlprune.planning.tables import latency_model, tables_for
+from rlprune.plans import PruningPlan
+from rlprune.store import Store
+from rlprune.task.knapsack import least_keeps
+from rlprune.task.task import PruningTask
+
+WORTH_NAMING = 0.01
+"""Share of the least latency that an option must save to be named."""
+
+
+def with_reasons(
+    plan: PruningPlan, task: PruningTask, bound: BoundConstraints, store: Store
+) -> PruningPlan:
+    """`plan` of a task, its note completed by what only the store's measurements tell."""
+    clauses = [plan.note, _unmeasured(plan, store)]
+    if not plan.feasible and task.group_count and plan.least_latency_ms > 0:
+        least = least_keeps(task)
+        if float(task.tables.upper_ms(least[None])[0]) > plan.budget_ms:
+            clauses += [_holder(task, least, bound), _option(task, plan, bound, store)]
+    return replace(plan, note="; ".join(clause for clause in clauses if clause))
+
+
+def _unmeasured(plan: PruningPlan, store: Store) -> str:
+    """What the device said, where every whole model failed there: latencies are rough then."""
+    if plan.device == MACS_DEVICE:
+        return ""
+    model = latency_model(store, plan.device)
+    statuses = model.attempts.get(plan.fingerprint, {}).values()
+    if not statuses or any(status != "failed" for status in statuses):
+        return ""
+    reason = model.failures.get(plan.fingerprint) or "without a reason"
+    which = "every model cut from it"
+    if reason.startswith(CONTROL):
+        which, reason = "the unpruned model itself", reason.removeprefix(CONTROL)
+    return f"latencies are rough, for measuring {which} failed: {reason}"
+
+
+def _holder(task: PruningTask, least: IntArray, bound: BoundConstraints) -> str:
+    """What holds the most of the least latency [G]: a group, or what no plan changes."""
+    tables, operators = task.tables, task.graph.operators
+    own = tables.operator_ms(least[None])[0]  # [O]
+    touched = (tables.in_incidence + tables.out_incidence) > 0  # [O, G]
+    whole, shares = float(own.sum()) + tables.overhead_ms, own @ touched  # [G]
+    fixed = float(own[~touched.any(1)].sum()) + tables.overhead_ms
+    worst, unit = int(shares.argmax()), "MACs" if plan_unit(task) == "M MACs" else "latency"
+    if fixed >= shares[worst]:
+        alone = np.where(touched.any(1), 0.0, own)
+        dearest = operators[int(alone.argmax())]
+        named = f", first of all {dearest.kind} {dearest.name!r}" if alone.any() else ""
+        return f"{fixed / whole:.0%} of that {unit} no plan changes{named}"
+    group, why = task.graph.groups[worst], bound.why(worst)
+    return (
+        f"{shares[worst] / whole:.0%} of that {unit} is in layers of group {group.name!r}, which "
+        f"keeps {least[worst]} of {group.width}" + (f" ({why})" if why else "")
+    )
+
+
+def _option(task: PruningTask, plan: PruningPlan, bound: BoundConstraints, store: Store) -> str:
+    """The first option without which plans come clearly lower, and how low."""
+    stated = bound.stated
+    tries: dict[str, BoundConstraints] = {}
+    if stated.min_keep > 1 or stated.min_keep_ratio > 0:
+        loose = replace(stated, min_keep=1, min_keep_ratio=0.0)
+        tries["without min_keep"] = replace(bound, stated=loose)
+    if bound.round_to > 1:
+        tries["with --round-to 1"] = replace(bound, round_to=1, stated=replace(stated, round_to=1))
+    for name, looser in tries.items():
+        try:
+            levels, level_count = constrained_levels(task.graph, looser)
+        except InputError:  # pinned groups that share no ratio
+            continue
+        tables = tables_for(task.graph, levels, level_count, store, plan.device)
+        keeps = least_keeps(replace(task, tables=tables))
+        least_ms = float(tables.latency_ms(keeps[None])[0])
+        if least_ms < (1.0 - WORTH_NAMING) * plan.least_latency_ms:
+            return f"{name} the least is {least_ms:.4g} {plan_unit(task)}"
+    return ""

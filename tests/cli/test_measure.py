@@ -1,0 +1,51 @@
+"""`rlprune measure`: inputs of every type, and ratios that say how much they are worth."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import onnx
+import pytest
+from command_line import Rlprune, answer
+from onnx import TensorProto, helper
+from small_onnx import small_onnx
+
+
+def with_input(elem_type: int) -> onnx.ModelProto:
+    """The small network behind a Cast, its input of another type."""
+    model = small_onnx()
+    model.graph.input[0].type.tensor_type.elem_type = elem_type
+    for node in model.graph.node:
+        for place, name in enumerate(node.input):
+            if name == "x":
+                node.input[place] = "as_float"
+    model.graph.node.insert(0, helper.make_node("Cast", ["x"], ["as_float"], to=TensorProto.FLOAT))
+    return model
+
+
+@pytest.mark.parametrize("runtime", ["ort", "openvino", "mnn"])
+@pytest.mark.parametrize(
+    "name", ["FLOAT16", "DOUBLE", "UINT8", "INT8", "INT16", "INT32", "INT64", "UINT64", "BOOL"]
+)
+def test_inputs_of_every_numeric_type_are_measured(
+    rlprune: Rlprune, folder: Path, runtime: str, name: str
+) -> None:
+    if runtime == "mnn" and name in ("FLOAT16", "DOUBLE", "UINT64", "INT16"):
+        pytest.skip("MNN has no inputs of that type")
+    path = folder / "net.onnx"
+    path.write_bytes(with_input(TensorProto.DataType.Value(name)).SerializeToString())
+    report = answer(rlprune("measure", path, "--runtime", runtime, "--json"))
+    (found,) = report["models"]
+    assert found["status"] in ("ok", "unstable") and found["latency_ms"] > 0
+
+
+def test_the_first_models_ratio_is_one_and_every_other_has_its_interval(
+    rlprune: Rlprune, folder: Path, model: Path
+) -> None:
+    (folder / "half.onnx").write_bytes(small_onnx(widths=(16, 32)).SerializeToString())
+    first, half = answer(rlprune("measure", model, "half.onnx", "--json"))["models"]
+    assert first["ratio_to_first"] == 1 and first["ratio_interval"] == [1, 1]
+    low, high = half["ratio_interval"]
+    assert low < half["ratio_to_first"] < high < 2 * low
+    shown = rlprune("measure", model, "half.onnx").stdout
+    assert "90 % within" in shown and "1.000 .. 1.000" in shown
