@@ -18,6 +18,7 @@ from rlprune.cli.frame import (
     MinKeepRatio,
     Pin,
     RoundTo,
+    Threads,
     check_output,
     parse_shape,
     print_json,
@@ -70,6 +71,7 @@ def plan(
     ] = None,
     input_shape: InputShapes = None,
     input_value: InputValues = None,
+    threads: Threads = 1,
     round_to: RoundTo = None,
     min_keep: MinKeep = 1,
     min_keep_ratio: MinKeepRatio = 0.0,
@@ -131,7 +133,8 @@ def plan(
     """Plan how many channels each group keeps.
 
     Without --device and --server it is for this machine, and what the model needs is measured the
-    first time. Exit code 3 where no plan meets the budget; nothing is written then.
+    first time, for each number of threads by itself. Exit code 3 where no plan meets the budget;
+    nothing is written then.
     """
     if (budget_ms is None) == (budget_ratio is None):
         raise typer.BadParameter("give one of --budget-ms and --budget-ratio")
@@ -143,6 +146,7 @@ def plan(
         raise typer.BadParameter("goes with --server", param_hint="--tls-ca")
     if score is not None and not at_init:
         raise typer.BadParameter("goes with --at-init", param_hint="--score")
+    _check_threads_here(threads, device, server)
     if server is not None and max_params is not None:
         raise typer.BadParameter("is kept on this machine only", param_hint="--max-params")
     _check_source(model, at_init, module, server)
@@ -159,6 +163,8 @@ def plan(
         assert module is not None
         traced, initial = _untrained(module, input_shape, score or "synflow", calibration)
         calibration = None  # seen by the score
+    if threads > 1:
+        device = _key_of_threads(device or "ort", traced, threads)
     with stoppable(_kept), progress() as on_progress:
         if server is None or device is None:
             from rlprune.planning import plan_model
@@ -207,6 +213,26 @@ def plan(
         raise typer.Exit(INFEASIBLE)
     if output is not None:
         made.save(output)
+
+
+def _check_threads_here(threads: int, device: str | None, server: str | None) -> None:
+    """Refuses a number of threads for a device that names its own."""
+    from rlprune.runtime import RUNTIMES
+
+    if threads > 1 and (server is not None or (device or "ort") not in RUNTIMES):
+        raise typer.BadParameter(
+            "goes with a runtime of this machine; a device key names its threads",
+            param_hint="--threads",
+        )
+
+
+def _key_of_threads(runtime: str, traced: OnnxTrace, threads: int) -> str:
+    """This machine's key of a runtime on so many threads."""
+    from rlprune.latency.device import batch_of, local_device_key
+    from rlprune.runtime import get_runtime
+
+    batch = batch_of(traced.graph.input_shapes)
+    return local_device_key(get_runtime(runtime), thread_count=threads, batch=batch)
 
 
 def _kept() -> str:

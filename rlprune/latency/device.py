@@ -57,6 +57,12 @@ def batch_of(input_shapes: Iterable[Sequence[int]]) -> int:
     return max(1, next(leading, 1))
 
 
+def threads_of(device: str) -> int:
+    """Threads that a device key stands for; 1 where it names none."""
+    named = re.search(r"\.t(\d+)\.", device)
+    return max(1, int(named[1])) if named else 1
+
+
 def check_batch(device: str, input_shapes: Iterable[Sequence[int]]) -> None:
     """Refuses a model of another batch than the device key's, where the key names one.
 

@@ -9,8 +9,8 @@ milliseconds are accuracy given away.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -19,7 +19,13 @@ from rlprune.graph.types import IntArray
 from rlprune.latency.types import Measurement
 from rlprune.plans import Certificate, MeasuredRound, PruningPlan
 
-MAX_ROUNDS = 3
+MAX_ROUNDS = 6
+NUDGES = 5
+"""Further budgets tried where the one asked for gives a plan that was measured already."""
+STEP = 0.02
+"""Share by which a budget goes beyond the only one known."""
+CLOSE = 0.001
+"""Budgets nearer than this share have no plan between them worth a measurement."""
 ENOUGH_SLACK = 0.045
 """Share of the budget that may stay unused before a further round is spent on it."""
 
@@ -40,10 +46,11 @@ def certify_plan(
 
     Milliseconds are those of the plan's `base_latency_ms`, the unpruned model's: a measurement
     counts by its ratio to the control. Each round measures one plan; the next asks for a budget
-    scaled by how far the last one departed from its prediction, kept between what is known to fit
-    and what is known not to. Of the plans that kept the budget the slowest is returned, for it gave
-    up least; where none did, the plan of least latency measured, its certificate saying that it is
-    not within.
+    scaled by how far the last one departed from its prediction, or, where that lies outside of what
+    is known to fit and known not to, interpolated between the two. It ends where what was measured
+    is within and uses enough, or where no plan lies between. Of the plans that kept the budget the
+    slowest is returned, for it gave up least; where none did, the plan of least latency measured,
+    its certificate saying that it is not within.
 
     Args:
         plan: the first answer to the budget, feasible or not; its `budget_ms` is the budget.
@@ -52,27 +59,22 @@ def certify_plan(
         MeasurementError: `measure` could not measure at all.
     """
     budget_ms, base_ms = plan.budget_ms, plan.base_latency_ms
-    asked = budget_ms
-    fits, misses = 0.0, np.inf  # greatest budget asked for that was kept, least that was not
+    asked, known = budget_ms, _Known()
     tried: list[tuple[PruningPlan, MeasuredRound]] = []
-    made = plan
-    for _ in range(max_rounds):
+    made: PruningPlan | None = plan
+    while made is not None and len(tried) < max_rounds:
         found = _round(made, measure(made.keeps), base_ms)
         tried.append((made, found))
-        if _within(found, budget_ms):
-            fits = max(fits, asked)
-            whole = all(entry.keep == entry.width for entry in made.groups)
-            if whole or found.measured_latency_ms >= (1.0 - ENOUGH_SLACK) * budget_ms:
-                break
-        elif not made.feasible:
-            break  # the plan of least latency; nothing faster can be asked for
-        else:
-            misses = min(misses, asked)
-        scale = _aim(found) * budget_ms / found.measured_latency_ms
-        asked = _between(made.predicted_interval_ms[1] * scale, fits, misses)
-        made = ask(asked)
-        if any(np.array_equal(made.keeps, old.keeps) for old, _ in tried):
-            break  # the levels are not fine enough to come closer
+        kept_it = _within(found, budget_ms)
+        known = known.with_asked(asked, found.measured_latency_ms, fits=kept_it)
+        whole = all(entry.keep == entry.width for entry in made.groups)
+        enough = found.measured_latency_ms >= (1.0 - ENOUGH_SLACK) * budget_ms
+        # Of a plan of least latency that is too slow nothing faster can be asked for.
+        if (whole or enough) if kept_it else not made.feasible:
+            break
+        target_ms = _aim(found) * budget_ms
+        wish = made.predicted_interval_ms[1] * target_ms / found.measured_latency_ms
+        asked, made, known = _next(ask, known.between(wish, target_ms), known, tried, target_ms)
     kept = [one for one in tried if _within(one[1], budget_ms)]
     chosen, found = (
         max(kept, key=lambda one: one[1].measured_latency_ms)
@@ -120,11 +122,60 @@ def _aim(found: MeasuredRound) -> float:
     return float(min(np.sqrt((1.0 - ENOUGH_SLACK) / spread), 0.99 / spread))
 
 
-def _between(asked: float, fits: float, misses: float) -> float:
-    """`asked`, or the middle of what is known where it lies outside."""
-    if fits < asked < misses:
-        return asked
-    return float(np.sqrt(fits * misses)) if fits > 0.0 and np.isfinite(misses) else asked
+@dataclass(frozen=True)
+class _Known:
+    """The greatest budget asked for that was kept and the least that was not, each with what its
+    plan was measured at."""
+
+    fits: tuple[float, float] = (0.0, 0.0)
+    misses: tuple[float, float] = (np.inf, np.inf)
+
+    def with_asked(self, asked: float, measured_ms: float, *, fits: bool) -> _Known:
+        if fits:
+            return replace(self, fits=max(self.fits, (asked, measured_ms)))
+        return replace(self, misses=min(self.misses, (asked, measured_ms)))
+
+    @property
+    def closed(self) -> bool:
+        """Whether nothing lies between."""
+        return self.misses[0] <= self.fits[0] * (1.0 + CLOSE)
+
+    def between(self, wish: float, target_ms: float) -> float:
+        """`wish`, or where it lies outside what is interpolated to come out at the target."""
+        (low, low_ms), (high, high_ms) = self.fits, self.misses
+        if low < wish < high:
+            return wish
+        if not np.isfinite(high):
+            return low * (1.0 + STEP)
+        if not low:
+            return high * (1.0 - STEP)
+        share = 0.5
+        if high_ms > low_ms:
+            share = float(np.clip(np.log(target_ms / low_ms) / np.log(high_ms / low_ms), 0.1, 0.9))
+        return float(low ** (1.0 - share) * high**share)
+
+
+def _next(
+    ask: Ask,
+    asked: float,
+    known: _Known,
+    tried: Sequence[tuple[PruningPlan, MeasuredRound]],
+    target_ms: float,
+) -> tuple[float, PruningPlan | None, _Known]:
+    """The budget to ask for next and its plan, which was not measured yet; None where there is
+    none between what is known."""
+    for _ in range(NUDGES):
+        if known.closed:
+            break
+        made = ask(asked)
+        old = next((f for p, f in tried if np.array_equal(made.keeps, p.keeps)), None)
+        if old is None:
+            return asked, made, known
+        # The same plan for another budget: go on from there.
+        kept_it = old.measured_latency_ms < target_ms
+        known = known.with_asked(asked, old.measured_latency_ms, fits=kept_it)
+        asked = known.between(np.nan, target_ms)
+    return asked, None, known
 
 
 def _note(certificate: Certificate, found: MeasuredRound, budget_ms: float) -> str:

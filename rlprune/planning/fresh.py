@@ -25,6 +25,7 @@ from rlprune.graph.from_onnx import OnnxTrace
 from rlprune.graph.sizes import at_sizes
 from rlprune.graph.types import IntArray
 from rlprune.latency.collect import trace_models
+from rlprune.latency.device import threads_of
 from rlprune.latency.measure import MeasureConfig, measure
 from rlprune.latency.types import Measurement, ModelSubject
 from rlprune.runtime import get_runtime
@@ -105,7 +106,7 @@ def _main(folder: Path, device: str, runtime: str, subject: str) -> None:
         device=device,
         runtime=get_runtime(runtime),
         control=onnx.load(folder / _CONTROL),
-        config=MeasureConfig(session_count=SESSION_COUNT),
+        config=MeasureConfig(session_count=SESSION_COUNT, thread_count=threads_of(device)),
     )
     (folder / _RESULT).write_text(measurement_to_json(measurement))
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from rlprune.constraints import Constraints, bind
 from rlprune.errors import BudgetError, InputError, MissingExtraError, NotFoundError
 from rlprune.graph.types import IntArray, PruningGraph
-from rlprune.latency.device import check_batch, preferred_multiple
+from rlprune.latency.device import check_batch, preferred_multiple, threads_of
 from rlprune.latency.types import MACS_DEVICE, Measurement
 from rlprune.planning.candidates import check_count, chooser, default_count
 from rlprune.planning.make import check_budget, check_params, make_plan
@@ -196,6 +196,7 @@ def which_device(device: str | None, graph: PruningGraph) -> tuple[str, Runtime 
 
     Args:
         device: a key, `macs`, or a runtime's name for this machine; None for this machine and ort.
+            Of this machine's keys the one of one thread is meant where it does not name more.
 
     Raises:
         MissingExtraError: a runtime of this machine is meant that is not installed.
@@ -215,7 +216,9 @@ def which_device(device: str | None, graph: PruningGraph) -> tuple[str, Runtime 
         if device in (None, named):
             raise
         return str(device), None
-    own = local_device_key(runtime, batch=batch_of(graph.input_shapes))
+    own = local_device_key(
+        runtime, thread_count=threads_of(device or ""), batch=batch_of(graph.input_shapes)
+    )
     return (own, runtime) if device in (None, named, own) else (str(device), None)
 
 
@@ -272,7 +275,9 @@ def _measure_missing(
     """Measures until the latency model has what it wants; every part is kept once it is done."""
     from rlprune.graph.skeleton import strip
     from rlprune.latency.collect import measure_subjects, trace_models
+    from rlprune.latency.measure import MeasureConfig
 
+    config = MeasureConfig(thread_count=threads_of(device))
     done = 0
     for _ in range(MEASURE_ROUNDS):
         missing = latency_model(store, device).missing(
@@ -297,6 +302,7 @@ def _measure_missing(
                 model_of=trace_models(trace),
                 device=device,
                 runtime=runtime,
+                config=config,
                 on_progress=tell,
             )
             store.add_measurements(measured)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 from pathlib import Path
 
 import onnx
@@ -37,6 +39,24 @@ def test_inputs_of_every_numeric_type_are_measured(
     report = answer(rlprune("measure", path, "--runtime", runtime, "--json"))
     (found,) = report["models"]
     assert found["status"] in ("ok", "unstable") and found["latency_ms"] > 0
+
+
+@pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="needs two cores")
+def test_a_plan_for_two_threads_is_measured_on_two_and_found_by_its_key(
+    rlprune: Rlprune, folder: Path
+) -> None:
+    path = folder / "tiny.onnx"
+    path.write_bytes(small_onnx(widths=(8, 16), shape=(1, 3, 8, 8)).SerializeToString())
+    ask = ("plan", path, "--budget-ratio", 0.95, "--policy", "knapsack", "--json")
+    first = rlprune(*ask, "--threads", 2)
+    key = json.loads(first.stdout)["device"]
+    assert ".t2." in key and "measuring this machine" in first.stderr
+    again = rlprune(*ask, "--device", key)
+    assert "measuring" not in again.stderr
+    assert json.loads(again.stdout) == json.loads(first.stdout)
+    for device in ("macs", key):
+        refused = rlprune(*ask, "--threads", 2, "--device", device)
+        assert refused.exit_code == 2 and "names its threads" in refused.stderr
 
 
 def test_the_first_models_ratio_is_one_and_every_other_has_its_interval(

@@ -16,7 +16,7 @@ from rlprune.errors import InputError, MeasurementError
 from rlprune.graph.types import IntArray
 from rlprune.latency.types import Measurement, ModelSubject
 from rlprune.planning import make_plan
-from rlprune.planning.certify import MAX_ROUNDS, certify_plan
+from rlprune.planning.certify import ENOUGH_SLACK, MAX_ROUNDS, certify_plan
 from rlprune.planning.fresh import pooled
 from rlprune.plans import PruningPlan
 from rlprune.policy import get_policy
@@ -71,6 +71,27 @@ def test_whatever_the_device_departs_from_the_prediction_the_budget_is_kept_and_
     assert plan.budget_ms == share * task.base_ms
     assert device.count == len(plan.certificate.rounds) <= MAX_ROUNDS
     assert "certified" in plan.note
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_it_ends_near_the_budget_or_where_no_plan_is_nearer(seed: int) -> None:
+    """Whatever the device: of all plans that any budget gives, none lies between."""
+    rng = np.random.default_rng(seed)
+    task = task_of(chain_graph([64, 128, 64, 32][: 2 + seed % 3]), seed=seed)
+    tilt, share = rng.uniform(-0.25, 0.25), rng.uniform(0.45, 0.85)
+    device = Device(task, lambda now: float(np.exp(tilt * (1.0 - now))))
+    plan = certified(task, device, share)
+    found = plan.certificate
+    assert found is not None and found.within
+    reached, spread = (
+        found.measured_latency_ms / plan.budget_ms,
+        found.measured_interval_ms[1] / found.measured_latency_ms,
+    )
+    budgets = np.geomspace(0.5, 1.5, 400) * plan.budget_ms
+    offered = get_policy("knapsack").plan(task, budgets)
+    ratios = np.array([device.ratio(keeps) for keeps in np.unique(offered, axis=0)]) / share
+    better = ratios[(ratios > reached + 1e-9) & (ratios * spread <= 1.0)]
+    assert reached >= 1.0 - ENOUGH_SLACK or not len(better)
 
 
 def test_a_good_first_plan_costs_one_measurement(task: PruningTask) -> None:
