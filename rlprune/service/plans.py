@@ -37,7 +37,7 @@ from rlprune.service.plan_messages import (
 from rlprune.store import Store
 from rlprune.store.encoding import Subject, check_fingerprint, check_request_id, subject_key
 from rlprune.store.jobs import JobQueue
-from rlprune.store.records import Job
+from rlprune.store.records import PlanRecord
 from rlprune.v1 import plans_pb2
 
 
@@ -65,7 +65,7 @@ class PlanService:
             check_request_id(request.request_id)
             plan_id = self._store.plan_of_request(request.request_id, content)
             if plan_id is not None:
-                return _answer(self._store.plan(plan_id), plan_id, [])
+                return _answer(self._store.plan_record(plan_id))
         policy = self._policy_of(request)
         check_count(request.candidates, calibrated=True)  # or not: that is the client's
         _check_budget(request)
@@ -78,18 +78,17 @@ class PlanService:
         profiles = _profiles_of(request, graph, bound)
         plan = self._plan(request, graph, profiles, policy, bound)
         missing = self._missing(graph, profiles, device, needed=plan is None)
-        # All is well: from here on things are written.
-        plan_id = ""
-        if plan is not None:
-            plan_id = self._store.put_plan(
-                plan, request_id=request.request_id, content=content, graph=brought
-            )
-        queued: list[Job] = []
-        if missing:
+        # All is well: now it is written, in one transaction.
+        if plan is None:
             queued = self._jobs.enqueue(
                 device, missing, fingerprint=graph.fingerprint, graph=brought
             )
-        return _answer(plan, plan_id, queued)
+            return _not_yet([job.job_id for job in queued])
+        return _answer(
+            self._jobs.put_plan(
+                plan, missing, request_id=request.request_id, content=content, graph=brought
+            )
+        )
 
     def get_plan(self, request: plans_pb2.GetPlanRequest) -> plans_pb2.StoredPlan:
         """See plans.proto."""
@@ -195,13 +194,17 @@ def _profiles_of(
     return profiles
 
 
-def _answer(
-    plan: PruningPlan | None, plan_id: str, jobs: list[Job]
-) -> plans_pb2.CreatePlanResponse:
+def _answer(record: PlanRecord) -> plans_pb2.CreatePlanResponse:
     return plans_pb2.CreatePlanResponse(
-        plan=None if plan is None else plan_to(plan),
-        plan_id=plan_id,
-        pending_job_count=len(jobs),
-        pending_job_ids=[job.job_id for job in jobs],
-        measured=plan is not None and plan.device != MACS_DEVICE,
+        plan=plan_to(record.plan),
+        plan_id=record.plan_id,
+        pending_job_count=len(record.pending_job_ids),
+        pending_job_ids=record.pending_job_ids,
+        measured=record.plan.device != MACS_DEVICE,
+    )
+
+
+def _not_yet(pending_job_ids: list[str]) -> plans_pb2.CreatePlanResponse:
+    return plans_pb2.CreatePlanResponse(
+        pending_job_count=len(pending_job_ids), pending_job_ids=pending_job_ids
     )

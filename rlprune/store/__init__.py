@@ -18,16 +18,23 @@ if TYPE_CHECKING:
 __all__ = ["DeviceHealth", "DeviceRecord", "PlanRecord", "Store", "open_store"]
 
 
-def open_store(url: str | None = None, *, clock: Callable[[], float] = time.time) -> Store:
-    """Opens a store, and creates it if it is not there.
+def open_store(
+    url: str | None = None,
+    *,
+    clock: Callable[[], float] = time.time,
+    monotonic: Callable[[], float] | None = None,
+) -> Store:
+    """Opens a store, and creates it if it is not there; one of an earlier version is upgraded.
 
     Args:
         url: `sqlite:///FILE`, a file name, or `postgresql+DRIVER://...`; None for a SQLite file in
             the user's data folder, which all rlprune commands of this user share.
         clock: seconds since the epoch.
+        monotonic: seconds that only pass, by which leases last; `time.monotonic` if left out, or
+            `clock` where another one than the machine's is given.
 
     Raises:
-        InputError: no such kind of store, or the file is none or of another version.
+        InputError: no such kind of store, or the file is none or of a later version.
         UnavailableError: the database does not answer.
     """
     from rlprune.store.database import Database
@@ -37,7 +44,7 @@ def open_store(url: str | None = None, *, clock: Callable[[], float] = time.time
         import platformdirs
 
         url = f"sqlite:///{Path(platformdirs.user_data_dir('rlprune')) / 'store.sqlite'}"
-    return Store(Database(url), clock=clock)
+    return Store(Database(url), clock=clock, monotonic=monotonic)
 
 
 def __getattr__(name: str) -> Any:

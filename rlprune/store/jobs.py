@@ -17,9 +17,12 @@ import sqlalchemy as sa
 from rlprune.errors import ConflictError, InputError, NotFoundError
 from rlprune.graph.types import PruningGraph
 from rlprune.latency.types import Measurement, ModelSubject
+from rlprune.plans import PruningPlan
 from rlprune.store import encoding, schema
 from rlprune.store.encoding import Subject
-from rlprune.store.records import Job, JobState
+from rlprune.store.lease_watch import LeaseRow, LeaseWatch
+from rlprune.store.plan_rows import plan_of_request, plan_row, read_plan
+from rlprune.store.records import Job, JobState, PlanRecord
 from rlprune.store.store import Store, insert_graph
 
 MAX_FAILURES = 3
@@ -57,27 +60,80 @@ class JobQueue:
         """
         _check_subjects(subjects, fingerprint)
         self._store.last_seen_sec(device)  # refuses unknown ones
-        wanted = {encoding.subject_key(subject): subject for subject in subjects}
         with self._database.write() as connection:
-            # Two askers at once would each queue the same: the device's row is their turnstile.
-            connection.execute(
-                sa.select(schema.devices.c.device)
-                .where(schema.devices.c.device == device)
-                .with_for_update()
-            ).all()
+            if graph is not None:
+                insert_graph(self._database, connection, graph, self._store.clock())
+            return self._queue(connection, device, subjects, fingerprint)
+
+    def put_plan(
+        self,
+        plan: PruningPlan,
+        missing: Sequence[Subject] = (),
+        *,
+        request_id: str = "",
+        content: bytes | None = None,
+        graph: tuple[PruningGraph, bytes] | None = None,
+    ) -> PlanRecord:
+        """Keeps a plan and, in the same transaction, queues what it should still be measured by.
+
+        The same `request_id` gets the first answer, its jobs included, and nothing is written.
+
+        Args:
+            missing: subjects for the plan's device, as `enqueue` takes them.
+            request_id, content, graph: as `Store.put_plan` has them.
+
+        Raises:
+            NotFoundError: the device is unknown, and something is missing.
+            ConflictError: the same request_id came with other content.
+        """
+        _check_subjects(missing, plan.fingerprint)
+        if missing:
+            self._store.last_seen_sec(plan.device)
+        row = plan_row(plan, self._store.clock(), request_id=request_id, content=content)
+        with self._database.write() as connection:
+            if not self._database.insert_new(connection, schema.plans, row):
+                first = plan_of_request(connection, request_id, row["content_digest"])
+                assert first is not None, "only a row with this request_id can stand in the way"
+                return read_plan(connection, first)
             if graph is not None:
                 insert_graph(self._database, connection, graph, self._store.clock())
             jobs: list[Job] = []
-            for job in _open_jobs(connection, device):
-                keys = {encoding.subject_key(subject) for subject in job.subjects}
-                if keys & wanted.keys():
-                    jobs.append(job)
-                    wanted = {key: value for key, value in wanted.items() if key not in keys}
-            left = list(wanted.values())
-            for start in range(0, len(left), SUBJECTS_PER_JOB):
-                row = self._row(device, left[start : start + SUBJECTS_PER_JOB], fingerprint)
-                connection.execute(sa.insert(schema.jobs).values(**row))
-                jobs.append(job_of_row(row))
+            if missing:
+                jobs = self._queue(connection, plan.device, missing, plan.fingerprint)
+            pending = tuple(job.job_id for job in jobs)
+            connection.execute(
+                sa.update(schema.plans)
+                .where(schema.plans.c.plan_id == row["plan_id"])
+                .values(pending_job_ids=json.dumps(pending))
+            )
+        return PlanRecord(row["plan_id"], plan, row["created_sec"], pending)
+
+    def _queue(
+        self,
+        connection: sa.Connection,
+        device: str,
+        subjects: Sequence[Subject],
+        fingerprint: str,
+    ) -> list[Job]:
+        """The open jobs that the subjects are in, the missing ones made, in a transaction."""
+        # Two askers at once would each queue the same: the device's row is their turnstile.
+        connection.execute(
+            sa.select(schema.devices.c.device)
+            .where(schema.devices.c.device == device)
+            .with_for_update()
+        ).all()
+        wanted = {encoding.subject_key(subject): subject for subject in subjects}
+        jobs: list[Job] = []
+        for job in _open_jobs(connection, device):
+            keys = {encoding.subject_key(subject) for subject in job.subjects}
+            if keys & wanted.keys():
+                jobs.append(job)
+                wanted = {key: value for key, value in wanted.items() if key not in keys}
+        left = list(wanted.values())
+        for start in range(0, len(left), SUBJECTS_PER_JOB):
+            row = self._row(device, left[start : start + SUBJECTS_PER_JOB], fingerprint)
+            connection.execute(sa.insert(schema.jobs).values(**row))
+            jobs.append(job_of_row(row))
         return jobs
 
     def request(
@@ -123,6 +179,7 @@ class JobQueue:
 
         They failed on the device three times, or stood unreported in a job parked within the hour.
         """
+        now = self._store.clock()
         rows = schema.measurements.c
         failed = sa.select(rows.subject, rows.body).where(
             rows.device == device, rows.status == "failed"
@@ -130,7 +187,8 @@ class JobQueue:
         parked = sa.select(schema.jobs).where(
             schema.jobs.c.device == device,
             schema.jobs.c.state == JobState.PARKED,
-            schema.jobs.c.lease_end_sec > self._store.clock() - PARK_SEC,
+            # Both ends: after a clock was set back an hour must not become a day.
+            schema.jobs.c.lease_end_sec.between(now - PARK_SEC, now + PARK_SEC),
         )
         reasons: dict[str, list[str]] = {}
         with self._database.read() as connection:
@@ -151,9 +209,11 @@ class JobQueue:
         """
         with self._database.read() as connection:
             row = _job_row(connection, job_id)
-        if row["state"] == JobState.LEASED and row["lease_end_sec"] <= self._store.clock():
+        if row["state"] == JobState.LEASED and (
+            self._store.lease_watch.left_sec(LeaseRow.of(row)) <= 0.0
+        ):
             with self._database.write() as connection:
-                end_leases(connection, self._store.clock())
+                end_leases(connection, self._store.lease_watch, row["device"])
                 row = _job_row(connection, job_id)
         return job_of_row(row)
 
@@ -237,23 +297,37 @@ def subjects_left(connection: sa.Connection, job: Job) -> tuple[Subject, ...]:
     return tuple(s for s in job.subjects if encoding.subject_key(s) not in reported)
 
 
-def end_leases(connection: sa.Connection, now_sec: float) -> None:
-    """Makes jobs of expired leases available again, or parks them."""
+def silent_leases(connection: sa.Connection, watch: LeaseWatch, device: str) -> list[LeaseRow]:
+    """The leases of a device that have ended without a word."""
+    rows = schema.jobs.c
+    query = sa.select(rows.device, rows.lease_id, rows.renewal_count, rows.lease_sec).where(
+        rows.device == device, rows.state == JobState.LEASED
+    )
+    return watch.silent(device, map(LeaseRow.of, connection.execute(query).mappings()))
+
+
+def end_leases(connection: sa.Connection, watch: LeaseWatch, device: str) -> None:
+    """Makes jobs of a device's ended leases available again, or parks them."""
     rows = schema.jobs.c
     parked = rows.failure_count + 1 >= MAX_FAILURES
-    connection.execute(
-        sa.update(schema.jobs)
-        .where(rows.state == JobState.LEASED, rows.lease_end_sec <= now_sec)
-        .values(
-            failure_count=rows.failure_count + 1,
-            state=sa.case((parked, JobState.PARKED.value), else_=JobState.PENDING.value),
-            reason=sa.case(
-                (parked, f"{MAX_FAILURES} workers leased it and never finished"), else_=""
-            ),
-            lease_id=None,
-            worker_id=None,
+    for lease in silent_leases(connection, watch, device):
+        connection.execute(
+            sa.update(schema.jobs)
+            # The count again: another server may renew the lease at this very moment.
+            .where(
+                rows.lease_id == lease.lease_id,
+                sa.func.coalesce(rows.renewal_count, 0) == lease.renewal_count,
+            )
+            .values(
+                failure_count=rows.failure_count + 1,
+                state=sa.case((parked, JobState.PARKED.value), else_=JobState.PENDING.value),
+                reason=sa.case(
+                    (parked, f"{MAX_FAILURES} workers leased it and never finished"), else_=""
+                ),
+                lease_id=None,
+                worker_id=None,
+            )
         )
-    )
 
 
 def _check_subjects(subjects: Iterable[Subject], fingerprint: str) -> None:

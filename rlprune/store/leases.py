@@ -2,8 +2,9 @@
 
 A lease is granted to one worker and ends at its deadline; its id is the fencing token. A report on
 an ended or foreign lease is refused and changes nothing; the same report sent twice counts once.
-Only the store's clock is asked, so a device with a wrong one does no harm. (Ideas: Temporal's
-activity timeouts; Vizier's client ids, by which a worker that asks again gets the same work.)
+Only a clock of the server's that never jumps is asked (`lease_watch`), so a device or a server with
+a wrong one does no harm. (Ideas: Temporal's activity timeouts; Vizier's client ids, by which a
+worker that asks again gets the same work.)
 """
 
 from __future__ import annotations
@@ -20,7 +21,15 @@ from rlprune.errors import InputError, LeaseError
 from rlprune.latency.types import FAULT, Measurement
 from rlprune.store import encoding, schema
 from rlprune.store.encoding import Subject
-from rlprune.store.jobs import MAX_FAILURES, conflict, end_leases, job_of_row, subjects_left
+from rlprune.store.jobs import (
+    MAX_FAILURES,
+    conflict,
+    end_leases,
+    job_of_row,
+    silent_leases,
+    subjects_left,
+)
+from rlprune.store.lease_watch import LeaseRow
 from rlprune.store.records import Job, JobState, Lease, ReportAnswer
 from rlprune.store.store import Store, insert_measurements, touch_device
 
@@ -48,30 +57,31 @@ class Leases:
             raise InputError("worker_id must have 1 to 120 characters", field="worker_id")
         now = self._store.clock()
         last_seen_sec = self._store.last_seen_sec(device)
+        watch = self._store.lease_watch
         rows = schema.jobs.c
-        ended = sa.and_(rows.state == JobState.LEASED, rows.lease_end_sec <= now)
         held = sa.and_(rows.state == JobState.LEASED, rows.worker_id == worker_id)
         pending = rows.state == JobState.PENDING
         mine = sa.select(schema.jobs).where(rows.device == device).order_by(rows.seq).limit(1)
-        if last_seen_sec > now - _SEEN_SEC:
+        if abs(now - last_seen_sec) < _SEEN_SEC:
             # Most polls find nothing: they cost a read, not a write.
             with self._database.read() as connection:
-                if connection.execute(mine.where(sa.or_(ended, held, pending))).first() is None:
+                work = connection.execute(mine.where(sa.or_(held, pending))).first()
+                if work is None and not silent_leases(connection, watch, device):
                     return None
         with self._database.write() as connection:
-            end_leases(connection, now)
-            lease = _held(connection, mine.where(held)) or self._grant(
-                connection, mine.where(pending), worker_id, now
+            end_leases(connection, watch, device)
+            lease = self._held(connection, mine.where(held)) or self._grant(
+                connection, mine.where(pending), worker_id
             )
             touch_device(self._database, connection, device, now)
         return lease
 
+    def _held(self, connection: sa.Connection, query: sa.Select[Any]) -> Lease | None:
+        row = connection.execute(query).mappings().first()
+        return None if row is None else self._lease(connection, row)
+
     def _grant(
-        self,
-        connection: sa.Connection,
-        pending: sa.Select[Any],
-        worker_id: str,
-        now: float,
+        self, connection: sa.Connection, pending: sa.Select[Any], worker_id: str
     ) -> Lease | None:
         query = pending.with_for_update(skip_locked=True)
         row = connection.execute(query).mappings().first()
@@ -81,30 +91,45 @@ class Leases:
             "state": JobState.LEASED.value,
             "worker_id": worker_id,
             "lease_id": uuid.uuid4().hex,
-            "lease_end_sec": now + self.lease_sec,
+            "lease_end_sec": self._store.clock() + self.lease_sec,
+            "lease_sec": self.lease_sec,
+            "renewal_count": 0,
         }
         connection.execute(
             sa.update(schema.jobs).where(schema.jobs.c.seq == row["seq"]).values(**granted)
         )
-        return _lease(connection, {**row, **granted})
+        return self._lease(connection, {**row, **granted})
+
+    def _lease(self, connection: sa.Connection, row: sa.RowMapping | dict[str, Any]) -> Lease:
+        job = job_of_row(row)
+        left_sec = self._store.lease_watch.left_sec(LeaseRow.of(row))
+        left = subjects_left(connection, job)
+        return Lease(row["lease_id"], job, left, self._store.clock() + left_sec)
 
     def renew(self, lease_id: str) -> float:
-        """Moves the lease's end on; returns it.
+        """Moves the lease's end on; returns it, by the store's clock.
 
         Raises:
             LeaseError: the lease has ended or never was; nothing changed.
         """
         now = self._store.clock()
         with self._database.write() as connection:
-            row = _leased(connection, lease_id, now)
-            end_sec = max(now + self.lease_sec, float(row["lease_end_sec"]))
+            row = self._leased(connection, lease_id)
+            lease = LeaseRow.of(row)
+            # Never shorter than it was: another server may have granted it for longer.
+            length = max(self.lease_sec, self._store.lease_watch.left_sec(lease))
+            renewed = lease._replace(renewal_count=lease.renewal_count + 1, lease_sec=length)
             connection.execute(
                 sa.update(schema.jobs)
                 .where(schema.jobs.c.lease_id == lease_id)
-                .values(lease_end_sec=end_sec)
+                .values(
+                    renewal_count=renewed.renewal_count,
+                    lease_sec=length,
+                    lease_end_sec=now + length,
+                )
             )
             touch_device(self._database, connection, row["device"], now)
-        return end_sec
+        return now + self._store.lease_watch.left_sec(renewed)
 
     def report(
         self,
@@ -157,7 +182,7 @@ class Leases:
             first = _first_answer(connection, request_id, content)
             if first is not None:
                 return first
-            row = _leased(connection, lease_id, now)
+            row = self._leased(connection, lease_id)
             job = job_of_row(row)
             _check_of_job(measurements, job, subjects_left(connection, job))
             insert_measurements(self._database, connection, measurements, now, job_id=job.job_id)
@@ -189,26 +214,19 @@ class Leases:
             )
         return answer
 
-
-def _held(connection: sa.Connection, query: sa.Select[Any]) -> Lease | None:
-    row = connection.execute(query).mappings().first()
-    return None if row is None else _lease(connection, row)
-
-
-def _lease(connection: sa.Connection, row: sa.RowMapping | dict[str, Any]) -> Lease:
-    job = job_of_row(row)
-    return Lease(row["lease_id"], job, subjects_left(connection, job), row["lease_end_sec"])
-
-
-def _leased(connection: sa.Connection, lease_id: str, now: float) -> sa.RowMapping:
-    query = sa.select(schema.jobs).where(schema.jobs.c.lease_id == lease_id)
-    row = connection.execute(query.with_for_update()).mappings().first()
-    if row is None or row["state"] != JobState.LEASED or row["lease_end_sec"] <= now:
-        raise LeaseError(
-            f"lease {lease_id[:40]!r} has ended or was never granted; lease again",
-            field="lease_id",
-        )
-    return row
+    def _leased(self, connection: sa.Connection, lease_id: str) -> sa.RowMapping:
+        query = sa.select(schema.jobs).where(schema.jobs.c.lease_id == lease_id)
+        row = connection.execute(query.with_for_update()).mappings().first()
+        if (
+            row is None
+            or row["state"] != JobState.LEASED
+            or self._store.lease_watch.left_sec(LeaseRow.of(row)) <= 0.0
+        ):
+            raise LeaseError(
+                f"lease {lease_id[:40]!r} has ended or was never granted; lease again",
+                field="lease_id",
+            )
+        return row
 
 
 def _after(connection: sa.Connection, job: Job, *, done: bool, release: bool) -> dict[str, Any]:

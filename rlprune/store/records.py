@@ -51,6 +51,8 @@ class PlanRecord:
     plan_id: str
     plan: PruningPlan
     created_sec: float
+    pending_job_ids: tuple[str, ...] = ()
+    """Jobs that the device had still to do for this model when the plan was made."""
 
 
 class JobState(StrEnum):

@@ -11,17 +11,18 @@ import base64
 import itertools
 import json
 import time
-import uuid
 from collections.abc import Callable, Mapping, Sequence
 
 import sqlalchemy as sa
 
-from rlprune.errors import ConflictError, InputError, NotFoundError
+from rlprune.errors import InputError, NotFoundError
 from rlprune.graph.types import PruningGraph
 from rlprune.latency.types import Measurement
 from rlprune.plans import PruningPlan
 from rlprune.store import encoding, schema
 from rlprune.store.database import Database
+from rlprune.store.lease_watch import LeaseWatch
+from rlprune.store.plan_rows import plan_of_request, plan_of_row, plan_row, read_plan
 from rlprune.store.records import DeviceRecord, PlanRecord
 
 Clock = Callable[[], float]
@@ -37,9 +38,15 @@ MAX_PAGE_BYTES = 2 * 2**20
 class Store:
     """Graphs, devices, measurements and plans over one `Database`; jobs stand in `store.jobs`."""
 
-    def __init__(self, database: Database, *, clock: Clock = time.time) -> None:
+    def __init__(
+        self, database: Database, *, clock: Clock = time.time, monotonic: Clock | None = None
+    ) -> None:
+        """See `open_store`."""
         self.database = database
         self.clock = clock
+        self.lease_watch = LeaseWatch(
+            monotonic or (time.monotonic if clock is time.time else clock)
+        )
 
     def close(self) -> None:
         """Closes all connections; the store is not used afterwards."""
@@ -220,23 +227,13 @@ class Store:
         Raises:
             ConflictError: the same request_id came with other content.
         """
-        body = plan.to_json(indent=None)
-        content_digest = encoding.digest(body if content is None else content)
-        values = {
-            "plan_id": uuid.uuid4().hex,
-            "request_id": encoding.check_request_id(request_id) if request_id else None,
-            "content_digest": content_digest,
-            "device": plan.device,
-            "fingerprint": plan.fingerprint,
-            "body": body,
-            "created_sec": self.clock(),
-        }
+        row = plan_row(plan, self.clock(), request_id=request_id, content=content)
         with self.database.write() as connection:
-            if self.database.insert_new(connection, schema.plans, values):
+            if self.database.insert_new(connection, schema.plans, row):
                 if graph is not None:
                     insert_graph(self.database, connection, graph, self.clock())
-                return str(values["plan_id"])
-            first = _plan_of_request(connection, request_id, content_digest)
+                return str(row["plan_id"])
+            first = plan_of_request(connection, request_id, row["content_digest"])
         assert first is not None, "only a row with this request_id can stand in the way"
         return first
 
@@ -247,7 +244,7 @@ class Store:
             ConflictError: the same request_id came with other content.
         """
         with self.database.read() as connection:
-            return _plan_of_request(connection, request_id, encoding.digest(content))
+            return plan_of_request(connection, request_id, encoding.digest(content))
 
     def plan(self, plan_id: str) -> PruningPlan:
         """One plan.
@@ -259,12 +256,8 @@ class Store:
 
     def plan_record(self, plan_id: str) -> PlanRecord:
         """One plan, with when it was made; raises as `plan`."""
-        query = sa.select(schema.plans).where(schema.plans.c.plan_id == plan_id)
         with self.database.read() as connection:
-            row = connection.execute(query).mappings().first()
-        if row is None:
-            raise NotFoundError(f"no plan with id {plan_id[:80]!r}", field="plan_id")
-        return _plan_record(row)
+            return read_plan(connection, plan_id)
 
     def plans(
         self, *, page_size: int = 0, page_token: str = "", device: str = ""
@@ -296,7 +289,7 @@ class Store:
             query = sa.select(schema.plans).where(own.seq.in_(page)).order_by(own.seq.desc())
             rows = connection.execute(query).mappings().all()
         token = _token(int(page[-1]), device) if len(found) > len(page) else ""
-        return [_plan_record(row) for row in rows], token
+        return [plan_of_row(row) for row in rows], token
 
 
 def page_limit(page_size: int) -> int:
@@ -378,24 +371,6 @@ def insert_measurements(
             .where(schema.devices.c.device == device)
             .values(generation=schema.devices.c.generation + len(own))
         )
-
-
-def _plan_of_request(connection: sa.Connection, request_id: str, content_digest: str) -> str | None:
-    rows = schema.plans.c
-    query = sa.select(rows.plan_id, rows.content_digest).where(rows.request_id == request_id)
-    found = connection.execute(query).first()
-    if found is None:
-        return None
-    if found.content_digest != content_digest:
-        raise ConflictError(
-            f"request_id {request_id!r} was used for another request; take a new one",
-            field="request_id",
-        )
-    return str(found.plan_id)
-
-
-def _plan_record(row: sa.RowMapping) -> PlanRecord:
-    return PlanRecord(row["plan_id"], PruningPlan.from_json(row["body"]), row["created_sec"])
 
 
 def _token(seq: int, device: str) -> str:

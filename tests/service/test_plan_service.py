@@ -118,6 +118,27 @@ def test_the_second_question_about_a_model_sends_its_fingerprint_only(rig: Rig) 
     assert second.plan == first.plan and second.plan_id != first.plan_id
 
 
+def test_a_plan_that_waits_for_measurements_is_told_again_with_its_jobs(rig: Rig) -> None:
+    rig.device.register_device(BOARD, {})
+    cost = macs_cost(TRACE.graph)
+    with rig.working(cost):
+        rig.client.plan(NET, device=BOARD, budget_ratio=0.7, policy="knapsack")
+    wider = strip(conv_net((24, 48)))  # planned for at once, and not yet measured
+    asked = request(skeleton=wider, device=BOARD, request_id="r1")
+    before = rig.dump()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("rlprune.store.jobs.job_of_row", lambda row: 1 / 0)
+        with pytest.raises(RlpruneError):
+            create(rig, asked)
+    assert rig.dump() == before, "no plan without its jobs"
+    first = create(rig, asked)
+    assert first.plan_id and first.pending_job_count == len(first.pending_job_ids) > 0
+    assert create(rig, asked) == first
+    while rig.do_jobs(cost):
+        pass
+    assert create(rig, asked) == first, "also when they are done"
+
+
 def test_the_same_request_id_gets_the_same_plan_and_other_content_is_refused(rig: Rig) -> None:
     first = create(rig, request(request_id="r1"))
     before = rig.dump()
