@@ -88,19 +88,20 @@ class OperatorCosts:
             ins, outs = _widths(own)
             logs = _monotone(ins, outs, own)
             residuals[key] = _Residual.fit(
-                ins, outs, logs - start._regression(key, ins, outs), [point.log_sd for point in own]
+                ins, outs, logs - start.regression(key, ins, outs), [point.log_sd for point in own]
             )
         return OperatorCosts(kinds, weights, residuals, donor)
 
     def ms(self, key: OperatorSpec, ins: IntArray, outs: IntArray) -> FloatArray:
         """ms of a form of operator at pairs of in- and out-widths, [N] and [N] -> [N]."""
-        log_ms = self._regression(key, ins, outs)
+        log_ms = self.regression(key, ins, outs)
         residual = self.residuals.get(key)
         if residual is not None:
             log_ms = log_ms + residual.at(ins, outs)
         return np.exp(log_ms)
 
-    def _regression(self, key: OperatorSpec, ins: IntArray, outs: IntArray) -> FloatArray:
+    def regression(self, key: OperatorSpec, ins: IntArray, outs: IntArray) -> FloatArray:
+        """Log ms by the regression alone, without what each form departs from it [N]."""
         prior, features = self._features(key, ins, outs)
         return np.asarray(prior + features @ self.weights)
 

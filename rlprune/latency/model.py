@@ -8,7 +8,7 @@ order give the same model; a fit takes milliseconds, so it is made anew whenever
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -18,6 +18,7 @@ from rlprune.latency.choose import calibration_keeps, operator_specs
 from rlprune.latency.costs import CostPoint, OperatorCosts
 from rlprune.latency.drift import CANARY, ENOUGH, Drift, device_drift
 from rlprune.latency.operators import OVERHEAD, form
+from rlprune.latency.sift import ENOUGH_POINTS, name_of, sift, sift_plans, sift_points
 from rlprune.latency.tables import LatencyTables
 from rlprune.latency.types import Measurement, ModelSubject, OperatorSpec
 
@@ -32,6 +33,10 @@ RECHECK_COUNT = ENOUGH
 """Plans measured again of a device that has drifted."""
 
 DEFAULT_CALL_MS = 0.008
+MAX_BASE_OFF = 0.02
+"""How far a fit may be from the unpruned model's latency before it is scaled to it."""
+CHEAP_SHARE = 0.1
+"""A call costs no more than this share of all operators."""
 MIN_LOG_SD = 0.01
 """No operator is known better than this, whatever its sessions say."""
 
@@ -58,6 +63,8 @@ class LatencyModel:
     """Per fingerprint why the first plan that failed did."""
     drift: Drift
     """Whether the device is still as fast as it was."""
+    dropped: tuple[str, ...] = ()
+    """Measurements that the fit could not use: what each was of, and why."""
 
     @staticmethod
     def fit(
@@ -72,13 +79,16 @@ class LatencyModel:
         `donor`, another device's costs, makes the guess better: ten whole models are then enough
         to be of use, before any operator was measured here.
 
-        Measurements of other devices and of graphs that are not in `graphs` are left out.
+        Measurements of other devices and of graphs that are not in `graphs` are left out; those
+        that cannot be used are named in `dropped`. Raises for nothing that was measured.
         """
-        own = [one for one in measurements if one.device == device]
+        own, dropped = sift([one for one in measurements if one.device == device], graphs)
         drift = device_drift(own)
         operators = [one for one in own if isinstance(one.subject, OperatorSpec)]
         calls, points = _operator_points(
-            [one for one in operators if one.status != "failed"], drift.control_ms.get(CANARY)
+            [one for one in operators if one.status != "failed"],
+            drift.control_ms.get(CANARY),
+            dropped,
         )
         attempts: dict[str, dict[tuple[int, ...], str]] = {}
         failures: dict[str, str] = {}
@@ -92,24 +102,34 @@ class LatencyModel:
                     plans.setdefault(one.subject.fingerprint, []).append(one)
                 else:
                     failures.setdefault(one.subject.fingerprint, one.reason)
+        costs, kept, far = sift_points(points, donor)
+        dropped += far
+        points = _pooled(kept)
+        if len(points) < len(kept):
+            costs = OperatorCosts.fit(points, donor)
+        rows = [
+            _plan_rows(
+                graphs[fingerprint],
+                plans[fingerprint],
+                drift.control_ms.get(fingerprint),
+                dropped,
+            )
+            for fingerprint in sorted(plans.keys() & graphs.keys())
+        ]
         return LatencyModel(
             device=device,
-            costs=OperatorCosts.fit(points, donor),
+            costs=costs,
             points=tuple(points),
             donor=donor,
             call_ms=calls,
-            rows=tuple(
-                _plan_rows(
-                    graphs[fingerprint], plans[fingerprint], drift.control_ms.get(fingerprint)
-                )
-                for fingerprint in sorted(plans.keys() & graphs.keys())
-            ),
+            rows=tuple(rows),
             measured=frozenset(
                 one.subject for one in operators if isinstance(one.subject, OperatorSpec)
             ),
             attempts=attempts,
             failures=failures,
             drift=drift,
+            dropped=tuple(dropped),
         )
 
     def calibration(self, graph: PruningGraph) -> Calibration:
@@ -154,7 +174,7 @@ class LatencyModel:
                 known[place] = ms.reshape(len(in_width), len(out_width))
             return known[place]
 
-        return LatencyTables.compile(
+        tables = LatencyTables.compile(
             self.device,
             graph,
             levels,
@@ -162,6 +182,23 @@ class LatencyModel:
             cost,
             overhead_ms=calibration.overhead_ms,
             interval=calibration.interval,
+        )
+        return self._held_to_base(graph, tables)
+
+    def _held_to_base(self, graph: PruningGraph, tables: LatencyTables) -> LatencyTables:
+        """The tables, scaled where they say something else of the unpruned model than was measured.
+
+        It is measured beside every plan, and every fit meets it to within half a per cent, unless a
+        measurement that nobody could tell from an honest one has bent the operators.
+        """
+        row = next((row for row in self.rows if row.graph.fingerprint == graph.fingerprint), None)
+        if row is None or not row.base.any():
+            return tables
+        ratio = float(row.ms[row.base][0] / tables.latency_ms(tables.widths[None])[0])
+        if not np.isfinite(ratio) or abs(np.log(ratio)) < MAX_BASE_OFF:
+            return tables
+        return replace(
+            tables, overhead_ms=tables.overhead_ms * ratio, flat_ms=tables.flat_ms * ratio
         )
 
     def knows(self, graph: PruningGraph) -> bool:
@@ -199,45 +236,75 @@ def _counts(keeps: IntArray) -> tuple[int, ...]:
 
 
 def _operator_points(
-    measurements: Sequence[Measurement], canary_ms: float | None
+    measurements: Sequence[Measurement], canary_ms: float | None, dropped: list[str]
 ) -> tuple[float, list[CostPoint]]:
-    """The call overhead in ms, and every operator net of it.
+    """The call overhead in ms, and every measurement of an operator net of it.
 
     Ratios to the canary times the canary's latency today: so the machine's slow days drop out.
     """
-    gross: dict[OperatorSpec, list[tuple[float, float]]] = {}
+    gross: list[tuple[OperatorSpec, float, float]] = []
+    calls: list[float] = []
     for one in measurements:
         assert isinstance(one.subject, OperatorSpec)
         ms = one.control_ratio * canary_ms if one.control_cpu_ms and canary_ms else one.latency_ms
-        if np.isfinite(ms) and ms > 0:
-            gross.setdefault(one.subject, []).append((ms, _log_sd(one)))
-    pooled = {spec: _pool(values) for spec, values in gross.items()}
-    call = pooled.pop(OVERHEAD, (DEFAULT_CALL_MS, 0.0))[0]
+        if not np.isfinite(ms) or ms <= 0:
+            continue
+        if one.subject == OVERHEAD:
+            calls.append(ms)
+        else:
+            gross.append((one.subject, ms, _log_sd(one)))
+    call = float(np.median(calls)) if calls else DEFAULT_CALL_MS
+    if len(gross) >= ENOUGH_POINTS:
+        # Every operator's time has a call in it. The least of all may itself be odd.
+        cheap = float(np.quantile([ms for _, ms, _ in gross], CHEAP_SHARE))
+        if call > cheap and calls:
+            dropped.append(f"{name_of(OVERHEAD)}: {call:.3g} ms, more than whole operators take")
+        call = min(call, cheap)
     points = []
-    for spec, (ms, log_sd) in pooled.items():
+    for spec, ms, log_sd in gross:
         # An operator about as dear as an empty call is known to be cheap, and not much more.
         net = max(ms - call, 0.05 * ms)
         points.append(CostPoint(spec, net, min(1.0, log_sd * ms / net + MIN_LOG_SD)))
     return call, points
 
 
+def _pooled(points: Sequence[CostPoint]) -> list[CostPoint]:
+    """One point an operator."""
+    by_spec: dict[OperatorSpec, list[CostPoint]] = {}
+    for point in points:
+        by_spec.setdefault(point.spec, []).append(point)
+    return [
+        CostPoint(spec, *_pool([(point.ms, point.log_sd) for point in own]))
+        for spec, own in by_spec.items()
+    ]
+
+
 def _plan_rows(
-    graph: PruningGraph, measurements: Sequence[Measurement], control_ms: float | None
+    graph: PruningGraph,
+    measurements: Sequence[Measurement],
+    control_ms: float | None,
+    dropped: list[str],
 ) -> PlanRows:
     """One row per plan, and one for the unpruned model, which every control measured."""
     control_count = sum(_has_control(one) for one in measurements)
     base_ms = control_ms if control_ms and control_count else float("nan")
-    by_plan: dict[tuple[int, ...], list[tuple[float, float, bool]]] = {}
+    plans: list[tuple[tuple[int, ...], float, float, bool]] = []
+    widths = _counts(graph.widths)
     for one in measurements:
         assert isinstance(one.subject, ModelSubject)
         ms = one.control_ratio * base_ms if _has_control(one) else one.latency_ms
-        if np.isfinite(ms) and ms > 0:
-            row = (ms, _log_sd(one), one.status == "ok")
-            by_plan.setdefault(one.subject.keeps, []).append(row)
+        known = one.subject.keeps == widths and np.isfinite(base_ms)
+        if np.isfinite(ms) and ms > 0 and not known:
+            plans.append((one.subject.keeps, ms, _log_sd(one), one.status == "ok"))
+    far = sift_plans(graph, [(keeps, ms) for keeps, ms, *_ in plans], base_ms)
+    by_plan: dict[tuple[int, ...], list[tuple[float, float, bool]]] = {}
+    for why, (keeps, *found) in zip(far, plans, strict=True):
+        if why:
+            dropped.append(f"{name_of(ModelSubject(graph.fingerprint, keeps))}: {why}")
+        else:
+            by_plan.setdefault(keeps, []).append((found[0], found[1], bool(found[2])))
     rows = []
-    widths = _counts(graph.widths)
     if np.isfinite(base_ms):
-        by_plan.pop(widths, None)
         rows.append((widths, base_ms, MIN_LOG_SD / np.sqrt(control_count), True))
     for keeps, values in by_plan.items():
         ms, log_sd = _pool([(ms, log_sd) for ms, log_sd, _ in values])

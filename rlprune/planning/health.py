@@ -32,6 +32,7 @@ def with_health(store: Store, record: DeviceRecord) -> DeviceRecord:
             error_ratio=_error_ratio(model),
             drift_ratio=model.drift.ratio,
             stale=model.drift.stale,
+            dropped=model.dropped,
         )
         known[record.key] = (record.generation, health)
     parked = JobQueue(store).parked_count(record.key)

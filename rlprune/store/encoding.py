@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import re
 from dataclasses import fields
 from typing import Any
 
 from rlprune.errors import InputError
+from rlprune.latency.limits import fault_of
 from rlprune.latency.types import MACS_DEVICE, Measurement, ModelSubject, OperatorSpec
 
 Subject = OperatorSpec | ModelSubject
@@ -49,7 +49,8 @@ def check_fingerprint(fingerprint: str, *, field: str = "fingerprint") -> str:
 
 
 def check_measurement(measurement: Measurement, *, field: str = "measurement") -> None:
-    """Refuses what no device can have measured: NaN, negative or missing samples, unknown status.
+    """Refuses what no device can have measured (`latency.limits`): NaN, times below nanoseconds or
+    above a quarter of an hour, missing samples, unknown kinds of operators, unknown status.
 
     Raises:
         InputError: naming `field` and the part of the measurement at fault.
@@ -57,38 +58,14 @@ def check_measurement(measurement: Measurement, *, field: str = "measurement") -
     check_device(measurement.device, field=f"{field}.device")
     if isinstance(measurement.subject, ModelSubject):
         check_fingerprint(measurement.subject.fingerprint, field=f"{field}.subject.fingerprint")
-        if any(keep < 1 for keep in measurement.subject.keeps):
-            raise InputError("keep counts must be at least 1", field=f"{field}.subject.keeps")
     if measurement.status not in _STATUSES:
         raise InputError(
             f"status {measurement.status[:80]!r} is none of {', '.join(_STATUSES)}",
             field=f"{field}.status",
         )
-    if measurement.thread_count < 1:
-        raise InputError("thread_count must be at least 1", field=f"{field}.thread_count")
-    if measurement.warmup_count < 0:
-        raise InputError("warmup_count must not be negative", field=f"{field}.warmup_count")
-    for name in _SAMPLES:
-        _check_samples(getattr(measurement, name), f"{field}.{name}")
-    if len(measurement.control_cpu_ms) not in (0, len(measurement.cpu_ms)):
-        raise InputError(
-            "the control needs as many sessions as its subject", field=f"{field}.control_cpu_ms"
-        )
-    # Not `<= 0`: the median of no samples is NaN.
-    if measurement.status != "failed" and not measurement.latency_ms > 0:
-        raise InputError(
-            f"a measurement of status {measurement.status!r} needs samples above 0 ms",
-            field=f"{field}.cpu_ms",
-        )
-
-
-def _check_samples(sessions: tuple[tuple[float, ...], ...], field: str) -> None:
-    if any(not session for session in sessions):
-        raise InputError("a session has no samples", field=field)
-    for session in sessions:
-        for value in session:
-            if not (math.isfinite(value) and value >= 0):
-                raise InputError(f"sample {value} is not a time in ms", field=field)
+    fault = fault_of(measurement)
+    if fault is not None:
+        raise InputError(fault[1], field=f"{field}.{fault[0]}")
 
 
 def subject_key(subject: Subject) -> str:

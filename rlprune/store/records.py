@@ -23,6 +23,8 @@ class DeviceHealth:
     """It changed, and too little was measured since: plans ask for new measurements."""
     parked_job_count: int = 0
     """Jobs given up for good."""
+    dropped: tuple[str, ...] = ()
+    """Measurements that predictions cannot use: what each was of, and why."""
 
 
 @dataclass(frozen=True, slots=True)
