@@ -6,12 +6,14 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 
-from onnx import TensorProto
+from onnx import NodeProto, TensorProto
 
+from rlprune.graph.bodies import reads_of
 from rlprune.graph.channels import ChannelMap
 from rlprune.graph.lister import width_of
 from rlprune.graph.normal import NormalModel
 from rlprune.graph.operators import is_listed
+from rlprune.graph.reach import Tail
 from rlprune.graph.scope import RULES
 from rlprune.graph.types import Uncounted, WeightCount, Width
 
@@ -26,10 +28,13 @@ _WHOLE_NUMBERS = frozenset(
 
 
 def count_weights(
-    normal: NormalModel, channels: ChannelMap, widths: Sequence[int]
+    normal: NormalModel, channels: ChannelMap, widths: Sequence[int], tail: Tail | None
 ) -> tuple[WeightCount, ...]:
     """Of all initializers that are weights; those whose axes shrink alike are one entry."""
     counted: Counter[tuple[Width, ...]] = Counter()
+    for tensor in () if tail is None else tail.weights:
+        if tensor.data_type not in _WHOLE_NUMBERS:
+            counted[()] += math.prod(tensor.dims)
     for tensor in normal.model.graph.initializer:
         if tensor.data_type in _WHOLE_NUMBERS:
             continue
@@ -44,19 +49,31 @@ def count_weights(
     return tuple(WeightCount(often, axes) for axes, often in counted.items())
 
 
-def count_unknown(normal: NormalModel) -> tuple[Uncounted, ...]:
-    """Operators that no rule knows, by type, in order of appearance."""
+def count_unknown(normal: NormalModel, tail: Tail | None) -> tuple[Uncounted, ...]:
+    """Operators that no rule knows, and those behind the analysed part, by type, in order.
+
+    Those of ONNX without weights are left out: what they cost is small.
+    """
+    behind = () if tail is None else tail.nodes
+    kept = () if tail is None else tail.weights
     sizes = {
         tensor.name: math.prod(tensor.dims)
-        for tensor in normal.model.graph.initializer
+        for tensor in (*normal.model.graph.initializer, *kept)
         if tensor.data_type not in _WHOLE_NUMBERS
     }
     found: Counter[str] = Counter()
     read: dict[str, set[str]] = {}
-    for node in normal.nodes:
-        if node.op not in RULES and not is_listed(node.op):
-            found[node.op] += 1
-            read.setdefault(node.op, set()).update(name for name in node.inputs if name in sizes)
-    return tuple(
-        Uncounted(op, count, sum(sizes[name] for name in read[op])) for op, count in found.items()
-    )
+    nodes = [(node.op, node.inputs) for node in normal.nodes]
+    nodes = [(op, read) for op, read in nodes if op not in RULES and not is_listed(op)]
+    for op, inputs in (*nodes, *((_name(proto), reads_of(proto)) for proto in behind)):
+        found[op] += 1
+        read.setdefault(op, set()).update(name for name in inputs if name in sizes)
+    every = [
+        Uncounted(op, count, sum(map(sizes.__getitem__, read[op]))) for op, count in found.items()
+    ]
+    return tuple(one for one in every if one.params or "." in one.operator)
+
+
+def _name(proto: NodeProto) -> str:
+    known = proto.domain in ("", "ai.onnx")
+    return proto.op_type if known else f"{proto.domain}.{proto.op_type}"

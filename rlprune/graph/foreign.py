@@ -8,10 +8,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from rlprune.graph.kinds import OPTIMISED_REMEDY, QUANTISED_REMEDY, is_optimised, is_quantised
 from rlprune.graph.walk import Node
 
-BEFORE_QUANTISING = "prune the float model, then quantise"
-BEFORE_FUSING = "prune the file as it was before ONNX Runtime optimised it"
 QUANTISERS = frozenset(("DequantizeLinear", "QuantizeLinear", "DynamicQuantizeLinear"))
 
 
@@ -23,7 +22,6 @@ class Foreign:
     """What it computes, as an operator of ONNX."""
     places: tuple[int, ...] = (0, 1)
     """Which inputs are that operator's, in its order."""
-    quantised: bool = True
 
 
 FOREIGN = {
@@ -36,10 +34,10 @@ FOREIGN = {
     "com.microsoft.DynamicQuantizeMatMul": Foreign("MatMul"),
     "com.microsoft.MatMulNBits": Foreign("MatMul"),
     "com.microsoft.DynamicQuantizeLSTM": Foreign("LSTM", (0, 1, 2)),
-    "com.microsoft.FusedConv": Foreign("Conv", quantised=False),
-    "com.microsoft.nchwc.Conv": Foreign("Conv", quantised=False),
-    "com.microsoft.FusedMatMul": Foreign("MatMul", quantised=False),
-    "com.microsoft.FusedGemm": Foreign("Gemm", quantised=False),
+    "com.microsoft.FusedConv": Foreign("Conv"),
+    "com.microsoft.nchwc.Conv": Foreign("Conv"),
+    "com.microsoft.FusedMatMul": Foreign("MatMul"),
+    "com.microsoft.FusedGemm": Foreign("Gemm"),
 }
 
 
@@ -52,12 +50,10 @@ def plain(node: Node) -> Node:
 
 
 def why_held(op: str) -> str:
-    """Why an operator without a rule is held, and what to do."""
-    known = FOREIGN.get(op)
-    if (known is not None and known.quantised) or op.split(".")[-1].startswith("QLinear"):
-        return f"is quantised; {BEFORE_QUANTISING}"
-    if op in QUANTISERS:
-        return f"works on quantised numbers; {BEFORE_QUANTISING}"
-    if op.startswith("com.microsoft."):
-        return f"is no operator of ONNX; {BEFORE_FUSING}"
+    """Why an operator without a rule is held, and what to do; `op` with its domain."""
+    domain, _, op_type = op.rpartition(".")
+    if is_quantised(op_type, domain):
+        return f"is {QUANTISED_REMEDY}"
+    if is_optimised(domain):
+        return f"is {OPTIMISED_REMEDY}"
     return "is not followed through"

@@ -103,8 +103,8 @@ def trace_onnx(
         operators=operators,
         input_shapes=shapes,
         held=held,
-        weights=count_weights(normal, known, widths),
-        uncounted=count_unknown(normal),
+        weights=count_weights(normal, known, widths, prepared.tail),
+        uncounted=count_unknown(normal, prepared.tail),
     )
     return OnnxTrace(graph, normal.model, known, normal, prepared.tail)
 

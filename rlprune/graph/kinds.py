@@ -28,6 +28,11 @@ def is_quantised(op_type: str, domain: str) -> bool:
     return domain in _RUNTIME_DOMAINS and any(mark in op_type for mark in marks)
 
 
+def is_optimised(domain: str) -> bool:
+    """Whether operators of a domain are ONNX Runtime's own."""
+    return domain in _RUNTIME_DOMAINS
+
+
 def why_opaque(model: ModelProto, node: NodeProto, before: Sequence[NodeProto]) -> str:
     """Why the extents of what `node` makes are not known; empty where its kind does not say.
 
@@ -47,7 +52,7 @@ def why_opaque(model: ModelProto, node: NodeProto, before: Sequence[NodeProto]) 
         return "loops are not analysed; export with static control flow"
     if is_quantised(node.op_type, node.domain):
         return QUANTISED_REMEDY
-    if node.domain in _RUNTIME_DOMAINS:
+    if is_optimised(node.domain):
         return OPTIMISED_REMEDY
     return ""
 

@@ -367,6 +367,11 @@ def _transpose(lister: Lister, node: Node, data: Sequence[str]) -> None:
         lister.transposed[node.outputs[0]] = (source, order)
 
 
+_SUMMING = (_conv, _product, _einsum, _attention, _recurrent)
+COUNTED = {*FOREIGN, *(op for op, handler in LISTED.items() if handler in _SUMMING)}
+"""Operators whose MACs are counted; the others sum nothing up, or are not known."""
+
+
 def list_operators(
     normal: NormalModel, channels: ChannelMap, widths: Sequence[int], order: Sequence[int]
 ) -> tuple[Operator, ...]:

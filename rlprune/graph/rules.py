@@ -19,7 +19,7 @@ from rlprune.graph.walk import Node
 
 
 def pass_on(node: Node, scope: Scope) -> None:
-    """Every output of the same channel extents has the channels of the first input."""
+    """Carries channels, each changed alone."""
     block = scope.channels.block(node.inputs[0])
     if block is not None:
         before = scope.shape(node.inputs[0])
@@ -32,17 +32,21 @@ def pass_on(node: Node, scope: Scope) -> None:
 rule(
     "Relu LeakyRelu Sigmoid Tanh HardSwish HardSigmoid Elu Selu Celu Gelu Erf Softplus "
     "Softsign Mish Exp Log Sqrt Reciprocal Neg Abs Sign Floor Ceil Round Sin Cos Cast "
-    "Identity Dropout Clip ThresholdedRelu Shrink Not IsNaN IsInf Swish"
+    "Identity Dropout Clip ThresholdedRelu Shrink Not IsNaN IsInf Swish Acos Acosh Asin Asinh Atan "
+    "Atanh Cosh Sinh Tan BitwiseNot"
 )(pass_on)
 
 
 @rule("Shape Size")
 def _shape(node: Node, scope: Scope) -> None:
-    """What is left of these reads open extents; surgery has them tell those of the whole model."""
+    """Folded; what is left tells open extents, in the cut model those of the whole one."""
 
 
 @rule("Conv")
 def _conv(node: Node, scope: Scope) -> None:
+    """Reads and makes channels; a depthwise one carries them; of a grouped one the same positions
+    of every group live and die together.
+    """
     data, weight = node.inputs[:2]
     channels = scope.channels
     if not scope.is_weight(weight) or scope.is_weight(data):
@@ -68,6 +72,7 @@ def _conv(node: Node, scope: Scope) -> None:
 
 @rule("ConvTranspose")
 def _conv_transpose(node: Node, scope: Scope) -> None:
+    """As Conv, with the weight's first axis read and its second made."""
     data, weight = node.inputs[:2]
     channels = scope.channels
     if not scope.is_weight(weight) or scope.is_weight(data):
@@ -108,6 +113,7 @@ def claim_bias(node: Node, scope: Scope, place: int, ids: IntArray) -> None:
 
 @rule("BatchNormalization")
 def _batch_norm(node: Node, scope: Scope) -> None:
+    """Carries channels; scale, bias and statistics are cut with them."""
     if not all(scope.is_weight(name) for name in node.inputs[1:]):
         return hold_all(node, scope, "has computed statistics")
     ids = scope.channels.axis(node.inputs[0], 1, f"{node.op} {node.name} normalises another axis")
@@ -120,6 +126,7 @@ def _batch_norm(node: Node, scope: Scope) -> None:
 
 @rule("InstanceNormalization")
 def _instance_norm(node: Node, scope: Scope) -> None:
+    """Carries channels, each normalised alone; scale and bias are cut with them."""
     block = scope.channels.block(node.inputs[0])
     if block is None:
         return
@@ -150,6 +157,7 @@ def _hold_axes(node: Node, scope: Scope, axes: list[int], why: str) -> None:
 
 @rule("LayerNormalization RMSNormalization SimplifiedLayerNormalization")
 def _layer_norm(node: Node, scope: Scope) -> None:
+    """What it normalises over is held: every channel changes the others; the rest goes through."""
     rank = len(scope.shape(node.inputs[0]))
     axes = list(range(int(node.attrs.get("axis", -1)) % rank, rank))
     first = Node(node.name, node.op, node.inputs, node.outputs[:1], node.attrs)
@@ -162,7 +170,7 @@ def _layer_norm(node: Node, scope: Scope) -> None:
 
 @rule("GroupNormalization LRN")
 def _group_norm(node: Node, scope: Scope) -> None:
-    """A group of one channel is an instance norm; of more, dropping one changes the others."""
+    """Carries channels that each are a group of their own; more to a group are held."""
     block = scope.channels.block(node.inputs[0])
     if node.op == "GroupNormalization" and block is not None and block.axes == (1,):
         single = int(node.attrs["num_groups"]) == len(block.ids)
@@ -176,6 +184,7 @@ def _group_norm(node: Node, scope: Scope) -> None:
 
 @rule("LpNormalization CumSum")
 def _axis_norm(node: Node, scope: Scope) -> None:
+    """What it works along is held; the rest goes through."""
     rank = len(scope.shape(node.inputs[0]))
     axis = [int(node.attrs.get("axis", -1))] if node.op != "CumSum" else list(range(rank))
     _hold_axes(node, scope, axis, "works over these channels")
@@ -183,6 +192,7 @@ def _axis_norm(node: Node, scope: Scope) -> None:
 
 @rule("MeanVarianceNormalization")
 def _mvn(node: Node, scope: Scope) -> None:
+    """What it normalises over is held; the rest goes through."""
     _hold_axes(
         node, scope, list(node.attrs.get("axes", [0, 2, 3])), "normalises over these channels"
     )
@@ -190,7 +200,7 @@ def _mvn(node: Node, scope: Scope) -> None:
 
 @rule("Softmax LogSoftmax Hardmax")
 def _softmax(node: Node, scope: Scope) -> None:
-    """Until opset 12 these flatten everything from `axis` on, which is 1 where it is left out."""
+    """What it sums over is held; until opset 12 that is everything from `axis` on, 1 by default."""
     rank = len(scope.shape(node.inputs[0]))
     if scope.normal.opset() < 13:
         axes = list(range(int(node.attrs.get("axis", 1)) % rank, rank))
@@ -201,6 +211,7 @@ def _softmax(node: Node, scope: Scope) -> None:
 
 @rule("MaxPool AveragePool LpPool GlobalAveragePool GlobalMaxPool GlobalLpPool")
 def _pool(node: Node, scope: Scope) -> None:
+    """Carries channels; positions that are pooled over are held."""
     rank = len(scope.shape(node.inputs[0]))
     _hold_axes(node, scope, list(range(2, rank)), "pools over these channels")
     if len(node.outputs) > 1 and node.outputs[1] in scope.normal.readers:
@@ -212,6 +223,7 @@ def _pool(node: Node, scope: Scope) -> None:
     "ReduceLogSumExp ReduceSumSquare"
 )
 def _reduce(node: Node, scope: Scope) -> None:
+    """What it reduces over is held; the rest goes through."""
     block = scope.channels.block(node.inputs[0])
     if block is None:
         return
@@ -237,7 +249,7 @@ def _reduce(node: Node, scope: Scope) -> None:
     "GreaterOrEqual And Or Xor BitwiseAnd BitwiseOr"
 )
 def _elementwise(node: Node, scope: Scope) -> None:
-    """Operands tie where both have channels, with numpy's broadcasting.
+    """Carries channels; operands that have them on the same axis lose the same ones.
 
     Where one operand has full extent and no channels, the axis cannot shrink; where a constant has
     full extent, it is sliced in step.

@@ -59,6 +59,7 @@ def _sized_weight(node: Node, scope: Scope) -> bool:
 
 @rule("Slice")
 def _slice(node: Node, scope: Scope) -> None:
+    """Carries the channels within its bounds, which are counted anew."""
     if _sized_weight(node, scope):
         return
     block = scope.channels.block(node.inputs[0])
@@ -102,7 +103,7 @@ def _is_told(node: Node, scope: Scope, block: Block, stated: list[int] | None) -
 
 @rule("Pad")
 def _pad(node: Node, scope: Scope) -> None:
-    """Zero channels are channels of their own, as in option-A shortcuts."""
+    """Carries channels; zero channels that it adds are channels of their own."""
     block = scope.channels.block(node.inputs[0])
     if block is None:
         return
@@ -149,7 +150,7 @@ def pad_counts(node: Node, normal: NormalModel, rank: int) -> tuple[list[int], l
 
 @rule("Expand Resize Upsample")
 def _stretch(node: Node, scope: Scope) -> None:
-    """Channels go through where their own axes keep their extent."""
+    """Carries channels where their own axes keep their extent; Expand repeats them as needed."""
     if _sized_weight(node, scope) or _spread(node, scope):
         return
     block = scope.channels.block(node.inputs[0])
@@ -193,6 +194,7 @@ def _spread(node: Node, scope: Scope) -> bool:
 
 @rule("Tile")
 def _tile(node: Node, scope: Scope) -> None:
+    """Carries channels, repeated."""
     block = scope.channels.block(node.inputs[0])
     if block is None:
         return

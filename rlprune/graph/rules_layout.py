@@ -14,6 +14,7 @@ from rlprune.graph.walk import Node
 
 @rule("Reshape Flatten")
 def _reshape(node: Node, scope: Scope) -> None:
+    """Carries channels to where the reshape puts them."""
     block = scope.channels.block(node.inputs[0])
     if block is None:
         return
@@ -105,6 +106,7 @@ def _runs(before: tuple[int, ...], after: tuple[int, ...]) -> list[tuple[list[in
 
 @rule("Transpose")
 def _transpose(node: Node, scope: Scope) -> None:
+    """Carries channels to where their axes go."""
     block = scope.channels.block(node.inputs[0])
     if block is None:
         return
@@ -117,6 +119,7 @@ def _transpose(node: Node, scope: Scope) -> None:
 
 @rule("Squeeze")
 def _squeeze(node: Node, scope: Scope) -> None:
+    """Carries channels; an axis of channels that it drops is held."""
     block = scope.channels.block(node.inputs[0])
     if block is None:
         return
@@ -138,6 +141,7 @@ def _squeeze(node: Node, scope: Scope) -> None:
 
 @rule("Unsqueeze")
 def _unsqueeze(node: Node, scope: Scope) -> None:
+    """Carries channels."""
     block = scope.channels.block(node.inputs[0])
     if block is None:
         return
@@ -150,7 +154,7 @@ def _unsqueeze(node: Node, scope: Scope) -> None:
 
 @rule("Concat")
 def _concat(node: Node, scope: Scope) -> None:
-    """Along the channels the ids follow each other; along another axis the parts tie."""
+    """Channels follow each other; along another axis, all parts lose the same ones."""
     channels = scope.channels
     rank = len(scope.shape(node.outputs[0]))
     along = int(node.attrs["axis"]) % rank
@@ -188,6 +192,7 @@ def _concat(node: Node, scope: Scope) -> None:
 
 @rule("Split")
 def _split(node: Node, scope: Scope) -> None:
+    """Every part carries its own channels; sizes are counted anew."""
     block = scope.channels.block(node.inputs[0])
     if block is None:
         return
@@ -208,6 +213,7 @@ def _split(node: Node, scope: Scope) -> None:
 
 @rule("Gather")
 def _gather(node: Node, scope: Scope) -> None:
+    """Carries the channels at constant indices, which are counted anew."""
     block = scope.channels.block(node.inputs[0])
     if scope.is_weight(node.inputs[0]) or block is None:
         return hold_all(node, scope)
@@ -233,7 +239,7 @@ def _gather(node: Node, scope: Scope) -> None:
 
 @rule("GridSample")
 def _grid_sample(node: Node, scope: Scope) -> None:
-    """Every channel is read at the same places; what tells the places stays."""
+    """Carries channels, all read at the same places; what tells the places is held."""
     data, grid = node.inputs
     channels = scope.channels
     places = None if scope.is_weight(grid) else channels.block(grid)
@@ -249,7 +255,7 @@ def _grid_sample(node: Node, scope: Scope) -> None:
 
 @rule("DepthToSpace")
 def _depth_to_space(node: Node, scope: Scope) -> None:
-    """Every output channel is made of blocksize^2 inputs, which live and die together."""
+    """Of every output channel, the blocksize^2 inputs live and die together."""
     block = scope.channels.block(node.inputs[0])
     if block is None:
         return
@@ -267,6 +273,7 @@ def _depth_to_space(node: Node, scope: Scope) -> None:
 
 @rule("SpaceToDepth")
 def _space_to_depth(node: Node, scope: Scope) -> None:
+    """Carries channels, repeated for every position of a block."""
     block = scope.channels.block(node.inputs[0])
     if block is None:
         return

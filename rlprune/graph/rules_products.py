@@ -22,6 +22,7 @@ Labels = tuple[str, ...]
 
 @rule("Gemm")
 def _gemm(node: Node, scope: Scope) -> None:
+    """Reads and makes channels."""
     data, weight = node.inputs[:2]
     read, write = (1, 0) if node.attrs.get("transB") else (0, 1)
     if not scope.is_weight(weight) or scope.is_weight(data):
@@ -37,6 +38,9 @@ def _gemm(node: Node, scope: Scope) -> None:
 
 @rule("MatMul")
 def _matmul(node: Node, scope: Scope) -> None:
+    """Reads and makes channels with a weight; of two activations it lets whole heads, rows or
+    columns through and holds what it sums over.
+    """
     left, right = node.inputs
     channels = scope.channels
     if not scope.is_weight(right):
@@ -73,7 +77,7 @@ def _matmul_of_activations(node: Node, scope: Scope) -> None:
 
 @rule("Einsum")
 def _einsum(node: Node, scope: Scope) -> None:
-    """Products of two operands without repeated labels; others hold what they read."""
+    """Of two operands: with a weight it reads and makes channels, else as MatMul; others hold."""
     read = equation(node)
     if read is None or len(read[0]) != 2 or any(len(set(t)) < len(t) for t in (*read[0], read[1])):
         return hold_all(node, scope)
@@ -192,7 +196,7 @@ def _product(
 
 @rule("DeformConv")
 def _deform_conv(node: Node, scope: Scope) -> None:
-    """A convolution whose taps move; where they move does not depend on which channels are left."""
+    """Reads and makes channels; offsets and masks are held, and several groups or offset groups."""
     data, weight, offset = node.inputs[:3]
     mask = node.inputs[4] if len(node.inputs) > 4 else ""
     channels = scope.channels
@@ -213,7 +217,7 @@ def _deform_conv(node: Node, scope: Scope) -> None:
 
 @rule("Attention")
 def _attention(node: Node, scope: Scope) -> None:
-    """ONNX's own: whole heads live and die together, query heads with the one whose keys they read.
+    """Whole heads live and die together, query heads with the head whose keys they read.
 
     [batch, heads, rows, width of a head], or [batch, rows, all heads] with their counts noted.
     """
@@ -274,7 +278,7 @@ def _heads(node: Node, scope: Scope, name: str, attribute: str) -> IntArray | No
 
 @rule("LSTM GRU RNN")
 def _recurrent(node: Node, scope: Scope) -> None:
-    """The weight that reads the input may lose columns; the hidden state stays."""
+    """Reads channels; the hidden state is held."""
     data, weight = node.inputs[:2]
     weights = [name for name in node.inputs[1:4] if name]
     if not all(scope.is_weight(name) for name in weights) or scope.is_weight(data):

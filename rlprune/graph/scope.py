@@ -9,7 +9,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from rlprune.graph.channels import Block, Channels
-from rlprune.graph.foreign import BEFORE_QUANTISING, FOREIGN, QUANTISERS, plain, why_held
+from rlprune.graph.foreign import FOREIGN, QUANTISERS, plain, why_held
+from rlprune.graph.kinds import QUANTISED_REMEDY
 from rlprune.graph.normal import NormalModel
 from rlprune.graph.walk import Node, reading
 
@@ -140,5 +141,5 @@ def computed_weight(node: Node, scope: Scope, weight: str) -> str:
     """Why a weight that is no initializer is not followed, and what to do."""
     maker = scope.maker(weight)
     if maker is not None and maker.op in QUANTISERS:
-        return f"has its weight behind {maker.op}; {BEFORE_QUANTISING}"
+        return f"has its weight behind {maker.op}, {QUANTISED_REMEDY}"
     return "has a computed kernel; export or optimise the file so that it is a constant"

@@ -129,7 +129,9 @@ def test_quantised_file_says_to_prune_before_quantising(rlprune: Rlprune, folder
     weight = net.constant(net.rng.integers(-99, 99, (16, 3, 3, 3)), "int8")
     weight = net.add("DequantizeLinear", weight, scale, zero)
     path = write_net(folder, net, net.head(net.add("Conv", "x", weight), 16))
-    assert "prune the float model, then quantise" in " ".join(rlprune("trace", path).stdout.split())
+    assert "prune the float file before quantising" in " ".join(
+        rlprune("trace", path).stdout.split()
+    )
     planned = rlprune("plan", path, "--device", "macs", "--budget-ratio", 0.5, "--json")
     assert planned.exit_code == 3
 

@@ -8,6 +8,7 @@ import pytest
 from onnx_oracle import Built, Net, numbers_in_weights, some_keeps
 
 from rlprune.graph.from_onnx import trace_onnx
+from rlprune.graph.reach import attach
 from rlprune.graph.types import PruningGraph
 from rlprune.surgery.onnx import prune_onnx
 
@@ -106,3 +107,18 @@ def test_graph_stored_by_0_6_1_is_read_and_counts_by_its_operators() -> None:
     # Once per call: what 0.6.1 said.
     assert old.params(graph.widths) - graph.params(graph.widths) == 2 * (12 * 9 * 12 + 12)
     assert (old.macs(graph.widths) == graph.macs(graph.widths)).all()
+
+
+def test_weights_behind_the_analysed_part_count_and_are_named() -> None:
+    """A detector's end: what NonMaxSuppression reads and all that follows is kept as it is."""
+    net = Net(1, 3, 8, 8)
+    x = net.add("Relu", net.conv("x", 3, 16))
+    boxes = net.add("Reshape", net.conv(x, 16, 4), net.ints(1, 64, 4))
+    scores = net.add("Reshape", net.conv(x, 16, 2), net.ints(1, 2, 64))
+    chosen = net.add("Cast", net.add("NonMaxSuppression", boxes, scores, net.ints(5)), to=1)
+    model = net.model(net.add("MatMul", chosen, net.weight(3, 7)))
+    trace = trace_onnx(model)
+    for keeps in some_keeps(trace):
+        cut = attach(prune_onnx(trace, keeps), trace.tail)
+        assert trace.graph.params(keeps) == numbers_in_weights(cut)
+    assert [(u.operator, u.params) for u in trace.graph.uncounted] == [("MatMul", 21)]
