@@ -226,7 +226,7 @@ class PruningPlan:
             InputError,
         ) as error:
             raise PlanError(
-                f"plan is damaged ({error!r}); make it again with `rlprune plan`"
+                f"plan is damaged ({repr(error)[:200]}); make it again with `rlprune plan`"
             ) from error
 
     def save(self, path: str | Path) -> None:
