@@ -19,6 +19,7 @@ from collections.abc import Callable
 
 import numpy as np
 import onnx
+import psutil
 from onnx import ModelProto, TensorProto, helper
 from onnx_oracle import Net, inputs_of, relative_error, run, with_dead_readers
 
@@ -78,6 +79,45 @@ def attending() -> ModelProto:
     return net.model(net.add("Gemm", net.add("Gemm", x, net.weight(8, 16)), net.weight(16, 4)))
 
 
+def branching() -> ModelProto:
+    """An If of known condition, one that is not, kernels that are computed, a tail behind."""
+    net = Net("batch", 3, 8, 8)
+    kernel = net.weight(8, 3, 3, 3)
+    unit = net.add("Div", kernel, net.add("ReduceL2", kernel, net.ints(1, 2, 3)))
+    x = net.add("Relu", net.add("Conv", "x", unit, pads=[1] * 4))
+    rank = net.add("Size", net.add("Shape", x))
+    known = net.add("Equal", rank, net.constant(4, np.int64))
+    x = net.add("If", known, **bodies(x))
+    x = net.add("Relu", net.conv(x, 8, 12))
+    unknown = net.add("Greater", net.add("ReduceMax", x, keepdims=0), net.constant(0.0, np.float32))
+    end = net.add("If", unknown, **bodies(x))
+    model = net.model(end, net.head(x, 12))
+    del model.graph.value_info[:]
+    return model
+
+
+def bodies(x: str) -> dict[str, onnx.GraphProto]:
+    found = {}
+    for place, op in (("then_branch", "Relu"), ("else_branch", "Sigmoid")):
+        nodes = [helper.make_node(op, [x], ["y"]), helper.make_node("Mul", ["y", "w"], ["z"])]
+        weight = onnx.numpy_helper.from_array(np.float32(0.5).reshape(1), "w")
+        ends = [helper.make_tensor_value_info("z", TensorProto.FLOAT, None)]
+        found[place] = helper.make_graph(nodes, "body", [], ends, [weight])
+    return found
+
+
+def old() -> ModelProto:
+    """Of an opset that is converted."""
+    net = Net(1, 3, 8, 8, opset=9)
+    x = net.add("Clip", net.norm(net.conv("x", 3, 8), 8), min=0.0, max=6.0)
+    x = net.add("Pad", x, mode="constant", pads=[0, 0, 1, 1, 0, 0, 1, 1])
+    x = net.add("Slice", net.conv(x, 8, 12), axes=[1], starts=[2], ends=[12])
+    return net.model(net.head(x, 10))
+
+
+SOURCES = (residual, shuffled, attending, branching, old)
+
+
 def pick(rng: Generator, items: object) -> object:
     return items[int(rng.integers(len(items)))] if len(items) else None  # type: ignore[arg-type, index]
 
@@ -107,7 +147,8 @@ def drop_or_add_name(model: ModelProto, rng: Generator) -> None:
 def change_operator(model: ModelProto, rng: Generator) -> None:
     node = pick(rng, model.graph.node)
     other = [n.op_type for n in model.graph.node]
-    more = ["Add", "Softmax", "Tile", "Expand", "TopK", "Loop", "LSTM", "QuantizeLinear", "Range"]
+    more = ["If", "NonZero", "SplitToSequence", "QLinearConv", "Cast", "DequantizeLinear"]
+    more += ["Add", "Softmax", "Tile", "Expand", "TopK", "Loop", "LSTM", "QuantizeLinear", "Range"]
     more += ["Squeeze", "Flatten", "Split", "DepthToSpace", "ReduceMax", "ArgMax", "Einsum", "Size"]
     node.op_type = pick(rng, other + more)
 
@@ -136,7 +177,8 @@ def change_weight(model: ModelProto, rng: Generator) -> None:
     elif choice == 1:
         tensor.data_type = int(rng.integers(0, 27))
     elif choice == 2 and tensor.data_type == TensorProto.INT64:
-        values = onnx.numpy_helper.to_array(tensor).copy().ravel()
+        # Not by its dims, which may have been changed before.
+        values = np.frombuffer(tensor.raw_data[: len(tensor.raw_data) // 8 * 8], np.int64).copy()
         if len(values):
             values[int(rng.integers(len(values)))] = int(
                 pick(rng, [-9, -1, 0, 1, 2, 3, 4, 6, 2**40])
@@ -183,12 +225,30 @@ def change_ends(model: ModelProto, rng: Generator) -> None:
     elif choice == 3:
         model.graph.output.append(helper.make_tensor_value_info(pick(rng, names(model)), 1, None))
     else:
-        model.opset_import[0].version = int(rng.integers(9, 28))
+        model.opset_import[0].version = int(rng.integers(6, 28))
+
+
+def change_body(model: ModelProto, rng: Generator) -> None:
+    """Puts a node into a body, takes one out, or makes a body of the whole graph."""
+    graphs = [a.g for node in model.graph.node for a in node.attribute if a.HasField("g")]
+    inner = pick(rng, graphs)
+    if inner is None or rng.random() < 0.1:
+        node = pick(rng, model.graph.node)
+        copy = onnx.GraphProto.FromString(model.graph.SerializeToString())
+        node.attribute.append(helper.make_attribute(pick(rng, ["then_branch", "body", "g"]), copy))
+    elif rng.random() < 0.5 and len(inner.node):
+        other = pick(rng, inner.node)
+        side = other.input if rng.random() < 0.5 else other.output
+        if len(side):
+            side[int(rng.integers(len(side)))] = pick(rng, [*names(model), "y", "z", "w"])
+    else:
+        # By its bytes: the node may hold the body it is put into.
+        inner.node.add().ParseFromString(pick(rng, model.graph.node).SerializeToString())
 
 
 DAMAGES: list[Damage] = [
     *(rewire, rewire, drop_or_add_name, change_operator, change_attribute, change_attribute),
-    *(change_weight, change_weight, change_nodes, change_ends),
+    *(change_weight, change_weight, change_nodes, change_ends, change_body),
 ]
 
 
@@ -212,8 +272,9 @@ def damaged(sources: list[bytes], rng: Generator) -> bytes:
     return model.SerializeToString()
 
 
-def outcome(data: bytes, rng: Generator) -> str:
-    """What came of a file: `refused`, `whole` (nothing to cut), `equal` or `not run`.
+def outcome(data: bytes, rng: Generator, *, running: bool = True) -> str:
+    """What came of a file: `refused`, `whole` (nothing to cut), `cut`, or where cut models are run
+    `equal` or `not run`.
 
     Raises:
         AssertionError: the cut model differs from the oracle. Anything but an `RlpruneError`.
@@ -230,6 +291,8 @@ def outcome(data: bytes, rng: Generator) -> str:
     except RlpruneError as error:
         assert "\n" not in str(error)
         return "refused"
+    if not running:
+        return "cut"
     inputs = inputs_of(trace)
     try:
         expected = run(with_dead_readers(trace, kept), inputs)
@@ -246,12 +309,14 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--count", type=int, default=300)
     parser.add_argument("--seconds", type=float, default=1e9, help="stop after so long")
+    parser.add_argument("--run-each", type=int, default=1, help="run only each so many-th")
+    parser.add_argument("--start", type=int, default=0, help="first case, to go on where one ended")
     options = parser.parse_args()
     faulthandler.enable()
-    sources = [make().SerializeToString() for make in (residual, shuffled, attending)]
+    sources = [make().SerializeToString() for make in SOURCES]
     counts: Counter[str] = Counter()
     slowest, began = 0.0, time.monotonic()
-    for case in range(options.count):
+    for case in range(options.start, options.start + options.count):
         if time.monotonic() - began > options.seconds:
             break
         rng = np.random.default_rng([options.seed, case])
@@ -259,11 +324,18 @@ def main() -> None:
         print(f"seed {options.seed} case {case}", file=sys.stderr, flush=True)
         faulthandler.dump_traceback_later(SECONDS_EACH, exit=True)
         start = time.process_time()
-        counts[outcome(data, rng)] += 1
+        counts[outcome(data, rng, running=case % options.run_each == 0)] += 1
         slowest = max(slowest, time.process_time() - start)
         faulthandler.cancel_dump_traceback_later()
     print(
-        json.dumps({"cases": sum(counts.values()), **counts, "slowest_cpu_sec": round(slowest, 2)})
+        json.dumps(
+            {
+                "cases": sum(counts.values()),
+                **counts,
+                "slowest_cpu_sec": round(slowest, 2),
+                "resident_mb": round(psutil.Process().memory_info().rss / 2**20),
+            }
+        )
     )
 
 

@@ -40,9 +40,11 @@ def inputs_of(trace: OnnxTrace, seed: int = 0) -> list[Array]:
 def relative_error(left: Sequence[Array], right: Sequence[Array]) -> float:
     """Largest difference, as a share of the largest entry on the left."""
     assert [a.shape for a in left] == [b.shape for b in right]
+    pairs = zip(left, right, strict=True)
+    numbers = [(np.asarray(a, np.float64), np.asarray(b, np.float64)) for a, b in pairs]
     return max(
-        float(np.abs(a - b).max() / (np.abs(a).max() + 1e-12))
-        for a, b in zip(left, right, strict=True)
+        (float(np.abs(a - b).max() / (np.abs(a).max() + 1e-12)) for a, b in numbers if a.size),
+        default=0.0,
     )
 
 
