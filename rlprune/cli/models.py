@@ -70,6 +70,8 @@ def apply(
     check_output(output, plan, model, calibration)
     made = PruningPlan.load(plan)
     traced = load_trace(model, input_shape, input_value)
+    for note in traced.notes:
+        say(f"note: {note}")
     graph = traced.graph
     pruned = rlprune.apply(made, traced, calibration=calibration)
     del traced  # its copy of the weights, or three models would be in memory at once

@@ -159,6 +159,8 @@ def plan(
     initial = None
     if model is not None:
         traced = load_trace(model, input_shape, input_value)
+        for note in traced.notes:
+            say(f"note: {note}")
     else:
         assert module is not None
         traced, initial = _untrained(module, input_shape, score or "synflow", calibration)

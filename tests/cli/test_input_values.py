@@ -42,6 +42,8 @@ def test_trace_plan_apply_and_measure_take_an_input_value(rlprune: Rlprune, fold
     assert len(answer(rlprune("trace", "rate.onnx", *given, "--json"))["groups"]) == 3
     stays = rlprune("trace", "rate.onnx").stdout
     assert "sr=VALUE" in stays and "conv1" not in stays
+    partly = rlprune("plan", "rate.onnx", *MACS, "-o", "partly.json", "--json")
+    assert "sr=VALUE" in partly.stderr and "not counted" in partly.stderr
     answer(rlprune("plan", "rate.onnx", *given, *MACS, "-o", "plan.json", "--json"))
     done = rlprune("apply", "plan.json", "rate.onnx", *given, "-o", "small.onnx")
     assert done.exit_code == 0, done.output
