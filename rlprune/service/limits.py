@@ -8,6 +8,7 @@ NUL are refused, which no name has, no log should, and PostgreSQL cannot keep.
 
 from __future__ import annotations
 
+import zlib
 from typing import Any, TypeVar
 
 from google.protobuf.descriptor import FieldDescriptor
@@ -31,6 +32,9 @@ _MAX_BYTES = {
     "RequestMeasurement": MODEL_BYTES,
     "Report": REPORT_BYTES,
 }
+_GZIP = b"\x1f\x8b"
+"""No message begins like this: of 0x1F the lower three bits are no wire type."""
+_OF_GZIP = 16 + zlib.MAX_WBITS
 _AS_LONG_AS_SENT = (  # in memory
     FieldDescriptor.CPPTYPE_STRING,  # bytes too
     FieldDescriptor.CPPTYPE_DOUBLE,
@@ -47,15 +51,16 @@ def max_bytes(method: str) -> int:
 
 
 def parse(data: bytes, kind: type[M], method: str) -> M:
-    """The request in `data`.
+    """The request in `data`, which may be packed by gzip.
 
     Raises:
         InputError: too long for the method, of too many parts, or not a message of this kind.
     """
-    if len(data) > max_bytes(method):
-        raise InputError(
-            f"{method} takes requests of at most {max_bytes(method)} bytes, this has {len(data)}"
-        )
+    limit = max_bytes(method)
+    if data.startswith(_GZIP):
+        data = _unpacked(data, limit, method)
+    if len(data) > limit:
+        raise InputError(f"{method} takes requests of at most {limit} bytes, this is longer")
     _count(data, kind.DESCRIPTOR, method)
     try:
         return kind.FromString(data)
@@ -64,6 +69,18 @@ def parse(data: bytes, kind: type[M], method: str) -> M:
             f"{method}: the request is not a {kind.DESCRIPTOR.full_name}: cut short, damaged, or "
             "with text that is not UTF-8"
         ) from error
+
+
+def _unpacked(data: bytes, limit: int, method: str) -> bytes:
+    """What gzip packed, or the first of it beyond `limit` bytes."""
+    unpacking = zlib.decompressobj(_OF_GZIP)
+    try:
+        plain = unpacking.decompress(data, limit + 1)
+    except zlib.error as error:
+        raise InputError(f"{method}: the request is damaged: {error}") from error
+    if not unpacking.eof and len(plain) <= limit:
+        raise InputError(f"{method}: the request is cut short")
+    return plain
 
 
 def _count(data: bytes, kind: Any, method: str) -> None:

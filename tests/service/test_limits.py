@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import subprocess
 import sys
 import time
@@ -23,6 +24,7 @@ SERVE = (
     "serve('127.0.0.1:0', sys.argv[1], on_ready=lambda a: print(a, flush=True))"
 )
 COUNT = 11 * 2**20  # as many empty parts as a message of the longest kind can have
+OK = grpc.StatusCode.OK
 BOMBS = {
     "measurements": ("DeviceService/Report", b"\x1a\x00", 2**21),
     "subjects": ("DeviceService/RequestMeasurement", b"\x12\x00", COUNT),
@@ -60,7 +62,7 @@ def process(
 
 def call(address: str, rpc: str, data: bytes, **options: object) -> grpc.StatusCode:
     with grpc.insecure_channel(
-        address, [("grpc.max_send_message_length", 2**26), ("grpc.use_local_subchannel_pool", 1)]
+        address, [("grpc.max_send_message_length", 2**27), ("grpc.use_local_subchannel_pool", 1)]
     ) as channel:
         try:
             channel.unary_unary(f"/rlprune.v1.{rpc}")(data, timeout=30, **options)  # type: ignore[arg-type]
@@ -90,15 +92,29 @@ def test_many_empty_parts_are_counted_before_they_take_memory(
         assert client.devices() == []
 
 
-def test_compressed_requests_are_refused_whatever_they_hold(
+def test_a_compressed_request_is_read_as_far_as_a_plain_one(
     process: tuple[psutil.Process, str],
 ) -> None:
     server, address = process
-    before = server.memory_info().rss
-    for rpc in ("DeviceService/Report", "DeviceService/ListDevices"):
-        found = call(address, rpc, b"\x1a\x00" * 2**23, compression=grpc.Compression.Gzip)
-        assert found is grpc.StatusCode.UNIMPLEMENTED
-    assert server.memory_info().rss - before < 50 * 2**20
+    packed = grpc.Compression.Gzip
+    honest = devices_pb2.ListDevicesRequest(page_token="a" * 5000).SerializeToString()
+    assert call(address, "DeviceService/ListDevices", honest, compression=packed) is OK
+    before, used = server.memory_info().rss, sum(server.cpu_times()[:2])
+    for rpc in ("DeviceService/Report", "DeviceService/ListDevices", "PlanService/CreatePlan"):
+        bomb = long_field(15, bytes(60 * 2**20))  # 60 kB on the wire
+        assert call(address, rpc, bomb, compression=packed) is grpc.StatusCode.INVALID_ARGUMENT
+    assert server.memory_info().rss - before < 100 * 2**20
+    assert sum(server.cpu_times()[:2]) - used < 3.0
+    other = grpc.Compression.Deflate
+    found = call(address, "DeviceService/ListDevices", honest, compression=other)
+    assert found is grpc.StatusCode.UNIMPLEMENTED
+
+
+def test_a_damaged_gzip_is_the_callers_fault() -> None:
+    data = gzip.compress(b"x" * 1000)
+    for damaged in (data[:10] + b"\xff" * 20, data[:2], b"\x1f\x8b" + bytes(100)):
+        with pytest.raises(InputError):
+            limits.parse(damaged, devices_pb2.ListDevicesRequest, "ListDevices")
 
 
 def test_short_questions_may_not_be_long(process: tuple[psutil.Process, str]) -> None:
