@@ -20,6 +20,9 @@ from rlprune.latency.types import OperatorSpec
 OPSET = 20
 IR_VERSION = 9
 
+HEAD = 64
+"""Channels of an attention head, in most transformers."""
+
 OVERHEAD = OperatorSpec("overhead", "", 1, 1, (), ())
 """A model of one operator on one number: what a call of the runtime costs besides its kernels."""
 
@@ -225,11 +228,26 @@ def _matmul(draft: _Draft, spec: OperatorSpec) -> str:
         *batch, rows, columns = (*spec.out_spatial[:-1], spec.out_width, spec.out_spatial[-1])
         if len(spec.out_spatial) > 1:
             batch[-1], rows = rows, batch[-1]
-        x = draft.input(1, *batch, rows, *spec.kernel)
-        return draft.node("MatMul", x, draft.input(1, *batch, *spec.kernel, columns))
+        summed = int(np.prod(spec.kernel, dtype=np.int64))
+        x = draft.input(1, *batch, rows, summed)
+        return draft.node("MatMul", x, draft.input(1, *batch, summed, columns))
     *batch, rows = spec.out_spatial or (1,)
     x = draft.input(1, *batch, rows, spec.in_width)
     return draft.node("MatMul", x, draft.input(1, *batch, spec.in_width, spec.out_width))
+
+
+def _attention(draft: _Draft, spec: OperatorSpec) -> str:
+    """As two products and a softmax, which every runtime has; of heads of about `HEAD` channels,
+    since the spec does not tell how many there are."""
+    heads = max(1, spec.in_width // HEAD)
+    if spec.in_width % heads or spec.out_width % heads:
+        heads = 1
+    rows, columns = (int(np.prod(e, dtype=np.int64)) for e in (spec.out_spatial, spec.kernel))
+    q = draft.input(1, heads, rows, spec.in_width // heads)
+    k = draft.input(1, heads, spec.in_width // heads, columns)
+    v = draft.input(1, heads, columns, spec.out_width // heads)
+    shares = draft.node("Softmax", draft.node("MatMul", q, k), axis=-1)
+    return draft.node("MatMul", shares, v)
 
 
 def _recurrent(draft: _Draft, spec: OperatorSpec) -> str:
@@ -362,6 +380,7 @@ _BUILDERS: dict[str, Callable[[_Draft, OperatorSpec], str]] = {
     "conv_transpose": _conv_transpose,
     "linear": _linear,
     "matmul": _matmul,
+    "attention": _attention,
     "recurrent": _recurrent,
     "norm": _norm,
     "activation": _activation,

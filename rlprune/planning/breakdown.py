@@ -9,7 +9,7 @@ import numpy as np
 
 from rlprune.constraints import Constraints, bind
 from rlprune.graph.types import IntArray
-from rlprune.latency.calibrate import operator_keys
+from rlprune.latency.calibrate import OTHER, operator_keys
 from rlprune.latency.device import preferred_multiple
 from rlprune.latency.types import MACS_DEVICE, ONE_SIDED_95
 from rlprune.planning.local import device_task, which_device
@@ -31,6 +31,7 @@ class OperatorLatency:
 
     name: str
     kind: str
+    """`other` where it could not be measured alone."""
     fusable: bool
     """A runtime may compute it within its producer; it is then charged what it adds there."""
     in_width: tuple[int, int]
@@ -150,7 +151,7 @@ def _operators(task: PruningTask, keeps: IntArray, *, fusing: bool) -> tuple[Ope
     return tuple(
         OperatorLatency(
             name=op.name,
-            kind=op.kind,
+            kind=OTHER if operator_class == OTHER else op.kind,
             fusable=fusing and operator_class.endswith("+"),
             in_width=_pair(op.in_width.at(both)),
             out_width=_pair(op.out_width.at(both)),

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from command_line import Rlprune, answer, refusal
+from onnx import helper, numpy_helper
 from onnx_nets import conv_net
 
 from rlprune.plans import PruningPlan
@@ -74,6 +76,18 @@ def test_the_table_has_the_dearest_first_and_sums_the_rest(
     own = [op["ms"] for op in found["operators"] if op["kind"] == "conv"]
     assert f"{sum(a for a, _ in own):.4f} -> {sum(b for _, b in own):.4f}" in convs
     assert "saved" not in rlprune("explain-latency", net, "--device", "macs").stdout
+
+
+def test_what_cannot_be_measured_alone_is_a_row_of_its_own(rlprune: Rlprune, folder: Path) -> None:
+    model = conv_net((16, 32), extent=8)
+    model.graph.node[-1].output[0] = "classes"
+    axis = numpy_helper.from_array(np.array(1, dtype=np.int64), "axis")
+    model.graph.initializer.append(axis)
+    model.graph.node.append(helper.make_node("CumSum", ["classes", "axis"], ["y"], "running"))
+    net = folder / "model.onnx"
+    net.write_bytes(model.SerializeToString())
+    found = answer(rlprune("explain-latency", net, "--device", "macs", "--json"))
+    assert {op["name"]: op["kind"] for op in found["operators"]}["running"] == "other"
 
 
 def test_this_machine_is_measured_once_and_predicted_stands_beside_measured(

@@ -61,6 +61,17 @@ def test_one_of_them_alone_runs_with_its_shapes(variant: str) -> None:
     assert y.shape == (7, 2, 1, 32)
 
 
+@pytest.mark.parametrize(("width", "heads"), [(40, 1), (192, 3)])
+def test_attention_alone_runs_with_its_shapes(width: int, heads: int) -> None:
+    q = Width(width)
+    op = Operator("a", "attention", "", (), q, q, (12,), (12,), (20,))
+    session = get_runtime().load(operator_model(spec_at(op, width, width)).SerializeToString())
+    shapes = {"x0": (12, width // heads), "x1": (width // heads, 20), "x2": (20, width // heads)}
+    feeds = {name: np.zeros((1, heads, *s), dtype=np.float32) for name, s in shapes.items()}
+    (y,) = session.run(feeds)
+    assert y.shape == (1, heads, 12, width // heads)
+
+
 def test_a_net_of_which_lstms_take_a_third_is_predicted_on_this_machine(
     trace: OnnxTrace, tmp_path: Path, long: bool
 ) -> None:
