@@ -30,7 +30,8 @@ from rlprune.policy.base import Policy
 from rlprune.policy.corrected import fit_corrected
 from rlprune.policy.learned import LearnedPolicy
 from rlprune.store import open_store
-from rlprune.training.population import network_of, ray_session, run_population
+from rlprune.training.cluster import ray_session
+from rlprune.training.population import network_of, run_population
 from rlprune.training.ppo import AgentConfig
 from rlprune.training.run import load_models, population_configs, training_tasks
 from rlprune.training.select import NamedTask, outcomes, score

@@ -40,7 +40,7 @@ from rlprune.profile.measured import single_group_plans
 from rlprune.profile.types import keep_levels
 from rlprune.store import Store, open_store
 from rlprune.task.taskdir import EVALUATIONS, load_model_dir
-from rlprune.training.population import ray_session
+from rlprune.training.cluster import ray_session
 from rlprune.training.record import RecordConfig, proposal_tables, record_model
 
 FIRST_PASS = 75

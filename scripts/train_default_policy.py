@@ -29,8 +29,9 @@ from rlprune.policy.corrected import TELLING_LOSS, CorrectedKnapsackPolicy, fit_
 from rlprune.policy.learned import LearnedPolicy
 from rlprune.store import open_store
 from rlprune.task.episode import ActionMode
+from rlprune.training.cluster import ray_session
 from rlprune.training.imagined import PREFIX
-from rlprune.training.population import Member, network_of, ray_session, run_population
+from rlprune.training.population import Member, network_of, run_population
 from rlprune.training.run import ACTIONS, load_models, population_configs, training_tasks
 from rlprune.training.select import (
     SCORE_SHARES,

@@ -20,6 +20,7 @@ from rlprune.task.episode import ACTION_SIZE, ActionMode
 from rlprune.task.observe import LIMIT, SLOTS
 from rlprune.task.task import PruningTask
 from rlprune_envs.example import example_task
+from rlprune_envs.render import bars, table
 
 Observation = NDArray[np.float32]
 
@@ -87,7 +88,8 @@ class ChannelPruningEnv(gymnasium.Env[Observation, Observation]):
     latencies, b uniform in `budget_range`. The profile's folds are reweighted by a Bayesian bootstrap;
     with probability `withheld_ratio` the measured losses are not shown, and in a third of those
     episodes the weight energies neither.
-    `reset(options=...)` takes `{"task": index}` and `{"budget_ms": ms}` (raised to the least).
+    `reset(options=...)` takes `{"task": index}` and `{"budget_ms": ms}` (raised to the least), and
+    no others. The info of a reset holds `task` and `budget_ms`.
 
     ## Episode End
 
@@ -101,17 +103,26 @@ class ChannelPruningEnv(gymnasium.Env[Observation, Observation]):
 
     | argument | default | what |
     | --- | --- | --- |
-    | `tasks` | a small built-in one, in MACs | sequence of `rlprune.task.task.PruningTask` |
+    | `tasks` | a small built-in one, in MACs | sequence of `rlprune.task.task.PruningTask`; no folder |
     | `action` | `"offset"` | see Action Space |
     | `latency` | `"predicted"` | or `"measured"`: see Rewards; needs `measure` |
     | `measure` | None | `(task, keeps [B, G]) -> ms [B]`, usually a device worker |
     | `budget_range` | (0.1, 0.9) | range of b |
     | `withheld_ratio` | 0.3 | share of episodes that show no measured losses |
     | `terminal_reward` | False | all of the reward with the last step |
+    | `render_mode` | None | `"ansi"`, a table of groups, or `"rgb_array"`, a bar for each group |
+
+    Recorded models of a folder become tasks so:
+
+        from rlprune.training.run import load_models, model_dirs, training_tasks
+        named, _ = training_tasks(load_models(model_dirs(DIR)), store=None, devices=())
+        tasks = [one.task for one in named]
 
     ## Vectorized environment
 
-    `gymnasium.make_vec(..., num_envs=256)` gives `ChannelPruningVectorEnv`, batched in numpy.
+    `gymnasium.make_vec(..., num_envs=256)` gives `ChannelPruningVectorEnv`, batched in numpy. Wrappers
+    that keep statistics want `autoreset_mode=AutoresetMode.NEXT_STEP`, e.g.
+    `gymnasium.wrappers.vector.NormalizeObservation`.
 
     ## Version History
 
@@ -124,7 +135,7 @@ class ChannelPruningEnv(gymnasium.Env[Observation, Observation]):
     ECCV 2018).
     """  # noqa: E501
 
-    metadata: dict[str, Any] = {"render_modes": []}  # noqa: RUF012
+    metadata: dict[str, Any] = {"render_modes": ["ansi", "rgb_array"], "render_fps": 4}  # noqa: RUF012
 
     def __init__(
         self,
@@ -136,8 +147,12 @@ class ChannelPruningEnv(gymnasium.Env[Observation, Observation]):
         budget_range: tuple[float, float] = BUDGET_RANGE,
         withheld_ratio: float = WITHHELD_RATIO,
         terminal_reward: bool = False,
-        render_mode: None = None,
+        render_mode: str | None = None,
     ) -> None:
+        if render_mode not in (None, *self.metadata["render_modes"]):
+            raise ValueError(
+                f"render_mode {render_mode!r} is none of {', '.join(self.metadata['render_modes'])}"
+            )
         self.render_mode = render_mode
         self._dynamics = [
             PruningDynamics(
@@ -152,24 +167,29 @@ class ChannelPruningEnv(gymnasium.Env[Observation, Observation]):
             for task in checked_tasks(tasks)
         ]
         self._current = self._dynamics[0]
+        self._begun = False
         self.action_space = action_space(action)
         self.observation_space = observation_space()
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Observation, dict[str, Any]]:
-        """Begins an episode; `options` may name a `task` index and a `budget_ms`."""
+        """Begins an episode; `options` may name a `task` index and a `budget_ms`.
+
+        Raises:
+            ValueError: other options, or values that are none; nothing begins.
+        """
+        chosen, budget = checked_options(options, len(self._dynamics))
         super().reset(seed=seed)
-        options = options or {}
         index = 0
         if len(self._dynamics) > 1:
             index = int(self.np_random.integers(len(self._dynamics)))
-        index = int(options.get("task", index))
+        index = index if chosen is None else chosen
         self._current = self._dynamics[index]
-        budget = options.get("budget_ms")
         observation = self._current.reset(
-            [self.np_random], budget_ms=None if budget is None else np.array([float(budget)])
+            [self.np_random], budget_ms=None if budget is None else np.array([budget])
         )
+        self._begun = True
         return observation[0], {
             "task": index,
             "budget_ms": float(self._current.episode.budget_ms[0]),
@@ -184,18 +204,69 @@ class ChannelPruningEnv(gymnasium.Env[Observation, Observation]):
             info["keeps"] = self._current.episode.keeps[0]
         return observation[0], float(reward[0]), over, False, info
 
+    def render(self) -> str | NDArray[np.uint8] | None:
+        """The episode as `render_mode` has it; None, with a warning, where that is None.
+
+        Raises:
+            RuntimeError: before the first reset.
+        """
+        if self.render_mode is None:
+            gymnasium.logger.warn(
+                "render() needs a render_mode: give one to make(), ansi or rgb_array"
+            )
+            return None
+        if not self._begun:
+            raise RuntimeError("no episode has begun; call reset() before render()")
+        episode = self._current.episode
+        return table(episode) if self.render_mode == "ansi" else bars(episode)
+
 
 def checked_tasks(tasks: Sequence[PruningTask] | None) -> Sequence[PruningTask]:
     """The tasks, or the example where none were named.
 
     Raises:
-        ValueError: an empty sequence.
+        ValueError: an empty sequence, or no sequence of tasks, such as a folder's name.
     """
     if tasks is None:
         return [example_task()]
+    if not isinstance(tasks, Sequence) or isinstance(tasks, str):
+        raise ValueError(
+            f"tasks is {tasks!r}; give a sequence of PruningTask, which "
+            "rlprune.training.run.training_tasks makes of a folder's recorded models"
+        )
     if not tasks:
         raise ValueError("tasks is empty; give at least one PruningTask, or leave it out")
+    for index, task in enumerate(tasks):
+        if not isinstance(task, PruningTask):
+            raise ValueError(f"tasks[{index}] is a {type(task).__name__}; give a PruningTask")
     return tasks
+
+
+def checked_options(
+    options: dict[str, Any] | None, task_count: int
+) -> tuple[int | None, float | None]:
+    """The index of the task and the budget in ms that were asked for; None where not.
+
+    Raises:
+        ValueError: other options, no such task, or a budget that is not positive and finite.
+    """
+    options = options or {}
+    if unknown := sorted(str(name) for name in set(options) - {"task", "budget_ms"}):
+        raise ValueError(f"unknown option {unknown[0]!r}; reset takes task and budget_ms")
+    index, budget = options.get("task"), options.get("budget_ms")
+    if index is not None and (
+        not isinstance(index, int | np.integer)
+        or isinstance(index, bool)
+        or not 0 <= index < task_count
+    ):
+        raise ValueError(f"option task is {index!r}; give an index from 0 to {task_count - 1}")
+    if budget is not None and not (
+        isinstance(budget, int | float | np.number)
+        and not isinstance(budget, bool)
+        and 0 < float(budget) < np.inf
+    ):
+        raise ValueError(f"option budget_ms is {budget!r}; give a positive number of ms")
+    return None if index is None else int(index), None if budget is None else float(budget)
 
 
 def action_space(action: ActionMode) -> gymnasium.spaces.Box[np.float32]:

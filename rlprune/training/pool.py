@@ -45,7 +45,7 @@ def evaluation_pool(
     if worker_count == 0:
         yield _Worker(model, images)
         return
-    from rlprune.training.population import ray_session
+    from rlprune.training.cluster import ray_session
 
     with ray_session(None):
         import ray

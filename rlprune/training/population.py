@@ -13,9 +13,7 @@ import logging
 import math
 import os
 import re
-import traceback
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,7 +22,7 @@ import numpy as np
 from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
-from rlprune.errors import MissingExtraError, PolicyError, UnavailableError
+from rlprune.errors import PolicyError, UnavailableError
 from rlprune.plans import write_atomic
 from rlprune.policy.artifact import PolicyArtifact
 from rlprune.policy.learned import LearnedPolicy
@@ -39,8 +37,6 @@ RUN_FORMAT = "rlprune.population/1"
 RUN_NAME = "population.json"
 RESTART_LIMIT = 3
 """How often one agent's process may die before the run goes on without that agent."""
-START_TRIES = 3
-"""How often a cluster on this machine is tried to be started."""
 ROUND_TIMEOUT_SEC = 3600.0
 """A round that takes longer counts as a dead process."""
 
@@ -306,63 +302,3 @@ def _resume(directory: Path, run_id: str) -> tuple[list[Member], int] | None:
 def network_of(member: Member) -> Network:
     """The network of the member's best round."""
     return Network.from_tensors(load_tensors(member.best_network))
-
-
-@contextmanager
-def ray_session(address: str | None) -> Iterator[None]:
-    """Connects to a running cluster, or starts one on this machine for as long as the block lasts.
-
-    Raises:
-        MissingExtraError: Ray is not installed.
-        UnavailableError: nothing answers at `address`.
-    """
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # read when Ray is imported
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # it warns of what is meant
-    try:
-        import ray
-    except ModuleNotFoundError as error:
-        raise MissingExtraError("training", "train") from error
-    if ray.is_initialized():
-        yield
-        return
-    try:
-        if address is None:
-            _start_cluster()
-        else:
-            ray.init(address=address, log_to_driver=False, logging_level="error")
-    except (ConnectionError, TimeoutError, ValueError, RuntimeError) as error:
-        raise UnavailableError(f"no Ray cluster at {address or 'this machine'}: {error}") from error
-    try:
-        yield
-    finally:
-        ray.shutdown()
-
-
-def _start_cluster() -> None:
-    """Starts a cluster on this machine, again where Ray's processes did not come up.
-
-    Ray gives up after 30 s, with a bare `Exception`, and leaves what did start running.
-
-    Raises:
-        RuntimeError: the last try failed, too; says why, and where Ray's logs are.
-    """
-    import ray
-    from ray._private.node import Node
-
-    for tries_left in reversed(range(START_TRIES)):
-        try:
-            ray.init(
-                num_cpus=max(2, os.cpu_count() or 1),
-                include_dashboard=False,
-                log_to_driver=False,
-                logging_level="error",
-                _node_ip_address="127.0.0.2",  # 127.0.0.1 hangs: Ray rewrites it to the NIC's
-            )
-            return
-        except Exception as error:
-            for frame, _ in traceback.walk_tb(error.__traceback__):
-                if isinstance(node := frame.f_locals.get("self"), Node):
-                    node.kill_all_processes(check_alive=False)  # nobody else holds it
-            if not tries_left:
-                raise RuntimeError(f"{error} (Ray's logs: /tmp/ray/session_latest/logs)") from error
-            LOG.warning("Ray did not start (%s), trying again", str(error))

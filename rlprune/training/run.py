@@ -125,7 +125,8 @@ def train(
     unseen = [named for named in tasks if named.model in chosen]
     if not seen or not unseen:
         raise InputError("the devices have not measured enough models to train and validate on")
-    from rlprune.training.population import network_of, ray_session, run_population
+    from rlprune.training.cluster import ray_session
+    from rlprune.training.population import network_of, run_population
 
     directory = Path(out)
     configs = population_configs(agents, actions, round_steps=steps // rounds, seed=seed)

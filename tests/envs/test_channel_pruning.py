@@ -10,6 +10,7 @@ import pytest
 from gymnasium.utils.env_checker import check_env
 from gymnasium.vector import AutoresetMode
 from stable_baselines3.common.env_checker import check_env as check_for_sb3
+from stable_baselines3.common.env_util import make_vec_env
 from synthetic import random_task
 
 from rlprune.task.episode import ActionMode
@@ -169,3 +170,89 @@ def test_seeds_that_do_not_match_the_rows_are_refused() -> None:
     vector = ChannelPruningVectorEnv(num_envs=2)
     with pytest.raises(ValueError, match="3 seeds for 2"):
         vector.reset(seed=[1, 2, 3])
+
+
+def test_statistics_wrappers_take_the_vector_environment_that_resets_in_the_next_step() -> None:
+    vector = gymnasium.make_vec(NAME, num_envs=3, autoreset_mode=AutoresetMode.NEXT_STEP)
+    assert vector.metadata["autoreset_mode"] is AutoresetMode.NEXT_STEP
+    wrapped = gymnasium.wrappers.vector.NormalizeObservation(vector)
+    observations, _ = wrapped.reset(seed=0)
+    for _ in range(12):
+        observations, *_ = wrapped.step(wrapped.action_space.sample())
+    assert np.isfinite(observations).all()
+
+
+def test_next_step_reset_ends_with_the_last_observation_and_then_begins() -> None:
+    task = random_task(0, group_count=3)
+    same = ChannelPruningVectorEnv([task], num_envs=2)
+    after = ChannelPruningVectorEnv([task], num_envs=2, autoreset_mode="NEXT_STEP")
+    same.reset(seed=4)
+    after.reset(seed=4)
+    action = np.full((2, 1), 0.3, np.float32)
+    for _ in range(2):
+        same.step(action)
+        after.step(action)
+    first, rewards, ended, _, infos = same.step(action)
+    last, their_rewards, their_ended, _, their_infos = after.step(action)
+    assert ended.all() and their_ended.all() and np.array_equal(rewards, their_rewards)
+    assert np.array_equal(last, np.stack(infos["final_obs"]))
+    assert np.array_equal(their_infos["loss"], infos["final_info"]["loss"])
+    begun, nothing, over, _, begins = after.step(action)
+    assert np.array_equal(begun, first) and not nothing.any() and not over.any()
+    assert np.array_equal(begins["budget_ms"], infos["budget_ms"])
+
+
+def test_reset_tells_task_and_budget_alike_in_both() -> None:
+    tasks = [random_task(0, group_count=3), random_task(1, group_count=4)]
+    vector = ChannelPruningVectorEnv(tasks, num_envs=2, batch_count=2)
+    _, infos = vector.reset(seed=7)
+    for row, task in enumerate(tasks):
+        _, info = ChannelPruningEnv([task]).reset(seed=7 + row)
+        assert infos["budget_ms"][row] == info["budget_ms"]
+    assert infos["task"].tolist() == [0, 1] and infos["_task"].all()
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        ({"budget": 5}, "unknown option 'budget'; reset takes task and budget_ms"),
+        ({"task": 5}, "option task is 5; give an index from 0 to 0"),
+        ({"task": -1}, "option task is -1"),
+        ({"task": "stem"}, "option task is 'stem'"),
+        ({"budget_ms": 0}, "option budget_ms is 0; give a positive number"),
+        ({"budget_ms": float("nan")}, "option budget_ms is nan"),
+        ({"budget_ms": "5"}, "option budget_ms is '5'"),
+    ],
+)
+def test_reset_options_that_mean_nothing_are_refused(options: dict[str, Any], why: str) -> None:
+    with pytest.raises(ValueError, match=why):
+        ChannelPruningEnv().reset(options=options)
+
+
+@pytest.mark.parametrize("tasks", ["tasks", [3]])
+def test_what_is_no_sequence_of_tasks_is_refused_in_one_line(tasks: Any) -> None:
+    for make in (gymnasium.make, gymnasium.make_vec):
+        with pytest.raises(ValueError, match=r"^tasks.* PruningTask") as refused:
+            make(NAME, tasks=tasks)
+        assert "\n" not in str(refused.value)
+
+
+def test_it_renders_a_table_or_bars_and_stable_baselines_makes_it_without_a_warning() -> None:
+    env = gymnasium.make(NAME, render_mode="ansi")
+    env.reset(seed=0)
+    env.step(env.action_space.sample())
+    text: Any = env.render()
+    assert isinstance(text, str) and text.count("\n") == 5 and text.count(" decided") == 1
+    picture = make_vec_env(NAME, n_envs=2)  # warnings are errors here
+    picture.reset()
+    image = picture.render()
+    assert image is not None and image.dtype == np.uint8 and image.ndim == 3
+    with pytest.raises(ValueError, match="render_mode 'human' is none of ansi, rgb_array"):
+        ChannelPruningEnv(render_mode="human")
+
+
+@pytest.mark.parametrize("mode", ["ansi", "rgb_array"])
+def test_with_a_render_mode_it_passes_both_checkers(mode: str) -> None:
+    env = gymnasium.make(NAME, render_mode=mode).unwrapped
+    check_env(env)
+    check_for_sb3(env)
