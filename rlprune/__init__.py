@@ -142,7 +142,7 @@ def plan(
     """How many channels each group may keep, so that the model runs within the budget.
 
     No server is asked. With no `device` it is this machine: what the model needs is measured the
-    first time (seconds) and found in the local store later.
+    first time (about a minute) and found in the local store later.
 
     Args:
         model: as `trace` takes it, or a trace, which spares tracing again.

@@ -40,7 +40,7 @@ from peers.grid import Case
 from peers.options import grid_parser, log_if_final, seeds_of, settings_of, store_of
 from peers.tables import Grid, print_cells, print_headlines, rows_of
 
-from rlprune.errors import NotFoundError, PolicyError
+from rlprune.errors import InputError, NotFoundError, PolicyError
 from rlprune.planning import device_task, which_device
 from rlprune.profile.energy import energy_profiles
 from rlprune.profile.types import keep_levels
@@ -99,7 +99,9 @@ def main() -> None:
         tuple(options.shares),
         options.report,
     )
-    models = options.models or (QUICK_MODELS if options.quick else MODELS)
+    models = options.models or list(_at_hand(QUICK_MODELS if options.quick else MODELS))
+    if not models:
+        parser.error("none of the default networks has its weights here; make some: make_zoo")
     seeds = seeds_of(options)
     wanted = options.methods or METHODS
     run = replace(run, devices=tuple(measured_devices(run, models, options.devices)))
@@ -129,6 +131,17 @@ def main() -> None:
     print_headlines(rows)
     if options.json:
         write_rows(options.json, rows)
+
+
+def _at_hand(models: Sequence[str]) -> Iterator[str]:
+    """Those whose weights are here; the others are told of by name."""
+    for name in models:
+        try:
+            zoo_nets.load(name)
+        except InputError as error:
+            print(f"{name} is left out: {error}", flush=True)
+        else:
+            yield name
 
 
 def done(bundles: Sequence[B], workers: int, work: Callable[[B], list[F]]) -> Iterator[list[F]]:

@@ -122,7 +122,7 @@ def finetune(
         ("module", "accuracy", "loss"),
         [(name, f"{one.accuracy:.2%}", f"{one.loss:.4f}") for name, one in scores.items()],
     )
-    chosen = "no epoch" if report.chosen_epoch is None else f"epoch {report.chosen_epoch + 1}"
+    chosen = "no epoch" if report.chosen_epoch is None else f"epoch {report.chosen_epoch}"
     print_line(
         f"{output}: {chosen} of {len(report.epochs)}, chosen on the same "
         f"{report.validation_count} images; {report.seconds:.0f} s"

@@ -241,7 +241,8 @@ def _device_facts(record: DeviceRecord) -> dict[str, Any]:
     # A server of an earlier version sends none.
     health = record.health or DeviceHealth(float("nan"), float("nan"), stale=False)
     return {
-        "device": record.key,
+        "key": record.key,
+        "device": record.key,  # as 0.6 called it
         "runtime": _runtime(record),
         "measurement_count": record.measurement_count,
         "last_measured_sec": record.last_measured_sec,

@@ -340,7 +340,9 @@ def _print_plan(plan: PruningPlan) -> None:
         f"budget     {plan.budget_ms:.4g} {unit} of {plan.base_latency_ms:.4g}; "
         f"the least possible is {plan.least_latency_ms:.4g}"
     )
-    print_line(f"predicted  {_figures(plan, unit)}; 90 % within {low:.4g} .. {high:.4g} {unit}")
+    counted = plan.device == MACS_DEVICE  # exactly, so that there is nothing to be uncertain of
+    within = "" if counted else f"; 90 % within {low:.4g} .. {high:.4g} {unit}"
+    print_line(f"{'counted  ' if counted else 'predicted'}  {_figures(plan, unit)}{within}")
     certificate = plan.certificate
     if certificate is not None:
         low, high = certificate.measured_interval_ms
@@ -355,7 +357,5 @@ def _print_plan(plan: PruningPlan) -> None:
 
 
 def _figures(figures: PruningPlan | PlanFigures, unit: str) -> str:
-    return (
-        f"{figures.predicted_latency_ms:.4g} {unit}, {figures.macs / 1e6:.4g} M MACs, "
-        f"{figures.params:,} parameters"
-    )
+    macs = f"{figures.macs / 1e6:.4g} M MACs, {figures.params:,} parameters"
+    return macs if unit == "M MACs" else f"{figures.predicted_latency_ms:.4g} {unit}, {macs}"

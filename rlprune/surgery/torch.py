@@ -29,13 +29,14 @@ from rlprune.surgery.onnx import check_keeps, kept_units
 from rlprune.surgery.torch_attention import unpacked
 from rlprune.surgery.torch_check import agree, blame, random_like, randomise, zero_consumers
 from rlprune.surgery.torch_cut import Cut
-from rlprune.surgery.torch_graph import Rewritten, own_code, rewrite_widths
+from rlprune.surgery.torch_graph import Rewritten, rewrite_widths
 from rlprune.surgery.torch_layers import (
     MAX_CHOICES,
     follow_group_norm,
     follow_layer,
     width_choices,
 )
+from rlprune.surgery.torch_sites import own_code
 
 
 def prune_torch(

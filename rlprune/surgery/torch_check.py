@@ -17,7 +17,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from rlprune.graph.torch_call import Call, first_line, tensors_in
 from rlprune.surgery.torch_cut import Cut
-from rlprune.surgery.torch_graph import own_code
+from rlprune.surgery.torch_sites import own_code
 
 TOLERANCE = 1e-3
 """Greatest difference from the oracle, as a share of its greatest output; float32 reorders sums."""

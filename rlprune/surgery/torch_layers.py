@@ -18,7 +18,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from rlprune.surgery.torch_attention import PrunedMultiheadAttention
 from rlprune.surgery.torch_cut import Cut
-from rlprune.surgery.torch_graph import own_code
+from rlprune.surgery.torch_sites import own_code
 
 MAX_CHOICES = 32
 """Combinations of attributes tried for one module."""

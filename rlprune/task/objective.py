@@ -27,7 +27,7 @@ _RIDGES = (0.01, 0.1, 1.0, 10.0, 100.0, 1000.0)
 _LEAST_SCALE = 0.02
 _MEMBERS = 16
 _FOLDS = 5
-_LEAST_RECORDS = 24
+LEAST_RECORDS = 24
 """Fewer evaluations than this say too little for a fit."""
 _HOPELESS = 2.0
 """Nats above the unpruned model from where plans count ever less: there all are about as bad as
@@ -115,8 +115,8 @@ class SurrogateObjective:
         Raises:
             ValueError: fewer than 24 plans, or shapes that do not belong together.
         """
-        if len(keeps) < _LEAST_RECORDS:
-            raise ValueError(f"{len(keeps)} evaluations are too few, {_LEAST_RECORDS} are needed")
+        if len(keeps) < LEAST_RECORDS:
+            raise ValueError(f"{len(keeps)} evaluations are too few, {LEAST_RECORDS} are needed")
         if len(increase) != len(keeps) or curve.shape != levels.shape:
             raise ValueError(f"increase {increase.shape}, curve {curve.shape}, keeps {keeps.shape}")
         rng = np.random.default_rng(seed)
@@ -225,7 +225,7 @@ def objective_of(recorded: RecordedModel, *, seed: int = 0) -> Objective:
     """The surrogate of what was recorded; the additive objective where that is too little."""
     profiles, evaluations = recorded.profiles, recorded.evaluations
     curve = loss_curve(profiles, recorded.graph)
-    if evaluations is None or len(evaluations.keeps) < _LEAST_RECORDS:
+    if evaluations is None or len(evaluations.keeps) < LEAST_RECORDS:
         return AdditiveObjective(profiles.levels, curve)
     return SurrogateObjective.fit(
         profiles.levels,

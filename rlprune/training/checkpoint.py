@@ -42,7 +42,7 @@ class EpochRecord:
     """What one epoch of training saw; of augmented images, in train mode."""
 
     epoch: int
-    """Counted from 0."""
+    """Counted from 1."""
     loss: float
     """What was minimised: smoothing and distillation are in it."""
     accuracy: float
@@ -99,7 +99,7 @@ class LoopState:
     def end_epoch(self, validation: Score | None, seconds: float) -> None:
         """Records the epoch, and keeps its weights where they score best so far."""
         loss, accuracy = self.loss_sum / self.seen, self.right / self.seen
-        self.history.append(EpochRecord(len(self.history), loss, accuracy, validation, seconds))
+        self.history.append(EpochRecord(len(self.history) + 1, loss, accuracy, validation, seconds))
         if validation is not None and (
             self.best_score is None or validation.beats(self.best_score)
         ):
@@ -184,9 +184,13 @@ class Checkpoint:
                 state.best_score = Score(**header["best_score"])
             state.history = [
                 EpochRecord(
-                    **{**one, "validation": one["validation"] and Score(**one["validation"])}
+                    **{
+                        **one,
+                        "epoch": index,  # 0.6 counted from 0
+                        "validation": one["validation"] and Score(**one["validation"]),
+                    }
                 )
-                for one in header["history"]
+                for index, one in enumerate(header["history"], start=1)
             ]
             state.step = int(header["step"])
             state.loss_sum = float(header["loss_sum"])

@@ -60,7 +60,7 @@ class FinetuneReport:
     tuned: Score
     """Of what was written. These images chose the epoch, so judge on others."""
     chosen_epoch: int | None
-    """Counted from 0; None where no epoch was better than no training, and that was written."""
+    """Counted from 1; None where no epoch was better than no training, and that was written."""
     epochs: tuple[EpochRecord, ...]
     seconds: float
     """Of training, in all processes that had a part in it."""
@@ -166,7 +166,7 @@ def finetune(
     def tell(record: EpochRecord) -> None:
         assert record.validation is not None
         say(
-            f"epoch {record.epoch + 1} of {config.epoch_count}: training loss {record.loss:.4f}, "
+            f"epoch {record.epoch} of {config.epoch_count}: training loss {record.loss:.4f}, "
             f"validation accuracy {record.validation.accuracy:.2%}, "
             f"loss {record.validation.loss:.4f}, {record.seconds:.0f} s"
         )

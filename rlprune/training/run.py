@@ -23,7 +23,7 @@ from rlprune.planning import latency_model, task_for
 from rlprune.policy.artifact import PolicyArtifact, Score
 from rlprune.policy.learned import LearnedPolicy
 from rlprune.task.episode import ActionMode
-from rlprune.task.objective import AdditiveObjective, objective_of
+from rlprune.task.objective import LEAST_RECORDS, AdditiveObjective, objective_of
 from rlprune.task.observe import OBSERVATION_VERSION
 from rlprune.task.task import PruningTask
 from rlprune.task.taskdir import RecordedModel, load_model_dir
@@ -139,12 +139,14 @@ def train(
     }
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
 
+    crew = "1 agent" if agents == 1 else f"{agents} agents"
+
     def on_round(done: int, total: int, gain: float) -> None:
         if on_progress is not None:
-            on_progress(f"training {agents} agents, best {gain:+.1%} of the knapsack", done, total)
+            on_progress(f"training {crew}, best {gain:+.1%} of the knapsack", done, total)
 
     if on_progress is not None:
-        on_progress(f"training {agents} agents", 0, rounds)
+        on_progress(f"training {crew}", 0, rounds)
     with ray_session(ray_address):
         members = run_population(
             [named.task for named in seen],
@@ -233,7 +235,8 @@ def training_tasks(
         if isinstance(objective, AdditiveObjective):  # the knapsack's own belief: nothing to learn
             count = len(evaluations.keeps) if (evaluations := models[name].evaluations) else 0
             raise InputError(
-                f"model {name!r} has {count} evaluations, too few to learn from; record more"
+                f"model {name!r} has {count} evaluations, too few to learn from; record at "
+                f"least {LEAST_RECORDS} (rlprune record --evaluations), some hundreds are better"
             )
     for device in dict.fromkeys((MACS_DEVICE, *devices)):
         count = len(tasks)
@@ -287,7 +290,10 @@ def population_configs(
 def _split(names: Sequence[str], validation: Sequence[str], seed: int) -> set[str]:
     """The models that choose the winner."""
     if len(names) < 2:
-        raise InputError(f"training needs at least two recorded models, one to choose by: {names}")
+        raise InputError(
+            f"training needs at least two recorded models, one of them to choose by; found: "
+            f"{', '.join(names) or 'none'}; record more with `rlprune record`"
+        )
     unknown = sorted(set(validation) - set(names))
     if unknown:
         raise InputError(

@@ -146,7 +146,7 @@ class Tuner:
             augment=flipped_and_shifted,
             checkpoint=checkpoint,
             on_epoch=lambda record: print(
-                f"  {case.net.name} seed {case.seed} epoch {record.epoch + 1} of "
+                f"  {case.net.name} seed {case.seed} epoch {record.epoch} of "
                 f"{recipe.config.epoch_count}: {record.accuracy:.2%} in training, "
                 f"{record.seconds:.0f} s",
                 flush=True,
