@@ -247,6 +247,7 @@ def apply(
 
     Raises:
         PlanMismatchError: the plan is for another model.
+        ModelError: what was cut is refused by ONNX's checker, or does not run where the model does.
         CalibrationError: the calibration file is refused.
         MissingExtraError: calibration needs a runtime, and none is installed.
     """
@@ -267,15 +268,22 @@ def apply(
             reconstruct_module(small, traced, plan.keeps, images, get_runtime())
         return small
     from rlprune.graph.reach import attach
+    from rlprune.runtime.once import run_once
+    from rlprune.surgery.written import check_written, note_plan
 
     if calibration is None:
         from rlprune.surgery.onnx import prune_onnx
 
-        return attach(prune_onnx(traced, plan.keeps), traced.tail)
-    from rlprune.profile.evaluate import Evaluator
-    from rlprune.profile.fit import load_calibration
-    from rlprune.runtime import get_runtime
+        pruned = prune_onnx(traced, plan.keeps)
+    else:
+        from rlprune.profile.evaluate import Evaluator
+        from rlprune.profile.fit import load_calibration
+        from rlprune.runtime import get_runtime
 
-    images = load_calibration(calibration, traced)
-    corrected = Evaluator(traced, images, runtime=get_runtime()).corrected_model(plan.keeps)
-    return attach(corrected, traced.tail)
+        images = load_calibration(calibration, traced)
+        pruned = Evaluator(traced, images, runtime=get_runtime()).corrected_model(plan.keeps)
+        check_written(pruned)
+    run_once(traced, pruned)
+    written = attach(pruned, traced.tail)
+    note_plan(written, plan)
+    return written

@@ -142,16 +142,21 @@ class PruningPlan:
     def check(self, graph: PruningGraph) -> None:
         """Refuses a plan that cannot be applied to `graph`.
 
+        A plan for the same network at another size of its inputs fits: its groups are the graph's,
+        though the fingerprints, which tell of all extents, differ.
+
         Raises:
             PlanMismatchError: it is for another graph.
             PlanError: it asks for what the graph cannot give.
         """
         if self.fingerprint != graph.fingerprint:
-            raise PlanMismatchError(
-                f"plan is for graph {self.fingerprint[:12]}, model is {graph.fingerprint[:12]}; "
-                "trace and plan the model again",
-                field="plan.fingerprint",
-            )
+            difference = self._difference(graph)
+            if difference:
+                raise PlanMismatchError(
+                    f"plan is for graph {self.fingerprint[:12]}, model is "
+                    f"{graph.fingerprint[:12]}, and {difference}; trace and plan the model again",
+                    field="plan.fingerprint",
+                )
         if len(self.groups) != len(graph.groups):
             raise PlanError(
                 f"plan has {len(self.groups)} groups, model has {len(graph.groups)}",
@@ -167,6 +172,23 @@ class PruningPlan:
                     f"group {group.name!r}: keep {entry.keep} is not within 1..{group.width}",
                     field="plan.groups",
                 )
+
+    def _difference(self, graph: PruningGraph) -> str:
+        """How the plan's groups are not the graph's; empty where they are."""
+        if len(self.groups) != len(graph.groups):
+            return f"the plan has {len(self.groups)} groups, the model {len(graph.groups)}"
+        for entry, group in zip(self.groups, graph.groups, strict=True):
+            if entry.name != group.name:
+                return f"where the plan has group {entry.name!r} the model has {group.name!r}"
+            if entry.width != group.width:
+                return (
+                    f"group {entry.name!r} has {entry.width} units in the plan, "
+                    f"{group.width} in the model"
+                )
+            members = {f"{member.tensor}[{member.axis}]" for member in group.members}
+            if entry.members and members and not members.intersection(entry.members):
+                return f"group {entry.name!r} is of other weights ({entry.members[0]} in the plan)"
+        return ""
 
     def to_json(self, *, indent: int | None = 2) -> str:
         """The plan as one JSON object (format `rlprune.plan/1`)."""

@@ -7,16 +7,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import onnx
 from onnx import ModelProto, NodeProto
 
-from rlprune.errors import ModelError, PlanError
+from rlprune.errors import PlanError
 from rlprune.graph.from_onnx import OnnxTrace
-from rlprune.graph.load import is_skeleton, without_weights
+from rlprune.graph.load import is_skeleton
 from rlprune.graph.types import FloatArray, IntArray, PruningGraph
 from rlprune.graph.walk import reading
 from rlprune.surgery.importance import unit_scores
 from rlprune.surgery.rewrites import REWRITES, BoolArray, Surgeon, kept_mask
+from rlprune.surgery.written import check_written
 
 __all__ = ["BoolArray", "check_keeps", "cut", "kept_mask", "kept_units", "prune_onnx"]
 
@@ -90,10 +90,5 @@ def cut(trace: OnnxTrace, kept: Sequence[IntArray]) -> ModelProto:
             surgeon.slice_weight(tensor, graph.initializer.add())
     graph.initializer.extend(surgeon.made)
     if not is_skeleton(source):
-        try:
-            # Without the weights, which the checker would copy twice: 3 x the model at 100 MB.
-            onnx.checker.check_model(without_weights(model), full_check=True)
-        except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-            why = " ".join(str(error).split())[:300]
-            raise ModelError(f"ONNX checker, of the cut model: {why}", field="model") from error
+        check_written(model)
     return model
