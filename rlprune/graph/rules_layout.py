@@ -29,7 +29,9 @@ def _reshape(node: Node, scope: Scope) -> None:
         # Surgery leaves an open extent that shrinks to inference, of which a target allows one.
         target = ints(scope.normal.value(node.inputs[1])) or []
         inferred = [k for k in moved.axes if not scope.normal.is_steady(node.inputs[1], k)]
-        if len(inferred) + target.count(-1) * bool(inferred) > 1:
+        several = len(inferred) + target.count(-1) * bool(inferred) > 1
+        # What lies along them is then tied, so that none of them shrinks.
+        if several and not scope.channels.only(moved, set(moved.axes) - set(inferred)).axes:
             return hold_all(node, scope, "has a computed target")
     elif node.op == "Reshape" and node.inputs[1] not in scope.normal.values:
         return hold_all(node, scope, "has a computed target")

@@ -130,7 +130,7 @@ def _called(name: str, axis: int, parameter: str) -> str:
 def other_sizes(
     inputs: Sequence[GraphInput], first: Walk, walk_at: Callable[[Types], Walk]
 ) -> OtherSizes:
-    """Up to two walks at other sizes of all that can stay open.
+    """Walks at a few other sizes of all that can stay open.
 
     All open extents are changed together, each by a factor of its own where that goes through, so
     that none is taken for another; where no such sizes do, one after the other.
@@ -140,8 +140,8 @@ def other_sizes(
         return OtherSizes((), frozenset(), ())
     batches = {label for one in inputs for axis, label in enumerate(one.labels) if not axis}
     whys: dict[Label, str] = {}
-    # Constants tell apart one batch from two; how far maps and rows reach is compared at more.
-    enough = 1 if set(labels) <= batches else 2
+    # Two batches tell constants apart; halves and remainders of other extents take more sizes.
+    enough = 1 if set(labels) <= batches else 4
 
     def attempt(change: Change) -> Walk | str:
         try:
@@ -153,22 +153,26 @@ def other_sizes(
                 return f"the number of axes of {name!r} depends on it"
         return other
 
-    found: list[Walk] = []
-    for change in _changes(labels, batches):
-        other = attempt(change)
-        if isinstance(other, Walk):
-            found.append(other)
-        if len(found) == enough:
-            break
+    def walks_of(some: Sequence[Label]) -> tuple[Walk, ...]:
+        found: list[Walk] = []
+        for change in _changes(some, batches):
+            other = attempt(change)
+            if isinstance(other, Walk):
+                found.append(other)
+            if len(found) == enough:
+                break
+        return tuple(found)
+
+    found = walks_of(labels)
     if found:
-        return OtherSizes(tuple(found), frozenset(labels), ())
+        return OtherSizes(found, frozenset(labels), ())
     accepted: dict[Label, int] = {}
     for label in labels:
         for change in _changes((label,), batches):
             other = attempt({**accepted, **change})
             if isinstance(other, Walk):
                 accepted.update(change)
-                found = [other]
+                found = (other,)
                 break
             whys.setdefault(label, other)
         else:
@@ -180,7 +184,7 @@ def other_sizes(
         for axis, (label, extent) in enumerate(zip(one.labels, one.extents, strict=True))
         if label is not None and label not in accepted
     )
-    return OtherSizes(tuple(found), frozenset(accepted), closed)
+    return OtherSizes(walks_of(tuple(accepted)) or found, frozenset(accepted), closed)
 
 
 def some_sizes(inputs: Sequence[GraphInput]) -> list[Types]:
@@ -211,9 +215,10 @@ def _changes(labels: Sequence[Label], batches: set[Label | None]) -> Iterator[Ch
     yield changed(double, lambda size, place: size * (2 + place % 2))
     if all(label in batches for label in labels):
         return
-    yield changed(double, lambda size, place: 2 * size)
+    yield changed(double, lambda size, place: size + 1 + 2 * (place % 2))
     yield changed(double, lambda size, place: size + 32 * (1 + place % 2))
     yield changed(double, lambda size, place: max(size // 2, 1) if size > 1 else 2)
+    yield changed(double, lambda size, place: 2 * size)
     yield changed(double, lambda size, place: size + 32)
     yield changed(double, lambda size, place: size + 1)
 
