@@ -44,10 +44,7 @@ def load_trace(
     values = parse_input_values(input_values)
     model = load_onnx(path)
     shapes = parse_input_shapes(input_shapes, model)
-    traced = trace_onnx(model, input_shapes=shapes, input_values=values)
-    for sentence in traced.normal.closed:
-        say(f"note: {sentence}")
-    return traced
+    return trace_onnx(model, input_shapes=shapes, input_values=values)
 
 
 def apply(

@@ -44,7 +44,7 @@ class OnnxTrace:
     @property
     def notes(self) -> tuple[str, ...]:
         """What a person should know of the model beside its groups, a sentence each."""
-        found = []
+        found = list(self.normal.closed)
         kept = () if self.tail is None else self.tail.nodes
         count = sum(is_quantised(n.op_type, n.domain) for n in (*self.model.graph.node, *kept))
         if count:
