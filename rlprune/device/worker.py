@@ -3,9 +3,10 @@
 Connects outwards only. A lease is renewed while the measuring goes on; where it is lost, measuring
 stops and nothing is reported. Results are reported a part at a time, so a killed worker loses
 little. A job of whole models alone gets a child of its own. A part that takes the child down is
-measured again one subject at a time, and what does it again is reported as failed. A server that is
-restarted is waited for. SIGTERM and Ctrl+C give the job back and end cleanly. Runs without torch,
-ray and gymnasium.
+measured again one subject at a time, and what does it again is reported as failed. Whatever a
+server answers, the worker lives on and keeps what it measured until that is acknowledged
+(`delivery`); only a token that is refused ends it. SIGTERM and Ctrl+C give the job back and end
+cleanly. Runs without torch, ray and gymnasium.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import platform
 import signal
 import threading
 import uuid
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -24,15 +25,17 @@ from pathlib import Path
 from types import FrameType
 
 import onnx
+from google.protobuf.message import DecodeError
 
 from rlprune.device.child import Checkpoint, Child, ChildConfig, ChildFault
+from rlprune.device.delivery import Backoff, RefusedError, Report, deliver
 from rlprune.errors import (
+    AuthenticationError,
     InputError,
     LeaseError,
     MeasurementError,
     NotFoundError,
     RlpruneError,
-    UnavailableError,
 )
 from rlprune.latency.device import local_device_key, model_batch
 from rlprune.latency.measure import MeasureConfig
@@ -42,6 +45,9 @@ from rlprune.store.encoding import Subject, check_measurement
 from rlprune.store.records import JobState
 
 LOG = logging.getLogger("rlprune.device")
+
+MAX_REFUSALS = 3
+"""Reports of one job that may be refused before it is reported as failed."""
 
 OnProgress = Callable[[str, int, int], None]
 """(what is being done, how much is done, of how much)."""
@@ -54,7 +60,9 @@ class WorkerConfig:
     poll_sec: float = 1.0
     """Pause after a lease that brought nothing."""
     max_backoff_sec: float = 30.0
-    """Longest pause between attempts to reach a server that does not answer."""
+    """Longest pause between attempts to get an answer that is of use."""
+    once_patience_sec: float = 60.0
+    """How long a report is tried where the worker is to end `once` nothing is left to do."""
     part_size: int = 16
     """Subjects measured in turns and reported at once."""
     measure: MeasureConfig = MeasureConfig()  # noqa: RUF009  (frozen)
@@ -85,14 +93,15 @@ def work(
         thread_count: threads the runtime computes on; part of the device key, as is
         batch: of the models measured here; those of another are refused.
         runtime: name of the runtime that executes models.
-        once: return when nothing is left to do, and raise where the server does not answer.
+        once: return when nothing is left to do, and raise where the server does not answer, or
+            answers what is of no use.
         stop: ends the work when set; SIGTERM and Ctrl+C do too, in the main thread.
         on_progress: told how far the current job is.
 
     Raises:
         NotFoundError, MissingExtraError: no such runtime, or it is not installed.
         AuthenticationError: the token is missing or wrong.
-        UnavailableError: the server does not answer, with `once`.
+        RlpruneError: the server does not answer, or in no useful way, with `once`.
     """
     config = config or WorkerConfig()
     client = DeviceClient(server, token=token, tls_ca=tls_ca)
@@ -128,13 +137,16 @@ class _Worker:
         self._config = config
         self._measure = replace(config.measure, thread_count=thread_count)
         self._on_progress = on_progress
+        self._backoff = Backoff(config.poll_sec, config.max_backoff_sec)
+        self._patience_sec = float("inf")
+        self._refusals: Counter[str] = Counter()  # of reports, by job
         # One worker, one lease: a worker that asks again gets the job it holds.
         self._worker_id = f"{platform.node()[:60]}-{os.getpid()}-{uuid.uuid4().hex[:12]}"
 
     def run(self, stop: threading.Event, *, once: bool) -> int:
+        self._patience_sec = self._config.once_patience_sec if once else float("inf")
         finished = 0
         registered = False
-        backoff_sec = self._config.poll_sec
         while not stop.is_set():
             try:
                 if not registered:
@@ -147,19 +159,19 @@ class _Worker:
                     finished += self._do(job, stop)
                 else:
                     stop.wait(self._config.poll_sec)
-                backoff_sec = self._config.poll_sec
+                self._backoff.reset()
+            except AuthenticationError:
+                raise
+            except LeaseError as error:
+                LOG.warning("%s", error)
             except NotFoundError as error:
                 LOG.warning("%s; introducing this device again", error)  # another store than before
                 registered = False
                 stop.wait(self._config.poll_sec)
-            except LeaseError as error:
-                LOG.warning("%s", error)
-            except UnavailableError as error:
+            except RlpruneError as error:
                 if once:
                     raise
-                LOG.warning("%s; trying again in %.0f s", error, backoff_sec)
-                stop.wait(backoff_sec)
-                backoff_sec = min(2 * backoff_sec, self._config.max_backoff_sec)
+                self._backoff.wait(error, stop)
         return finished
 
     def _register(self) -> None:
@@ -194,8 +206,10 @@ class _Worker:
                     raise LeaseError(f"lease of job {job.job.job_id} was lost while measuring")
 
             try:
+                if self._refusals[job.job.job_id] >= MAX_REFUSALS:
+                    raise RefusedError("the server refused what was measured")
                 if not parts:  # a worker before us reported all, but never got to say "done"
-                    self._report(job, [], done=True)
+                    self._report(job, [], stop, done=True)
                 while parts:
                     checkpoint(0, 0)
                     if self._on_progress is not None:
@@ -209,11 +223,14 @@ class _Worker:
                             parts.extendleft((subject,) for subject in reversed(part))
                             continue
                         measured = [self._failed(part[0], str(fault), fault=True)]
-                    if self._report(job, measured, done=not parts) is JobState.PARKED:
+                    if self._report(job, measured, stop, done=not parts) is JobState.PARKED:
                         LOG.warning("job %s is parked: too many faults", job.job.job_id)
                         return 0
             except _Stopped:
-                self._report(job, [], release=True)
+                self._report(job, [], stop, release=True)
+                return 0
+            except RefusedError as refusal:
+                self._give_up(job, str(refusal), stop)
                 return 0
         if self._on_progress is not None:
             self._on_progress("measuring", total, total)
@@ -223,15 +240,30 @@ class _Worker:
         self,
         job: LeasedJob,
         measurements: list[Measurement],
+        stop: threading.Event,
         *,
         done: bool = False,
         release: bool = False,
     ) -> JobState:
-        request_id = uuid.uuid4().hex
-        answer = self._client.report(
-            job.lease_id, request_id, measurements, done=done, release=release
-        )
-        return answer.state
+        report = Report(job.lease_id, tuple(measurements), done, release)
+        return deliver(self._client, report, self._backoff, stop, patience_sec=self._patience_sec)
+
+    def _give_up(self, job: LeasedJob, reason: str, stop: threading.Event) -> None:
+        """Gives a job back whose report was refused for good. One that comes back again and again
+        is reported as failed, so that it does not go round for ever."""
+        LOG.warning("report of job %s was refused: %s", job.job.job_id, reason)
+        self._refusals[job.job.job_id] += 1
+        try:
+            if self._refusals[job.job.job_id] > MAX_REFUSALS:
+                failed = [self._failed(subject, reason) for subject in job.left]
+                self._report(job, failed, stop, done=True)
+            else:
+                self._report(job, [], stop, release=True)
+        except RefusedError as refusal:
+            LOG.warning("job %s is left until its lease ends: %s", job.job.job_id, refusal)
+            stop.wait(job.lease_sec)
+        else:
+            stop.wait(self._config.poll_sec)
 
     def _measured(
         self,
@@ -242,7 +274,10 @@ class _Worker:
     ) -> list[Measurement]:
         """One measurement each; ChildFault where one of them takes the child down."""
         models = [subject for subject in part if isinstance(subject, ModelSubject)]
-        batch = model_batch(onnx.load_model_from_string(skeleton)) if models else self._batch
+        try:
+            batch = model_batch(onnx.load_model_from_string(skeleton)) if models else self._batch
+        except (DecodeError, RlpruneError) as error:
+            return [self._failed(subject, f"the job's model: {error}") for subject in part]
         if batch != self._batch:
             reason = (
                 f"batch {batch}, but {self._key} is of batch {self._batch}: work --batch {batch}"
@@ -313,12 +348,12 @@ class _Renewal:
         while not self._ended.wait(self._pause_sec):
             try:
                 self._client.renew(self._lease_id)
-            except UnavailableError as error:
-                LOG.warning("renewing: %s", error)  # the lease may outlive the outage
-            except RlpruneError as error:
+            except (LeaseError, AuthenticationError) as error:
                 LOG.warning("renewing: %s", error)
                 self._lost.set()
                 return
+            except RlpruneError as error:
+                LOG.warning("renewing: %s", error)  # the lease may outlive the outage
 
 
 @contextmanager

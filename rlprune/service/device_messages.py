@@ -192,14 +192,8 @@ def state_to(state: JobState) -> devices_pb2.JobState:
 
 
 def state_from(number: devices_pb2.JobState) -> JobState:
-    """The state of a number.
-
-    Raises:
-        InputError: a state that this version does not know.
-    """
-    if number not in _STATES_OF:
-        raise InputError(f"job state {number} is unknown to this version", field="job.state")
-    return _STATES_OF[number]
+    """The state of a number; UNKNOWN where this version does not know it."""
+    return _STATES_OF.get(number, JobState.UNKNOWN)
 
 
 def device_to(record: DeviceRecord, open_job_count: int) -> devices_pb2.Device:

@@ -14,7 +14,7 @@ import grpc
 from google.protobuf.message import DecodeError
 
 from rlprune import errors
-from rlprune.errors import RlpruneError, UnavailableError
+from rlprune.errors import AuthenticationError, RlpruneError, UnavailableError
 from rlprune.v1 import types_pb2
 
 ERROR_KEY = "rlprune-error-bin"
@@ -121,6 +121,8 @@ def error_of(error: grpc.RpcError, target: str) -> RlpruneError:
         return refusal
     if code in _BARE:
         return UnavailableError(f"{target}: {_BARE[code]} ({message})")
+    if code in (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED):
+        return AuthenticationError(f"{target}: {message or 'this may not be called'}")
     if code is grpc.StatusCode.UNIMPLEMENTED:
         return RlpruneError(f"{target} is no rlprune server, or of another version ({message})")
     return RlpruneError(f"{target}: {code.name}: {message}")

@@ -58,7 +58,7 @@ class PlanRecord:
 
 
 class JobState(StrEnum):
-    """Where a job stands; the last three are final."""
+    """Where a job stands; done, failed and parked are final."""
 
     PENDING = "pending"
     LEASED = "leased"
@@ -68,6 +68,8 @@ class JobState(StrEnum):
     """Every subject was reported, none could be measured."""
     PARKED = "parked"
     """Three leases ended without a complete report."""
+    UNKNOWN = "unknown"
+    """What a server of a later version says; never stored."""
 
     @property
     def open(self) -> bool:
