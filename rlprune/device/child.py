@@ -11,11 +11,12 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
@@ -40,6 +41,24 @@ _POLL_SEC = 0.1
 
 Checkpoint = Callable[[int, int], None]
 """(sessions done, sessions planned); may raise to end the measuring."""
+
+
+_ENVIRONMENT = re.compile(
+    "PATH|HOME|TMPDIR|TMP|TEMP|TZ|LANG|LANGUAGE|VIRTUAL_ENV|SYSTEMROOT|WINDIR|XDG_CACHE_HOME"
+    "|(LC|LD|DYLD|PYTHON|OMP|GOMP|KMP|MKL|OPENBLAS|BLIS|VECLIB|NUMEXPR|ORT|OV|OPENVINO|MNN|CUDA"
+    "|NVIDIA|COVERAGE|FAKETIME)[A-Z0-9_]*"
+)
+_SECRET = re.compile("TOKEN|SECRET|PASS|KEY|CREDENTIAL|AUTH")
+
+
+def child_environment(environment: Mapping[str, str]) -> dict[str, str]:
+    """What of the worker's environment the child gets: where programs and libraries are and how
+    they compute. Models come from elsewhere, so no token or other secret is among it."""
+    return {
+        name: value
+        for name, value in environment.items()
+        if _ENVIRONMENT.fullmatch(name.upper()) and not _SECRET.search(name.upper())
+    }
 
 
 def _most_memory() -> int:
@@ -96,6 +115,7 @@ class Child:
                 [*self._config.command, str(theirs.fileno()), str(os.getpid())],
                 stdin=subprocess.DEVNULL,
                 pass_fds=[theirs.fileno()],
+                env=child_environment(os.environ),
             )
         self._connection = ours
         config = self._config

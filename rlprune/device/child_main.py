@@ -32,6 +32,7 @@ except ImportError:  # no limits there
 OUT_OF_MEMORY = 71
 """Exit code where Python code met the memory limit; native code aborts."""
 _PR_SET_PDEATHSIG = 1
+_PR_SET_NO_NEW_PRIVS = 38
 
 
 def main() -> None:
@@ -111,7 +112,9 @@ def _die_with(parent_pid: int) -> None:
     Elsewhere it ends with the socket, that is after the session that runs.
     """
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        prctl = ctypes.CDLL(None).prctl
+        prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)  # no set-uid program makes it more than it is
         if os.getppid() != parent_pid:  # it was gone before
             sys.exit(1)
         # Where memory ends in spite of the limit, this is the process to end.

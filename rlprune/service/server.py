@@ -82,6 +82,7 @@ class Server:
         self._pools = pools
         self._store = store
         self._health = Health([service.full_name for service in _services()])
+        self._stopped = False
         self.address = ""
         """HOST:PORT as bound; the real port where 0 was asked for."""
 
@@ -98,7 +99,13 @@ class Server:
         self._loop.start(self._health.watch_store(check))
 
     def stop(self, grace_sec: float = 10.0) -> None:
-        """NOT_SERVING, then no new calls, then waits for those that run, at most `grace_sec`."""
+        """NOT_SERVING, then no new calls, then waits for those that run, at most `grace_sec`.
+
+        A server that has stopped stays so.
+        """
+        if self._stopped:
+            return
+        self._stopped = True
         self._loop.run(self._health.end())
         self._loop.run(self._server.stop(grace_sec))
         self._pools.close()

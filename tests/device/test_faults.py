@@ -120,3 +120,30 @@ def test_the_child_does_not_outlive_its_worker(
     until(lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE)
     state = queue.open_jobs(FAULTY_KEY)[0].state
     assert state is (JobState.PENDING if number == signal.SIGTERM else JobState.LEASED)
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/environ"), reason="no /proc here")
+def test_the_child_gets_no_secret_and_no_new_privileges(monkeypatch: pytest.MonkeyPatch) -> None:
+    secrets = {
+        "RLPRUNE_TOKEN": "t0ken",
+        "AWS_SECRET_ACCESS_KEY": "s3cret",
+        "ORT_AUTH_TOKEN": "t0ken",
+        "DATABASE_URL": "postgresql://user:s3cret@db/x",
+        "SSH_AUTH_SOCK": "/tmp/s0cket",
+    }
+    for name, value in {**secrets, "OMP_NUM_THREADS": "1", "LC_ALL": "C.UTF-8"}.items():
+        monkeypatch.setenv(name, value)
+    before = set(psutil.Process().children())
+    child = Child("faulty", faulty().child)
+    child.start()
+    (process,) = set(psutil.Process().children()) - before
+    with open(f"/proc/{process.pid}/environ", "rb") as file:
+        environment = dict(line.split(b"=", 1) for line in file.read().split(b"\0") if line)
+    with open(f"/proc/{process.pid}/status") as file:
+        status = dict(line.split(":\t", 1) for line in file if ":\t" in line)
+    assert measured(child, conv(3)).latency_ms > 0
+    child.close()
+    assert not environment.keys() & {name.encode() for name in secrets}
+    assert not any(b"s3cret" in value or b"t0ken" in value for value in environment.values())
+    assert {b"OMP_NUM_THREADS", b"LC_ALL", b"PATH"} <= environment.keys()
+    assert status["NoNewPrivs"].strip() == "1"
