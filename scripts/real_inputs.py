@@ -18,64 +18,13 @@ from PIL import Image, ImageDraw, ImageFont
 
 Floats = NDArray[np.float32]
 
-WORDS = tuple(
-    [
-        "invoice",
-        "total",
-        "amount",
-        "due",
-        "date",
-        "customer",
-        "number",
-        "street",
-        "Berlin",
-        "2024",
-        "shipping",
-        "address",
-        "order",
-        "quantity",
-        "price",
-        "tax",
-        "receipt",
-        "thank",
-        "you",
-        "for",
-        "your",
-        "payment",
-        "Monday",
-        "19.99",
-        "EUR",
-        "reference",
-        "bank",
-        "transfer",
-        "contact",
-        "support",
-        "phone",
-        "030",
-        "123456",
-        "page",
-        "of",
-        "the",
-        "annual",
-        "report",
-        "summary",
-        "results",
-        "revenue",
-        "growth",
-        "market",
-        "share",
-        "people",
-        "water",
-        "house",
-        "green",
-        "light",
-        "open",
-        "close",
-        "start",
-        "stop",
-        "exit",
-    ]
+TEXT = (
+    "invoice total amount due date customer number street Berlin 2024 shipping address order "
+    "quantity price tax receipt thank you for your payment Monday 19.99 EUR reference bank "
+    "transfer contact support phone 030 123456 page of the annual report summary results "
+    "revenue growth market share people water house green light open close start stop exit"
 )
+WORDS = TEXT.split()
 SENTENCES = (
     "good morning, please call the office before five o'clock today",
     "the weather forecast says rain in the north and sunshine along the coast, with a light wind",
@@ -111,7 +60,7 @@ def pages(count: int, seed: int, size: int = 320) -> Floats:
     """Pages of text as PP-OCR's detector takes them, [N, 3, size, size]."""
     rng = np.random.default_rng(seed)
     images = np.stack([np.asarray(_page(rng, size), dtype=np.float32) for _ in range(count)])
-    scaled = (images / 255 - np.float32(IMAGENET_MEAN)) / np.float32(IMAGENET_STD)
+    scaled = (images / 255 - np.array(IMAGENET_MEAN)) / np.array(IMAGENET_STD)
     return np.ascontiguousarray(scaled.transpose(0, 3, 1, 2), dtype=np.float32)
 
 
