@@ -62,10 +62,10 @@ def _holder(task: PruningTask, least: IntArray, bound: BoundConstraints) -> str:
         alone = np.where(touched.any(1), 0.0, own)
         dearest = operators[int(alone.argmax())]
         named = f", first of all {dearest.kind} {dearest.name!r}" if alone.any() else ""
-        return f"{fixed / whole:.0%} of that {unit} no plan changes{named}"
+        return f"{fixed / whole:.0%} of its {unit} no plan changes{named}"
     group, why = task.graph.groups[worst], bound.why(worst)
     return (
-        f"{shares[worst] / whole:.0%} of that {unit} is in layers of group {group.name!r}, which "
+        f"{shares[worst] / whole:.0%} of its {unit} is in layers of group {group.name!r}, which "
         f"keeps {least[worst]} of {group.width}" + (f" ({why})" if why else "")
     )
 

@@ -54,7 +54,7 @@ def test_an_infeasible_plan_names_the_group_and_the_option_that_would_help() -> 
     net = conv_net((8, 64), extent=32)
     plan = rlprune.plan(net, device="macs", budget_ratio=0.02, round_to=8, policy="knapsack")
     assert not plan.feasible
-    assert "% of that MACs is in layers of group 'conv0', which keeps 8 of 8" in plan.note
+    assert "% of its MACs is in layers of group 'conv0', which keeps 8 of 8" in plan.note
     finest = rlprune.plan(net, device="macs", budget_ratio=0.002, round_to=1, policy="knapsack")
     assert f"with --round-to 1 the least is {finest.least_latency_ms:.4g} M MACs" in plan.note
     # Nobody stated a step, so narrow groups have finer ones, and the budget is met.
@@ -76,7 +76,7 @@ def test_what_no_plan_changes_is_named_and_no_budget_above_the_unpruned_latency_
     plan = plan_model(trace, budget_ratio=0.5, device=DEVICE, policy="knapsack", store=store)
     assert not plan.feasible and "it may not even be faster" in plan.note
     assert "needs a budget" not in plan.note
-    assert "of that latency no plan changes" in plan.note
+    assert "of its latency no plan changes" in plan.note
 
 
 @pytest.mark.parametrize(
