@@ -27,6 +27,7 @@ def with_known_opset(model: ModelProto) -> ModelProto:
     # The converter copies what it is given several times: large weights go beside it.
     weights = {t.name: t for t in model.graph.initializer if _is_large(t)}
     given = {value.name for value in graph.input}
+    del graph.value_info[:]  # inferred anew; where it is false the converter gives up
     kept = [tensor for tensor in graph.initializer if tensor.name not in weights]
     small = [TensorProto.FromString(tensor.SerializeToString()) for tensor in kept]
     del graph.initializer[:]
@@ -44,7 +45,12 @@ def with_known_opset(model: ModelProto) -> ModelProto:
     try:
         new = onnx.version_converter.convert_version(old, OPSETS.start)
         onnx.checker.check_model(new)
-    except (RuntimeError, ValueError, TypeError, IndexError, onnx.checker.ValidationError) as error:
+    except (
+        *(ArithmeticError, LookupError, RuntimeError, TypeError, ValueError),
+        onnx.checker.ValidationError,
+        onnx.shape_inference.InferenceError,
+        onnx.version_converter.ConvertError,
+    ) as error:
         why = " ".join(str(error).split())[:200]
         raise ModelError(
             f"opset {version} is older than {OPSETS.start} and cannot be converted ({why}); "

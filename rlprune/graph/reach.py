@@ -135,7 +135,8 @@ class _Scout:
             except ModelError:
                 if walk is self.walks[0]:
                     raise
-                self.walks.remove(walk)  # a size that the file says is open, its constants say not
+                # A size that the file says is open, its constants say not.
+                self.walks = [other for other in self.walks if other is not walk]
         return None
 
     def _end(self, proto: NodeProto, why: str) -> None:
