@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from rlprune.graph.from_onnx import OnnxTrace, trace_onnx
+from rlprune.graph.reach import attach
 from rlprune.graph.types import IntArray
 from rlprune.surgery.importance import unit_scores
 from rlprune.surgery.onnx import kept_units, prune_onnx
@@ -126,7 +127,7 @@ def assert_pruned_right(trace: OnnxTrace, keeps: IntArray, tolerance: float = 1e
     after = trace_onnx(pruned).graph
     whole = trace.graph
     assert int(after.macs(after.widths)) == int(whole.macs(keeps))
-    assert numbers_in_weights(pruned) == int(whole.params(keeps))
+    assert numbers_in_weights(attach(pruned, trace.tail)) == int(whole.params(keeps))
     return error
 
 

@@ -55,7 +55,9 @@ class _Constants:
     maker: dict[str, NodeProto] = field(default_factory=dict)
     """What makes each, leaves apart, in the order of the file."""
     beyond: set[str] = field(default_factory=set)
-    """Those that walks do not fold: computed, and from large floats or by operators they lack."""
+    """Those that walks do not fold: computed (or concatenated, as gates are), and from large floats
+    or by operators they lack.
+    """
 
 
 def compute_weights(model: ModelProto) -> ModelProto:
@@ -127,7 +129,11 @@ def _find_by(model: ModelProto, operators: frozenset[str]) -> _Constants:
         found.maker.update(dict.fromkeys(outputs, node))
         if node.op_type not in ("Shape", "Size") and large.intersection(inputs):
             large.update(outputs)
-        if node.op_type not in _MOVING or node.op_type == "Cast" or computed.intersection(inputs):
+        if (
+            node.op_type not in _MOVING
+            or node.op_type in ("Cast", "Concat")
+            or computed.intersection(inputs)
+        ):
             computed.update(outputs)
         if node.op_type not in ARITHMETIC or hard.intersection(inputs):
             hard.update(outputs)

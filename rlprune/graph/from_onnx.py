@@ -41,6 +41,9 @@ class OnnxTrace:
     behind a cut model.
     """
 
+    closed: tuple[str, ...] = ()
+    """What the file leaves open and a branch closes, a sentence each."""
+
     @property
     def notes(self) -> tuple[str, ...]:
         """What a person should know of the model beside its groups, a sentence each."""
@@ -54,6 +57,7 @@ class OnnxTrace:
                 f"analysed up to {self.tail.first}; {len(kept)} operators are kept as they are "
                 "behind it, and not counted"
             )
+        found += (*self.closed, *self.normal.closed)
         return tuple(found)
 
 
@@ -106,7 +110,7 @@ def trace_onnx(
         weights=count_weights(normal, known, widths, prepared.tail),
         uncounted=count_unknown(normal, prepared.tail),
     )
-    return OnnxTrace(graph, normal.model, known, normal, prepared.tail)
+    return OnnxTrace(graph, normal.model, known, normal, prepared.tail, prepared.closed)
 
 
 def _follow(

@@ -118,7 +118,7 @@ def _without_branches(model: onnx.ModelProto) -> onnx.ModelProto:
     """
     if not has_bodies(model):
         return model
-    head, tail = followed(model)
+    head, tail, _ = followed(model)
     if tail is not None:
         raise tail.first
     return head

@@ -31,6 +31,8 @@ class Prepared:
 
     normal: NormalModel
     tail: Tail | None = None
+    closed: tuple[str, ...] = ()
+    """What the file leaves open and a branch closes, a sentence each."""
 
 
 def prepare(
@@ -68,18 +70,18 @@ def prepare(
             return Prepared(normalise(whole, input_shapes))
         except UnsupportedOperatorError:
             pass  # its extents end somewhere: found out below
-    head, tail = followed(model, input_shapes)
+    head, tail, closed = followed(model, input_shapes)
     if computing:
         head = compute_weights(head)
     check_finite(head)
-    return Prepared(normalise(head, input_shapes), tail)
+    return Prepared(normalise(head, input_shapes), tail, closed)
 
 
 def followed(
     model: ModelProto, input_shapes: Mapping[str, Sequence[int]] | None = None
-) -> tuple[ModelProto, Tail | None]:
-    """A copy of the part that can be analysed, without branches of known condition, and what is
-    behind it; `model` is not changed.
+) -> tuple[ModelProto, Tail | None, tuple[str, ...]]:
+    """A copy of the part that can be analysed, without branches of known condition, what is behind
+    it, and a sentence for every open extent that a branch closes; `model` is not changed.
 
     Raises:
         ModelError, UnsupportedOperatorError: see `reach.follow`.
@@ -87,7 +89,18 @@ def followed(
     own = ModelProto()
     own.CopyFrom(model)
     inputs = read_inputs(own, dict(input_shapes or {}))
-    return own, follow(own, some_sizes(inputs))
+    tail, labels = follow(own, some_sizes(inputs))
+    values = {value.name: value.type.tensor_type.shape for value in own.graph.input}
+    closed = []
+    for one in inputs:
+        for axis, label in enumerate(one.labels):
+            if label in labels and axis < len(values[one.name].dim):
+                values[one.name].dim[axis].dim_value = one.extents[axis]
+                closed.append(
+                    f"input {one.name!r} stays {one.extents[axis]} long on axis {axis}, which the "
+                    "file leaves open: a branch depends on it"
+                )
+    return own, tail, tuple(closed)
 
 
 def _ends(model: ModelProto) -> list[ValueInfoProto]:

@@ -22,6 +22,7 @@ from rlprune.graph.bodies import bodies_of, count_names, inline, reads_of, renam
 from rlprune.graph.folding import make_tensor
 from rlprune.graph.kinds import why_opaque
 from rlprune.graph.load import FLOAT_TYPES, without_weights
+from rlprune.graph.sizes import Label
 from rlprune.graph.walk import Node, Shape, Walk, named, read_node, start_walk
 from rlprune.graph.weights import Weight, to_array
 
@@ -48,32 +49,42 @@ class Tail:
     """Of the first operator that could not be analysed."""
 
 
-def follow(model: ModelProto, sizes: Sequence[Inputs]) -> Tail | None:
-    """Reduces `model`, in place, to the part that can be analysed; the tail behind it, if any.
+def follow(
+    model: ModelProto, sizes: Sequence[tuple[Inputs, frozenset[Label]]]
+) -> tuple[Tail | None, frozenset[Label]]:
+    """Reduces `model`, in place, to the part that can be analysed.
 
     Args:
         model: changed; to be owned by the caller.
-        sizes: element types and extents of the graph inputs, those analysed first; what is known
-            must be so at all others that the model's operators fit.
+        sizes: element types and extents of the graph inputs, those analysed first, each with the
+            open extents, batches apart, that differ from those; what is known must be so at all
+            that the model's operators fit.
+
+    Returns:
+        the tail behind it, if any, and the open extents that must be closed, since a branch was
+        taken that is not taken at others.
 
     Raises:
         ModelError: shapes contradict each other. UnsupportedOperatorError: nothing of the model can
             be analysed.
     """
-    scout = _Scout(model, [start_walk(model, (), inputs) for inputs in sizes])
+    scout = _Scout(model, [(start_walk(model, (), inputs), labels) for inputs, labels in sizes])
     scout.run()
-    tail = scout.split(sizes[0]) if scout.opaque else None
+    tail = scout.split(sizes[0][0]) if scout.opaque else None
     del model.graph.node[:]
     model.graph.node.extend(scout.head)
-    return tail
+    return tail, frozenset(scout.closed)
 
 
 class _Scout:
     """The walks, and what they found out so far."""
 
-    def __init__(self, model: ModelProto, walks: list[Walk]) -> None:
+    def __init__(self, model: ModelProto, walks: list[tuple[Walk, frozenset[Label]]]) -> None:
         self.model = model
-        self.walks = walks
+        self.walks = [walk for walk, _ in walks]
+        self.changed = {id(walk): labels for walk, labels in walks}
+        """What has another size in a walk than in the first, batches apart."""
+        self.closed: set[Label] = set()
         self.names = count_names(model.graph)
         self.taken: Counter[str] = Counter()
         self.head: list[NodeProto] = []
@@ -117,11 +128,30 @@ class _Scout:
         if proto.op_type != "If" or proto.domain not in ("", "ai.onnx"):
             return None
         known = [walk.values.get(proto.input[0]) for walk in self.walks]
-        taken = {bool(value.all()) for value in known if value is not None and value.size == 1}
-        if len(taken) != 1 or any(value is None for value in known):
+        taken = [bool(value.all()) for value in known if value is not None and value.size == 1]
+        if len(taken) != len(known) or not self._agree(taken):
             return None
-        wanted = "then_branch" if taken == {True} else "else_branch"
+        wanted = "then_branch" if taken[0] else "else_branch"
         return next((a.g for a in proto.attribute if a.name == wanted), None)
+
+    def _agree(self, taken: Sequence[bool]) -> bool:
+        """Whether a condition is alike at every batch; extents at which it is not are closed."""
+        others = {
+            id(walk): self.changed[id(walk)]
+            for walk, one in zip(self.walks, taken, strict=True)
+            if one != taken[0]
+        }
+        if not all(others.values()):
+            return False
+        alone = [labels for labels in others.values() if len(labels) == 1]
+        closing = frozenset().union(*(alone or others.values()))
+        self.closed |= closing
+        self.walks = [
+            walk
+            for walk in self.walks
+            if id(walk) not in others and not closing & self.changed[id(walk)]
+        ]
+        return True
 
     def _visit(self, node: Node, proto: NodeProto) -> UnsupportedOperatorError | None:
         """Why the extents of what the node makes cannot be told at every size; None if they can."""

@@ -187,8 +187,11 @@ def other_sizes(
     return OtherSizes(walks_of(tuple(accepted)) or found, frozenset(accepted), closed)
 
 
-def some_sizes(inputs: Sequence[GraphInput]) -> list[Types]:
-    """The sizes analysed, then others: of all that is open together, and of each alone."""
+def some_sizes(inputs: Sequence[GraphInput]) -> list[tuple[Types, frozenset[Label]]]:
+    """The sizes analysed, then others: of all that is open together, and of each alone.
+
+    Each with the labels, batches apart, that have another size there.
+    """
     labels = tuple(dict.fromkeys(label for one in inputs for label in one.labels if label))
     batches = {label for one in inputs for axis, label in enumerate(one.labels) if not axis}
     changes: list[Change] = [{}]
@@ -196,7 +199,10 @@ def some_sizes(inputs: Sequence[GraphInput]) -> list[Types]:
         changes += _changes(labels, batches)
     if len(labels) > 1:
         changes += [next(_changes((label,), batches)) for label in labels]
-    return [{one.name: one.at(change) for one in inputs} for change in changes]
+    return [
+        ({one.name: one.at(change) for one in inputs}, frozenset(change) - batches)
+        for change in changes
+    ]
 
 
 def _changes(labels: Sequence[Label], batches: set[Label | None]) -> Iterator[Change]:

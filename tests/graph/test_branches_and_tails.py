@@ -139,6 +139,23 @@ def test_a_condition_that_depends_on_the_open_batch_is_not_decided_by_a_batch_of
         np.testing.assert_array_equal(run(whole, [image(count)])[0], run(model, [image(count)])[0])
 
 
+def test_a_branch_that_depends_on_an_open_length_closes_it_and_says_so() -> None:
+    net = Net("batch", 3, "height", 12)
+    x = net.add("Relu", net.conv("x", 3, 32))
+    height = net.add("Gather", net.add("Shape", x), net.constant(np.int64(2), np.int64))
+    condition = net.add("Equal", height, net.constant(np.int64(12), np.int64))
+    x = net.add("If", condition, **branches(net.add("Relu", net.conv(x, 32, 16))))
+    model = net.model(net.head(net.conv(x, 24, 12), 12))
+    trace = rlprune.trace(model, input_shapes={"x": (1, 3, 12, 12)})
+    assert trace.tail is None and len(trace.graph.groups) == 4
+    assert any("stays 12 long on axis 2" in note for note in trace.notes)
+    dims = trace.model.graph.input[0].type.tensor_type.shape.dim
+    assert [dim.dim_value for dim in dims] == [0, 3, 12, 12]
+    np.testing.assert_array_equal(run(trace.model, [image(2)])[0], run(model, [image(2)])[0])
+    for keeps in some_keeps(trace):
+        assert_pruned_right(trace, keeps)
+
+
 @pytest.mark.parametrize("value", ["fast", 0.5, 2**70, float("nan"), [1, 2], None])
 def test_an_input_value_that_does_not_fit_is_refused(value: object) -> None:
     with pytest.raises(ModelError, match="'sr'"):
