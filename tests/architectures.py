@@ -38,6 +38,7 @@ from architectures_cnn import (
     UNetBilinear,
     Yolo,
 )
+from architectures_recurrent import Keywords, Recogniser
 from torch import Tensor, nn
 from torch_parts import Built, builder, image
 
@@ -102,4 +103,6 @@ ARCHITECTURES: dict[str, Architecture] = {
     "spatial_reduction": _transformer(SpatialReduction),
     "mobile_vit": _transformer(MobileVit),
     "non_local": _transformer(NonLocal),
+    "recogniser": _cnn(Recogniser, 0.6),
+    "keywords": _cnn(Keywords, 0.3, inputs=rows),
 }

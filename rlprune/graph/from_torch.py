@@ -131,28 +131,46 @@ def _moved_weights(model: onnx.ModelProto, weights: frozenset[str]) -> dict[str,
     """
     shapes = {t.name: tuple(t.dims) for t in model.graph.initializer if t.name not in weights}
     constants = _constants(model)
-    coordinates: dict[str, tuple[str, Sequence[Array]]] = {}
+    parts: dict[str, dict[str, list[Array]]] = {}  # of each tensor: by weight, where it is from
     moved: dict[str, tuple[Place, ...]] = {}
     for node in read_nodes(model):
-        source = node.inputs[0] if node.inputs else ""
+        inputs = [
+            {name: list(_coordinates(shapes[name]))} if name in shapes else parts.get(name, {})
+            for name in node.inputs
+        ]
         others = [constants.get(name) for name in node.inputs[1:]]
-        if node.op not in LAYOUT or any(value is None for value in others):
-            continue
-        if source in shapes:
-            name, along = source, list(_coordinates(shapes[source]))
-        elif source in coordinates:
-            name, along = coordinates[source][0], list(coordinates[source][1])
+        if node.op == "Concat" and all(inputs):
+            parts[node.outputs[0]] = _joined(inputs, int(node.attrs["axis"]))
+        elif node.op in LAYOUT and inputs and not any(value is None for value in others):
+            parts[node.outputs[0]] = {
+                name: [
+                    array
+                    if node.op == "Cast"
+                    else LAYOUT[node.op](dict(node.attrs), array, *others)
+                    for array in along
+                ]
+                for name, along in inputs[0].items()
+            }
         else:
             continue
-        if node.op != "Cast":
-            along = [LAYOUT[node.op](dict(node.attrs), array, *others) for array in along]
         target = node.outputs[0]
-        coordinates[target] = name, along
-        if target in weights:
+        for name, along in parts[target].items() if target in weights else ():
             found = [_axis_of(array) for array in along]
             place = Place(target, tuple(a for a, _ in found), tuple(s for _, s in found))
             moved[name] = (*moved.get(name, ()), place)
     return moved
+
+
+def _joined(inputs: Sequence[Mapping[str, list[Array]]], axis: int) -> dict[str, list[Array]]:
+    """Coordinates after a Concat; of every weight, those of its own parts alone."""
+    found: dict[str, list[list[Array]]] = {}
+    for part in inputs:
+        for name, along in part.items():
+            found.setdefault(name, []).append(along)
+    return {
+        name: [np.concatenate(arrays, axis) for arrays in zip(*several, strict=True)]
+        for name, several in found.items()
+    }
 
 
 def _own_names(graph: PruningGraph, moved: Mapping[str, tuple[Place, ...]]) -> PruningGraph:

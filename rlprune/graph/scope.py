@@ -121,7 +121,7 @@ def _hold_unknown(node: Node, scope: Scope) -> None:
     """Holds what an operator without a rule touches; its layer is listed where it is one."""
     why = why_held(node.op)
     hold_all(node, scope, why)
-    if node.op in FOREIGN:
+    if node.op in FOREIGN and scope.is_constant(plain(node).inputs[1]):
         out = scope.shape(node.outputs[0])
         width = out[1] if plain(node).op == "Conv" else out[-1]
         weight = plain(node).inputs[1]

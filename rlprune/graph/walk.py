@@ -67,6 +67,8 @@ class Walk:
     types: dict[str, tuple[int, Shape]]
     declared: Mapping[str, tuple[int, Shape]]
     values: dict[str, Array] = field(default_factory=dict)
+    joined: frozenset[str] = frozenset()
+    """Concats that only put weights together for a recurrent layer."""
     folded: int = 0
     """Elements folded so far."""
 
@@ -125,6 +127,8 @@ class Walk:
             if any(value is None for value in rest):
                 return False
             return self._move(node, first, [value for value in rest if value is not None])
+        if node.outputs[0] in self.joined and all(n in self.weights for n in node.inputs):
+            return self._join(node)
         if first is not None and node.op == "Split":
             return self._split(node, first)
         known = [v for name in node.inputs if (v := self.values.get(name)) is not None]
@@ -200,6 +204,15 @@ class Walk:
         except (ValueError, IndexError, TypeError):
             return False
         self._put(name, weight, moved, hollow)
+        return True
+
+    def _join(self, node: Node) -> bool:
+        """Joins weights for good, as exporters reorder the gates of recurrent layers."""
+        parts = [self.weights[name] for name in node.inputs]
+        hollow = any(w.array is None and w.proto is not None and is_hollow(w.proto) for w in parts)
+        nothing = np.zeros((), np.bool_)
+        data = [np.broadcast_to(nothing, w.dims) if hollow else to_array(w) for w in parts]
+        self._put(node.outputs[0], parts[0], ARITHMETIC["Concat"](dict(node.attrs), *data), hollow)
         return True
 
     def _put(self, name: str, weight: Weight, moved: Array, hollow: bool) -> None:
@@ -326,7 +339,28 @@ def start_walk(
         {t.name: weight_of(t) for t in model.graph.initializer},
         dict(inputs),
         declared,
+        joined=_joined(model.graph.node),
     )
+
+
+def _joined(nodes: Sequence[NodeProto]) -> frozenset[str]:
+    """What Concats make that weights of recurrent layers come from, by moves alone."""
+    makers = {name: node for node in nodes for name in node.output}
+    todo = [n for node in nodes if node.op_type in ("LSTM", "GRU", "RNN") for n in node.input[1:4]]
+    found: set[str] = set()
+    seen: set[str] = set()
+    while todo:
+        name = todo.pop()
+        if name in seen or name not in makers:
+            continue
+        seen.add(name)
+        maker = makers[name]
+        if maker.op_type == "Concat":
+            found.add(name)
+            todo += maker.input
+        elif maker.op_type in LAYOUT:
+            todo += maker.input[:1]
+    return frozenset(found)
 
 
 def _shape(kind: TypeProto | None) -> Shape | None:

@@ -45,6 +45,8 @@ def follow_layer(part: nn.Module, path: str, cut: Cut) -> None:
         tensor = part.weight if part.weight is not None else part.running_mean
         if tensor is not None:
             part.num_features = tensor.shape[0]
+    elif isinstance(part, nn.RNNBase):
+        part.input_size = dict(part.named_parameters())["weight_ih_l0"].shape[1]
     elif isinstance(part, nn.GroupNorm) and part.weight is not None:
         follow_group_norm(part, part.weight.shape[0])
     elif isinstance(part, nn.PReLU):

@@ -15,6 +15,8 @@ import onnx_oracle as oracle
 import pytest
 import torch
 import torch.nn.functional as F
+from architectures_recurrent import Keywords, Recogniser
+from exports import older_export
 from torch import Tensor, nn
 from torch_parts import randomise
 
@@ -184,8 +186,12 @@ NETS: dict[str, Callable[[], Made]] = {
     "cross_attention": lambda: (CrossAttention(), (noise(1, 7, 6), noise(1, 9, 5))),
     "decoder": lambda: (Decoder(), (noise(2, 7, 6), noise(2, 9, 5))),
     "local_response": lambda: (LocalResponse(), (noise(2, 3, 10, 10),)),
+    "recogniser": lambda: (Recogniser(), (noise(1, 3, 16, 16),)),
+    "keywords": lambda: (Keywords(), (noise(1, 12, 10),)),
 }
 PRUNABLE = {
+    "recogniser": 0.3,
+    "keywords": 0.25,
     "grouped_query": 0.7,
     "own_groups": 0.95,
     "fasternet": 0.6,
@@ -226,6 +232,18 @@ def test_pruned_module_equals_its_onnx_twin_trains_and_is_traced_again(name: str
     loss.backward()
     again = trace_torch(small.eval(), inputs)
     assert float(again.graph.macs(again.graph.widths)) == float(trace.graph.macs(keeps))
+
+
+@pytest.mark.parametrize("name", ["recogniser", "keywords"])
+def test_module_with_recurrent_layers_has_the_fingerprint_of_its_file(name: str) -> None:
+    module, inputs = made(name)
+    file = older_export(lambda: (module, inputs))
+    own, other = trace_torch(module, inputs).graph, rlprune.trace(file).graph
+    assert own.fingerprint == other.fingerprint
+    assert own.widths.tolist() == other.widths.tolist() and len(own.groups) == 2
+    plan = rlprune.plan(file, device="macs", budget_ratio=0.9)
+    small = rlprune.apply(plan, module, example_inputs=inputs)
+    assert sum(p.numel() for p in small.parameters()) < sum(p.numel() for p in module.parameters())
 
 
 def test_what_the_older_exporter_refuses_the_newer_one_writes_under_the_modules_names() -> None:
