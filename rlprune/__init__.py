@@ -12,7 +12,7 @@ Importing this costs nothing: each call imports what it needs, and says which ex
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
@@ -25,13 +25,24 @@ if TYPE_CHECKING:
     from rlprune.graph.from_onnx import OnnxTrace
     from rlprune.graph.from_torch import TorchTrace
     from rlprune.plans import PruningPlan
+    from rlprune.profile.correct import Corrected
+    from rlprune.profile.sources import CalibrationData, CalibrationSource
     from rlprune.service.client import Client
     from rlprune.training.recover import finetune
 
     OnnxModel = str | Path | bytes | onnx.ModelProto | OnnxTrace
     TorchModel = nn.Module | TorchTrace
 
-__all__ = ["Client", "PruningPlan", "__version__", "apply", "finetune", "plan", "trace"]
+__all__ = [
+    "CalibrationData",
+    "Client",
+    "PruningPlan",
+    "__version__",
+    "apply",
+    "finetune",
+    "plan",
+    "trace",
+]
 
 
 def __getattr__(name: str) -> Any:
@@ -43,6 +54,10 @@ def __getattr__(name: str) -> Any:
         from rlprune.training.recover import finetune
 
         return finetune
+    if name == "CalibrationData":
+        from rlprune.profile.sources import CalibrationData
+
+        return CalibrationData
     if name == "PruningPlan":
         from rlprune.plans import PruningPlan
 
@@ -125,7 +140,7 @@ def plan(
     budget_ratio: float | None = None,
     device: str | None = None,
     policy: str = "learned",
-    calibration: str | Path | None = None,
+    calibration: CalibrationSource | None = None,
     example_inputs: Any = None,
     input_shapes: Mapping[str, Sequence[int]] | None = None,
     round_to: int | None = None,
@@ -152,8 +167,10 @@ def plan(
             machine; or `macs` (then "ms" are millions of MACs).
         policy: learned, corrected, knapsack, global, uniform (one ratio, filled up to the budget),
             uniform-plain (not filled), or a trained policy's directory.
-        calibration: `.npz` with `x` [N, ...] and `y` [N]; losses are then measured, not foretold
-            from those of other networks.
+        calibration: inputs without or with labels: an `.npz` with an array for every input (`x`
+            where there is one, [N, ...]; `y` [N] for labels), arrays by name, one array, a
+            `CalibrationData`, or `made-up`; losses are then measured, not foretold from those of
+            other networks.
         example_inputs, input_shapes: as for `trace`.
         round_to: keep counts are multiples of this, or the full width; by default of what the
             device likes (8, on `macs` 1).
@@ -219,71 +236,70 @@ def apply(
     plan: PruningPlan,
     model: OnnxModel,
     *,
-    calibration: str | Path | None = None,
+    calibration: CalibrationSource | None = None,
     input_shapes: Mapping[str, Sequence[int]] | None = None,
+    on_result: Callable[[Corrected], None] | None = None,
 ) -> onnx.ModelProto: ...
 @overload
 def apply(
     plan: PruningPlan,
     model: TorchModel,
     *,
-    calibration: str | Path | None = None,
+    calibration: CalibrationSource | None = None,
     example_inputs: Any = None,
 ) -> nn.Module: ...
 def apply(
     plan: PruningPlan,
     model: OnnxModel | TorchModel,
     *,
-    calibration: str | Path | None = None,
+    calibration: CalibrationSource | None = None,
     example_inputs: Any = None,
     input_shapes: Mapping[str, Sequence[int]] | None = None,
+    on_result: Callable[[Corrected], None] | None = None,
 ) -> onnx.ModelProto | nn.Module:
     """The model with the channels removed that the plan gives up; the input stays as it is.
 
-    Of every group the channels stay that the weights pass most energy through. With `calibration`
-    the layers that lose inputs are reconstructed on those images from the inputs that stay, which
-    saves most of what a cut costs before any training. An ONNX model gives an ONNX model, a torch
-    module a module.
+    Of every group the channels stay that the weights pass most energy through. The layers that lose
+    inputs are reconstructed from those that stay, which saves most of what a cut costs before any
+    training: on the inputs of `calibration`, which need no labels, or on made-up ones where there
+    are none. Where no runtime is installed the model is only cut. An ONNX model gives an ONNX
+    model, a torch module a module.
+
+    Args:
+        calibration: a file, arrays by input name, one array, or a `CalibrationData`; `none` to cut
+            and no more.
+        on_result: told of an ONNX model what it was reconstructed from and how far its answers
+            moved.
 
     Raises:
         PlanMismatchError: the plan is for another model.
         ModelError: what was cut is refused by ONNX's checker, or does not run where the model does.
-        CalibrationError: the calibration file is refused.
-        MissingExtraError: calibration needs a runtime, and none is installed.
+        CalibrationError: the calibration data is refused.
+        MissingExtraError: calibration was given, and no runtime is installed.
     """
     from rlprune.graph.from_onnx import OnnxTrace
 
     traced = _trace(model, example_inputs, input_shapes)
     plan.check(traced.graph)
-    if not isinstance(traced, OnnxTrace):
-        from rlprune.surgery.torch import prune_torch
+    if isinstance(traced, OnnxTrace):
+        from rlprune.profile.correct import carry_out
 
-        small = prune_torch(traced, plan.keeps)
+        made = carry_out(traced, plan.keeps, calibration)
+        if on_result is not None:
+            on_result(made)
+        return made.model
+    from rlprune.errors import CalibrationError, MissingExtraError
+    from rlprune.profile.correct import samples_for
+    from rlprune.runtime import get_runtime
+    from rlprune.surgery.torch import prune_torch
+    from rlprune.training.reconstruct import reconstruct_module
+
+    small = prune_torch(traced, plan.keeps)
+    try:
+        samples = samples_for(traced.onnx, calibration)
+        if samples is not None:
+            reconstruct_module(small, traced, plan.keeps, samples, get_runtime())
+    except (CalibrationError, MissingExtraError):
         if calibration is not None:
-            from rlprune.profile.fit import load_calibration
-            from rlprune.runtime import get_runtime
-            from rlprune.training.reconstruct import reconstruct_module
-
-            images = load_calibration(calibration, traced.onnx)
-            reconstruct_module(small, traced, plan.keeps, images, get_runtime())
-        return small
-    from rlprune.graph.reach import attach
-    from rlprune.runtime.once import run_once
-    from rlprune.surgery.written import check_written, note_plan
-
-    if calibration is None:
-        from rlprune.surgery.onnx import prune_onnx
-
-        pruned = prune_onnx(traced, plan.keeps)
-    else:
-        from rlprune.profile.evaluate import Evaluator
-        from rlprune.profile.fit import load_calibration
-        from rlprune.runtime import get_runtime
-
-        images = load_calibration(calibration, traced)
-        pruned = Evaluator(traced, images, runtime=get_runtime()).corrected_model(plan.keeps)
-        check_written(pruned)
-    run_once(traced, pruned)
-    written = attach(pruned, traced.tail)
-    note_plan(written, plan)
-    return written
+            raise
+    return small

@@ -133,6 +133,10 @@ class PruningPlan:
     """What was stated; `round_to` is None only where it is not known."""
     candidates: tuple[Candidate, ...] = ()
     """What it was chosen from, where that was asked for; the first is the knapsack's."""
+    expected_divergence: float | None = field(default=None, compare=False)
+    """How far the answers are expected to lie from the unpruned network's once `apply` has
+    reconstructed it, nats: what its groups lose one by one, summed; None of a network that was not
+    trained, and in plans of 0.6 and before."""
 
     @property
     def keeps(self) -> IntArray:
@@ -238,6 +242,7 @@ class PruningPlan:
                 certificate=_certificate(data.get("certificate")),
                 constraints=_constraints(data.get("constraints", {})),
                 candidates=tuple(_candidate(one) for one in data.get("candidates", ())),
+                expected_divergence=_known(data.get("expected_divergence")),
             )
         except (
             ArithmeticError,
@@ -311,16 +316,13 @@ def _figures(data: Any) -> dict[str, Any]:
 
 
 def _candidate(data: Any) -> Candidate:
-    def known(value: Any) -> float | None:
-        return None if value is None else _finite(value)
-
     return Candidate(
         **_figures(data),
         policy=str(data["policy"]),
-        divergence=known(data.get("divergence")),  # not in plans of 0.4 and before
-        gain_se=known(data["gain_se"]),
-        loss=known(data["loss"]),
-        loss_se=known(data["loss_se"]),
+        divergence=_known(data.get("divergence")),  # not in plans of 0.4 and before
+        gain_se=_known(data["gain_se"]),
+        loss=_known(data["loss"]),
+        loss_se=_known(data["loss_se"]),
         image_count=_count(data.get("image_count", 0)),
         chosen=bool(data["chosen"]),
     )
@@ -350,6 +352,10 @@ def _certificate(data: Any) -> Certificate | None:
 def _constraints(data: Any) -> Constraints:
     """Of plans made before constraints were recorded: none."""
     return Constraints(**{**data, **{key: tuple(data.get(key, ())) for key in ("hold", "pin")}})
+
+
+def _known(value: Any) -> float | None:
+    return None if value is None else _finite(value)
 
 
 def _finite(value: Any) -> float:

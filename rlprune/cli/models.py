@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from rlprune.cli.calibration import (
+    Calibration,
+    JudgedBy,
+    calibration_data,
+    calibration_path,
+)
 from rlprune.cli.frame import (
     InputShapes,
     Json,
@@ -26,12 +33,10 @@ if TYPE_CHECKING:
     import onnx
 
     from rlprune.graph.from_onnx import OnnxTrace
+    from rlprune.plans import PruningPlan
+    from rlprune.profile.correct import Corrected
 
 Model = Annotated[Path, typer.Argument(metavar="MODEL.onnx", show_default=False)]
-Calibration = Annotated[
-    Path | None,
-    typer.Option(metavar="FILE.npz", help="Images `x` and labels `y` that losses are measured on."),
-]
 
 
 def load_trace(
@@ -54,6 +59,7 @@ def apply(
         Path, typer.Option("--output", "-o", metavar="PRUNED.onnx", show_default=False)
     ],
     calibration: Calibration = None,
+    judged_by: JudgedBy = None,
     input_shape: InputShapes = None,
     input_value: InputValues = None,
     as_json: Json = False,
@@ -61,19 +67,22 @@ def apply(
     """Write the model as the plan wants it.
 
     Of every group the channels stay that the weights which make and read them give the most energy;
-    with calibration images the layers that read what was cut are reconstructed on them.
+    the layers that read what was cut are reconstructed from those that stay, on your inputs or on
+    made-up ones, and it is told how far the answers moved. With --calibration none it is only cut.
     """
     import rlprune
     from rlprune.plans import PruningPlan, write_atomic
     from rlprune.surgery.encode import encode
 
-    check_output(output, plan, model, calibration)
+    source = calibration_data(calibration, judged_by)
+    check_output(output, plan, model, calibration_path(calibration))
     made = PruningPlan.load(plan)
     traced = load_trace(model, input_shape, input_value)
     for note in traced.notes:
         say(f"note: {note}")
     graph = traced.graph
-    pruned = rlprune.apply(made, traced, calibration=calibration)
+    results: list[Corrected] = []
+    pruned = rlprune.apply(made, traced, calibration=source, on_result=results.append)
     del traced  # its copy of the weights, or three models would be in memory at once
     write_atomic(output, encode(pruned))
     figures = {
@@ -83,6 +92,7 @@ def apply(
         "macs_ratio": int(graph.macs(made.keeps)) / max(int(graph.macs(graph.widths)), 1),
         "params": int(graph.params(made.keeps)),
         "params_ratio": int(graph.params(made.keeps)) / max(int(graph.params(graph.widths)), 1),
+        **_correction(results[0], made),
     }
     if as_json:
         print_json(figures)
@@ -91,6 +101,34 @@ def apply(
             f"{output}: {figures['macs_ratio']:.1%} of the MACs, "
             f"{figures['params_ratio']:.1%} of the parameters"
         )
+        for line in _told(results[0]):
+            print_line(line)
+    moved = results[0].moved
+    if moved is not None and moved.much:
+        say(
+            "warning: the answers moved a lot; fine-tune the model, give calibration inputs of its "
+            "own to `plan` and `apply`, or a larger budget"
+        )
+
+
+def _correction(found: Corrected, plan: PruningPlan) -> dict[str, Any]:
+    """For --json: what was done beyond cutting, and how far the answers moved."""
+    moved = found.moved
+    return {
+        "reconstructed_from": found.inputs,
+        "moved": None if moved is None else {**asdict(moved), "much": moved.much},
+        "expected_divergence": plan.expected_divergence,
+        "note": found.note,
+    }
+
+
+def _told(found: Corrected) -> list[str]:
+    lines = [f"reconstructed from {found.inputs}"] if found.inputs else []
+    if found.note:
+        lines.append(found.note)
+    if found.moved is not None:
+        lines.append(f"answers: {found.moved.text()}")
+    return lines
 
 
 def measure(

@@ -8,6 +8,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from rlprune.cli.calibration import (
+    Calibration,
+    JudgedBy,
+    calibration_data,
+    calibration_path,
+)
 from rlprune.cli.fleet import TlsCa, connect
 from rlprune.cli.frame import (
     INFEASIBLE,
@@ -29,7 +35,7 @@ from rlprune.cli.frame import (
     stoppable,
 )
 from rlprune.cli.inputs import InputValues
-from rlprune.cli.models import Calibration, load_trace
+from rlprune.cli.models import load_trace
 
 if TYPE_CHECKING:
     from rlprune.graph.from_onnx import OnnxTrace
@@ -66,6 +72,7 @@ def plan(
         ),
     ] = "learned",
     calibration: Calibration = None,
+    judged_by: JudgedBy = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", metavar="PLAN.json", help="Write the plan.")
     ] = None,
@@ -150,7 +157,8 @@ def plan(
     if server is not None and max_params is not None:
         raise typer.BadParameter("is kept on this machine only", param_hint="--max-params")
     _check_source(model, at_init, module, server)
-    check_output(output, model, calibration, Path(policy))
+    source = calibration_data(calibration, judged_by)
+    check_output(output, model, calibration_path(calibration), Path(policy))
     from rlprune.constraints import Constraints
 
     constraints = Constraints(
@@ -164,7 +172,7 @@ def plan(
     else:
         assert module is not None
         traced, initial = _untrained(module, input_shape, score or "synflow", calibration)
-        calibration = None  # seen by the score
+        source = None  # seen by the score
     if threads > 1:
         device = _key_of_threads(device or "ort", traced, threads)
     with stoppable(_kept), progress() as on_progress:
@@ -177,7 +185,7 @@ def plan(
                 budget_ratio=budget_ratio,
                 device=device,
                 policy=policy,
-                calibration=calibration,
+                calibration=source,
                 constraints=constraints,
                 certify=certify,
                 guard=not no_guard,
@@ -194,7 +202,7 @@ def plan(
                     budget_ms=budget_ms,
                     budget_ratio=budget_ratio,
                     policy=policy,
-                    calibration=calibration,
+                    calibration=source,
                     round_to=round_to,
                     min_keep=min_keep,
                     min_keep_ratio=min_keep_ratio,
@@ -266,7 +274,7 @@ def _check_source(
 
 
 def _untrained(
-    module: str, input_shape: list[str] | None, score: str, calibration: Path | None
+    module: str, input_shape: list[str] | None, score: str, calibration: str | None
 ) -> tuple[OnnxTrace, InitialScores]:
     """A module's trace and what its units are worth before training."""
     from rlprune.training.recover import load_module
@@ -349,6 +357,11 @@ def _print_plan(plan: PruningPlan) -> None:
         print_line(
             f"measured   {certificate.measured_latency_ms:.4g} {unit}; 90 % within {low:.4g} .. "
             f"{high:.4g} {unit}"
+        )
+    if plan.expected_divergence is not None:
+        print_line(
+            f"expected   divergence {plan.expected_divergence:.2g} nats from the unpruned answers "
+            f"once applied{'' if plan.profiled else ', a rough guess from the weights'}"
         )
     if reference is not None:
         print_line(f"knapsack   {_figures(reference, unit)}")

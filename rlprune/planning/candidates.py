@@ -201,6 +201,7 @@ def choose(
         macs=taken.macs,
         params=taken.params,
         candidates=candidates,
+        expected_divergence=taken.divergence,
         note=plan.note.replace(PENDING, verdict),
     )
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rlprune.constraints import Constraints, bind
@@ -31,6 +30,7 @@ from rlprune.task.task import PruningTask
 if TYPE_CHECKING:
     from rlprune.graph.from_onnx import OnnxTrace
     from rlprune.profile.calibration import CalibrationSet
+    from rlprune.profile.sources import CalibrationSource
     from rlprune.runtime import Runtime
     from rlprune.store import Store
 
@@ -47,7 +47,7 @@ def plan_model(
     budget_ratio: float | None = None,
     device: str | None = None,
     policy: str = "learned",
-    calibration: str | Path | None = None,
+    calibration: CalibrationSource | None = None,
     constraints: Constraints | None = None,
     certify: bool = False,
     guard: bool = True,

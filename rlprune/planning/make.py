@@ -14,6 +14,7 @@ from rlprune.graph.types import IntArray, PruningGraph
 from rlprune.latency.types import MACS_DEVICE
 from rlprune.planning.candidates import PENDING, propose
 from rlprune.plans import Candidate, PlanEntry, PlanFigures, PruningPlan
+from rlprune.profile.energy import loss_curve
 from rlprune.task.pinned import PinnedTask
 from rlprune.task.task import PruningTask
 
@@ -145,6 +146,7 @@ def make_plan(
         reference=PlanFigures(**_figures(task, reference)),
         candidates=tuple(candidates),
         constraints=constraints.recorded if constraints else Constraints(),
+        expected_divergence=expected_divergence(task, keeps),
         note=_note(
             task,
             why,
@@ -178,6 +180,19 @@ def _plan_within(
     plans = policy.plan(task, np.linspace(least_ms, budget_ms, SMALLER_BUDGETS))
     small = np.flatnonzero(task.graph.params(plans) <= max_params)
     return plans[small[-1]] if len(small) else None
+
+
+def expected_divergence(task: PruningTask, keeps: IntArray) -> float | None:
+    """What keeps [G] lose by the curves that they were planned by, nats; None of a network that was
+    not trained."""
+    if task.profiles.initial_loss is not None or not task.group_count:
+        return None
+    curve = loss_curve(task.profiles, task.graph)  # [G, L]
+    each = [
+        np.interp(keep, levels, losses)
+        for keep, levels, losses in zip(keeps, task.profiles.levels, curve, strict=True)
+    ]
+    return float(np.sum(each))
 
 
 def _upper_ms(task: PruningTask, keeps: IntArray) -> float:

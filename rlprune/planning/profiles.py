@@ -18,6 +18,7 @@ from rlprune.task.taskdir import read_npz, write_npz
 if TYPE_CHECKING:
     from rlprune.graph.from_onnx import OnnxTrace
     from rlprune.profile.calibration import CalibrationSet
+    from rlprune.profile.sources import CalibrationSource
 
 OnProgress = Callable[[str, int, int], None]
 """(what is being done, how much is done, of how much)."""
@@ -26,17 +27,19 @@ PROFILE_FORMAT = "rlprune.profile/3"
 """Part of every kept profile's name: a new way of measuring finds none of the old."""
 
 
-def read_calibration(trace: OnnxTrace, calibration: str | Path | None) -> CalibrationSet | None:
-    """The images of a calibration file, where there is one.
+def read_calibration(
+    trace: OnnxTrace, calibration: CalibrationSource | None
+) -> CalibrationSet | None:
+    """The calibration set that is meant, where there is one.
 
     Raises:
         CalibrationError: it is refused.
     """
     if calibration is None:
         return None
-    from rlprune.profile.fit import load_calibration
+    from rlprune.profile.sources import open_calibration
 
-    return load_calibration(calibration, trace)
+    return open_calibration(calibration, trace)
 
 
 def profile_model(

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     import onnx
 
     from rlprune.graph.from_onnx import OnnxTrace
+    from rlprune.profile.sources import CalibrationSource
 
     Model = str | Path | bytes | onnx.ModelProto | OnnxTrace
 
@@ -99,7 +100,7 @@ class Client:
         budget_ms: float | None = None,
         budget_ratio: float | None = None,
         policy: str = "learned",
-        calibration: str | Path | None = None,
+        calibration: CalibrationSource | None = None,
         round_to: int | None = None,
         min_keep: int = 1,
         min_keep_ratio: float = 0.0,
@@ -121,7 +122,7 @@ class Client:
             budget_ms: latency that the pruned model must not exceed; either this or
             budget_ratio: the same as a share (0-1] of the unpruned model's predicted latency.
             policy: learned, corrected, knapsack, global or uniform.
-            calibration: `.npz` with `x` and `y`; losses are measured on it, on this machine.
+            calibration: as `rlprune.plan` takes it; losses are measured on it, on this machine.
             round_to, min_keep, min_keep_ratio, hold, pin: see `rlprune.plan`.
             input_shapes: shapes of inputs whose extents the file leaves open, by name.
             certify: have the plan measured on the device and corrected where it misses its budget

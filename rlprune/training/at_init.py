@@ -6,17 +6,17 @@ latency, and the plan is the one that every policy makes of these scores.
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rlprune.profile.initial import InitialScores
 
 if TYPE_CHECKING:
     from rlprune.graph.from_torch import TorchTrace
+    from rlprune.profile.sources import CalibrationSource
 
 
 def score_units(
-    trace: TorchTrace, score: str, calibration: str | Path | None = None
+    trace: TorchTrace, score: str, calibration: CalibrationSource | None = None
 ) -> InitialScores:
     """Scores by synflow, or by snip or grasp of the images of a calibration file.
 
@@ -25,11 +25,11 @@ def score_units(
         CalibrationError: the file is refused.
         ModelError: the module cannot be scored.
     """
-    from rlprune.profile.fit import load_calibration
+    from rlprune.profile.sources import open_calibration
     from rlprune.surgery.torch_saliency import check_score, initial_scores
 
     check_score(score, with_images=calibration is not None)
-    if calibration is None:
+    images = open_calibration(calibration, trace.onnx)
+    if images is None:
         return InitialScores(score, initial_scores(trace, score))
-    images = load_calibration(calibration, trace.onnx)
     return InitialScores(score, initial_scores(trace, score, images.x, images.labels))

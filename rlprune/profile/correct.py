@@ -1,0 +1,192 @@
+"""A plan carried out so that the network still works: cut, reconstructed, checked, compared.
+
+Where the user gives no inputs they are made up; what is left of the network's answers is found on
+inputs that it was not reconstructed from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnx
+
+from rlprune.errors import CalibrationError, MissingExtraError, ModelError
+from rlprune.graph.load import is_skeleton, without_weights
+from rlprune.graph.types import IntArray
+from rlprune.profile.calibration import CalibrationSet
+from rlprune.profile.evaluate import Evaluation, Evaluator
+from rlprune.profile.reconstruct import Reconstruction
+from rlprune.profile.sources import CalibrationSource, is_none, made_up_sets, open_calibration
+from rlprune.runtime import get_runtime
+from rlprune.runtime.base import Runtime
+from rlprune.surgery.onnx import prune_onnx
+
+if TYPE_CHECKING:
+    from rlprune.graph.from_onnx import OnnxTrace
+
+MOST_HELD_OUT = 128
+HELD_OUT_RATIO = 0.2
+"""Samples that the corrected network is compared on, and not reconstructed from."""
+MUCH_DIVERGENCE = 0.5
+"""Nats; and below this share of the unpruned network's decisions, answers moved a lot."""
+LITTLE_AGREEMENT = 0.85
+
+
+@dataclass(frozen=True)
+class Moved:
+    """How far answers moved from the unpruned network's, on samples kept apart."""
+
+    sample_count: int
+    divergence: float
+    """Mean, nats (`profile.divergence`)."""
+    agreement: float | None
+    """Share (0-1) of what is decided as before; None where answers are values."""
+    accuracy: float | None = None
+    """Share (0-1) of labels that are met, and by the unpruned network; None without labels."""
+    base_accuracy: float | None = None
+
+    @property
+    def much(self) -> bool:
+        """Whether the user should know before the network is used."""
+        if self.agreement is not None:
+            return self.agreement < LITTLE_AGREEMENT
+        return self.divergence > MUCH_DIVERGENCE
+
+    def text(self) -> str:
+        """In one line, for people."""
+        words = [f"divergence {self.divergence:.3g} nats"]
+        if self.agreement is not None:
+            words.insert(0, f"{self.agreement:.1%} decided as before")
+        if self.accuracy is not None and self.base_accuracy is not None:
+            words.append(f"accuracy {self.accuracy:.1%} of {self.base_accuracy:.1%}")
+        return f"{', '.join(words)}, on {self.sample_count} inputs kept apart"
+
+    @staticmethod
+    def of(found: Evaluation, base: Evaluation) -> Moved:
+        def known(value: float) -> float | None:
+            return value if np.isfinite(value) else None
+
+        return Moved(
+            sample_count=len(found.image_divergences),
+            divergence=float(found.image_divergences.mean()),
+            agreement=known(found.agreement),
+            accuracy=known(found.accuracy),
+            base_accuracy=known(base.accuracy),
+        )
+
+
+@dataclass(frozen=True)
+class Corrected:
+    """A plan's network, and what was done for it."""
+
+    model: onnx.ModelProto
+    inputs: str
+    """What it was reconstructed from; empty where it was only cut."""
+    moved: Moved | None
+    """None where the model cannot be run here."""
+    note: str = ""
+    """Why it was only cut, or not compared."""
+
+
+def carry_out(
+    trace: OnnxTrace, keeps: IntArray, calibration: CalibrationSource | None = None
+) -> Corrected:
+    """The model as a plan wants it: reconstructed from `calibration`, or from made-up inputs where
+    none is given, and not at all where it is `none`.
+
+    Args:
+        keeps: units to keep per group [G].
+
+    Raises:
+        CalibrationError: what was given is refused, or the model does not run on it.
+        MissingExtraError: something was given, and no runtime is installed.
+        ModelError: the result is refused by ONNX's checker.
+    """
+    given = open_calibration(calibration, trace)
+    try:
+        runtime = get_runtime()
+    except MissingExtraError as error:
+        if given is not None:
+            raise
+        return _only_cut(
+            trace, keeps, f"only cut, which costs most of the accuracy: to reconstruct, {error}"
+        )
+    if is_skeleton(trace.model):
+        return _only_cut(trace, keeps, "only cut: the file holds no weights")
+    if given is not None:
+        return _corrected(trace, keeps, given, runtime, reconstruct=True)
+    why = ""
+    for samples in _made_up(trace):
+        try:
+            return _corrected(trace, keeps, samples, runtime, reconstruct=not is_none(calibration))
+        except CalibrationError as error:
+            why = str(error)
+    return _only_cut(
+        trace,
+        keeps,
+        f"only cut, which costs most of the accuracy: made-up inputs did not do "
+        f"({why}); give some as calibration",
+    )
+
+
+def samples_for(trace: OnnxTrace, calibration: CalibrationSource | None) -> CalibrationSet | None:
+    """What a module's layers are reconstructed from: the user's inputs, or made-up ones; None
+    where it is only to be cut."""
+    if is_none(calibration):
+        return None
+    given = open_calibration(calibration, trace)
+    return next(made_up_sets(trace)) if given is None else given
+
+
+def _made_up(trace: OnnxTrace) -> Iterator[CalibrationSet]:
+    try:
+        yield from made_up_sets(trace)
+    except CalibrationError:
+        return  # noise that does not fit: an input with no shape of its own
+
+
+def _only_cut(trace: OnnxTrace, keeps: IntArray, note: str) -> Corrected:
+    return Corrected(prune_onnx(trace, keeps), "", None, note)
+
+
+def _corrected(
+    trace: OnnxTrace,
+    keeps: IntArray,
+    samples: CalibrationSet,
+    runtime: Runtime,
+    *,
+    reconstruct: bool,
+) -> Corrected:
+    held = max(1, min(MOST_HELD_OUT, round(HELD_OUT_RATIO * len(samples))))
+    apart, used = samples.split(held)
+    reconstruction = Reconstruction.of(trace, used, runtime) if reconstruct else None
+    evaluator = Evaluator(
+        trace,
+        apart,
+        runtime=runtime,
+        correction="reconstruct" if reconstruct else "none",
+        reconstruction=reconstruction,
+    )
+    model = evaluator.corrected_model(keeps)
+    check_written(model)
+    moved = Moved.of(evaluator.evaluate_model(model), evaluator.base)
+    inputs = (
+        f"{len(used)} of {samples.source}" if samples.source == "given inputs" else samples.source
+    )
+    return Corrected(model, inputs if reconstruct else "", moved, "" if reconstruct else "only cut")
+
+
+def check_written(model: onnx.ModelProto) -> None:
+    """Refuses a model that ONNX's checker refuses, before any file of it exists.
+
+    Raises:
+        ModelError: with what the checker says.
+    """
+    try:
+        onnx.checker.check_model(without_weights(model), full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        why = " ".join(str(error).split())[:300]
+        raise ModelError(f"ONNX checker, of the corrected model: {why}", field="model") from error
