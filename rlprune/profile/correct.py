@@ -19,10 +19,12 @@ from rlprune.graph.types import IntArray
 from rlprune.profile.calibration import CalibrationSet
 from rlprune.profile.evaluate import Evaluation, Evaluator
 from rlprune.profile.reconstruct import Reconstruction
+from rlprune.profile.refine import refine
 from rlprune.profile.sources import CalibrationSource, is_none, made_up_sets, open_calibration
 from rlprune.runtime import get_runtime
 from rlprune.runtime.base import Runtime
-from rlprune.surgery.onnx import prune_onnx
+from rlprune.surgery.importance import unit_scores
+from rlprune.surgery.onnx import check_keeps, cut, kept_units, prune_onnx
 
 if TYPE_CHECKING:
     from rlprune.graph.from_onnx import OnnxTrace
@@ -105,6 +107,7 @@ def carry_out(
         MissingExtraError: something was given, and no runtime is installed.
         ModelError: the result is refused by ONNX's checker.
     """
+    check_keeps(trace.graph, keeps)
     given = open_calibration(calibration, trace)
     try:
         runtime = get_runtime()
@@ -170,7 +173,12 @@ def _corrected(
         correction="reconstruct" if reconstruct else "none",
         reconstruction=reconstruction,
     )
-    model = evaluator.corrected_model(keeps)
+    if reconstruction is None:
+        model = evaluator.corrected_model(keeps)
+    else:
+        kept = kept_units(unit_scores(trace), keeps)
+        pruned = cut(trace, kept)
+        model = refine(trace, pruned, kept, reconstruction, used, runtime)
     check_written(model)
     moved = Moved.of(evaluator.evaluate_model(model), evaluator.base)
     inputs = (

@@ -78,6 +78,17 @@ class Layer:
     covariance: FloatArray
     """About the layers' own means [C_in * K, C_in * K], ridge included on the diagonal."""
 
+    def change(self, weight: FloatArray, shifts: FloatArray) -> LayerChange:
+        """Of a weight [C_out', C_in' * K] and shifts [layers, C_out'], fewer than the layer has."""
+        outputs, inputs = len(weight), weight.shape[1] // int(np.prod(self.shape[2:]))
+        moved = np.moveaxis(weight.reshape(outputs, inputs, *self.shape[2:]), (0, 1), self.axes)
+        return LayerChange(moved, dict(zip(self.outputs, shifts, strict=True)))
+
+    def flat(self, change: LayerChange) -> FloatArray:
+        """The weight of a change as [C_out', C_in' * K]."""
+        moved = np.moveaxis(change.weight, self.axes, (0, 1))
+        return moved.reshape(len(moved), -1)
+
     def moment(self, shift: Shift) -> tuple[FloatArray, FloatArray]:
         """What is solved with [D, D], and the mean that the shift makes up for: each layer's
         [layers, D]."""
@@ -115,18 +126,17 @@ class Reconstruction:
 
     def apply(self, pruned: onnx.ModelProto, kept: Sequence[IntArray]) -> onnx.ModelProto:
         """A copy of a model cut to the units `kept` of every group, its layers reconstructed."""
+        return with_layers(pruned, self.changes(kept))
+
+    def changes(self, kept: Sequence[IntArray]) -> dict[str, LayerChange]:
+        """By weight, what becomes of the layers that lose inputs to the units `kept`."""
         changes = {}
         for layer, inputs in self.losing(kept):
             alike = len(set(layer.biases)) == 1 and layer.biases[0] != ""
             weight, shifts = self._solve(layer, inputs, "one" if alike else "own")
             outputs = kept_mask(*layer.made, kept)
-            shape = (int(outputs.sum()), int(inputs.sum()), *layer.shape[2:])
-            moved = np.moveaxis(weight[outputs].reshape(shape), (0, 1), layer.axes)
-            changes[layer.tensor] = LayerChange(
-                moved,
-                {name: shift[outputs] for name, shift in zip(layer.outputs, shifts, strict=True)},
-            )
-        return with_layers(pruned, changes)
+            changes[layer.tensor] = layer.change(weight[outputs], shifts[:, outputs])
+        return changes
 
     def uncut(self, layer: Layer, inputs: BoolArray, shift: Shift) -> tuple[FloatArray, FloatArray]:
         """Weight (laid out and as wide as in the file, 0 where inputs go) and shifts
@@ -255,21 +265,17 @@ def _input_moments(
     wanted = [
         name for name in dict.fromkeys(node.inputs[0] for _, _, node in nodes) if name not in fed
     ]
-    each = sum(int(np.prod(trace.normal.shapes[name], dtype=np.int64)) for name in wanted)
-    traced = sum(int(np.prod(shape, dtype=np.int64)) for shape in trace.graph.input_shapes)
-    size = batching.size(min(BATCH, MOST_VALUES // max(each, 1)))
-    most_values = size * traced if batching.answer_axes is not None else 1
     seen: dict[str, _Seen] = {}
     rng = np.random.default_rng(0)
     model = batching.prepare(trace.model, [*wanted, answers[0]])
     try:
         session = runtime.load(model.SerializeToString())
         try:
-            for batch in samples.batches(most_values):
+            for batch in samples.batches(batch_values(trace, batching, wanted)):
                 feeds = batching.feeds(batch)
                 values = {**feeds, **dict(zip(wanted, session.run(feeds), strict=False))}
                 for name, k, node in nodes:
-                    rows = _rows(trace, node, values[node.inputs[0]], rng)  # [R, D]
+                    rows = rows_read(trace, node, values[node.inputs[0]], rng)  # [R, D]
                     _add(seen, name, (k, len(shared[name])), rows)
         finally:
             session.close()
@@ -287,6 +293,15 @@ def _input_moments(
     return seen
 
 
+def batch_values(trace: OnnxTrace, batching: Batching, wanted: Sequence[str]) -> int:
+    """Input values that go in one batch, so that memory holds the tensors `wanted` of it."""
+    if batching.answer_axes is None:
+        return 1
+    each = sum(int(np.prod(trace.normal.shapes[name], dtype=np.int64)) for name in wanted)
+    traced = sum(int(np.prod(shape, dtype=np.int64)) for shape in trace.graph.input_shapes)
+    return max(1, min(BATCH, MOST_VALUES // max(each, 1))) * traced
+
+
 def _add(seen: dict[str, _Seen], name: str, place: tuple[int, int], rows: Array) -> None:
     """Counts rows [R, D] that layer `place[0]` of `place[1]` with a weight reads."""
     layer, of = place
@@ -300,7 +315,7 @@ def _add(seen: dict[str, _Seen], name: str, place: tuple[int, int], rows: Array)
     one.count[layer] += len(rows)
 
 
-def _rows(trace: OnnxTrace, node: Node, value: Array, rng: np.random.Generator) -> Array:
+def rows_read(trace: OnnxTrace, node: Node, value: Array, rng: np.random.Generator) -> Array:
     """What one output reads, for a sample of outputs: [R, C_in * K]."""
     if node.op != "Conv":
         return np.asarray(value, dtype=np.float32).reshape(-1, value.shape[-1])
