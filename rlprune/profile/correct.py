@@ -122,7 +122,7 @@ def carry_out(
     if given is not None:
         return _corrected(trace, keeps, given, runtime, reconstruct=True)
     why = ""
-    for samples in _made_up(trace):
+    for samples in _made_up(trace, runtime):
         try:
             return _corrected(trace, keeps, samples, runtime, reconstruct=not is_none(calibration))
         except CalibrationError as error:
@@ -141,12 +141,12 @@ def samples_for(trace: OnnxTrace, calibration: CalibrationSource | None) -> Cali
     if is_none(calibration):
         return None
     given = open_calibration(calibration, trace)
-    return next(made_up_sets(trace)) if given is None else given
+    return next(made_up_sets(trace, get_runtime())) if given is None else given
 
 
-def _made_up(trace: OnnxTrace) -> Iterator[CalibrationSet]:
+def _made_up(trace: OnnxTrace, runtime: Runtime) -> Iterator[CalibrationSet]:
     try:
-        yield from made_up_sets(trace)
+        yield from made_up_sets(trace, runtime)
     except CalibrationError:
         return  # noise that does not fit: an input with no shape of its own
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from rlprune.graph.types import IntArray
 from rlprune.profile.batching import batch_axes, declared_dims, real_inputs
 from rlprune.profile.calibration import MIN_SAMPLES, CalibrationSet, EqualSizes
 from rlprune.profile.divergence import class_counts
+from rlprune.profile.inputs import Reading, read_inputs
 from rlprune.runtime.base import Array
 
 if TYPE_CHECKING:
@@ -93,48 +93,23 @@ def fit_inputs(
     return CalibrationSet(_grouped(found, count), labels, source=source)
 
 
-def load_calibration(path: str | Path, trace: OnnxTrace) -> CalibrationSet:
-    """Reads an `.npz` with an array for every input of the model, by name (`x` where it has but
-    one), and labels `y` where there are some; nothing is unpickled.
+def load_calibration(
+    path: str | Path, trace: OnnxTrace, reading: Reading | None = None
+) -> CalibrationSet:
+    """Reads a file or folder (`inputs.read_inputs`): an array for every input of the model by name,
+    or one for its only input; and labels `y` where there are some. Nothing is unpickled.
 
     Raises:
         CalibrationError: not such a file, or not what the traced model needs.
     """
-    arrays = read_arrays(path)
-    y = None if any(one.name == "y" for one in _inputs(trace)) else arrays.pop("y", None)
+    return fit_read(*read_inputs(path, reading), trace)
+
+
+def fit_read(arrays: Mapping[str, Given], y: Array | None, trace: OnnxTrace) -> CalibrationSet:
+    """`fit_inputs` of what was read: labels may be the input that a model calls `y`."""
+    if y is not None and any(one.name == "y" for one in _inputs(trace)):
+        return fit_inputs({**arrays, "y": y}, None, trace)
     return fit_inputs(arrays, y, trace)
-
-
-def read_arrays(path: str | Path, *, what: str = "calibration") -> dict[str, Array]:
-    """The arrays of an `.npz` as they stand there; `what` is what the caller calls it. One that
-    would have to be unpickled is left out.
-
-    Raises:
-        CalibrationError: not such a file.
-    """
-    try:
-        # Opened here, since np.load leaves a file open that is no whole archive.
-        with open(path, "rb") as file, np.load(file, allow_pickle=False) as data:
-            found = {}
-            for name in data:
-                try:
-                    found[name] = data[name]
-                except ValueError as error:
-                    if "pickle" not in str(error).lower():
-                        raise
-            return found
-    except OSError as error:
-        raise CalibrationError(
-            f"cannot read {what} {path}: {error.strerror or error}", field=what
-        ) from error
-    except (EOFError, ValueError, TypeError, AttributeError, zipfile.BadZipFile) as error:
-        # np.load of something else than an .npz gives an array, which is no context manager, or
-        # advises to unpickle.
-        raise CalibrationError(
-            f"cannot read {what} {path}: no .npz of plain arrays, or cut short; save it with "
-            "np.savez(path, x=images, y=labels)",
-            field=what,
-        ) from error
 
 
 def read_images(path: str | Path, *, what: str = "calibration") -> tuple[Array, Array]:
@@ -143,15 +118,16 @@ def read_images(path: str | Path, *, what: str = "calibration") -> tuple[Array, 
     Raises:
         CalibrationError: not such a file.
     """
-    arrays = read_arrays(path, what=what)
-    missing = [name for name in ("x", "y") if name not in arrays]
-    if missing:
+    arrays, y = read_inputs(path, what=what)
+    x = arrays.get("", arrays.get("x"))
+    if y is None or not isinstance(x, np.ndarray):
         raise CalibrationError(
-            f"{what} {path} has no {missing[0]!r} (it has {sorted(arrays)}); "
+            f"{what} {path} has no {'x' if y is not None else 'y'!r} (it has "
+            f"{sorted(name or 'x' for name in arrays)}); "
             "save it with np.savez(path, x=images, y=labels)",
             field=what,
         )
-    return arrays["x"], arrays["y"]
+    return x, y
 
 
 def check_images(x: NDArray[Any], y: NDArray[Any], *, what: str = "calibration") -> CalibrationSet:

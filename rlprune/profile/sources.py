@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from onnx import helper
 
-from rlprune.errors import CalibrationError
+from rlprune.errors import CalibrationError, MeasurementError
 from rlprune.profile.calibration import CalibrationSet
 from rlprune.profile.divergence import judged_outputs
-from rlprune.profile.fit import Given, fit_inputs, load_calibration
-from rlprune.runtime.base import Array
+from rlprune.profile.fit import fit_inputs, fit_read, load_calibration
+from rlprune.profile.inputs import Reading, collect_inputs
+from rlprune.profile.made_up import LEAST_COUNT, made_up_inputs
+from rlprune.runtime.base import Array, Runtime
 
 if TYPE_CHECKING:
     from rlprune.graph.from_onnx import OnnxTrace
@@ -22,26 +25,25 @@ MADE_UP = "made-up"
 """In place of data: inputs that this project draws."""
 NONE = "none"
 """In place of data: none, and nothing is corrected."""
-MADE_UP_COUNT = 256
-MADE_UP_VALUES = 1 << 25
-"""Values of all made-up inputs together (128 MiB); of large inputs there are fewer."""
-LEAST_MADE_UP = 24
 
 
 @dataclass(frozen=True)
 class CalibrationData:
-    """What a model is calibrated with, and which of its outputs count."""
+    """What a model is calibrated with, how it is read, and which of its outputs count."""
 
-    data: str | Path | Mapping[str, Any] | Array | CalibrationSet
-    """A file, arrays by input name, the one array of a model with one input, or `made-up`."""
+    data: Any
+    """A file (`.npz`, `.npy`), a folder of images or sounds, arrays by input name, the one array of
+    a model with one input, a pair (inputs, labels), a loader of batches, or `made-up`."""
     y: Array | None = None
-    """Class of every sample [N], where `data` are arrays."""
+    """Class of every sample [N], where `data` does not hold it."""
     outputs: tuple[str, ...] = ()
     """Outputs that plans are judged by, `NAME` or `NAME=logits|values|sigmoid`; all if empty."""
+    reading: Reading = field(default_factory=Reading)
+    """How files of a folder become samples."""
 
 
-CalibrationSource = str | Path | Mapping[str, Any] | Array | CalibrationSet | CalibrationData
-"""Whatever may stand for calibration data in a call."""
+CalibrationSource = Any
+"""Whatever may stand for calibration data in a call: `CalibrationData`, or what its `data` is."""
 
 
 def open_calibration(source: CalibrationSource | None, trace: OnnxTrace) -> CalibrationSet | None:
@@ -50,31 +52,20 @@ def open_calibration(source: CalibrationSource | None, trace: OnnxTrace) -> Cali
     Raises:
         CalibrationError: the data is refused, or an output is not there.
     """
-    given = source if isinstance(source, CalibrationData) else None
-    data = source.data if isinstance(source, CalibrationData) else source
+    given = source if isinstance(source, CalibrationData) else CalibrationData(source)
+    data = given.data
     if data is None or (isinstance(data, str) and data == NONE):
         return None
     if isinstance(data, CalibrationSet):
         found = data
     elif isinstance(data, str) and data == MADE_UP:
-        found = next(made_up_sets(trace))
+        found = next(made_up_sets(trace, None))
     elif isinstance(data, str | Path):
-        found = load_calibration(data, trace)
+        found = load_calibration(data, trace, given.reading)
     else:
-        arrays: dict[str, Given] = (
-            {str(key): _array(value) for key, value in data.items()}
-            if isinstance(data, Mapping)
-            else {"": _array(data)}
-        )
-        y = None if given is None else given.y
-        if (
-            y is None
-            and "y" in arrays
-            and all(value.name != "y" for value in trace.model.graph.input)
-        ):
-            y = np.asarray(arrays.pop("y"))
-        found = fit_inputs(arrays, y, trace)
-    if given is not None and given.outputs:
+        arrays, labels = collect_inputs(data)
+        found = fit_read(arrays, labels if given.y is None else given.y, trace)
+    if given.outputs:
         judged_outputs(trace.model, given.outputs)
         found = replace(found, outputs=given.outputs)
     return found
@@ -86,31 +77,22 @@ def is_none(source: CalibrationSource | None) -> bool:
     return isinstance(data, str) and data == NONE
 
 
-def made_up_sets(trace: OnnxTrace) -> Iterator[CalibrationSet]:
-    """Sets without the user's data, the best first; the last is noise."""
-    count = made_up_count(trace)
-    try:
-        from rlprune.profile.made_up import made_up_inputs  # type: ignore[import-not-found]
-
-        made = made_up_inputs(trace, count, seed=0)
-        yield fit_inputs(made.arrays, None, trace, source=made.kind, least=1)
-    except (ImportError, CalibrationError):
-        pass
-    yield noise_set(trace, count)
-
-
-def made_up_count(trace: OnnxTrace) -> int:
-    """How many inputs are made up for a model."""
-    each = sum(int(np.prod(shape, dtype=np.int64)) for shape in trace.graph.input_shapes)
-    return max(LEAST_MADE_UP, min(MADE_UP_COUNT, MADE_UP_VALUES // max(each, 1)))
+def made_up_sets(trace: OnnxTrace, runtime: Runtime | None) -> Iterator[CalibrationSet]:
+    """Sets without the user's data, the best first; the last is noise. The runtime, if any, finds
+    the scale that the model was made for."""
+    for scaling in (runtime, None) if runtime is not None else (None,):
+        try:
+            made = made_up_inputs(trace, seed=0, runtime=scaling)
+            yield fit_inputs(made.arrays, None, trace, source=made.kind, least=1)
+        except (CalibrationError, MeasurementError):
+            continue
+    yield noise_set(trace, LEAST_COUNT)
 
 
 def noise_set(trace: OnnxTrace, count: int, *, seed: int = 0) -> CalibrationSet:
     """Gaussian noise for floats, zeros and ones for all else, of the traced sizes."""
-    from onnx import helper
-
     rng = np.random.default_rng(seed)
-    arrays: dict[str, Given] = {}
+    arrays: dict[str, Array] = {}
     for value, shape in zip(trace.model.graph.input, trace.graph.input_shapes, strict=True):
         kind = helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
         if kind.kind == "f" or kind.name == "bfloat16":
@@ -118,10 +100,3 @@ def noise_set(trace: OnnxTrace, count: int, *, seed: int = 0) -> CalibrationSet:
         else:
             arrays[value.name] = rng.integers(0, 2, (count, *shape)).astype(kind)
     return fit_inputs(arrays, None, trace, source=f"{count} inputs of noise", least=1)
-
-
-def _array(value: Any) -> Given:
-    """An array, or one for each sample, of numpy's or of what it can read (torch tensors)."""
-    if isinstance(value, list | tuple):
-        return [np.asarray(one) for one in value]
-    return np.asarray(value)
