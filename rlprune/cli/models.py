@@ -11,6 +11,8 @@ import typer
 from rlprune.cli.calibration import (
     Calibration,
     JudgedBy,
+    Pixels,
+    Sounds,
     calibration_data,
     calibration_path,
 )
@@ -60,6 +62,8 @@ def apply(
     ],
     calibration: Calibration = None,
     judged_by: JudgedBy = None,
+    pixels: Pixels = None,
+    sounds: Sounds = None,
     input_shape: InputShapes = None,
     input_value: InputValues = None,
     as_json: Json = False,
@@ -74,7 +78,7 @@ def apply(
     from rlprune.plans import PruningPlan, write_atomic
     from rlprune.surgery.encode import encode
 
-    source = calibration_data(calibration, judged_by)
+    source = calibration_data(calibration, judged_by, pixels, sounds)
     check_output(output, plan, model, calibration_path(calibration))
     made = PruningPlan.load(plan)
     traced = load_trace(model, input_shape, input_value)

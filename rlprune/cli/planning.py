@@ -11,6 +11,8 @@ import typer
 from rlprune.cli.calibration import (
     Calibration,
     JudgedBy,
+    Pixels,
+    Sounds,
     calibration_data,
     calibration_path,
 )
@@ -73,6 +75,8 @@ def plan(
     ] = "learned",
     calibration: Calibration = None,
     judged_by: JudgedBy = None,
+    pixels: Pixels = None,
+    sounds: Sounds = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", metavar="PLAN.json", help="Write the plan.")
     ] = None,
@@ -157,7 +161,7 @@ def plan(
     if server is not None and max_params is not None:
         raise typer.BadParameter("is kept on this machine only", param_hint="--max-params")
     _check_source(model, at_init, module, server)
-    source = calibration_data(calibration, judged_by)
+    source = calibration_data(calibration, judged_by, pixels, sounds)
     check_output(output, model, calibration_path(calibration), Path(policy))
     from rlprune.constraints import Constraints
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx
-from onnx import numpy_helper
+from onnx import TensorProto, numpy_helper
 
 from rlprune.errors import CalibrationError, MeasurementError
 from rlprune.profile.calibration import CalibrationSet, EqualSizes
@@ -118,9 +118,10 @@ class Batching:
         feeds = {}
         for name in names:
             array, axis = given[name], self.axes[name]
-            feeds[name] = np.ascontiguousarray(
-                array[0] if axis is None else np.moveaxis(array, 0, axis)
-            )
+            fed = array[0] if axis is None else np.moveaxis(array, 0, axis)
+            if fed.dtype == np.float64 or fed.dtype.name == "bfloat16":
+                fed = fed.astype(np.float32)
+            feeds[name] = np.ascontiguousarray(fed)
         return feeds
 
     def apart(self, answers: Sequence[Array]) -> list[Array]:
@@ -155,7 +156,30 @@ def asked(model: onnx.ModelProto, wanted: Sequence[str]) -> onnx.ModelProto:
         if name in known:
             value.type.tensor_type.elem_type = known[name].type.tensor_type.elem_type
         made.graph.output.append(value)
+    _compute_in_float32(made)
     return made
+
+
+def _compute_in_float32(model: onnx.ModelProto) -> None:
+    """Doubles and bfloat16 become float32, in place: runtimes have no kernels for them."""
+    others = (TensorProto.DOUBLE, TensorProto.BFLOAT16)
+
+    def turned(tensor: TensorProto) -> None:
+        if tensor.data_type in others:
+            value = np.asarray(numpy_helper.to_array(tensor), dtype=np.float32)
+            tensor.CopyFrom(numpy_helper.from_array(value, tensor.name))
+
+    for tensor in model.graph.initializer:
+        turned(tensor)
+    for value in (*model.graph.input, *model.graph.output, *model.graph.value_info):
+        if value.type.tensor_type.elem_type in others:
+            value.type.tensor_type.elem_type = TensorProto.FLOAT
+    for node in model.graph.node:
+        for attribute in node.attribute:
+            if attribute.type == onnx.AttributeProto.TENSOR:
+                turned(attribute.t)
+            elif node.op_type == "Cast" and attribute.name == "to" and attribute.i in others:
+                attribute.i = TensorProto.FLOAT
 
 
 def _pair(samples: CalibrationSet) -> EqualSizes:

@@ -173,7 +173,9 @@ def _corrected(
         correction="reconstruct" if reconstruct else "none",
         reconstruction=reconstruction,
     )
-    if reconstruction is None:
+    if reconstruction is None or samples.made_up:
+        # Solved again on made-up inputs ResNet-20 kept 52 % of its answers right on CIFAR-10, where
+        # solved once it kept 64 %: what compensates for errors there does not elsewhere.
         model = evaluator.corrected_model(keeps)
     else:
         kept = kept_units(unit_scores(trace), keeps)

@@ -83,7 +83,8 @@ def made_up_sets(trace: OnnxTrace, runtime: Runtime | None) -> Iterator[Calibrat
     for scaling in (runtime, None) if runtime is not None else (None,):
         try:
             made = made_up_inputs(trace, seed=0, runtime=scaling)
-            yield fit_inputs(made.arrays, None, trace, source=made.kind, least=1)
+            found = fit_inputs(made.arrays, None, trace, source=made.kind, least=1)
+            yield replace(found, made_up=True)
         except (CalibrationError, MeasurementError):
             continue
     yield noise_set(trace, LEAST_COUNT)
@@ -99,4 +100,5 @@ def noise_set(trace: OnnxTrace, count: int, *, seed: int = 0) -> CalibrationSet:
             arrays[value.name] = rng.standard_normal((count, *shape)).astype(kind)
         else:
             arrays[value.name] = rng.integers(0, 2, (count, *shape)).astype(kind)
-    return fit_inputs(arrays, None, trace, source=f"{count} inputs of noise", least=1)
+    found = fit_inputs(arrays, None, trace, source=f"{count} inputs of noise", least=1)
+    return replace(found, made_up=True)
