@@ -282,12 +282,13 @@ def apply(
     traced = _trace(model, example_inputs, input_shapes)
     plan.check(traced.graph)
     if isinstance(traced, OnnxTrace):
+        from rlprune.graph.reach import attach
         from rlprune.profile.correct import carry_out
 
         made = carry_out(traced, plan.keeps, calibration)
         if on_result is not None:
             on_result(made)
-        return made.model
+        return attach(made.model, traced.tail)
     from rlprune.errors import CalibrationError, MissingExtraError
     from rlprune.profile.correct import samples_for
     from rlprune.runtime import get_runtime
