@@ -284,11 +284,16 @@ def apply(
     if isinstance(traced, OnnxTrace):
         from rlprune.graph.reach import attach
         from rlprune.profile.correct import carry_out
+        from rlprune.runtime.once import run_once
+        from rlprune.surgery.written import note_plan
 
         made = carry_out(traced, plan.keeps, calibration)
+        run_once(traced, made.model)
+        written = attach(made.model, traced.tail)
+        note_plan(written, plan)
         if on_result is not None:
             on_result(made)
-        return attach(made.model, traced.tail)
+        return written
     from rlprune.errors import CalibrationError, MissingExtraError
     from rlprune.profile.correct import samples_for
     from rlprune.runtime import get_runtime

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx
 
-from rlprune.errors import CalibrationError, MissingExtraError, ModelError
-from rlprune.graph.load import is_skeleton, without_weights
+from rlprune.errors import CalibrationError, MissingExtraError
+from rlprune.graph.load import is_skeleton
 from rlprune.graph.types import IntArray
 from rlprune.profile.calibration import CalibrationSet
 from rlprune.profile.evaluate import Evaluation, Evaluator
@@ -25,6 +25,7 @@ from rlprune.runtime import get_runtime
 from rlprune.runtime.base import Runtime
 from rlprune.surgery.importance import unit_scores
 from rlprune.surgery.onnx import check_keeps, cut, kept_units, prune_onnx
+from rlprune.surgery.written import check_written
 
 if TYPE_CHECKING:
     from rlprune.graph.from_onnx import OnnxTrace
@@ -187,16 +188,3 @@ def _corrected(
         f"{len(used)} of {samples.source}" if samples.source == "given inputs" else samples.source
     )
     return Corrected(model, inputs if reconstruct else "", moved, "" if reconstruct else "only cut")
-
-
-def check_written(model: onnx.ModelProto) -> None:
-    """Refuses a model that ONNX's checker refuses, before any file of it exists.
-
-    Raises:
-        ModelError: with what the checker says.
-    """
-    try:
-        onnx.checker.check_model(without_weights(model), full_check=True)
-    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        why = " ".join(str(error).split())[:300]
-        raise ModelError(f"ONNX checker, of the corrected model: {why}", field="model") from error
