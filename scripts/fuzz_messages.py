@@ -60,6 +60,10 @@ class _Call:
         raise _Ended
 
 
+async def _no_health() -> None:
+    """Where a server would say that it does not serve."""
+
+
 class _Ended(Exception):
     """A call was aborted."""
 
@@ -79,7 +83,7 @@ class _Served:
             old.unlink()
         self.used = 0
         store = open_store(str(self.folder / "s.sqlite"))
-        jobs, skeletons, pools = JobQueue(store), Skeletons(), Pools()
+        jobs, skeletons, pools = JobQueue(store), Skeletons(), Pools(_no_health)
         parts = {
             "PlanService": (plans_pb2, PlanService(store, jobs, skeletons)),
             "DeviceService": (devices_pb2, DeviceService(store, jobs, Leases(store), skeletons)),

@@ -4,6 +4,7 @@ option would help; that no whole model could be measured."""
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -15,9 +16,11 @@ from rlprune.planning.make import plan_unit
 from rlprune.planning.profiles import constrained_levels
 from rlprune.planning.tables import latency_model, tables_for
 from rlprune.plans import PruningPlan
-from rlprune.store import Store
 from rlprune.task.knapsack import least_keeps
 from rlprune.task.task import PruningTask
+
+if TYPE_CHECKING:  # clients import this room, and no database
+    from rlprune.store import Store
 
 WORTH_NAMING = 0.01
 """Share of the least latency that an option must save to be named."""

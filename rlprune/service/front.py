@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import hmac
 import threading
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from concurrent import futures
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -22,7 +22,13 @@ from google.protobuf.descriptor import ServiceDescriptor
 from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 
-from rlprune.errors import AuthenticationError, InputError, OverloadedError, RlpruneError
+from rlprune.errors import (
+    AuthenticationError,
+    InputError,
+    OverloadedError,
+    RlpruneError,
+    StoreError,
+)
 from rlprune.service import limits, wire
 from rlprune.service.call_log import LOG, Call, TokenLog
 
@@ -112,6 +118,8 @@ class Method:
     """Called on a thread of `pool`, or on the event loop itself where there is none."""
     pool: Pool | None
     message_sec: float
+    store_lost: Callable[[], Awaitable[None]] | None = None
+    """Awaited before a call is told that the store is lost."""
 
     @property
     def short_name(self) -> str:
@@ -131,6 +139,8 @@ class Method:
             return await asyncio.wrap_future(self.pool.submit(lambda: self._work(data, call)))
         except RlpruneError as error:
             refusal, call.error = wire.refusal(error), f"{type(error).__name__}: {error}"
+            if isinstance(error, StoreError) and self.store_lost is not None:
+                await self.store_lost()
         except asyncio.CancelledError:
             # The caller went away, or its deadline passed. What waits in the queue leaves it.
             call.status = "CANCELLED"
@@ -181,7 +191,8 @@ class Service(grpc.GenericRpcHandler):  # type: ignore[type-arg]
 class Pools:
     """The threads that answer: few for what takes long, others for the rest."""
 
-    def __init__(self) -> None:
+    def __init__(self, store_lost: Callable[[], Awaitable[None]]) -> None:
+        self._store_lost = store_lost
         self._short = Pool(SHORT_THREADS, "rlprune-rpc")
         self._long = Pool(LONG_THREADS, "rlprune-plan")
 
@@ -195,6 +206,7 @@ class Pools:
                     getattr(implementation, _snake(method.name)),
                     self._long if method.name in _LONG else self._short,
                     MESSAGE_SEC,
+                    self._store_lost,
                 ).handler()
                 for method in service.methods
             }

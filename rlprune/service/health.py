@@ -21,8 +21,8 @@ from rlprune.service import limits, wire
 from rlprune.service.call_log import LOG
 from rlprune.service.front import HEALTH_MESSAGE_SEC, Method, Service, read_message
 
-CHECK_SEC = 2.0
-"""From one look at the store to the next."""
+CHECK_SEC = 0.5
+"""From one look at the store to the next; one takes some 0.2 ms."""
 CHECK_TIMEOUT_SEC = 5.0
 
 _SERVING = health_pb2.HealthCheckResponse.SERVING
@@ -37,7 +37,7 @@ class Health:
         """Every one of `names` is NOT_SERVING until `set`."""
         self._status: dict[str, Any] = dict.fromkeys(("", *names), _NOT_SERVING)
         self._watched = health.aio.HealthServicer()  # type: ignore[attr-defined]
-        self._ending = False
+        self._ending = self._lost = False
         self._checks = futures.ThreadPoolExecutor(1, thread_name_prefix="rlprune-health")
 
     def service(self) -> Service:
@@ -78,6 +78,11 @@ class Health:
             self._status[name] = _SERVING if serving and not self._ending else _NOT_SERVING
             await self._watched.set(name, self._status[name])
 
+    async def store_lost(self) -> None:
+        """NOT_SERVING until the next look at the store finds it well."""
+        await self.set(False)
+        self._lost = True
+
     async def end(self) -> None:
         """NOT_SERVING, for good."""
         self._ending = True
@@ -103,7 +108,8 @@ class Health:
                     why = str(error)
                 if looking.done():
                     looking = None
-                if why != before:
+                if why != before or self._lost:
+                    self._lost = False
                     LOG.warning("health: %s", f"NOT_SERVING, {why}" if why else "SERVING again")
                     await self.set(not why)
         finally:

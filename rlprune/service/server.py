@@ -18,7 +18,7 @@ from typing import Any
 import grpc
 from google.protobuf.descriptor import ServiceDescriptor
 from google.protobuf.internal import api_implementation
-from grpc_health.v1 import health
+from grpc_health.v1.health import SERVICE_NAME as HEALTH_NAME
 
 from rlprune.errors import InputError, MissingExtraError
 from rlprune.policy import get_policy
@@ -75,13 +75,18 @@ class Server:
     """A running server. Made by `start`."""
 
     def __init__(
-        self, loop: EventLoop, server: grpc.aio.Server, pools: Pools, store: Store | None
+        self,
+        loop: EventLoop,
+        server: grpc.aio.Server,
+        pools: Pools,
+        health: Health,
+        store: Store | None,
     ) -> None:
         self._loop = loop
         self._server = server
         self._pools = pools
         self._store = store
-        self._health = Health([service.full_name for service in _services()])
+        self._health = health
         self._stopped = False
         self.address = ""
         """HOST:PORT as bound; the real port where 0 was asked for."""
@@ -139,7 +144,7 @@ def start(
     interceptors = [TokenCheck(token)] if token is not None else []
     reflection = _reflection()
     own = {name: get_policy(str(path)) for name, path in (policies or {}).items()}
-    loop, pools = EventLoop(), Pools()
+    loop = EventLoop()
     try:
         server = loop.run(_made(interceptors))
         target = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
@@ -152,11 +157,17 @@ def start(
             raise InputError(
                 f"cannot listen on {listen}: the port is taken or may not be bound", field="listen"
             ) from error
-        opened = store if isinstance(store, Store) else open_store(store)
+        try:
+            opened = store if isinstance(store, Store) else open_store(store)
+        except BaseException:
+            loop.run(_given_up(server))
+            raise
     except BaseException:
         loop.close()
         raise
-    running = Server(loop, server, pools, None if opened is store else opened)
+    health = Health([service.full_name for service in _services()])
+    pools = Pools(health.store_lost)
+    running = Server(loop, server, pools, health, None if opened is store else opened)
     running.address = f"{target.rpartition(':')[0]}:{bound}"
     jobs, skeletons = JobQueue(opened), Skeletons()
     leases = Leases(opened, lease_sec=lease_sec)
@@ -177,6 +188,12 @@ async def _made(interceptors: list[TokenCheck]) -> grpc.aio.Server:
     """The server, on the loop that this is run on."""
     limit = ("grpc.max_allowed_incoming_connections", _connection_limit())
     return grpc.aio.server(interceptors=interceptors, options=[*OPTIONS, limit])
+
+
+async def _given_up(server: grpc.aio.Server) -> None:
+    """Gives the port back, which only a server that was started does."""
+    await server.start()
+    await server.stop(None)
 
 
 def _connection_limit() -> int:
@@ -263,7 +280,7 @@ def _reflection() -> grpc.GenericRpcHandler[Any, Any]:
     except ModuleNotFoundError as error:
         raise MissingExtraError("serving", "service") from error
     names = [service.full_name for service in _services()]
-    names += [health.SERVICE_NAME, reflection.SERVICE_NAME]
+    names += [HEALTH_NAME, reflection.SERVICE_NAME]
     answers = reflection.aio.ReflectionServicer(names)  # type: ignore[attr-defined]
     kind = reflection_pb2.ServerReflectionRequest
 

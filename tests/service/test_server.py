@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -287,8 +288,12 @@ def test_ctrl_c_ends_with_0_too(spawn: Spawn) -> None:
 
 def test_a_server_on_a_store_that_is_none_does_not_start(tmp_path: Path) -> None:
     (tmp_path / "text").write_text("no database " * 1000)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{probe.getsockname()[1]}"
     with pytest.raises(InputError):
-        start("127.0.0.1:0", str(tmp_path / "text"))
+        start(address, str(tmp_path / "text"))
+    start(address, str(tmp_path / "s.sqlite")).stop(0.2)  # the port was given back
 
 
 def test_importing_the_client_brings_no_heavy_package() -> None:
