@@ -1,4 +1,4 @@
-"""Damaged models for `bench_fuzz`: traced, cut and, a few of them, run beside what they must equal."""
+"""Damaged models for `bench_fuzz`: traced, cut and, some of them, run beside the oracle."""
 
 from __future__ import annotations
 

@@ -29,6 +29,8 @@ GROWTH = 4
 """Numbers that may be computed, as a multiple of those that the file's float tensors hold."""
 MIN_ALL = 2**20
 """So many may be in any case."""
+READ = 32
+"""Numbers that may be read for it, as a multiple of those that may be computed."""
 
 _COMPUTING = frozenset(
     (
@@ -157,6 +159,7 @@ def _evaluate(model: ModelProto, found: _Constants, wanted: Sequence[str]) -> di
     floats = [leaf for leaf in found.leaves.values() if isinstance(leaf, TensorProto)]
     stored = sum(math.prod(tensor.dims) for tensor in floats if _is_large(tensor))
     left = max(GROWTH * stored, MIN_ALL)
+    unread = READ * left
     opsets = {e.domain if e.domain != "ai.onnx" else "": e.version for e in model.opset_import}
     known: dict[str, Array] = {}
     for node in order:
@@ -165,7 +168,8 @@ def _evaluate(model: ModelProto, found: _Constants, wanted: Sequence[str]) -> di
             continue
         try:
             size = _result_size(node, inputs, opsets)
-            if size > left:
+            unread -= sum(array.size for array in inputs if array is not None)
+            if size > left or unread < 0:
                 continue
             left -= size
             with np.errstate(all="ignore"):

@@ -31,6 +31,9 @@ LAYERS = frozenset(("Conv", "ConvTranspose", "Gemm", "MatMul"))
 MAX_COPIED_NODES = 64
 """Most nodes that compute sizes for the tail and are therefore copied into it."""
 
+MAX_EXPLAINED = 32
+"""Operators of the tail whose reason is looked for through the nodes before them."""
+
 Inputs = Mapping[str, tuple[int, Shape]]
 
 
@@ -117,7 +120,9 @@ class _Scout:
                 continue
             unknown = self._visit(node, proto)
             if unknown is not None:
-                why = why_opaque(self.model, proto, self.head) or unknown.why
+                why = unknown.why
+                if len(self.opaque) < MAX_EXPLAINED:
+                    why = why_opaque(self.model, proto, self.head) or why
                 self.first = self.first or UnsupportedOperatorError(node.name, node.op, why)
                 self._end(proto, f"{node.op} {node.name}: {why}")
             else:

@@ -21,6 +21,8 @@ SIZES_KEY = "rlprune.sizes"
 """`metadata_props` key of the extents a model with open ones was analysed at: a JSON object of
 lists by input name."""
 
+MAX_APART = 8
+"""Most open extents that are looked at one by one."""
 Label = tuple[str, int]
 """What the file calls an open extent (its parameter, or where it lies), and the extent given."""
 Change = Mapping[Label, int]
@@ -190,17 +192,22 @@ def other_sizes(
 def some_sizes(inputs: Sequence[GraphInput]) -> list[tuple[Types, frozenset[Label]]]:
     """The sizes analysed, then others: of all that is open together, and of each alone.
 
-    Each with the labels, batches apart, that have another size there.
+    Each with the labels, batches apart, that have another size there; without them where there are
+    more than `MAX_APART`, since each alone takes a walk.
     """
     labels = tuple(dict.fromkeys(label for one in inputs for label in one.labels if label))
     batches = {label for one in inputs for axis, label in enumerate(one.labels) if not axis}
     changes: list[Change] = [{}]
     if labels:
         changes += _changes(labels, batches)
-    if len(labels) > 1:
+    apart = len(labels) <= MAX_APART
+    if len(labels) > 1 and apart:
         changes += [next(_changes((label,), batches)) for label in labels]
     return [
-        ({one.name: one.at(change) for one in inputs}, frozenset(change) - batches)
+        (
+            {one.name: one.at(change) for one in inputs},
+            frozenset(change) - batches if apart else frozenset(),
+        )
         for change in changes
     ]
 

@@ -190,12 +190,45 @@ def test_millions_of_fields_are_refused_before_they_are_all_counted() -> None:
         assert time.process_time() - start < 4  # 1 on a quiet machine; 8 million take 5
 
 
-def within(body: bytes) -> bytes:
-    """Fields of an attribute, of a node, of the graph, of a model."""
-    for tag in (0x2A, 0x0A, 0x3A):
+def within(body: bytes, tags: tuple[int, ...] = (0x2A, 0x0A, 0x3A)) -> bytes:
+    """Fields of an attribute, of a node, of the graph, of a model; or of what `tags` say."""
+    for tag in tags:
         size, coded = len(body), bytearray()
         while size > 0x7F:
             coded.append(size & 0x7F | 0x80)
             size >>= 7
         body = bytes([tag, *coded, size]) + body
     return body
+
+
+@pytest.mark.parametrize("depth", [10, 200, 2000])
+def test_bodies_in_bodies_are_refused_however_deep(depth: int) -> None:
+    body = b"\x22\x04Relu"
+    for _ in range(depth):
+        # A node, in a graph, in an attribute, in a node.
+        body = within(body, (0x0A, 0x32, 0x2A))
+    data = b"\x08\x0a" + within(body, (0x0A, 0x3A)) + b"\x42\x02\x10\x12"
+    assert line(lambda: rlprune.trace(data))
+
+
+def test_hundreds_of_branches_are_followed_quickly() -> None:
+    net = Net("batch", 3, "height", "width")
+    x = net.add("Relu", net.conv("x", 3, 12))
+    ends = [onnx.helper.make_tensor_value_info("z", onnx.TensorProto.FLOAT, None)]
+    condition = net.add(
+        "Greater", net.add("ReduceMax", x, keepdims=0), net.constant(0.0, np.float32)
+    )
+    bodies = [
+        onnx.helper.make_graph([onnx.helper.make_node(op, [x], ["z"])], "body", [], ends)
+        for op in ("Relu", "Neg")
+    ]
+    found = [
+        net.add("If", condition, then_branch=bodies[0], else_branch=bodies[1]) for _ in range(400)
+    ]
+    y = net.head(net.conv(x, 12, 16), 16)
+    model = net.model(net.add("Add", net.add("Sum", *found), net.constant(1.0, np.float32)), y)
+    del model.graph.value_info[:]
+    start = time.process_time()
+    trace = rlprune.trace(model, input_shapes={"x": (1, 3, 8, 8)})
+    assert [group.width for group in trace.graph.groups] == [16]
+    assert time.process_time() - start < 20
