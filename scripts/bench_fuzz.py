@@ -2,7 +2,8 @@
 
 scripts/bench_fuzz [--part NAME] [--count N] [--quick] [--seed N] [--json FILE]
 
-`messages`: mutated requests to every rpc of a server, with real parsing and a real store.
+`messages`: mutated requests to every rpc of a server, with real parsing and a real store. `models`:
+damaged ONNX files, traced and cut, some of them run beside what they must equal.
 """
 
 from __future__ import annotations
@@ -15,11 +16,13 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 import fuzz_messages
+import fuzz_models
 from bench_rows import Row, write_rows
 from fuzzing import Attempt, Found, try_many
 
 PARTS: dict[str, Callable[[], AbstractContextManager[Attempt]]] = {
     "messages": fuzz_messages.attempts,
+    "models": fuzz_models.attempts,
 }
 """What is attempted; each attempt draws its input from the generator that it is given."""
 COUNTS = {"messages": 100_000, "models": 100_000, "reports": 10_000}

@@ -184,7 +184,7 @@ def test_a_cache_of_links_is_read(tmp_path: Path) -> None:
 
 
 def test_millions_of_fields_are_refused_before_they_are_all_counted() -> None:
-    for body in (b"\x08\x01" * 2**23, within(b"\x40\x01" * 2**23), within(b"\x18\x01" * 2**23)):
+    for body in (b"\x08\x01" * 2**23, within(b"\x40\x01" * 2**23)):
         start = time.process_time()
         assert "more than" in line(lambda body=body: measure(body))  # type: ignore[misc]
         assert time.process_time() - start < 4  # 1 on a quiet machine; 8 million take 5
