@@ -5,10 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import fields
 from typing import Any
 
-from rlprune.errors import InputError
+from rlprune.errors import InputError, StoreError
 from rlprune.latency.limits import fault_of
 from rlprune.latency.types import MACS_DEVICE, Measurement, ModelSubject, OperatorSpec
 
@@ -17,8 +19,27 @@ Subject = OperatorSpec | ModelSubject
 _DEVICE = re.compile(r"[a-z0-9._-]{1,120}")
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _FINGERPRINT = re.compile(r"[0-9a-f]{64}")
+MAX_ID = 200
+_ID = re.compile(rf"[^\x00-\x1f\x7f\ud800-\udfff]{{0,{MAX_ID}}}")
 _STATUSES = ("ok", "unstable", "failed")
 _SAMPLES = ("cpu_ms", "wall_ms", "control_cpu_ms", "control_wall_ms")
+
+
+@contextmanager
+def stored(what: str) -> Iterator[None]:
+    """Around the reading of what the store itself wrote: where that makes no sense, the store is
+    damaged.
+
+    Raises:
+        StoreError: names `what` was read.
+    """
+    try:
+        yield
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, InputError) as e:
+        why = str(e).splitlines()[0][:200] if str(e) else type(e).__name__
+        raise StoreError(
+            f"the store is damaged: {what} cannot be read ({why}); restore it from a backup"
+        ) from e
 
 
 def check_device(device: str, *, field: str = "device") -> str:
@@ -36,9 +57,21 @@ def check_request_id(request_id: str, *, field: str = "request_id") -> str:
     """The request id itself; InputError unless it matches [A-Za-z0-9._-]{1,64}."""
     if not _REQUEST_ID.fullmatch(request_id):
         raise InputError(
-            f"request_id {request_id!r} must match [A-Za-z0-9._-]{{1,64}}", field=field
+            f"request_id {request_id[:80]!r} must match [A-Za-z0-9._-]{{1,64}}", field=field
         )
     return request_id
+
+
+def check_id(given: str, *, field: str) -> str:
+    """The id of a plan, job, lease, worker or device as somebody gave it; InputError where none can
+    be like that. Most databases would not take it: PostgreSQL no NUL, nobody half a letter."""
+    if not _ID.fullmatch(given):
+        raise InputError(
+            f"{field} {given[:80]!r} must have at most {MAX_ID} characters, none of them a control "
+            "character",
+            field=field,
+        )
+    return given
 
 
 def check_fingerprint(fingerprint: str, *, field: str = "fingerprint") -> str:

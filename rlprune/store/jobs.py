@@ -230,7 +230,8 @@ class JobQueue:
         query = sa.select(rows.subject, rows.body).where(rows.job_id == job_id).order_by(rows.seq)
         with self._database.read() as connection:
             found = connection.execute(query).all()
-        return [encoding.measurement_from_json(*item) for item in found]
+        with encoding.stored(f"a measurement of job {job_id[:32]}"):
+            return [encoding.measurement_from_json(*item) for item in found]
 
     def open_jobs(self, device: str) -> list[Job]:
         """Jobs of a device that are pending or leased, oldest first."""
@@ -262,6 +263,7 @@ class JobQueue:
 
 
 def _job_row(connection: sa.Connection, job_id: str) -> sa.RowMapping:
+    encoding.check_id(job_id, field="job_id")
     query = sa.select(schema.jobs).where(schema.jobs.c.job_id == job_id)
     row = connection.execute(query).mappings().first()
     if row is None:
@@ -278,15 +280,16 @@ def _open_jobs(connection: sa.Connection, device: str) -> list[Job]:
 
 def job_of_row(row: sa.RowMapping | dict[str, Any]) -> Job:
     """A job as its row has it."""
-    return Job(
-        job_id=row["job_id"],
-        device=row["device"],
-        subjects=tuple(encoding.subject_from_key(key) for key in json.loads(row["subjects"])),
-        fingerprint=row["fingerprint"] or "",
-        state=JobState(row["state"]),
-        failure_count=row["failure_count"],
-        reason=row["reason"],
-    )
+    with encoding.stored("a job"):
+        return Job(
+            job_id=row["job_id"],
+            device=row["device"],
+            subjects=tuple(encoding.subject_from_key(key) for key in json.loads(row["subjects"])),
+            fingerprint=row["fingerprint"] or "",
+            state=JobState(row["state"]),
+            failure_count=row["failure_count"],
+            reason=row["reason"],
+        )
 
 
 def subjects_left(connection: sa.Connection, job: Job) -> tuple[Subject, ...]:

@@ -55,6 +55,7 @@ class Leases:
         """
         if not 1 <= len(worker_id) <= 120:
             raise InputError("worker_id must have 1 to 120 characters", field="worker_id")
+        encoding.check_id(worker_id, field="worker_id")
         now = self._store.clock()
         last_seen_sec = self._store.last_seen_sec(device)
         watch = self._store.lease_watch
@@ -112,6 +113,7 @@ class Leases:
         Raises:
             LeaseError: the lease has ended or never was; nothing changed.
         """
+        encoding.check_id(lease_id, field="lease_id")
         now = self._store.clock()
         with self._database.write() as connection:
             row = self._leased(connection, lease_id)
@@ -158,6 +160,7 @@ class Leases:
                 does not have or was reported before, or `done` with subjects left.
         """
         encoding.check_request_id(request_id)
+        encoding.check_id(lease_id, field="lease_id")
         if done and release:
             raise InputError("a report either finishes the job or releases it", field="release")
         for index, measurement in enumerate(measurements):

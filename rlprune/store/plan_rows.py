@@ -32,6 +32,7 @@ def plan_row(
 
 def read_plan(connection: sa.Connection, plan_id: str) -> PlanRecord:
     """A plan within a transaction; raises as `Store.plan`."""
+    encoding.check_id(plan_id, field="plan_id")
     query = sa.select(schema.plans).where(schema.plans.c.plan_id == plan_id)
     row = connection.execute(query).mappings().first()
     if row is None:
@@ -56,9 +57,10 @@ def plan_of_request(connection: sa.Connection, request_id: str, content_digest: 
 
 def plan_of_row(row: sa.RowMapping) -> PlanRecord:
     """A plan as its row has it."""
-    return PlanRecord(
-        row["plan_id"],
-        PruningPlan.from_json(row["body"]),
-        row["created_sec"],
-        tuple(json.loads(row["pending_job_ids"] or "[]")),
-    )
+    with encoding.stored("a plan"):
+        return PlanRecord(
+            row["plan_id"],
+            PruningPlan.from_json(row["body"]),
+            row["created_sec"],
+            tuple(json.loads(row["pending_job_ids"] or "[]")),
+        )

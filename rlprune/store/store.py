@@ -65,7 +65,9 @@ class Store:
         Raises:
             NotFoundError: none was put.
         """
-        return PruningGraph.from_json(self._graph_row(fingerprint).graph)
+        row = self._graph_row(fingerprint)
+        with encoding.stored(f"graph {fingerprint[:12]}"):
+            return PruningGraph.from_json(row.graph)
 
     def skeleton(self, fingerprint: str) -> bytes:
         """The skeleton of a fingerprint.
@@ -80,9 +82,11 @@ class Store:
         query = sa.select(schema.graphs.c.fingerprint, schema.graphs.c.graph)
         with self.database.read() as connection:
             rows = connection.execute(query).all()
-        return {fingerprint: PruningGraph.from_json(text) for fingerprint, text in rows}
+        with encoding.stored("a graph"):
+            return {fingerprint: PruningGraph.from_json(text) for fingerprint, text in rows}
 
     def _graph_row(self, fingerprint: str) -> sa.Row[str, bytes]:
+        encoding.check_id(fingerprint, field="fingerprint")
         rows = schema.graphs.c
         query = sa.select(rows.graph, rows.skeleton).where(rows.fingerprint == fingerprint)
         with self.database.read() as connection:
@@ -122,6 +126,7 @@ class Store:
         Raises:
             NotFoundError: unknown; names the known ones.
         """
+        encoding.check_id(device, field="device")
         query = sa.select(schema.devices.c.last_seen_sec).where(schema.devices.c.device == device)
         with self.database.read() as connection:
             found = connection.scalar(query)
@@ -151,18 +156,19 @@ class Store:
         ).where(which)
         with self.database.read() as connection:
             rows = connection.execute(query.order_by(schema.devices.c.device)).mappings().all()
-        return [
-            DeviceRecord(
-                key=row["device"],
-                description=json.loads(row["description"]),
-                first_seen_sec=row["first_seen_sec"],
-                last_seen_sec=row["last_seen_sec"],
-                measurement_count=row["measurement_count"],
-                generation=row["generation"],
-                last_measured_sec=row["last_measured_sec"],
-            )
-            for row in rows
-        ]
+        with encoding.stored("a device's description"):
+            return [
+                DeviceRecord(
+                    key=row["device"],
+                    description=json.loads(row["description"]),
+                    first_seen_sec=row["first_seen_sec"],
+                    last_seen_sec=row["last_seen_sec"],
+                    measurement_count=row["measurement_count"],
+                    generation=row["generation"],
+                    last_measured_sec=row["last_measured_sec"],
+                )
+                for row in rows
+            ]
 
     def generation(self, device: str) -> int:
         """Grows with every accepted measurement of the device; 0 for one never heard of."""
@@ -196,7 +202,8 @@ class Store:
         query = sa.select(rows.subject, rows.body).where(rows.device == device).order_by(rows.seq)
         with self.database.read() as connection:
             found = connection.execute(query).all()
-        return [encoding.measurement_from_json(subject, body) for subject, body in found]
+        with encoding.stored(f"a measurement of {device}"):
+            return [encoding.measurement_from_json(subject, body) for subject, body in found]
 
     def sample_count(self, device: str) -> int:
         """Measurements of a device that have samples, that is, did not fail."""
@@ -274,6 +281,7 @@ class Store:
             InputError: page_size negative, or a token that was not given out for this `device`.
         """
         limit = page_limit(page_size)
+        encoding.check_id(device, field="device")
         own = schema.plans.c
         # A plan with candidates has 150 kB: first the sizes, then as many as go on a page.
         sizes = sa.select(own.seq, sa.func.length(own.body)).order_by(own.seq.desc())
