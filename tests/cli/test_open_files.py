@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 from onnx_oracle import Net, run
 from open_nets import NETS, older
 from typer.testing import CliRunner
@@ -16,6 +16,11 @@ from typer.testing import CliRunner
 import rlprune
 from rlprune.cli.app import app
 from rlprune.errors import ModelError, PlanMismatchError
+from rlprune.graph.from_onnx import trace_onnx
+from rlprune.graph.skeleton import parse, strip
+from rlprune.latency.collect import skeleton_models
+from rlprune.latency.device import model_batch
+from rlprune.latency.types import ModelSubject
 from rlprune.runtime.once import run_once
 
 COMMAND = CliRunner()
@@ -137,3 +142,36 @@ def test_a_cut_model_that_does_not_run_is_refused() -> None:
     other.graph.input[0].CopyFrom(helper.make_tensor_value_info("x", 1, [1, 3, 4, 4]))
     with pytest.raises(ModelError, match="does not run"):
         run_once(trace, other)
+
+
+@pytest.mark.parametrize("name", ["fpn", "tokens", "rows"])
+def test_a_skeleton_is_traced_and_measured_at_the_sizes_given(name: str) -> None:
+    net = NETS[name]
+    size = (4, *net.build()[1][0].shape[1:])
+    trace = rlprune.trace(older(net), input_shapes={"x": size})
+    skeleton = strip(trace.model)
+    assert trace_onnx(parse(skeleton)).graph.fingerprint == trace.graph.fingerprint
+    assert model_batch(parse(skeleton)) == 4
+    keeps = tuple(int(width) for width in np.maximum(1, trace.graph.widths // 2))
+    measured = skeleton_models(lambda _: skeleton)(ModelSubject(trace.graph.fingerprint, keeps))
+    dims = measured.graph.input[0].type.tensor_type.shape.dim
+    assert tuple(dim.dim_value for dim in dims) == size
+    assert len(run(measured, [np.zeros(size, dtype=np.float32)])) == len(measured.graph.output)
+
+
+@pytest.mark.parametrize("kind", [np.float16, np.float64])
+def test_a_cut_keeps_the_float_type_of_the_file(kind: type) -> None:
+    net = Net("n", 3, 8, 8)
+    model = net.model(net.head(net.add("Relu", net.conv("x", 3, 16)), 16))
+    elem = helper.np_dtype_to_tensor_dtype(np.dtype(kind))
+    for tensor in model.graph.initializer:
+        array = numpy_helper.to_array(tensor).astype(kind)
+        tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
+    for value in (*model.graph.input, *model.graph.output):
+        value.type.tensor_type.elem_type = elem
+    plan = rlprune.plan(model, device="macs", budget_ratio=0.5, round_to=1, policy="knapsack")
+    pruned = rlprune.apply(plan, model)
+    onnx.checker.check_model(pruned, full_check=True)
+    assert {tensor.data_type for tensor in pruned.graph.initializer} == {elem}
+    ends = (*pruned.graph.input, *pruned.graph.output)
+    assert {value.type.tensor_type.elem_type for value in ends} == {elem}
