@@ -48,6 +48,14 @@ def test_plan_for_macs_prints_every_field(rlprune: Rlprune, model: Path) -> None
     assert plan["macs"] == pytest.approx(plan["predicted_latency_ms"] * 1e6)
 
 
+def test_a_plan_for_macs_shows_its_macs_once_and_no_interval(rlprune: Rlprune, model: Path) -> None:
+    plan = answer(rlprune("plan", model, *MACS, "--json"))
+    shown = rlprune("plan", model, *MACS).stdout.splitlines()
+    (counted,) = [line for line in shown if line.startswith("counted")]
+    assert counted.count(f"{plan['macs'] / 1e6:.4g} M MACs") == 1
+    assert not any("90 % within" in line for line in shown)
+
+
 @pytest.mark.parametrize("policy", ["knapsack", "global", "uniform", "corrected", "learned"])
 def test_every_policy_meets_the_budget(rlprune: Rlprune, model: Path, policy: str) -> None:
     plan = answer(

@@ -83,7 +83,7 @@ def test_plan_from_a_server_whose_worker_measures(
     assert certificate["within"] == (certified.exit_code == 0)
     assert certificate["rounds"] and certificate["measured_latency_ms"] > 0
     (known,) = answer(rlprune("devices", "--server", server, "--json"))
-    assert known["device"] == device and known["measurement_count"] > 0
+    assert known["key"] == known["device"] == device and known["measurement_count"] > 0
     assert known["runtime"] == "ort" and known["error_ratio"] > 0
     assert known["last_measured_sec"] <= known["last_seen_sec"] + 10
     assert isinstance(known["stale"], bool) and known["parked_job_count"] == 0

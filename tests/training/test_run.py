@@ -116,7 +116,7 @@ def test_bad_requests_are_refused_before_anything_starts(
     out = tmp_path / "policy"
     with pytest.raises(InputError, match="no recorded models"):
         train([tmp_path], out=out, store=store)
-    with pytest.raises(InputError, match="at least two"):
+    with pytest.raises(InputError, match=r"at least two recorded.*found: net1; record"):
         train([recorded / "net1"], out=out, store=store)
     with pytest.raises(InputError, match="'net9'"):
         train([recorded], out=out, store=store, validation=["net9"])
