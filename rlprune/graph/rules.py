@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from rlprune.errors import ModelError
 from rlprune.graph.channels import Block
 from rlprune.graph.folding import axes_of
 from rlprune.graph.scope import Scope, hold_all, hold_layer, rule
@@ -116,6 +117,8 @@ def _batch_norm(node: Node, scope: Scope) -> None:
     """Carries channels; scale, bias and statistics are cut with them."""
     if not all(scope.is_weight(name) for name in node.inputs[1:]):
         return hold_all(node, scope, "has computed statistics")
+    if any(len(scope.shape(name)) != 1 for name in node.inputs[1:]):
+        raise ModelError(f"{node.op} {node.name!r} has statistics that are no vectors")
     ids = scope.channels.axis(node.inputs[0], 1, f"{node.op} {node.name} normalises another axis")
     for name in node.inputs[1:]:
         scope.channels.claim(name, (0,), ids)

@@ -232,3 +232,10 @@ def test_hundreds_of_branches_are_followed_quickly() -> None:
     trace = rlprune.trace(model, input_shapes={"x": (1, 3, 8, 8)})
     assert [group.width for group in trace.graph.groups] == [16]
     assert time.process_time() - start < 20
+
+
+def test_statistics_that_are_no_vectors_are_refused() -> None:
+    model = network()
+    norm = next(node for node in model.graph.node if node.op_type == "BatchNormalization")
+    norm.input[1] = next(node for node in model.graph.node if node.op_type == "Conv").input[1]
+    assert "no vectors" in line(lambda: rlprune.trace(model))
