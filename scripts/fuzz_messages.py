@@ -26,7 +26,7 @@ from rlprune.profile.energy import shape_profiles
 from rlprune.profile.types import keep_levels
 from rlprune.service.device_messages import measurement_to, subject_to
 from rlprune.service.devices import DeviceService
-from rlprune.service.front import EventLoop, Pools
+from rlprune.service.front import EventLoop, Pools, event_loop
 from rlprune.service.models import Skeletons
 from rlprune.service.plan_messages import profiles_to
 from rlprune.service.plans import PlanService
@@ -131,7 +131,7 @@ class _Served:
 def attempts() -> Iterator[Attempt]:
     """One attempt is one request, mutated once to four times in its fields, its bytes, or both."""
     with tempfile.TemporaryDirectory() as folder:
-        served = _Served(Path(folder), EventLoop())
+        served = _Served(Path(folder), event_loop())
 
         def attempt(rng: np.random.Generator) -> str:
             if not served.handlers or served.used == FORGETTING:
@@ -150,7 +150,6 @@ def attempts() -> Iterator[Attempt]:
             return served.answer(path, mutate_bytes(data, rng) if way > 0.6 else data)
 
         yield attempt
-        served.loop.close()
 
 
 def _mutate_skeleton(request: Any, rng: np.random.Generator) -> None:

@@ -15,6 +15,7 @@ import threading
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from concurrent import futures
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, TypeVar
 
 import grpc
@@ -51,33 +52,24 @@ class EventLoop:
     """An asyncio loop in a thread of its own."""
 
     def __init__(self) -> None:
-        self.loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(
-            target=self.loop.run_forever, name="rlprune-front", daemon=True
-        )
-        self._thread.start()
+        self._loop = asyncio.new_event_loop()
+        run = threading.Thread(target=self._loop.run_forever, name="rlprune-front", daemon=True)
+        run.start()
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
         """Runs a coroutine on the loop and waits for it; from another thread."""
-        return asyncio.run_coroutine_threadsafe(work, self.loop).result()
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
 
-    def start(self, work: Coroutine[Any, Any, None]) -> None:
-        """Runs a coroutine on the loop until it ends or the loop is closed."""
-        asyncio.run_coroutine_threadsafe(work, self.loop)
-
-    def close(self) -> None:
-        """Cancels what is left on the loop, and ends its thread."""
-        self.run(_cancel_all())
-        self.loop.call_soon_threadsafe(self.loop.stop)
-        self._thread.join()
-        self.loop.close()
+    def start(self, work: Coroutine[Any, Any, None]) -> futures.Future[None]:
+        """Runs a coroutine on the loop until it ends or the future is cancelled."""
+        return asyncio.run_coroutine_threadsafe(work, self._loop)
 
 
-async def _cancel_all() -> None:
-    left = asyncio.all_tasks() - {asyncio.current_task()}
-    for task in left:
-        task.cancel()
-    await asyncio.gather(*left, return_exceptions=True)
+@cache
+def event_loop() -> EventLoop:
+    """The loop of all servers in this process, never closed: gRPC has one queue of events for all
+    loops, and what comes there for one that is closed stops the others, or crashes the process."""
+    return EventLoop()
 
 
 class Pool:

@@ -32,7 +32,7 @@ from rlprune.service.credentials import (
     split_address,
 )
 from rlprune.service.devices import DeviceService
-from rlprune.service.front import EventLoop, Pools, TokenCheck
+from rlprune.service.front import EventLoop, Pools, TokenCheck, event_loop
 from rlprune.service.health import Health
 from rlprune.service.models import Skeletons
 from rlprune.service.plans import PlanService
@@ -101,7 +101,7 @@ class Server:
         self._server.add_generic_rpc_handlers([self._health.service()])
         self._loop.run(self._server.start())
         self._loop.run(self._health.set(True))
-        self._loop.start(self._health.watch_store(check))
+        self._watch = self._loop.start(self._health.watch_store(check))
 
     def stop(self, grace_sec: float = 10.0) -> None:
         """NOT_SERVING, then no new calls, then waits for those that run, at most `grace_sec`.
@@ -113,8 +113,8 @@ class Server:
         self._stopped = True
         self._loop.run(self._health.end())
         self._loop.run(self._server.stop(grace_sec))
+        self._watch.cancel()
         self._pools.close()
-        self._loop.close()
         if self._store is not None:
             self._store.close()
 
@@ -144,26 +144,22 @@ def start(
     interceptors = [TokenCheck(token)] if token is not None else []
     reflection = _reflection()
     own = {name: get_policy(str(path)) for name, path in (policies or {}).items()}
-    loop = EventLoop()
+    loop = event_loop()
+    server = loop.run(_made(interceptors))
+    target = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     try:
-        server = loop.run(_made(interceptors))
-        target = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-        try:
-            if certificate is None:
-                bound = server.add_insecure_port(target)
-            else:
-                bound = server.add_secure_port(target, certificate.credentials())
-        except RuntimeError as error:
-            raise InputError(
-                f"cannot listen on {listen}: the port is taken or may not be bound", field="listen"
-            ) from error
-        try:
-            opened = store if isinstance(store, Store) else open_store(store)
-        except BaseException:
-            loop.run(_given_up(server))
-            raise
+        if certificate is None:
+            bound = server.add_insecure_port(target)
+        else:
+            bound = server.add_secure_port(target, certificate.credentials())
+    except RuntimeError as error:
+        raise InputError(
+            f"cannot listen on {listen}: the port is taken or may not be bound", field="listen"
+        ) from error
+    try:
+        opened = store if isinstance(store, Store) else open_store(store)
     except BaseException:
-        loop.close()
+        loop.run(_given_up(server))
         raise
     health = Health([service.full_name for service in _services()])
     pools = Pools(health.store_lost)
