@@ -202,9 +202,11 @@ def trained(
         module = fresh(seed)
         mask: dict[str, Tensor] = {}
         if name in ("pruned", "uniform"):
-            module = reinitialised(rlprune.apply(getattr(plans, name), trace), seed)
+            module = reinitialised(
+                rlprune.apply(getattr(plans, name), trace, calibration="none"), seed
+            )
         elif name == "unstructured":
-            pruned = rlprune.apply(plans.pruned, trace)
+            pruned = rlprune.apply(plans.pruned, trace, calibration="none")
             mask = synflow_mask(trace, sum(p.numel() for p in pruned.parameters() if p.dim() > 1))
 
         def put_mask(module: nn.Module = module, mask: dict[str, Tensor] = mask) -> None:

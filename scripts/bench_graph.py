@@ -59,7 +59,7 @@ import json, sys, onnx, rlprune
 import rlprune.surgery.onnx, rlprune.graph.from_onnx
 plan = rlprune.PruningPlan.load(sys.argv[1])
 before = peak()['VmRSS']
-pruned = rlprune.apply(plan, sys.argv[2])
+pruned = rlprune.apply(plan, sys.argv[2], calibration="none")
 print(peak()['VmHWM'] - before)
 """
 COMMAND = """
@@ -140,7 +140,9 @@ def net_rows(net: str, path: Path, folder: Path, count: int) -> list[Row]:
     plan = rlprune.plan(trace, device="macs", budget_ratio=BUDGET_RATIO, policy="uniform")
     # Only ResNet-50 has the size that the target is for.
     target = APPLY_SEC if net == "resnet50" else None
-    rows += time_rows(f"apply/{net}", partial(rlprune.apply, plan, trace), count, target)
+    rows += time_rows(
+        f"apply/{net}", partial(rlprune.apply, plan, trace, calibration="none"), count, target
+    )
     whole = rlprune.plan(trace, device="macs", budget_ratio=1.0, policy="uniform")
     del trace
     pruned = str(folder / "pruned.onnx")

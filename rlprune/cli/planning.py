@@ -363,9 +363,10 @@ def _print_plan(plan: PruningPlan) -> None:
             f"{high:.4g} {unit}"
         )
     if plan.expected_divergence is not None:
+        guessed = "" if plan.profiled else ", a rough guess (--calibration measures it)"
         print_line(
             f"expected   divergence {plan.expected_divergence:.2g} nats from the unpruned answers "
-            f"once applied{'' if plan.profiled else ', a rough guess from the weights'}"
+            f"once applied{guessed}"
         )
     if reference is not None:
         print_line(f"knapsack   {_figures(reference, unit)}")
