@@ -76,6 +76,12 @@ def compute_weights(model: ModelProto) -> ModelProto:
             read.update(reads_of(node))
     wanted = [name for name in found.maker if name in read and name in found.beyond]
     results = _evaluate(model, found, wanted) if wanted else {}
+    for node in model.graph.node:
+        # Learned queries, keys or values are data, whose layers are pruned as any.
+        if node.op_type == "MatMul" and id(node) not in constant:
+            for place, name in enumerate(node.input):
+                if name in results and (place == 0 or results[name].ndim > 2):
+                    del results[name]
     if not results:
         return model
     kept = []
