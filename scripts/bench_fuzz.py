@@ -60,6 +60,7 @@ def main() -> None:
             print(f"{part:10} {outcome:40} {times:8}")
         for index, detail in found.bugs:
             print(f"{part}: attempt {index}: {detail}")
+        print(f"{part}: slowest was attempt {found.slowest}")
         for row in rows(part, found):
             print(f"{row.name:24} {row.value:10.2f} {row.unit:3} target {row.target:g}")
             written.append(row)

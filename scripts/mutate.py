@@ -106,5 +106,7 @@ def _value(field: Any, rng: np.random.Generator) -> Any:
         return bool(rng.integers(2))
     if field.cpp_type in (FieldDescriptor.CPPTYPE_DOUBLE, FieldDescriptor.CPPTYPE_FLOAT):
         return float(rng.choice(REAL))
+    if field.enum_type is not None and field.enum_type.is_closed:
+        return int(rng.choice([value.number for value in field.enum_type.values]))
     low, high = _WHOLE_MAX[field.cpp_type]
     return min(max(WHOLE[int(rng.integers(len(WHOLE)))], low), high)
