@@ -72,7 +72,7 @@ def read_inputs(
             if isinstance(data, np.ndarray):
                 return {"": data}, None
             with data:
-                arrays = {name: data[name] for name in data.files}
+                arrays = _plain(data)
     except OSError as error:
         raise CalibrationError(
             f"cannot read {what} {path}: {error.strerror or error}", field=what
@@ -93,6 +93,23 @@ def read_inputs(
             f"{what} {path} holds no inputs; save them with np.savez(path, x=inputs)", field=what
         )
     return _anonymous(arrays), labels
+
+
+def _plain(data: Any) -> dict[str, Array]:
+    """The arrays of an `.npz`; one of Python objects, which would have to be unpickled, is passed
+    over unless it is the input or the labels.
+
+    Raises:
+        ValueError: `x` or `y` is one.
+    """
+    arrays: dict[str, Array] = {}
+    for name in data.files:
+        try:
+            arrays[name] = data[name]
+        except ValueError:
+            if name in ("x", "y"):
+                raise
+    return arrays
 
 
 def collect_inputs(source: Any, *, what: str = "calibration") -> tuple[Inputs, Array | None]:

@@ -25,10 +25,10 @@ from rlprune.runtime.base import Array, Runtime
 if TYPE_CHECKING:
     from rlprune.graph.from_onnx import OnnxTrace
 
-COUNT = 256
+COUNT = 512
 LEAST_COUNT = 32
-MOST_VALUES = 1 << 26
-"""Values of all inputs together (256 MiB of float32); of large inputs there are fewer."""
+MOST_VALUES = 1 << 25
+"""Values of all inputs together (128 MiB of float32); of large inputs there are fewer."""
 SAMPLES = 16
 """Inputs that a scale is judged by."""
 MIN_IMAGE_SIDE = 16
@@ -79,7 +79,7 @@ def made_up_inputs(
     """Inputs for every graph input of a traced model, the same for the same seed.
 
     Args:
-        count: how many; by default 256, fewer where inputs are large.
+        count: how many; by default 512, fewer where inputs are large.
         runtime: what finds the scale of the inputs; without it the most usual is taken.
 
     Raises:

@@ -134,7 +134,7 @@ def finetune(
         )
     trace = trace_torch(module, torch.from_numpy(train.x[:1]))
     for images, what in ((train, "data"), (held, "validation")):
-        fit_inputs({"x": images.x}, images.y, trace.onnx, what=what)
+        fit_inputs({"x": images.x}, images.y, trace.onnx, what=what, least=1)
     plan.check(trace.graph)
     teacher = trace.module.eval()
     small = prune_torch(trace, plan.keeps)

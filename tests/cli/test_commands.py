@@ -31,7 +31,7 @@ def test_trace_lists_groups_with_their_share(rlprune: Rlprune, model: Path) -> N
 
     shown = rlprune("trace", model)
     assert shown.exit_code == 0
-    assert report["fingerprint"][:12] in shown.stdout and "w2[1]" in shown.stdout
+    assert report["fingerprint"][:12] in shown.stdout and "conv2[1]" in shown.stdout
 
 
 def test_plan_for_macs_prints_every_field(rlprune: Rlprune, model: Path) -> None:

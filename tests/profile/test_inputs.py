@@ -26,6 +26,15 @@ def test_an_npz_gives_its_arrays_by_name_and_its_labels(tmp_path: Path) -> None:
     assert labels is not None and labels.tolist() == [0, 1, 2, 3]
 
 
+def test_what_would_have_to_be_unpickled_is_passed_over(tmp_path: Path) -> None:
+    names = np.array([{"a": 1}], dtype=object)
+    np.savez(tmp_path / "a.npz", x=np.ones((4, 9)), names=names)
+    assert list(read_inputs(tmp_path / "a.npz")[0]) == [""]
+    np.savez(tmp_path / "b.npz", x=names)
+    with pytest.raises(CalibrationError, match=r"b\.npz"):
+        read_inputs(tmp_path / "b.npz")
+
+
 def test_x_alone_and_an_npy_are_the_input_of_whatever_name(tmp_path: Path) -> None:
     np.savez(tmp_path / "a.npz", x=np.ones((4, 9)))
     np.save(tmp_path / "a.npy", np.ones((4, 9)))
