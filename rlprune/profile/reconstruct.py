@@ -91,13 +91,13 @@ class Layer:
 
     def moment(self, shift: Shift) -> tuple[FloatArray, FloatArray]:
         """What is solved with [D, D], and the mean that the shift makes up for: each layer's
-        [layers, D]."""
+        [layers, D], or one for all [1, D]."""
         if shift == "own" or (shift == "one" and len(self.outputs) == 1):
             return self.covariance, self.means
         centre = self.shares @ self.means if shift == "one" else np.zeros(self.means.shape[1])
         apart = self.means - centre
         moment = self.covariance + np.einsum("k,ki,kj->ij", self.shares, apart, apart)
-        return moment, np.broadcast_to(centre, self.means.shape)
+        return moment, centre[None]
 
 
 @dataclass
@@ -170,6 +170,8 @@ class Reconstruction:
             solved = np.linalg.solve(moment[:, stay], moment @ layer.weight.T)
             weight: FloatArray = np.asarray(solved.T, dtype=np.float64)
             shifts = means @ layer.weight.T - means[:, stay] @ weight.T
+            # To the bit the same for all that share a bias: it stays one.
+            shifts = np.broadcast_to(shifts, (len(layer.outputs), shifts.shape[1]))
             if self._bytes > MAX_CACHE_BYTES:
                 self._solved.clear()
                 self._bytes = 0
