@@ -158,6 +158,7 @@ def _build(
     outputs = [value.name for value in model.graph.output]
     walks = (first, *others.walks)
     kept, targets = _live(nodes, fixed, set(outputs), walks)
+    known_as = _originals(nodes, first.weights)
 
     normal = ModelProto(ir_version=max(model.ir_version, 4), producer_name="rlprune")
     normal.opset_import.extend(model.opset_import)
@@ -196,6 +197,9 @@ def _build(
             copy.input[place] = name
             shapes[name], values[name] = array.shape, array
             node = replace(node, attrs={a.name: attribute_value(a) for a in copy.attribute})
+        for place, name in enumerate(copy.input):
+            if name in fixed and known_as.get(name) in fixed:
+                copy.input[place] = known_as[name]
         call = (node.op, *(name if name in fixed else "" for name in copy.input))
         # A layer called again, known by its matrix, keeps its vectors as well.
         again = calls.get(call) if any(not is_vector(shapes[n]) for n in call[1:] if n) else None
@@ -312,6 +316,27 @@ def _retarget(copy: NodeProto, target: Target) -> tuple[int, Array]:
     if target.axes:
         copy.attribute.append(helper.make_attribute("axes", target.axes))
     return target.place, target.values
+
+
+def _originals(nodes: Sequence[Node], weights: Mapping[str, Weight]) -> dict[str, str]:
+    """By name of a matrix that the file reads again or turns again, the name that it has already:
+    what layers share stays shared, though exporters write an Identity or a Transpose for each.
+    """
+    known: dict[str, str] = {}
+    turned: dict[tuple[str, str], str] = {}
+    for node in nodes:
+        if node.op not in ("Identity", "Transpose") or node.outputs[0] not in weights:
+            continue
+        name, source = node.outputs[0], known.get(node.inputs[0], node.inputs[0])
+        if source not in weights or is_vector(weights[name].dims):
+            continue
+        if node.op == "Identity":
+            known[name] = source
+        else:
+            first = turned.setdefault((source, str(node.attrs.get("perm"))), name)
+            if first != name:
+                known[name] = first
+    return known
 
 
 def _unused(name: str, shapes: Mapping[str, Shape]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from onnx_oracle import Built, Net, numbers_in_weights, some_keeps
+from onnx_oracle import Built, Net, assert_pruned_right, numbers_in_weights, some_keeps
 
 from rlprune.graph.from_onnx import trace_onnx
 from rlprune.graph.reach import attach
@@ -76,6 +76,23 @@ def test_parameters_of_every_plan_are_the_numbers_in_the_file_cut_by_it(built: B
     trace = trace_onnx(net.model(str(output)))
     for keeps in some_keeps(trace, 5):
         assert trace.graph.params(keeps) == numbers_in_weights(prune_onnx(trace, keeps))
+
+
+@pytest.mark.parametrize("op", ["Identity", "Transpose"])
+def test_a_matrix_that_an_exporter_names_again_for_each_layer_stays_one(op: str) -> None:
+    net = Net(1, 6, 8)
+    x = net.add("Relu", net.add("MatMul", "x", net.weight(8, 24)))
+    weight = net.weight(24, 24)
+    turn = {"perm": [1, 0]} if op == "Transpose" else {}
+    again = [net.add(op, weight, **turn) for _ in range(2)]
+    for name in again if op == "Transpose" else [weight, *again]:
+        x = net.add("Relu", net.add("Add", net.add("MatMul", x, name), net.weight(24)))
+    built = net.model(str(net.add("MatMul", x, net.weight(24, 4))))
+    trace = trace_onnx(built)
+    assert int(trace.graph.params(trace.graph.widths)) == numbers_in_weights(built)
+    assert len(trace.graph.groups) == 1
+    for keeps in some_keeps(trace):
+        assert_pruned_right(trace, keeps)
 
 
 def test_recurrent_net_is_not_called_wholly_prunable() -> None:
