@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from rlprune.graph.from_onnx import OnnxTrace
     from rlprune.graph.from_torch import TorchTrace
     from rlprune.plans import PruningPlan
-    from rlprune.profile.correct import Corrected
+    from rlprune.profile.correct import Correction
     from rlprune.profile.sources import CalibrationData, CalibrationSource
     from rlprune.service.client import Client
     from rlprune.training.recover import finetune
@@ -169,8 +169,8 @@ def plan(
             uniform-plain (not filled), or a trained policy's directory.
         calibration: inputs without or with labels: an `.npz` with an array for every input (`x`
             where there is one, [N, ...]; `y` [N] for labels), arrays by name, one array, a
-            `CalibrationData`, or `made-up`; losses are then measured, not foretold from those of
-            other networks.
+            `CalibrationData`, or `made-up`; sensitivity is then measured, not predicted from the
+            weights.
         example_inputs, input_shapes: as for `trace`.
         round_to: keep counts are multiples of this, or the full width; by default of what the
             device likes (8, on `macs` 1).
@@ -238,7 +238,7 @@ def apply(
     *,
     calibration: CalibrationSource | None = None,
     input_shapes: Mapping[str, Sequence[int]] | None = None,
-    on_result: Callable[[Corrected], None] | None = None,
+    on_result: Callable[[Correction], None] | None = None,
 ) -> onnx.ModelProto: ...
 @overload
 def apply(
@@ -247,6 +247,7 @@ def apply(
     *,
     calibration: CalibrationSource | None = None,
     example_inputs: Any = None,
+    on_result: Callable[[Correction], None] | None = None,
 ) -> nn.Module: ...
 def apply(
     plan: PruningPlan,
@@ -255,7 +256,7 @@ def apply(
     calibration: CalibrationSource | None = None,
     example_inputs: Any = None,
     input_shapes: Mapping[str, Sequence[int]] | None = None,
-    on_result: Callable[[Corrected], None] | None = None,
+    on_result: Callable[[Correction], None] | None = None,
 ) -> onnx.ModelProto | nn.Module:
     """The model with the channels removed that the plan gives up; the input stays as it is.
 
@@ -268,8 +269,8 @@ def apply(
     Args:
         calibration: a file, arrays by input name, one array, or a `CalibrationData`; `none` to cut
             and no more.
-        on_result: told of an ONNX model what it was reconstructed from and how far its answers
-            moved.
+        on_result: told what the model was reconstructed from and, of an ONNX model, how far its
+            answers moved.
 
     Raises:
         PlanMismatchError: the plan is for another model.
@@ -294,18 +295,9 @@ def apply(
         if on_result is not None:
             on_result(made)
         return written
-    from rlprune.errors import CalibrationError, MissingExtraError
-    from rlprune.profile.correct import samples_for
-    from rlprune.runtime import get_runtime
-    from rlprune.surgery.torch import prune_torch
-    from rlprune.training.reconstruct import reconstruct_module
+    from rlprune.training.reconstruct import prune_module
 
-    small = prune_torch(traced, plan.keeps)
-    try:
-        samples = samples_for(traced.onnx, calibration)
-        if samples is not None:
-            reconstruct_module(small, traced, plan.keeps, samples, get_runtime())
-    except (CalibrationError, MissingExtraError):
-        if calibration is not None:
-            raise
+    small, correction = prune_module(traced, plan.keeps, calibration)
+    if on_result is not None:
+        on_result(correction)
     return small

@@ -233,6 +233,9 @@ def devices(
     print_table(
         ("device", "runtime", *columns), [_device_row(record, now_sec) for record in found], left=2
     )
+    for record in found:
+        for line in record.health.dropped if record.health is not None else ():
+            print_line(f"{record.key}: not used: {line}")
 
 
 def _device_facts(record: DeviceRecord) -> dict[str, Any]:
@@ -251,6 +254,7 @@ def _device_facts(record: DeviceRecord) -> dict[str, Any]:
         "drift_ratio": health.drift_ratio,
         "stale": health.stale,
         "parked_job_count": health.parked_job_count,
+        "dropped": health.dropped,
         "description": record.description,
     }
 

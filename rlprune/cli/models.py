@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
     from rlprune.graph.from_onnx import OnnxTrace
     from rlprune.plans import PruningPlan
-    from rlprune.profile.correct import Corrected
+    from rlprune.profile.correct import Correction
 
 Model = Annotated[Path, typer.Argument(metavar="MODEL.onnx", show_default=False)]
 
@@ -85,7 +85,7 @@ def apply(
     for note in traced.notes:
         say(f"note: {note}")
     graph = traced.graph
-    results: list[Corrected] = []
+    results: list[Correction] = []
     pruned = rlprune.apply(made, traced, calibration=source, on_result=results.append)
     del traced  # its copy of the weights, or three models would be in memory at once
     write_atomic(output, encode(pruned))
@@ -103,19 +103,19 @@ def apply(
     else:
         print_line(
             f"{output}: {figures['macs_ratio']:.1%} of the MACs, "
-            f"{figures['params_ratio']:.1%} of the parameters"
+            f"{figures['params_ratio']:.1%} of the parameters of {model}"
         )
-        for line in _told(results[0]):
+        for line in _told(results[0], made, calibration_path(calibration) is not None):
             print_line(line)
     moved = results[0].moved
     if moved is not None and moved.much:
         say(
-            "warning: the answers moved a lot; fine-tune the model, give calibration inputs of its "
-            "own to `plan` and `apply`, or a larger budget"
+            "warning: the answers moved a lot; give inputs of yours to `plan` and `apply` "
+            "(--calibration FILE), fine-tune the model, or plan for a larger budget"
         )
 
 
-def _correction(found: Corrected, plan: PruningPlan) -> dict[str, Any]:
+def _correction(found: Correction, plan: PruningPlan) -> dict[str, Any]:
     """For --json: what was done beyond cutting, and how far the answers moved."""
     moved = found.moved
     return {
@@ -126,12 +126,16 @@ def _correction(found: Corrected, plan: PruningPlan) -> dict[str, Any]:
     }
 
 
-def _told(found: Corrected) -> list[str]:
-    lines = [f"reconstructed from {found.inputs}"] if found.inputs else []
-    if found.note:
-        lines.append(found.note)
-    if found.moved is not None:
-        lines.append(f"answers: {found.moved.text()}")
+def _told(found: Correction, plan: PruningPlan, given: bool) -> list[str]:
+    lines = found.told()
+    if found.moved is not None and plan.expected_divergence is not None:
+        guess = "measured" if plan.profiled else "predicted from the weights, roughly"
+        lines.append(f"expected by the plan: divergence {plan.expected_divergence:.3g} ({guess})")
+    if found.inputs and not given:
+        lines.append(
+            "no data was given: with --calibration FILE (100 of your inputs do, no labels needed) "
+            "the model comes out better"
+        )
     return lines
 
 

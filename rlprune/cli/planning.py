@@ -41,6 +41,7 @@ from rlprune.cli.models import load_trace
 
 if TYPE_CHECKING:
     from rlprune.graph.from_onnx import OnnxTrace
+    from rlprune.graph.types import PruningGraph
     from rlprune.plans import PlanFigures, PruningPlan
     from rlprune.profile.initial import InitialScores
 
@@ -220,7 +221,7 @@ def plan(
     if as_json:
         print_json(json.loads(made.to_json()))
     else:
-        _print_plan(made)
+        _print_plan(made, traced.graph)
     if not made.feasible:
         kept_back = f"; {output} was not written" if output is not None else ""
         say(f"infeasible: {made.note}{kept_back}")
@@ -306,8 +307,9 @@ def _untrained(
     return traced.onnx, score_units(traced, score, calibration)
 
 
-def _print_plan(plan: PruningPlan) -> None:
+def _print_plan(plan: PruningPlan, graph: PruningGraph) -> None:
     from rlprune.latency.types import MACS_DEVICE
+    from rlprune.profile.correct import MUCH_DIVERGENCE
 
     unit = "M MACs" if plan.device == MACS_DEVICE else "ms"
     print_line(f"graph {plan.fingerprint[:12]}   device {plan.device}   policy {plan.policy}")
@@ -349,9 +351,11 @@ def _print_plan(plan: PruningPlan) -> None:
             print_line(f"{len(plan.candidates) - len(finalists)} others were worse on fewer images")
     low, high = plan.predicted_interval_ms
     print_line(
-        f"budget     {plan.budget_ms:.4g} {unit} of {plan.base_latency_ms:.4g}; "
-        f"the least possible is {plan.least_latency_ms:.4g}"
+        f"budget     {plan.budget_ms:.4g} {unit} of {plan.base_latency_ms:.4g} unpruned; "
+        f"the smallest plan takes {plan.least_latency_ms:.4g}"
     )
+    macs, params = int(graph.macs(graph.widths)), int(graph.params(graph.widths))
+    print_line(f"unpruned   {macs / 1e6:.4g} M MACs, {params:,} parameters")
     counted = plan.device == MACS_DEVICE  # exactly, so that there is nothing to be uncertain of
     within = "" if counted else f"; 90 % within {low:.4g} .. {high:.4g} {unit}"
     print_line(f"{'counted  ' if counted else 'predicted'}  {_figures(plan, unit)}{within}")
@@ -363,15 +367,29 @@ def _print_plan(plan: PruningPlan) -> None:
             f"{high:.4g} {unit}"
         )
     if plan.expected_divergence is not None:
-        guessed = "" if plan.profiled else ", a rough guess (--calibration measures it)"
+        how = "" if plan.profiled else "guessed from the weights, roughly; "
         print_line(
-            f"expected   divergence {plan.expected_divergence:.2g} nats from the unpruned answers "
-            f"once applied{guessed}"
+            f"expected   once applied, answers {plan.expected_divergence:.2g} nats from the "
+            f"original's ({how}0: the same, {MUCH_DIVERGENCE:g}: far)"
         )
+        if not plan.profiled:
+            print_line(f"better     {_remedy(graph)}")
     if reference is not None:
         print_line(f"knapsack   {_figures(reference, unit)}")
     if plan.note:
         print_line(f"note       {plan.note}")
+
+
+def _remedy(graph: PruningGraph) -> str:
+    """How sensitivity, predicted from weights so far, is measured, and what that costs."""
+    from rlprune.planning.profiles import made_up_profile_sec
+
+    cost_sec = made_up_profile_sec(graph)
+    cost = f"{max(cost_sec, 1):.0f} s" if cost_sec < 100 else f"{cost_sec / 60:.0f} min"
+    return (
+        "with --calibration FILE sensitivity is measured on inputs of yours, with --calibration "
+        f"made-up on made-up ones (about {cost} of CPU)"
+    )
 
 
 def _figures(figures: PruningPlan | PlanFigures, unit: str) -> str:

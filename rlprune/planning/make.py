@@ -262,7 +262,7 @@ def _note(
         )
     elif not task.profiles.profiled:
         source = "shapes" if task.profiles.energy_loss is None else "weights and shapes"
-        clauses.append(f"losses foretold from {source} and other networks: no calibration data")
+        clauses.append(f"sensitivity is predicted from {source}; no calibration data was given")
     if task.tables.device == MACS_DEVICE:
         clauses.append("latencies are millions of MACs")
     return "; ".join([*clauses, *_held_clauses(task.graph)])

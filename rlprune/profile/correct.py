@@ -62,10 +62,10 @@ class Moved:
         """In one line, for people."""
         words = [f"divergence {self.divergence:.3g} nats"]
         if self.agreement is not None:
-            words.insert(0, f"{self.agreement:.1%} decided as before")
+            words.insert(0, f"{self.agreement:.1%} of its decisions kept")
         if self.accuracy is not None and self.base_accuracy is not None:
-            words.append(f"accuracy {self.accuracy:.1%} of {self.base_accuracy:.1%}")
-        return f"{', '.join(words)}, on {self.sample_count} inputs kept apart"
+            words.append(f"accuracy {self.accuracy:.1%} (original {self.base_accuracy:.1%})")
+        return f"{', '.join(words)}; on {self.sample_count} inputs kept apart"
 
     @staticmethod
     def of(found: Evaluation, base: Evaluation) -> Moved:
@@ -81,17 +81,32 @@ class Moved:
         )
 
 
-@dataclass(frozen=True)
-class Corrected:
+@dataclass(frozen=True, kw_only=True)
+class Correction:
+    """What was done for a network beyond cutting it, and what is left of its answers."""
+
+    inputs: str = ""
+    """What it was reconstructed from; empty where it was only cut."""
+    moved: Moved | None = None
+    """None where the model was not run here, and of torch modules."""
+    note: str = ""
+    """Why it was only cut, or not compared."""
+
+    def told(self) -> list[str]:
+        """For people, line by line."""
+        lines = [f"reconstructed from {self.inputs}"] if self.inputs else []
+        if self.note:
+            lines.append(self.note)
+        if self.moved is not None:
+            lines.append(f"compared with the original: {self.moved.text()}")
+        return lines
+
+
+@dataclass(frozen=True, kw_only=True)
+class Corrected(Correction):
     """A plan's network, and what was done for it."""
 
     model: onnx.ModelProto
-    inputs: str
-    """What it was reconstructed from; empty where it was only cut."""
-    moved: Moved | None
-    """None where the model cannot be run here."""
-    note: str = ""
-    """Why it was only cut, or not compared."""
 
 
 def carry_out(
@@ -115,9 +130,7 @@ def carry_out(
     except MissingExtraError as error:
         if given is not None:
             raise
-        return _only_cut(
-            trace, keeps, f"only cut, which costs most of the accuracy: to reconstruct, {error}"
-        )
+        return _only_cut(trace, keeps, only_cut(f"to reconstruct, {error}"))
     if is_skeleton(trace.model):
         return _only_cut(trace, keeps, "only cut: the file holds no weights")
     if given is not None:
@@ -131,9 +144,13 @@ def carry_out(
     return _only_cut(
         trace,
         keeps,
-        f"only cut, which costs most of the accuracy: made-up inputs did not do "
-        f"({why}); give some as calibration",
+        only_cut(f"made-up inputs did not do ({why}); give some as calibration"),
     )
+
+
+def only_cut(why: str) -> str:
+    """The note of a network that should have been reconstructed."""
+    return f"only cut, which costs most of the accuracy: {why}"
 
 
 def samples_for(trace: OnnxTrace, calibration: CalibrationSource | None) -> CalibrationSet | None:
@@ -153,7 +170,7 @@ def _made_up(trace: OnnxTrace, runtime: Runtime) -> Iterator[CalibrationSet]:
 
 
 def _only_cut(trace: OnnxTrace, keeps: IntArray, note: str) -> Corrected:
-    return Corrected(prune_onnx(trace, keeps), "", None, note)
+    return Corrected(model=prune_onnx(trace, keeps), note=note)
 
 
 def _corrected(
@@ -184,7 +201,13 @@ def _corrected(
         model = refine(trace, pruned, kept, reconstruction, used, runtime)
     check_written(model)
     moved = Moved.of(evaluator.evaluate_model(model), evaluator.base)
-    inputs = (
-        f"{len(used)} of {samples.source}" if samples.source == "given inputs" else samples.source
-    )
-    return Corrected(model, inputs if reconstruct else "", moved, "" if reconstruct else "only cut")
+    if not reconstruct:
+        return Corrected(model=model, moved=moved, note="only cut")
+    return Corrected(model=model, inputs=what_was_used(samples, used), moved=moved)
+
+
+def what_was_used(samples: CalibrationSet, used: CalibrationSet) -> str:
+    """In words, the inputs that layers were reconstructed from, of those that there were."""
+    if samples.source != "given inputs":
+        return samples.source
+    return f"{len(used)} of {len(samples)} given inputs"

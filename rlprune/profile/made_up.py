@@ -73,6 +73,11 @@ class MadeUp:
     kind: str
 
 
+def default_count(value_count: int) -> int:
+    """How many inputs of so many values each are made up: 512, fewer where they are large."""
+    return int(np.clip(MOST_VALUES // max(value_count, 1), LEAST_COUNT, COUNT))
+
+
 def made_up_inputs(
     trace: OnnxTrace, count: int | None = None, *, seed: int = 0, runtime: Runtime | None = None
 ) -> MadeUp:
@@ -91,7 +96,7 @@ def made_up_inputs(
     shapes = {value.name: trace.normal.shapes[value.name] for value in values}
     if count is None:
         each = sum(math.prod(shape) for shape in shapes.values())
-        count = int(np.clip(MOST_VALUES // max(each, 1), LEAST_COUNT, COUNT))
+        count = default_count(each)
     arrays: dict[str, Array] = {}
     kinds = []
     for value in values:

@@ -19,6 +19,9 @@ MAX_WIDTH = 1 << 20
 MAX_ELEMENTS = 1 << 28
 """Of an operator's weight or activation: 1 GiB as float32, more than any worker should be asked."""
 
+MOST_DROPPED = 20
+"""Lines told of what a device reported in vain; an answer stays small whatever it reports."""
+
 _EXTENTS = ("in_spatial", "out_spatial", "kernel", "stride", "pads", "dilation")
 
 _JOB_STATES: dict[JobState, devices_pb2.JobState] = {
@@ -215,9 +218,17 @@ def device_to(record: DeviceRecord, open_job_count: int) -> devices_pb2.Device:
                 drift_ratio=_known(record.health.drift_ratio),
                 stale=record.health.stale,
                 parked_job_count=record.health.parked_job_count,
+                dropped=_few(record.health.dropped),
             )
         )
     return message
+
+
+def _few(dropped: Sequence[str]) -> list[str]:
+    """The first of many lines, and how many more there are."""
+    if len(dropped) <= MOST_DROPPED:
+        return list(dropped)
+    return [*dropped[: MOST_DROPPED - 1], f"{len(dropped) - MOST_DROPPED + 1} more"]
 
 
 def _known(value: float) -> float | None:
@@ -248,4 +259,5 @@ def _health_from(message: devices_pb2.DeviceHealth) -> DeviceHealth:
         drift_ratio=message.drift_ratio if message.HasField("drift_ratio") else nan,
         stale=message.stale,
         parked_job_count=message.parked_job_count,
+        dropped=tuple(message.dropped),
     )

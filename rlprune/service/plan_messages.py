@@ -62,6 +62,7 @@ def plan_to(plan: PruningPlan) -> types_pb2.PruningPlan:
             types_pb2.Candidate(policy=one.policy, figures=_figures_to(one))
             for one in plan.candidates
         ],
+        expected_divergence=plan.expected_divergence,
     )
 
 
@@ -99,6 +100,9 @@ def plan_from(message: types_pb2.PruningPlan) -> PruningPlan:
         candidates=tuple(
             Candidate(**_figures_from(one.figures), policy=one.policy) for one in message.candidates
         ),
+        expected_divergence=message.expected_divergence
+        if message.HasField("expected_divergence")
+        else None,
     )
 
 

@@ -13,15 +13,46 @@ import numpy as np
 import torch
 from torch import nn
 
+from rlprune.errors import CalibrationError, MissingExtraError
 from rlprune.graph.from_torch import TorchTrace
 from rlprune.graph.types import FloatArray, IntArray
 from rlprune.profile.calibration import CalibrationSet
+from rlprune.profile.correct import Correction, only_cut, samples_for, what_was_used
 from rlprune.profile.reconstruct import Layer, Reconstruction, Shift
+from rlprune.profile.sources import CalibrationSource
+from rlprune.runtime import get_runtime
 from rlprune.runtime.base import Runtime
 from rlprune.surgery.importance import unit_scores
 from rlprune.surgery.onnx import kept_units
+from rlprune.surgery.torch import prune_torch
 from rlprune.surgery.torch_attention import unpacked
 from rlprune.surgery.torch_cut import Cut
+
+
+def prune_module(
+    trace: TorchTrace, keeps: IntArray, calibration: CalibrationSource | None
+) -> tuple[nn.Module, Correction]:
+    """The traced module as a plan wants it, and what was done for it: as
+    `profile.correct.carry_out` does for ONNX models.
+
+    Args:
+        keeps: units to keep per group [G].
+
+    Raises:
+        CalibrationError: what was given is refused.
+        MissingExtraError: something was given, and no runtime is installed.
+    """
+    small = prune_torch(trace, keeps)
+    try:
+        samples = samples_for(trace.onnx, calibration)
+        if samples is None:
+            return small, Correction(note="only cut")
+        reconstruct_module(small, trace, keeps, samples, get_runtime())
+    except (CalibrationError, MissingExtraError) as error:
+        if calibration is not None:
+            raise
+        return small, Correction(note=only_cut(str(error)))
+    return small, Correction(inputs=what_was_used(samples, samples))
 
 
 def reconstruct_module(

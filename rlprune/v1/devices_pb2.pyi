@@ -53,16 +53,18 @@ class Device(_message.Message):
     def __init__(self, key: _Optional[str] = ..., description: _Optional[_Mapping[str, str]] = ..., first_seen_sec: _Optional[float] = ..., last_seen_sec: _Optional[float] = ..., measurement_count: _Optional[int] = ..., generation: _Optional[int] = ..., open_job_count: _Optional[int] = ..., last_measured_sec: _Optional[float] = ..., health: _Optional[_Union[DeviceHealth, _Mapping]] = ...) -> None: ...
 
 class DeviceHealth(_message.Message):
-    __slots__ = ("error_ratio", "drift_ratio", "stale", "parked_job_count")
+    __slots__ = ("error_ratio", "drift_ratio", "stale", "parked_job_count", "dropped")
     ERROR_RATIO_FIELD_NUMBER: _ClassVar[int]
     DRIFT_RATIO_FIELD_NUMBER: _ClassVar[int]
     STALE_FIELD_NUMBER: _ClassVar[int]
     PARKED_JOB_COUNT_FIELD_NUMBER: _ClassVar[int]
+    DROPPED_FIELD_NUMBER: _ClassVar[int]
     error_ratio: float
     drift_ratio: float
     stale: bool
     parked_job_count: int
-    def __init__(self, error_ratio: _Optional[float] = ..., drift_ratio: _Optional[float] = ..., stale: _Optional[bool] = ..., parked_job_count: _Optional[int] = ...) -> None: ...
+    dropped: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, error_ratio: _Optional[float] = ..., drift_ratio: _Optional[float] = ..., stale: _Optional[bool] = ..., parked_job_count: _Optional[int] = ..., dropped: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class RegisterDeviceRequest(_message.Message):
     __slots__ = ("key", "description")

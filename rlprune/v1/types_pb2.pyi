@@ -86,7 +86,7 @@ class PlanFigures(_message.Message):
     def __init__(self, keeps: _Optional[_Iterable[int]] = ..., predicted_latency_ms: _Optional[float] = ..., predicted_interval_ms: _Optional[_Union[Interval, _Mapping]] = ..., macs: _Optional[int] = ..., params: _Optional[int] = ...) -> None: ...
 
 class PruningPlan(_message.Message):
-    __slots__ = ("fingerprint", "policy", "profiled", "device", "budget_ms", "feasible", "base_latency_ms", "least_latency_ms", "predicted_latency_ms", "predicted_interval_ms", "groups", "macs", "params", "reference", "note", "constraints", "candidates")
+    __slots__ = ("fingerprint", "policy", "profiled", "device", "budget_ms", "feasible", "base_latency_ms", "least_latency_ms", "predicted_latency_ms", "predicted_interval_ms", "groups", "macs", "params", "reference", "note", "constraints", "candidates", "expected_divergence")
     FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
     POLICY_FIELD_NUMBER: _ClassVar[int]
     PROFILED_FIELD_NUMBER: _ClassVar[int]
@@ -104,6 +104,7 @@ class PruningPlan(_message.Message):
     NOTE_FIELD_NUMBER: _ClassVar[int]
     CONSTRAINTS_FIELD_NUMBER: _ClassVar[int]
     CANDIDATES_FIELD_NUMBER: _ClassVar[int]
+    EXPECTED_DIVERGENCE_FIELD_NUMBER: _ClassVar[int]
     fingerprint: str
     policy: str
     profiled: bool
@@ -121,7 +122,8 @@ class PruningPlan(_message.Message):
     note: str
     constraints: Constraints
     candidates: _containers.RepeatedCompositeFieldContainer[Candidate]
-    def __init__(self, fingerprint: _Optional[str] = ..., policy: _Optional[str] = ..., profiled: _Optional[bool] = ..., device: _Optional[str] = ..., budget_ms: _Optional[float] = ..., feasible: _Optional[bool] = ..., base_latency_ms: _Optional[float] = ..., least_latency_ms: _Optional[float] = ..., predicted_latency_ms: _Optional[float] = ..., predicted_interval_ms: _Optional[_Union[Interval, _Mapping]] = ..., groups: _Optional[_Iterable[_Union[PlanEntry, _Mapping]]] = ..., macs: _Optional[int] = ..., params: _Optional[int] = ..., reference: _Optional[_Union[PlanFigures, _Mapping]] = ..., note: _Optional[str] = ..., constraints: _Optional[_Union[Constraints, _Mapping]] = ..., candidates: _Optional[_Iterable[_Union[Candidate, _Mapping]]] = ...) -> None: ...
+    expected_divergence: float
+    def __init__(self, fingerprint: _Optional[str] = ..., policy: _Optional[str] = ..., profiled: _Optional[bool] = ..., device: _Optional[str] = ..., budget_ms: _Optional[float] = ..., feasible: _Optional[bool] = ..., base_latency_ms: _Optional[float] = ..., least_latency_ms: _Optional[float] = ..., predicted_latency_ms: _Optional[float] = ..., predicted_interval_ms: _Optional[_Union[Interval, _Mapping]] = ..., groups: _Optional[_Iterable[_Union[PlanEntry, _Mapping]]] = ..., macs: _Optional[int] = ..., params: _Optional[int] = ..., reference: _Optional[_Union[PlanFigures, _Mapping]] = ..., note: _Optional[str] = ..., constraints: _Optional[_Union[Constraints, _Mapping]] = ..., candidates: _Optional[_Iterable[_Union[Candidate, _Mapping]]] = ..., expected_divergence: _Optional[float] = ...) -> None: ...
 
 class Candidate(_message.Message):
     __slots__ = ("policy", "figures")

@@ -14,7 +14,7 @@ from small_onnx import small_onnx
 
 import rlprune
 from rlprune.graph.from_onnx import OnnxTrace, trace_onnx
-from rlprune.profile.correct import Corrected, carry_out
+from rlprune.profile.correct import Correction, carry_out
 from rlprune.profile.divergence import judged_outputs
 from rlprune.profile.evaluate import Evaluator
 from rlprune.profile.fit import fit_inputs
@@ -223,9 +223,9 @@ def test_python_arrays_pairs_and_loaders_and_the_result_told(tmp_path: Path) -> 
     model = small_onnx()
     plan = rlprune.plan(model, budget_ratio=0.5, device="macs")
     x = RNG.standard_normal((64, 3, 16, 16)).astype(np.float32)
-    told: list[Corrected] = []
+    told: list[Correction] = []
     whole = rlprune.apply(plan, model, calibration=x, on_result=told.append)
     np.save(tmp_path / "x.npy", x)
     for source in ({"x": x}, (x, np.zeros(64, np.int64)), [x[:32], x[32:]], tmp_path / "x.npy"):
         assert rlprune.apply(plan, model, calibration=source) == whole
-    assert told[0].moved is not None and told[0].inputs == "51 of given inputs"
+    assert told[0].moved is not None and told[0].inputs == "51 of 64 given inputs"

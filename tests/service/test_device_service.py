@@ -105,6 +105,19 @@ def test_the_health_of_devices_is_told_where_it_is_asked_for(board: Rig) -> None
     assert np.isnan(idle.health.error_ratio) and np.isnan(idle.health.drift_ratio)
 
 
+def test_what_predictions_cannot_use_of_a_device_is_named(board: Rig) -> None:
+    ask(board, SPEC)
+    job = board.device.lease("worker", BOARD)
+    assert job is not None
+    apart = ((1.0,) * 3, (40.0,) * 3, (1.0,) * 3, (40.0,) * 3)
+    report = [Measurement(BOARD, SPEC, apart, apart)]
+    board.device.report(job.lease_id, uuid.uuid4().hex, report, done=True)
+    (known,) = board.client.devices(health=True)
+    assert known.health is not None
+    (dropped,) = known.health.dropped
+    assert dropped.startswith(SPEC.kind) and "apart" in dropped
+
+
 def test_a_device_that_slows_down_is_stale_until_it_is_measured_again(board: Rig) -> None:
     cost = macs_cost(TRACE.graph)
 

@@ -153,6 +153,7 @@ def test_without_weights_or_data_the_plan_says_so(rig: Rig) -> None:
     bare = create(rig, request()).plan
     profiled = create(rig, request(profiles=profiles_to(PROFILES))).plan
     assert not bare.profiled and "from shapes" in bare.note
+    assert bare.expected_divergence > 0.0
     assert not profiled.profiled and "weights and shapes" in profiled.note
 
 
