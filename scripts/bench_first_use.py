@@ -173,7 +173,7 @@ def typed(command: str, folder: Path) -> str:
 
 def measured_ratio(shown: str) -> float:
     """The pruned model's latency over the unpruned one's, as `measure` printed it."""
-    (row,) = (line.split() for line in shown.splitlines() if line.startswith("s.onnx"))
+    (row,) = (line.split() for line in shown.splitlines() if " s.onnx " in line)
     return float(row[-5])  # ratio, low, .., high, wall ms
 
 
