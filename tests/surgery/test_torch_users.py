@@ -19,6 +19,7 @@ from torch_resume import optimizer_of, tensors, train
 import rlprune
 from rlprune.graph.from_torch import TorchTrace
 from rlprune.plans import PlanEntry, PruningPlan
+from rlprune.profile.correct import Correction
 
 NETS = {**TOPOLOGIES, **TRANSFORMERS}
 QUICK = (
@@ -92,7 +93,9 @@ def test_state_loads_into_the_plan_applied_to_other_weights_and_computes_the_sam
     module, inputs = NETS[name]()
     trace = rlprune.trace(module, inputs)
     plan = some_plan(trace)
-    small = rlprune.apply(plan, trace)
+    told: list[Correction] = []
+    small = rlprune.apply(plan, trace, on_result=told.append)
+    assert told[0].told() == [f"reconstructed from {told[0].inputs}"] and told[0].inputs
     other = reseeded(name)
     again = rlprune.apply(plan, other, example_inputs=inputs)
     assert survivors(module, small) != survivors(other, again)
