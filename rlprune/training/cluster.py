@@ -66,11 +66,11 @@ def ray_session(address: str | None) -> Iterator[None]:
         import ray
     except ModuleNotFoundError as error:
         raise MissingExtraError("training", "train") from error
+    if address is not None:
+        check_cluster(address)
     if ray.is_initialized():
         yield
         return
-    if address is not None:
-        check_cluster(address)
     try:
         if address is None:
             _start_cluster()

@@ -74,7 +74,7 @@ def test_too_few_images_to_halve_are_refused(rlprune: Rlprune, folder: Path, mod
     data = folder / "data.npz"
     np.savez(data, x=np.zeros((31, 3, 16, 16), np.float32), y=np.zeros(31, int))
     asked = rlprune("record", model, "--calibration", data, "-o", "tasks")
-    assert "31 images are too few to halve" in refusal(asked, folder)
+    assert "31 samples are too few to halve" in refusal(asked, folder)
 
 
 def test_another_models_recording_is_not_added_to(
@@ -93,6 +93,9 @@ def test_ctrl_c_keeps_what_was_recorded_and_says_how_to_go_on(
     rlprune: Rlprune, folder: Path, images: Path
 ) -> None:
     (folder / "model.onnx").write_bytes(small_onnx(widths=(96, 96)).SerializeToString())
+    # As many images as make an evaluation last a tenth of a second: the signal comes in between.
+    x = np.random.default_rng(0).standard_normal((240, 3, 16, 16)).astype(np.float32)
+    np.savez(images, x=x, y=np.arange(240) % 10)
     options = ["model.onnx", "--calibration", str(images), "-o", "tasks", "--evaluations"]
     command = [sys.executable, "-c", "from rlprune.cli import main; main()", "record"]
     with subprocess.Popen(

@@ -182,7 +182,7 @@ def test_the_log_of_serve_json_is_json_in_every_line(tmp_path: Path) -> None:
     with Client(address) as client:
         client.devices()
         with pytest.raises(NotFoundError):
-            client.get_plan("no\nsuch plan")
+            client.get_plan("no such plan")
     with grpc.insecure_channel(address) as channel, pytest.raises(grpc.RpcError):
         channel.unary_unary("/rlprune.v1.PlanService/ListPlans")(
             b"", compression=grpc.Compression.Deflate, timeout=10

@@ -61,7 +61,7 @@ def test_any_reader_of_parquet_finds_rows_and_where_they_are_from(tmp_path: Path
         ("knapsack", "macs", 3.5, 0),
         ("policy:learned/0123abcd", "board-1", 1.25, 1),
     ]
-    assert table.schema.field("keeps").type.value_type == pa.int16()
+    assert table.schema.field("keeps").type.value_type == pa.int32()
     assert table.schema.metadata[b"fingerprint"].decode() == task.graph.fingerprint
     assert float(table.schema.metadata[b"base_loss"]) == 0.3
     assert table.schema.metadata[b"licence"].decode() == "Apache-2.0 ©"

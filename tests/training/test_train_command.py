@@ -26,4 +26,4 @@ def test_train_writes_a_policy_and_says_which_agent_won(
     summary = json.loads(result.stdout)
     assert summary["policy"] == get_policy(str(policy)).name
     assert len(summary["agents"]) == 1 and summary["agents"][0]["alive"]
-    assert "training 1 agents" in result.stderr
+    assert "training 1 agent" in result.stderr
