@@ -173,7 +173,7 @@ def plan(
             weights.
         example_inputs, input_shapes: as for `trace`.
         round_to: keep counts are multiples of this, or the full width; by default of what the
-            device likes (8, on `macs` 1).
+            device likes (8).
         min_keep: no group keeps fewer units.
         min_keep_ratio: nor a smaller share (0-1) of them.
         hold: globs over names of layers, nodes, weights or groups; what matches is left as it is.

@@ -354,7 +354,9 @@ def _cross_entropy(logits: FloatArray, y: IntArray) -> tuple[FloatArray, FloatAr
 
 
 def _fold_means(values: FloatArray) -> FloatArray:
-    return np.array([values[fold::FOLD_COUNT].mean() for fold in range(FOLD_COUNT)])
+    """[FOLD_COUNT]; of fewer samples than folds, their mean stands for what has none."""
+    folds = [values[fold::FOLD_COUNT] for fold in range(FOLD_COUNT)]
+    return np.array([fold.mean() if len(fold) else values.mean() for fold in folds])
 
 
 def _drawn(answer: Array, most: int) -> Array:

@@ -97,13 +97,16 @@ def _again(layer: Layer, before: FloatArray, dense: FloatArray, seen: _Pair) -> 
     total = seen.count.sum()
     share = seen.count / total
     means, dense_means = seen.first / seen.count[:, None], seen.dense / seen.count[:, None]
+    if len(set(layer.biases)) == 1 and layer.biases[0]:  # one bias is shifted by one mean
+        means, dense_means, share = (share @ means)[None], (share @ dense_means)[None], np.ones(1)
     moment = seen.square / total - (means.T * share) @ means
     cross = seen.cross / total - (means.T * share) @ dense_means
     size = len(moment)
     ridge = max(RIDGE, 0.1 * size / total) * np.diag(moment).mean() + 1e-12
     missing = cross @ dense.T - moment @ before.T  # [D', C_out']
     weight = before + np.linalg.solve(moment + ridge * np.eye(size), missing).T
-    return layer.change(weight, dense_means @ dense.T - means @ weight.T)
+    shifts = dense_means @ dense.T - means @ weight.T
+    return layer.change(weight, np.broadcast_to(shifts, (len(layer.outputs), shifts.shape[1])))
 
 
 def _seen(
