@@ -45,8 +45,8 @@ def newer(module: nn.Module, inputs: tuple[Tensor, ...]) -> bytes:
 
 
 def tell_apart(module: nn.Module) -> None:
-    """Cloned layers start with equal weights, of which the newer exporter keeps one: shared, they
-    tie the layers' heads, rightly, and the graph is another."""
+    """Cloned layers start with equal weights, of which both exporters keep one: shared, they tie
+    the layers' heads, rightly, and the graph is another."""
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in module.parameters():
@@ -56,6 +56,7 @@ def tell_apart(module: nn.Module) -> None:
 @pytest.mark.parametrize("name", list(TRANSFORMERS))  # the others: test_torch_plans
 def test_trace_of_module_and_of_its_older_export_have_one_fingerprint(name: str) -> None:
     module, inputs = NETS[name]()
+    tell_apart(module)
     fingerprint = trace_torch(module, inputs).graph.fingerprint
     assert trace_onnx(older(module, inputs)).graph.fingerprint == fingerprint
 
