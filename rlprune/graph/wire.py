@@ -43,12 +43,12 @@ def measure(data: bytes) -> None:
                 tag = data[place]
                 place += 1
                 if tag > 0x7F:
-                    tag, place = _varint(data, place - 1, end)
+                    tag, place = read_varint(data, place - 1, end)
                 length, wire = 0, tag & 7
                 if wire == _BYTES:
-                    length, place = _varint(data, place, end)
+                    length, place = read_varint(data, place, end)
                 elif wire == _VARINT:
-                    _, place = _varint(data, place, end)
+                    _, place = read_varint(data, place, end)
                 elif wire in (_FIXED64, _FIXED32):
                     length = 8 if wire == _FIXED64 else 4
                 else:
@@ -87,7 +87,7 @@ def too_many_nodes(count: str) -> ModelError:
     return ModelError(f"the model has {count} nodes; {MAX_NODES} are read at most", field="model")
 
 
-def _varint(data: bytes, place: int, end: int) -> tuple[int, int]:
+def read_varint(data: bytes, place: int, end: int) -> tuple[int, int]:
     """A number of variable length, and where the next field starts (past `end` if cut short)."""
     value = shift = 0
     while place < end:

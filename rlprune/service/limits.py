@@ -15,6 +15,7 @@ from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import DecodeError, Message
 
 from rlprune.errors import InputError
+from rlprune.graph.wire import read_varint
 
 SMALL_BYTES = 64 * 2**10
 """A question or a worker's heartbeat; the longest, a device's description, has half as much."""
@@ -95,12 +96,12 @@ def _count(data: bytes, kind: Any, method: str) -> None:
             field_count += 1
             if field_count > MAX_FIELDS:
                 raise InputError(f"{method}: the request has more than {MAX_FIELDS} fields")
-            tag, place = _varint(data, place, end)
+            tag, place = read_varint(data, place, end)
             wire, length = tag & 7, 0
             if wire == _BYTES:
-                length, place = _varint(data, place, end)
+                length, place = read_varint(data, place, end)
             elif wire == _VARINT:
-                _, place = _varint(data, place, end)
+                _, place = read_varint(data, place, end)
             elif wire in (_FIXED64, _FIXED32):
                 length = 8 if wire == _FIXED64 else 4
             else:
@@ -122,18 +123,3 @@ def _count(data: bytes, kind: Any, method: str) -> None:
                             field=field.name,
                         )
             place += length
-
-
-def _varint(data: bytes, place: int, end: int) -> tuple[int, int]:
-    """A number of variable length, and where the next field starts (past `end` if cut short)."""
-    value = shift = 0
-    while place < end:
-        byte = data[place]
-        place += 1
-        value |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return value, place
-        shift += 7
-        if shift > 63:
-            break
-    return 0, end + 1
