@@ -129,6 +129,10 @@ class CalibrationSet:
                 rows = np.arange(start, min(start + size, len(part.index)))
                 yield part.take(rows, part.index[rows])
 
+    def text(self) -> str:
+        """What the samples are, for the reader."""
+        return f"{len(self)} {self.source}" if self.source == "given inputs" else self.source
+
     @cached_property
     def digest(self) -> str:
         """Of all that decides what is measured on this set."""

@@ -11,6 +11,7 @@ that share a weight share the solve: their moments are summed. No labels are rea
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
@@ -19,31 +20,22 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from rlprune.errors import CalibrationError, MeasurementError
 from rlprune.graph.types import FloatArray, IntArray
 from rlprune.graph.walk import Node
-from rlprune.graph.windows import explicit_pads
-from rlprune.profile.batching import Batching
 from rlprune.profile.calibration import CalibrationSet
 from rlprune.profile.layers import LayerChange, with_layers
-from rlprune.runtime.base import Array, Runtime
+from rlprune.profile.moments import Seen, input_moments
+from rlprune.runtime.base import Runtime
 from rlprune.surgery.importance import mixing_axes
 from rlprune.surgery.onnx import BoolArray, kept_mask
 
 if TYPE_CHECKING:
     from rlprune.graph.from_onnx import OnnxTrace
 
-PLACES = 16
-"""Windows of every sample that a convolution's inputs are taken at, at least."""
-BATCH = 100
-MOST_VALUES = 1 << 28
-"""Of all the layers' inputs of one batch (1 GiB); large images go in smaller batches."""
 MOST_INPUTS = 1 << 13
 """What a layer's outputs are each made of, at most; one that reads more stays as it was cut. The
 covariance of VGG-16's first linear layer, 25,088 inputs, would take 5 GiB and never have images
 enough."""
-RIDGE = 1e-3
-"""Added to every input's variance, as a share of their mean; more where samples are few."""
 MAX_CACHE_BYTES = 1 << 28
 
 Shift = Literal["own", "one", "none"]
@@ -59,8 +51,9 @@ class Layer:
     """Of each layer."""
     tensor: str
     """The weight's name."""
-    biases: tuple[str, ...]
-    """Of each layer; empty where there is none."""
+    places: tuple[tuple[str, float], ...]
+    """Of each layer the constant that takes its shift, and times what: its bias, or the mean of the
+    BatchNorm or the constant of the Add behind it. Empty where one of them has none."""
     weight: FloatArray
     """[C_out, C_in * K], K positions of the kernel to each channel."""
     shape: tuple[int, ...]
@@ -78,11 +71,22 @@ class Layer:
     covariance: FloatArray
     """About the layers' own means [C_in * K, C_in * K], ridge included on the diagonal."""
 
+    @property
+    def shift(self) -> Shift:
+        """What the layers have places for."""
+        if not self.places:
+            return "none"
+        return "own" if len({name for name, _ in self.places}) == len(self.outputs) else "one"
+
     def change(self, weight: FloatArray, shifts: FloatArray) -> LayerChange:
         """Of a weight [C_out', C_in' * K] and shifts [layers, C_out'], fewer than the layer has."""
         outputs, inputs = len(weight), weight.shape[1] // int(np.prod(self.shape[2:]))
         moved = np.moveaxis(weight.reshape(outputs, inputs, *self.shape[2:]), (0, 1), self.axes)
-        return LayerChange(moved, dict(zip(self.outputs, shifts, strict=True)))
+        added = {
+            name: factor * shift
+            for (name, factor), shift in zip(self.places, shifts, strict=bool(self.places))
+        }
+        return LayerChange(moved, added)
 
     def flat(self, change: LayerChange) -> FloatArray:
         """The weight of a change as [C_out', C_in' * K]."""
@@ -119,7 +123,7 @@ class Reconstruction:
         """
         tensors = {tensor.name: tensor for tensor in trace.model.graph.initializer}
         shared = _sharing(trace, tensors)
-        moments = _input_moments(trace, shared, samples, runtime)
+        moments = input_moments(trace, shared, samples, runtime)
         return Reconstruction(
             [_layer(trace, nodes, tensors[name], moments[name]) for name, nodes in shared.items()]
         )
@@ -132,8 +136,7 @@ class Reconstruction:
         """By weight, what becomes of the layers that lose inputs to the units `kept`."""
         changes = {}
         for layer, inputs in self.losing(kept):
-            alike = len(set(layer.biases)) == 1 and layer.biases[0] != ""
-            weight, shifts = self._solve(layer, inputs, "one" if alike else "own")
+            weight, shifts = self._solve(layer, inputs, layer.shift)
             outputs = kept_mask(*layer.made, kept)
             changes[layer.tensor] = layer.change(weight[outputs], shifts[:, outputs])
         return changes
@@ -211,7 +214,7 @@ def _reads_groups(trace: OnnxTrace, node: Node, constants: Mapping[str, onnx.Ten
     return bool((trace.channels.axis_units(node.inputs[1], axes[0])[0] >= 0).any())
 
 
-def _layer(trace: OnnxTrace, nodes: Sequence[Node], tensor: onnx.TensorProto, seen: _Seen) -> Layer:
+def _layer(trace: OnnxTrace, nodes: Sequence[Node], tensor: onnx.TensorProto, seen: Seen) -> Layer:
     read, made = mixing_axes(nodes[0], trace.normal.shapes) or (1, 0)
     weight = np.moveaxis(
         np.asarray(numpy_helper.to_array(tensor), dtype=np.float64), (made, read), (0, 1)
@@ -219,7 +222,7 @@ def _layer(trace: OnnxTrace, nodes: Sequence[Node], tensor: onnx.TensorProto, se
     return Layer(
         outputs=tuple(node.outputs[0] for node in nodes),
         tensor=tensor.name,
-        biases=tuple(node.inputs[2] if len(node.inputs) > 2 else "" for node in nodes),
+        places=_places(trace, nodes),
         weight=weight.reshape(len(weight), -1),
         shape=weight.shape,
         axes=(made, read),
@@ -231,115 +234,42 @@ def _layer(trace: OnnxTrace, nodes: Sequence[Node], tensor: onnx.TensorProto, se
     )
 
 
-@dataclass
-class _Seen:
-    """Sums over what the layers of one weight read."""
-
-    first: FloatArray
-    """[layers, D]."""
-    square: FloatArray
-    """Over all layers [D, D]."""
-    count: FloatArray
-    """Rows seen by each [layers]."""
-
-    def covariance(self) -> FloatArray:
-        """About the layers' own means, with the ridge."""
-        total = self.count.sum()
-        means = self.first / self.count[:, None]
-        covariance: FloatArray = self.square / total - (means.T * (self.count / total)) @ means
-        size = len(covariance)
-        ridge = max(RIDGE, 0.1 * size / total)
-        covariance[np.diag_indices(size)] += ridge * np.diag(covariance).mean() + 1e-12
-        return covariance
+def _places(trace: OnnxTrace, nodes: Sequence[Node]) -> tuple[tuple[str, float], ...]:
+    """Constants that take the shifts of layers with one weight, and that nothing else reads."""
+    found = [_place(trace, node) for node in nodes]
+    names = [place[0] for place in found if place is not None]
+    alone = all(len(trace.normal.readers[name]) == names.count(name) for name in names)
+    if len(names) < len(nodes) or not alone:
+        return ()
+    return tuple(place for place in found if place is not None)
 
 
-def _input_moments(
-    trace: OnnxTrace,
-    shared: Mapping[str, Sequence[Node]],
-    samples: CalibrationSet,
-    runtime: Runtime,
-) -> dict[str, _Seen]:
-    """What the layers of each weight read, by its name."""
-    answers = [value.name for value in trace.model.graph.output]
-    batching = Batching.find(trace, samples, runtime, answers)
-    nodes = [(name, k, node) for name, own in shared.items() for k, node in enumerate(own)]
-    fed = set(batching.axes)
-    wanted = [
-        name for name in dict.fromkeys(node.inputs[0] for _, _, node in nodes) if name not in fed
-    ]
-    seen: dict[str, _Seen] = {}
-    rng = np.random.default_rng(0)
-    model = batching.prepare(trace.model, [*wanted, answers[0]])
-    try:
-        session = runtime.load(model.SerializeToString())
-        try:
-            for batch in samples.batches(batch_values(trace, batching, wanted)):
-                feeds = batching.feeds(batch)
-                values = {**feeds, **dict(zip(wanted, session.run(feeds), strict=False))}
-                for name, k, node in nodes:
-                    rows = rows_read(trace, node, values[node.inputs[0]], rng)  # [R, D]
-                    _add(seen, name, (k, len(shared[name])), rows)
-        finally:
-            session.close()
-    except MeasurementError as error:
-        raise CalibrationError(
-            f"the model does not run on these inputs: {error}", field="calibration"
-        ) from error
-    for name, one in seen.items():
-        if not (np.isfinite(one.square).all() and np.isfinite(one.first).all()):
-            raise CalibrationError(
-                f"on these inputs the layers with weight {name!r} read NaN, infinite or far too "
-                "large values; give them as the model takes them",
-                field="calibration",
-            )
-    return seen
+def _place(trace: OnnxTrace, node: Node) -> tuple[str, float] | None:
+    """The constant that one layer's shift goes into, and times what."""
+    normal = trace.normal
+    [output] = node.outputs
+    made = normal.shapes[output]
+    channel = 1 if node.op == "Conv" else len(made) - 1
+    # As broadcasting lays it over the layer's answers.
+    over = tuple(extent if axis == channel else 1 for axis, extent in enumerate(made))
+    if len(node.inputs) > 2 and node.inputs[2]:
+        name, factor = node.inputs[2], 1.0 / float(node.attrs.get("beta", 1.0))
+        fits = node.op == "Conv" or _ends(over, normal.shapes[name])
+        return (name, factor) if fits else None
+    readers = normal.readers.get(output, ())
+    if len(readers) != 1 or output in {value.name for value in trace.model.graph.output}:
+        return None
+    [behind] = readers
+    if behind.op == "BatchNormalization" and channel == 1:
+        mean = behind.inputs[3]
+        return (mean, -1.0) if mean in normal.weights else None
+    if behind.op == "Add":
+        [added] = [name for name in behind.inputs if name != output]
+        fits = added in normal.weights and _ends(over, normal.shapes[added])
+        return (added, 1.0) if fits else None
+    return None
 
 
-def batch_values(trace: OnnxTrace, batching: Batching, wanted: Sequence[str]) -> int:
-    """Input values that go in one batch, so that memory holds the tensors `wanted` of it."""
-    if batching.answer_axes is None:
-        return 1
-    each = sum(int(np.prod(trace.normal.shapes[name], dtype=np.int64)) for name in wanted)
-    traced = sum(int(np.prod(shape, dtype=np.int64)) for shape in trace.graph.input_shapes)
-    return max(1, min(BATCH, MOST_VALUES // max(each, 1))) * traced
-
-
-def _add(seen: dict[str, _Seen], name: str, place: tuple[int, int], rows: Array) -> None:
-    """Counts rows [R, D] that layer `place[0]` of `place[1]` with a weight reads."""
-    layer, of = place
-    size = rows.shape[1]
-    if name not in seen:
-        seen[name] = _Seen(np.zeros((of, size)), np.zeros((size, size)), np.zeros(of))
-    one = seen[name]
-    with np.errstate(over="ignore", invalid="ignore"):
-        one.square += rows.T @ rows
-        one.first[layer] += rows.sum(0, dtype=np.float64)
-    one.count[layer] += len(rows)
-
-
-def rows_read(trace: OnnxTrace, node: Node, value: Array, rng: np.random.Generator) -> Array:
-    """What one output reads, for a sample of outputs: [R, C_in * K]."""
-    if node.op != "Conv":
-        return np.asarray(value, dtype=np.float32).reshape(-1, value.shape[-1])
-    kernel = trace.normal.shapes[node.inputs[1]][2:]
-    stride = list(node.attrs.get("strides", [1] * len(kernel)))
-    dilation = list(node.attrs.get("dilations", [1] * len(kernel)))
-    pads = explicit_pads(node, value.shape[2:], kernel, stride, dilation)
-    sides = list(zip(pads[: len(kernel)], pads[len(kernel) :], strict=True))
-    padded = np.pad(value, [(0, 0), (0, 0), *sides])
-    extents = [
-        (size - (k - 1) * d - 1) // s + 1
-        for size, k, s, d in zip(padded.shape[2:], kernel, stride, dilation, strict=True)
-    ]
-    total = int(np.prod(extents))
-    chosen = rng.choice(total, min(PLACES, total), replace=False)
-    corner = np.unravel_index(chosen, extents)  # per axis [P]
-    offset = np.unravel_index(np.arange(int(np.prod(kernel))), kernel)  # per axis [K]
-    index = tuple(
-        at[:, None] * s + o[None] * d
-        for at, s, o, d in zip(corner, stride, offset, dilation, strict=True)
-    )
-    windows = padded[(slice(None), slice(None), *index)]  # [N, C_in, P, K]
-    return np.asarray(windows.transpose(0, 2, 1, 3), dtype=np.float32).reshape(
-        -1, windows.shape[1] * windows.shape[3]
-    )
+def _ends(over: tuple[int, ...], shape: tuple[int, ...]) -> bool:
+    """Whether a constant of `shape`, laid over [.., C, ..], has a number for every channel."""
+    return over[len(over) - len(shape) :] == shape and math.prod(over) == math.prod(shape)

@@ -23,13 +23,8 @@ from rlprune.graph.walk import Node
 from rlprune.profile.batching import Batching
 from rlprune.profile.calibration import CalibrationSet, EqualSizes
 from rlprune.profile.layers import LayerChange, with_layers
-from rlprune.profile.reconstruct import (
-    RIDGE,
-    Layer,
-    Reconstruction,
-    batch_values,
-    rows_read,
-)
+from rlprune.profile.moments import RIDGE, batch_values, rows_read
+from rlprune.profile.reconstruct import Layer, Reconstruction
 from rlprune.runtime.base import Array, Runtime, Session
 from rlprune.surgery.onnx import kept_mask
 
@@ -97,8 +92,10 @@ def _again(layer: Layer, before: FloatArray, dense: FloatArray, seen: _Pair) -> 
     total = seen.count.sum()
     share = seen.count / total
     means, dense_means = seen.first / seen.count[:, None], seen.dense / seen.count[:, None]
-    if len(set(layer.biases)) == 1 and layer.biases[0]:  # one bias is shifted by one mean
+    if layer.shift == "one":
         means, dense_means, share = (share @ means)[None], (share @ dense_means)[None], np.ones(1)
+    elif layer.shift == "none":
+        means, dense_means = np.zeros_like(means), np.zeros_like(dense_means)
     moment = seen.square / total - (means.T * share) @ means
     cross = seen.cross / total - (means.T * share) @ dense_means
     size = len(moment)
@@ -139,7 +136,13 @@ def _seen(
                 name = node.inputs[0]
                 # The same windows of both.
                 theirs, ours = (
-                    rows_read(trace, node, values[name], np.random.default_rng(batch.index[0]))
+                    rows_read(
+                        trace,
+                        node,
+                        values[name],
+                        len(samples),
+                        np.random.default_rng(batch.index[0]),
+                    )
                     for values in (dense, own)
                 )
                 _add(seen, layer, k, (ours, theirs))

@@ -1,8 +1,7 @@
 """A cut module's layers reconstructed, so that training starts from what is left at its best.
 
 The same linear solves as for ONNX files (`profile.reconstruct`), written into the module's own
-parameters. A layer's shift goes into its bias or off the mean of the BatchNorm behind; where there
-is neither, the solve is for weights alone. What layers share stays shared.
+parameters. What layers share stays shared.
 """
 
 from __future__ import annotations
@@ -17,8 +16,8 @@ from rlprune.errors import CalibrationError, MissingExtraError
 from rlprune.graph.from_torch import TorchTrace
 from rlprune.graph.types import FloatArray, IntArray
 from rlprune.profile.calibration import CalibrationSet
-from rlprune.profile.correct import Correction, only_cut, samples_for, what_was_used
-from rlprune.profile.reconstruct import Layer, Reconstruction, Shift
+from rlprune.profile.correct import Correction, only_cut, samples_for
+from rlprune.profile.reconstruct import Reconstruction, Shift
 from rlprune.profile.sources import CalibrationSource
 from rlprune.runtime import get_runtime
 from rlprune.runtime.base import Runtime
@@ -52,7 +51,7 @@ def prune_module(
         if calibration is not None:
             raise
         return small, Correction(note=only_cut(str(error)))
-    return small, Correction(inputs=what_was_used(samples, samples))
+    return small, Correction(inputs=samples.text())
 
 
 def reconstruct_module(
@@ -83,15 +82,17 @@ def reconstruct_module(
     done = 0
     with torch.no_grad():
         for layer, inputs in reconstruction.losing(kept):
-            places = [(own[name], sign) for name, sign in _places(layer, trace)]
-            names = {layer.tensor, *(name for name, _ in places)}
-            counts = Counter([layer.tensor] * len(layer.outputs) + [name for name, _ in places])
-            if any(uses[name] != counts[name] or name not in tensors for name in names):
+            places = [(own[name], factor) for name, factor in layer.places]
+            held = Counter(name for name, _ in places)
+            if any(uses[name] != held[name] or name not in tensors for name in held):
+                places = []  # the module computes with them in other places too
+            if uses[layer.tensor] != len(layer.outputs) or layer.tensor not in tensors:
                 continue
-            weight, shifts = reconstruction.uncut(layer, inputs, _shift(layer, places))
+            shift: Shift = layer.shift if len(held) == len(layer.outputs) else "one"
+            weight, shifts = reconstruction.uncut(layer, inputs, shift if places else "none")
             whole: dict[str, FloatArray] = {layer.tensor: weight}
-            for (name, sign), shift in zip(places, shifts, strict=False):
-                whole[name] = sign * shift
+            for (name, factor), added in zip(places, shifts, strict=bool(places)):
+                whole[name] = factor * added
             new = {
                 name: cut.tensor(name, torch.from_numpy(np.ascontiguousarray(value)))
                 for name, value in whole.items()
@@ -103,23 +104,3 @@ def reconstruct_module(
                 tensors[name].add_(added)
             done += 1
     return done
-
-
-def _places(layer: Layer, trace: TorchTrace) -> list[tuple[str, float]]:
-    """Where each layer's shift goes, and by which sign; none where one has no place for it."""
-    places = []
-    for output, bias in zip(layer.outputs, layer.biases, strict=True):
-        readers = trace.onnx.normal.readers.get(output, ())
-        if len(readers) == 1 and readers[0].op == "BatchNormalization":
-            places.append((readers[0].inputs[3], -1.0))
-        elif bias:
-            places.append((bias, 1.0))
-        else:
-            return []
-    return places
-
-
-def _shift(layer: Layer, places: list[tuple[str, float]]) -> Shift:
-    if not places:
-        return "none"
-    return "own" if len({name for name, _ in places}) == len(layer.outputs) else "one"

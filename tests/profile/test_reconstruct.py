@@ -13,11 +13,11 @@ from calibrated import own_images, shrunk, traced
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import numpy_helper
-from onnx_oracle import Net
+from onnx_oracle import Net, numbers_in_weights
 
 from rlprune.graph.from_onnx import OnnxTrace, trace_onnx
 from rlprune.graph.types import FloatArray, IntArray
-from rlprune.profile import reconstruct
+from rlprune.profile import moments, reconstruct
 from rlprune.profile.batching import open_batch
 from rlprune.profile.calibration import CalibrationSet
 from rlprune.profile.evaluate import Evaluator
@@ -37,8 +37,8 @@ PROBES = 3
 @pytest.fixture
 def everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every window is looked at, and nothing but what few samples need is added to variances."""
-    monkeypatch.setattr(reconstruct, "PLACES", 1 << 20)
-    monkeypatch.setattr(reconstruct, "RIDGE", 0.0)
+    monkeypatch.setattr(moments, "PLACES", 1 << 20)
+    monkeypatch.setattr(moments, "RIDGE", 0.0)
 
 
 def values(model: onnx.ModelProto, names: Sequence[str], x: Array) -> list[FloatArray]:
@@ -98,6 +98,20 @@ def token_product(net: Net, x: str) -> str:
     return str(net.add("MatMul", net.add("Transpose", tokens, perm=[0, 2, 1]), net.weight(6, 5)))
 
 
+def token_layer(net: Net, x: str) -> str:
+    """The same, its bias in an Add behind: the product is looked at."""
+    product = token_product(net, x)
+    net.add("Add", net.weight(1, 5), product)
+    return product
+
+
+def normed(net: Net, x: str) -> str:
+    """A convolution without bias, a BatchNorm behind: the convolution is looked at."""
+    made = convolution(3, 3, bias=False)(net, x)
+    net.norm(made, 5)
+    return made
+
+
 READERS: dict[str, Reader] = {
     "pointwise": convolution(1, 1),
     "padded": convolution(3, 3, pads=[1] * 4),
@@ -114,6 +128,8 @@ READERS: dict[str, Reader] = {
     "gemm without the bias it would halve": linear(bias=False, beta=0.5),
     "flattened": flattened,
     "matmul": token_product,
+    "matmul with an Add behind": token_layer,
+    "batch norm behind": normed,
     "one axis": convolution(5, strides=[2], pads=[3, 1]),
 }
 
@@ -124,6 +140,12 @@ class Layer:
 
     trace: OnnxTrace
     output: str
+    end: str = ""
+    """What is added to or scaled behind it, as a net answers; the layer's own output if empty."""
+
+    @property
+    def has_bias(self) -> bool:
+        return self.end not in ("", self.output) or len(self.node.input) > 2
 
     @property
     def node(self) -> onnx.NodeProto:
@@ -136,8 +158,8 @@ class Layer:
         return np.moveaxis(value, axis, -1).reshape(-1, value.shape[axis])
 
     def answers(self, model: onnx.ModelProto, x: Array) -> FloatArray:
-        """The layer's in `model`, which may be a corrected one [R, C_out]."""
-        return self.rows(values(model, [self.output], x)[0])
+        """Behind the layer in `model`, which may be a corrected one [R, C_out]."""
+        return self.rows(values(model, [self.end or self.output], x)[0])
 
     def inputs(self, x: Array) -> FloatArray:
         """All that goes into each answer in the dense network [R, D].
@@ -157,15 +179,18 @@ class Layer:
         model.graph.initializer.append(numpy_helper.from_array(eye, "eye"))
         node.input[1] = "eye"
         del node.input[2:]
-        return self.answers(model, x)
+        return self.rows(values(model, [self.output], x)[0])
 
 
 def assert_nearest(layer: Layer, corrected: onnx.ModelProto, kept: IntArray, x: Array) -> None:
-    """No weights and bias over the `kept` of the six channels answer nearer to the dense layer."""
+    """No weights over the `kept` of the six channels, and no bias where the file has one, answer
+    nearer to the dense layer."""
     inputs, wanted = layer.inputs(x), layer.answers(layer.trace.model, x)
     stay = np.repeat(np.isin(np.arange(6), kept), inputs.shape[1] // 6)
-    and_ones = np.column_stack([inputs[:, stay], np.ones(len(inputs))])
-    best = and_ones @ np.linalg.lstsq(and_ones, wanted, rcond=None)[0]
+    used = inputs[:, stay]
+    if layer.has_bias:
+        used = np.column_stack([used, np.ones(len(inputs))])
+    best = used @ np.linalg.lstsq(used, wanted, rcond=None)[0]
     found = layer.answers(corrected, x)
     least = np.square(best - wanted).mean()
     assert least > 1e-3 * wanted.var()  # what went is missed
@@ -180,13 +205,15 @@ def test_no_weights_over_what_stays_answer_nearer(name: str) -> None:
     net = Net(1, 3, *[SIDE] * axes)
     made = net.add("Relu", net.add("Conv", "x", net.weight(6, 3, *[3] * axes), pads=[1, 1] * axes))
     layer = READERS[name](net, made)
-    trace = trace_onnx(net.model(layer))
+    end = net.nodes[-1].output[0]
+    trace = trace_onnx(net.model(end))
     [kept] = halved(trace)
     few_rows = "gemm" in name or name == "flattened"
     images = images_of(trace, 2000 if few_rows else 128)
     corrected = Reconstruction.of(trace, images, RUNTIME).apply(cut(trace, [kept]), [kept])
     onnx.checker.check_model(corrected, full_check=True)
-    assert_nearest(Layer(trace, layer), corrected, kept, images.x)
+    assert numbers_in_weights(corrected) == numbers_in_weights(cut(trace, [kept]))
+    assert_nearest(Layer(trace, layer, end), corrected, kept, images.x)
 
 
 @pytest.mark.usefixtures("everywhere")
@@ -213,7 +240,8 @@ def test_layers_that_share_a_weight_are_solved_together_and_still_share_it(bias:
 
     nodes = [node for node in corrected.graph.node if node.output[0] in readers]
     assert {node.input[1] for node in nodes} == {weight}
-    assert len({node.input[2] for node in nodes}) == (1 if bias == "shared" else 2)
+    names = {name for node in nodes for name in node.input[2:]}
+    assert len(names) == {"none": 0, "shared": 1, "own": 2}[bias]
     layers = [Layer(trace, reader) for reader in readers]
     inputs = [layer.inputs(images.x)[:, np.repeat([1, 0, 1, 0, 1, 0], 9) > 0] for layer in layers]
     rows = np.concatenate(inputs)
@@ -221,7 +249,8 @@ def test_layers_that_share_a_weight_are_solved_together_and_still_share_it(bias:
     wanted = np.concatenate([layer.answers(trace.model, images.x) for layer in layers])
     found = np.concatenate([layer.answers(corrected, images.x) for layer in layers])
     # One shift where the file has one bias for both, or one for each.
-    both = np.column_stack([rows, np.ones(len(rows)) if bias == "shared" else np.eye(2)[which]])
+    shifts = {"none": rows[:, :0], "shared": np.ones((len(rows), 1)), "own": np.eye(2)[which]}
+    both = np.column_stack([rows, shifts[bias]])
     best = both @ np.linalg.lstsq(both, wanted, rcond=None)[0]
     assert np.square(found - wanted).mean() < 1.002 * np.square(best - wanted).mean()
 
@@ -259,8 +288,8 @@ def test_what_a_double_did_the_other_takes_over(monkeypatch: pytest.MonkeyPatch)
         return float(np.abs(found - wanted).max() / np.abs(wanted).max())
 
     assert far_off() < 3e-3  # the ridge holds the weights back a little
-    monkeypatch.setattr(reconstruct, "PLACES", SIDE * SIDE)
-    monkeypatch.setattr(reconstruct, "RIDGE", 0.0)
+    monkeypatch.setattr(moments, "PLACES", SIDE * SIDE)
+    monkeypatch.setattr(moments, "RIDGE", 0.0)
     assert far_off() < 1e-4
 
 
@@ -294,7 +323,7 @@ def same(one: list[FloatArray], other: list[FloatArray]) -> bool:
     return len(one) == len(other) and all(map(np.array_equal, one, other))
 
 
-def test_a_batch_norm_in_the_file_stays_as_it_was_cut() -> None:
+def test_a_batch_norm_behind_something_else_stays_as_it_was_cut() -> None:
     trace = traced("preact")
     kept = kept_units(unit_scores(trace), shrunk(trace))
     pruned = cut(trace, kept)
@@ -372,13 +401,13 @@ def test_large_images_go_in_batches_that_memory_holds(
     trace = trace_onnx(net.model(net.head(net.conv(seen, 6, 8), 8)))
     kept, images = halved(trace), images_of(trace, 64)
     whole = Reconstruction.of(trace, images, RUNTIME).apply(cut(trace, kept), kept)
-    monkeypatch.setattr(reconstruct, "MOST_VALUES", 10 * (6 * SIDE * SIDE + 8))
+    monkeypatch.setattr(moments, "MOST_VALUES", 10 * (6 * SIDE * SIDE + 8))
     watched = Watched()
     parts = Reconstruction.of(trace, images, watched).apply(cut(trace, kept), kept)
     assert watched.batches[PROBES:] == [10] * 6 + [4]
     for one, other in zip(whole.graph.initializer, parts.graph.initializer, strict=True):
         np.testing.assert_allclose(*map(numpy_helper.to_array, (one, other)), atol=1e-3)
-    monkeypatch.setattr(reconstruct, "MOST_VALUES", 1)  # less than one image has
+    monkeypatch.setattr(moments, "MOST_VALUES", 1)  # less than one image has
     watched.batches.clear()
     Reconstruction.of(trace, images, watched)
     assert watched.batches[PROBES:] == [1] * 64
