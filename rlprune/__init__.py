@@ -12,11 +12,12 @@ Importing this costs nothing: each call imports what it needs, and says which ex
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
-from rlprune.errors import InputError
+from rlprune.errors import AccuracyWarning, InputError
 
 if TYPE_CHECKING:
     import onnx
@@ -270,7 +271,8 @@ def apply(
         calibration: a file, arrays by input name, one array, or a `CalibrationData`; `none` to cut
             and no more.
         on_result: told what the model was reconstructed from and, of an ONNX model, how far its
-            answers moved.
+            answers moved. Where it is None, `AccuracyWarning` is issued if they moved a lot, or if
+            nothing could be reconstructed.
 
     Raises:
         PlanMismatchError: the plan is for another model.
@@ -292,12 +294,17 @@ def apply(
         run_once(traced, made.model)
         written = attach(made.model, traced.tail)
         note_plan(written, plan)
-        if on_result is not None:
-            on_result(made)
+        _tell(made, on_result)
         return written
     from rlprune.training.reconstruct import prune_module
 
     small, correction = prune_module(traced, plan.keeps, calibration)
-    if on_result is not None:
-        on_result(correction)
+    _tell(correction, on_result)
     return small
+
+
+def _tell(made: Correction, on_result: Callable[[Correction], None] | None) -> None:
+    if on_result is not None:
+        on_result(made)
+    elif made.warning:
+        warnings.warn(made.warning, AccuracyWarning, stacklevel=3)

@@ -111,3 +111,7 @@ class OverloadedError(UnavailableError):
 
 class MeasurementError(RlpruneError):
     """A device could not run what it was asked to measure."""
+
+
+class AccuracyWarning(UserWarning):
+    """A model was written whose answers are likely to be far from the original's."""

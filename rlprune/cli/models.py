@@ -107,12 +107,8 @@ def apply(
         )
         for line in _told(results[0], made, calibration_path(calibration) is not None):
             print_line(line)
-    moved = results[0].moved
-    if moved is not None and moved.much:
-        say(
-            "warning: the answers moved a lot; give inputs of yours to `plan` and `apply` "
-            "(--calibration FILE), fine-tune the model, or plan for a larger budget"
-        )
+    if results[0].warning:
+        say(f"warning: {results[0].warning}")
 
 
 def _correction(found: Correction, plan: PruningPlan) -> dict[str, Any]:

@@ -91,11 +91,25 @@ class Correction:
     """None where the model was not run here, and of torch modules."""
     note: str = ""
     """Why it was only cut, or not compared."""
+    lost: bool = False
+    """Whether it should have been reconstructed, and was only cut."""
+
+    @property
+    def warning(self) -> str:
+        """What the user should know before the network is used; empty where all is well."""
+        if self.lost:
+            return self.note
+        if self.moved is None or not self.moved.much:
+            return ""
+        return (
+            f"the answers moved a lot ({self.moved.text()}); give inputs of yours as calibration "
+            "to plan and apply, fine-tune the model, or plan for a larger budget"
+        )
 
     def told(self) -> list[str]:
-        """For people, line by line."""
+        """For people, line by line; without the warning."""
         lines = [f"reconstructed from {self.inputs}"] if self.inputs else []
-        if self.note:
+        if self.note and not self.lost:
             lines.append(self.note)
         if self.moved is not None:
             lines.append(f"compared with the original: {self.moved.text()}")
@@ -130,7 +144,7 @@ def carry_out(
     except MissingExtraError as error:
         if given is not None:
             raise
-        return _only_cut(trace, keeps, only_cut(f"to reconstruct, {error}"))
+        return _only_cut(trace, keeps, only_cut(f"to reconstruct, {error}"), lost=True)
     if is_skeleton(trace.model):
         return _only_cut(trace, keeps, "only cut: the file holds no weights")
     if given is not None:
@@ -145,6 +159,7 @@ def carry_out(
         trace,
         keeps,
         only_cut(f"made-up inputs did not do ({why}); give some as calibration"),
+        lost=True,
     )
 
 
@@ -169,8 +184,8 @@ def _made_up(trace: OnnxTrace, runtime: Runtime) -> Iterator[CalibrationSet]:
         return  # noise that does not fit: an input with no shape of its own
 
 
-def _only_cut(trace: OnnxTrace, keeps: IntArray, note: str) -> Corrected:
-    return Corrected(model=prune_onnx(trace, keeps), note=note)
+def _only_cut(trace: OnnxTrace, keeps: IntArray, note: str, *, lost: bool = False) -> Corrected:
+    return Corrected(model=prune_onnx(trace, keeps), note=note, lost=lost)
 
 
 def _corrected(

@@ -50,7 +50,7 @@ def prune_module(
     except (CalibrationError, MissingExtraError) as error:
         if calibration is not None:
             raise
-        return small, Correction(note=only_cut(str(error)))
+        return small, Correction(note=only_cut(str(error)), lost=True)
     return small, Correction(inputs=samples.text())
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -9,10 +10,13 @@ import onnx
 import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper, numpy_helper
-from onnx_oracle import Net
+from onnx_oracle import Net, numbers_in_weights
 from small_onnx import small_onnx
+from typer.testing import CliRunner
 
 import rlprune
+from rlprune.cli.app import app
+from rlprune.errors import AccuracyWarning
 from rlprune.graph.from_onnx import OnnxTrace, trace_onnx
 from rlprune.profile.correct import Correction, carry_out
 from rlprune.profile.divergence import judged_outputs
@@ -232,3 +236,30 @@ def test_python_arrays_pairs_and_loaders_and_the_result_told(tmp_path: Path) -> 
     for source in ({"x": x}, (x, np.zeros(64, np.int64)), [x[:32], x[32:]], tmp_path / "x.npy"):
         assert rlprune.apply(plan, model, calibration=source) == whole
     assert told[0].moved is not None and told[0].inputs == "64 given inputs"
+
+
+def test_who_asks_for_no_result_is_warned_where_answers_moved_a_lot() -> None:
+    model = small_onnx()
+    plan = rlprune.plan(model, budget_ratio=0.2, device="macs")
+    with pytest.warns(AccuracyWarning, match=r"^the answers moved a lot \(.*; give inputs"):
+        rlprune.apply(plan, model, calibration="none")
+
+
+def test_where_no_runtime_is_installed_a_model_is_only_cut_and_the_cost_is_told(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    model = small_onnx()
+    plan = rlprune.plan(model, budget_ratio=0.5, device="macs")
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    monkeypatch.delitem(sys.modules, "rlprune.runtime.ort")
+    said = r"^only cut, which costs most of the accuracy: to reconstruct, .*rlprune\[.*\]"
+    with pytest.warns(AccuracyWarning, match=said):
+        written = rlprune.apply(plan, model)
+    assert isinstance(written, onnx.ModelProto)
+    assert numbers_in_weights(written) == plan.params
+    onnx.save(model, tmp_path / "m.onnx")
+    plan.save(tmp_path / "p.json")
+    arguments = ["apply", str(tmp_path / "p.json"), str(tmp_path / "m.onnx"), "-o"]
+    found = CliRunner().invoke(app, [*arguments, str(tmp_path / "s.onnx")])
+    assert found.exit_code == 0 and found.stderr.count("warning: only cut, which costs") == 1
+    assert onnx.load(tmp_path / "s.onnx").graph == written.graph
