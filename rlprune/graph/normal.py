@@ -155,6 +155,7 @@ def _build(
             for walk in others.walks
         )
     }
+    fixed -= _turned_elsewhere(nodes, fixed)
     outputs = [value.name for value in model.graph.output]
     walks = (first, *others.walks)
     kept, targets = _live(nodes, fixed, set(outputs), walks)
@@ -337,6 +338,22 @@ def _originals(nodes: Sequence[Node], weights: Mapping[str, Weight]) -> dict[str
             if first != name:
                 known[name] = first
     return known
+
+
+def _turned_elsewhere(nodes: Sequence[Node], fixed: set[str]) -> set[str]:
+    """Transposes of matrices that other nodes read as they are, e.g. of an embedding that is the
+    output layer too: folded, such a matrix would be two in the file that is written."""
+    plain = {
+        name
+        for node in nodes
+        if not fixed.issuperset(filter(None, node.outputs))
+        for name in node.inputs
+    }
+    return {
+        node.outputs[0]
+        for node in nodes
+        if node.op == "Transpose" and node.outputs[0] in fixed and node.inputs[0] in plain & fixed
+    }
 
 
 def _unused(name: str, shapes: Mapping[str, Shape]) -> str:

@@ -142,4 +142,6 @@ def computed_weight(node: Node, scope: Scope, weight: str) -> str:
     maker = scope.maker(weight)
     if maker is not None and maker.op in QUANTISERS:
         return f"has its weight behind {maker.op}, {QUANTISED_REMEDY}"
+    if maker is not None and maker.op == "Transpose" and scope.is_weight(maker.inputs[0]):
+        return f"reads {maker.inputs[0]}, which others read too, turned"
     return "has a computed kernel; export or optimise the file so that it is a constant"

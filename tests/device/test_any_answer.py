@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter, deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent import futures
 from contextlib import contextmanager
 from typing import Any
@@ -12,9 +12,11 @@ from typing import Any
 import grpc
 import pytest
 from device_rig import FAULTY_KEY, conv, faulty, until, working
+from faulty_child import SLOW
 
 from rlprune.device.worker import MAX_REFUSALS, work
 from rlprune.errors import AuthenticationError, RlpruneError
+from rlprune.latency.measure import Subject
 from rlprune.service.device_messages import subject_to
 from rlprune.v1 import devices_pb2, devices_pb2_grpc, types_pb2
 
@@ -27,14 +29,14 @@ SUBJECTS = [conv(3), conv(5)]
 class Answers(devices_pb2_grpc.DeviceServiceServicer):
     """Serves one job until it is done; before that, per rpc, the statuses it was told to give."""
 
-    def __init__(self, **codes: list[Any]) -> None:
+    def __init__(self, subjects: Sequence[Subject] = SUBJECTS, **codes: list[Any]) -> None:
+        self.subjects = list(subjects)
         self.codes = {name: deque(own) for name, own in codes.items()}
         self.calls: Counter[str] = Counter()
         self.reports: list[devices_pb2.ReportRequest] = []
         self.state = devices_pb2.JOB_STATE_LEASED
         self.lease_sec = 30.0
         self.done = threading.Event()
-        self._left = list(SUBJECTS)
 
     def _odd(self, name: str, context: grpc.ServicerContext) -> None:
         self.calls[name] += 1
@@ -55,8 +57,8 @@ class Answers(devices_pb2_grpc.DeviceServiceServicer):
         if self.done.is_set():
             return devices_pb2.LeaseResponse()
         job = devices_pb2.Job(job_id="j", device=request.device, state=self.state)
-        job.subjects.extend(map(subject_to, SUBJECTS))
-        left = [subject_to(subject) for subject in self._left]
+        job.subjects.extend(map(subject_to, self.subjects))
+        left = [subject_to(subject) for subject in self.subjects]
         return devices_pb2.LeaseResponse(job=job, lease_id="L", left=left, lease_sec=self.lease_sec)
 
     def Renew(self, request: Any, context: Any) -> devices_pb2.RenewResponse:
@@ -101,7 +103,7 @@ def test_a_worker_outlives_every_status_and_reports_what_it_measured_once(rpc: s
 
 
 def test_no_status_of_a_renewal_but_the_end_of_the_lease_stops_the_measuring() -> None:
-    answers = Answers(renew=list(ODD))
+    answers = Answers([conv(SLOW)], renew=list(ODD))  # takes a second
     answers.lease_sec = 0.15  # renewed every 50 ms
     with serving(answers) as address, working(address, runtime="faulty", config=faulty()):
         assert answers.done.wait(60)

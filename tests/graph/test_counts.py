@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import onnx
 import pytest
 from onnx_oracle import Built, Net, assert_pruned_right, numbers_in_weights, some_keeps
 
@@ -68,8 +69,31 @@ def test_shared_weights_and_their_biases_count_once() -> None:
     assert graph.params(graph.widths) == by_hand == numbers_in_weights(net.model(str(output)))
 
 
+def tied_net() -> Built:
+    """An embedding of five words, and the same matrix, turned, as the output layer."""
+    net = Net(1, 5)
+    table = net.weight(50, 16)
+    words = net.add("Cast", net.add("Abs", "x"), to=onnx.TensorProto.INT64)
+    x = net.add("Gather", table, words)
+    y = net.add("Relu", net.add("MatMul", x, net.weight(16, 24)))
+    y = net.add("Add", net.add("MatMul", y, net.weight(24, 16)), net.weight(16))
+    return net, net.add("MatMul", y, net.add("Transpose", table, perm=[1, 0]))
+
+
+def test_an_embedding_that_is_the_output_layer_too_stays_one_matrix() -> None:
+    net, output = tied_net()
+    built = net.model(str(output))
+    trace = trace_onnx(built)
+    assert int(trace.graph.params(trace.graph.widths)) == numbers_in_weights(built)
+    assert [group.width for group in trace.graph.groups] == [24]
+    for keeps in some_keeps(trace):
+        assert_pruned_right(trace, keeps)
+    assert "turned" in " ".join(held.reason for held in trace.graph.held)
+
+
 @pytest.mark.parametrize(
-    "built", [shared_net(), embedding_net(), recurrent_net("GRU", 2), recurrent_net("LSTM", 1)]
+    "built",
+    [shared_net(), embedding_net(), tied_net(), recurrent_net("GRU", 2), recurrent_net("LSTM", 1)],
 )
 def test_parameters_of_every_plan_are_the_numbers_in_the_file_cut_by_it(built: Built) -> None:
     net, output = built
