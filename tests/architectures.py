@@ -18,26 +18,21 @@ from architectures_attention import (
     VisionTransformer,
 )
 from architectures_cnn import (
-    Aspp,
     Cbam,
     ConvNext,
     CoordinateAttention,
-    Decoder,
     Eca,
     GhostNet,
     GroupNormNet,
     KeywordsSeparable,
-    LrAspp,
     MobileNetV3,
     RegNet,
     RepVgg,
     Res2Net,
     SelectiveKernel,
     ShuffleNetV1,
-    SuperResolution,
-    UNetBilinear,
-    Yolo,
 )
+from architectures_dense import Aspp, Decoder, LrAspp, SuperResolution, UNetBilinear, Yolo
 from architectures_recurrent import Keywords, Recogniser
 from torch import Tensor, nn
 from torch_parts import Built, builder, image
