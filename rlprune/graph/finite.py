@@ -43,7 +43,7 @@ def check_finite(model: ModelProto) -> None:
             continue
         array = numpy_helper.to_array(tensor)
         if not _sound(array):
-            nan = bool(np.isnan(array.astype(np.float64)).any())
+            nan = bool(np.isnan(_wide(array)).any())
             if nan or name in in_layers:
                 raise ModelError(
                     f"weight {name!r} holds NaN or infinite values; export a sound model",
@@ -65,4 +65,9 @@ def _sound(array: Array) -> bool:
     """Whether all entries are finite; the sum tells it in one pass where it does not overflow."""
     with np.errstate(all="ignore"):
         total = array.sum(dtype=np.float64) if array.dtype.kind == "f" else np.nan
-    return bool(np.isfinite(total)) or bool(np.isfinite(array.astype(np.float64)).all())
+    return bool(np.isfinite(total)) or bool(np.isfinite(_wide(array)).all())
+
+
+def _wide(array: Array) -> Array:
+    with np.errstate(invalid="ignore"):  # some small types warn of their own NaN
+        return array.astype(np.float64)

@@ -16,6 +16,7 @@ import onnx
 from onnx import TensorProto, numpy_helper
 
 from rlprune.errors import CalibrationError, MeasurementError
+from rlprune.graph.bodies import reads_of
 from rlprune.profile.calibration import CalibrationSet, EqualSizes
 from rlprune.runtime.base import Array, Runtime
 
@@ -146,9 +147,11 @@ class Batching:
 
 
 def asked(model: onnx.ModelProto, wanted: Sequence[str]) -> onnx.ModelProto:
-    """A copy whose outputs are `wanted`, in that order, shapes left to the runtime."""
+    """A copy whose outputs are `wanted`, in that order, shapes left to the runtime; with only what
+    computes them."""
     made = onnx.ModelProto()
     made.CopyFrom(model)
+    _drop_unneeded(made.graph, wanted)
     known = {value.name: value for value in model.graph.output}
     del made.graph.output[:]
     for name in wanted:
@@ -158,6 +161,21 @@ def asked(model: onnx.ModelProto, wanted: Sequence[str]) -> onnx.ModelProto:
         made.graph.output.append(value)
     _compute_in_float32(made)
     return made
+
+
+def _drop_unneeded(graph: onnx.GraphProto, wanted: Sequence[str]) -> None:
+    """Nodes and constants that none of `wanted` depends on; runtimes would compute them."""
+    needed, nodes = set(wanted), []
+    for node in reversed(graph.node):
+        if needed.intersection(node.output):
+            needed.update(reads_of(node))
+            nodes.append(node)
+    kept = [type(node).FromString(node.SerializeToString()) for node in reversed(nodes)]
+    del graph.node[:]
+    graph.node.extend(kept)
+    for index in reversed(range(len(graph.initializer))):
+        if graph.initializer[index].name not in needed:
+            del graph.initializer[index]
 
 
 def _compute_in_float32(model: onnx.ModelProto) -> None:

@@ -159,6 +159,11 @@ class Evaluator:
         self.base = self._judge.same(calibration.y)
         """The unpruned model's evaluation."""
 
+    def top_classes(self) -> IntArray | None:
+        """What the unpruned model chooses for every sample [N]; None where it is not one choice
+        between classes."""
+        return self._judge.top_classes()
+
     def evaluate(self, keeps: IntArray) -> Evaluation:
         """The plan's loss after correction; keeps [G]."""
         return self.evaluate_model(self.corrected_model(keeps))
@@ -254,6 +259,12 @@ class _Judge:
             for k, one in enumerate(found)
         ]
         return _Judge(found, dense, spreads, positions)
+
+    def top_classes(self) -> IntArray | None:
+        """Of every sample [N], by the first answer alone."""
+        if self.judged[0].kind != "logits" or any(len(own[0]) != 1 for own in self.dense):
+            return None
+        return np.array([int(own[0].argmax()) for own in self.dense])
 
     def same(self, y: IntArray | None) -> Evaluation:
         """The unpruned network's own evaluation."""

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from rlprune.graph.from_onnx import OnnxTrace
 
 COUNT = 512
+POOL = 4
+"""Times as many are drawn where those that are kept are chosen (`balance`)."""
 LEAST_COUNT = 32
 MOST_VALUES = 1 << 25
 """Values of all inputs together (128 MiB of float32); of large inputs there are fewer."""
@@ -73,9 +75,10 @@ class MadeUp:
     kind: str
 
 
-def default_count(value_count: int) -> int:
-    """How many inputs of so many values each are made up: 512, fewer where they are large."""
-    return int(np.clip(MOST_VALUES // max(value_count, 1), LEAST_COUNT, COUNT))
+def default_count(value_count: int, *, pool: int = 1) -> int:
+    """How many inputs of so many values each are made up: 512, fewer where they are large; `pool`
+    times as many to choose from."""
+    return int(np.clip(MOST_VALUES // max(value_count, 1), LEAST_COUNT, pool * COUNT))
 
 
 def made_up_inputs(
@@ -84,7 +87,7 @@ def made_up_inputs(
     """Inputs for every graph input of a traced model, the same for the same seed.
 
     Args:
-        count: how many; by default 512, fewer where inputs are large.
+        count: how many; by default `default_count`.
         runtime: what finds the scale of the inputs; without it the most usual is taken.
 
     Raises:
@@ -95,8 +98,7 @@ def made_up_inputs(
     values = [value for value in trace.model.graph.input if value.name not in weights]
     shapes = {value.name: trace.normal.shapes[value.name] for value in values}
     if count is None:
-        each = sum(math.prod(shape) for shape in shapes.values())
-        count = default_count(each)
+        count = default_count(sum(math.prod(shape) for shape in shapes.values()))
     arrays: dict[str, Array] = {}
     kinds = []
     for value in values:
@@ -122,7 +124,7 @@ def made_up_inputs(
         scale = _fitting(trace, value, raw, scales, channels_first, runtime)
         arrays[value.name] = _laid_out(scale.of(raw), channels_first).astype(kind)
         kinds.append(f"{what}, {_text(one)}, {scale.name}")
-    return MadeUp(arrays, f"{count} made-up inputs ({'; '.join(kinds)})")
+    return MadeUp(arrays, "; ".join(kinds))
 
 
 def _raw(

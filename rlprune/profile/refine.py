@@ -31,8 +31,14 @@ from rlprune.surgery.onnx import kept_mask
 if TYPE_CHECKING:
     from rlprune.graph.from_onnx import OnnxTrace
 
-PASSES = 8
+PASSES = 24
 """Runs of both networks; layers are shared out over them in the file's order."""
+MOST_MACS = 2 * 10**12
+"""Of all runs together, a minute of one core or so; of large networks fewer samples are run."""
+LEAST_SAMPLES = 32
+DRAWN = 1.0
+"""How strongly weights are drawn to those that they had, for every input of a layer to every row
+that was seen. With a tenth of that, networks became sure of what is wrong."""
 
 
 @dataclass
@@ -72,6 +78,7 @@ def refine(
         trace, samples, runtime, [value.name for value in trace.model.graph.output]
     )
     nodes = {node.outputs[0]: node for node in trace.normal.nodes}
+    samples, _ = samples.split(min(len(samples), _affordable(trace)))
     size = -(-len(layers) // PASSES)
     for start in range(0, len(layers), size):
         chunk = layers[start : start + size]
@@ -87,6 +94,12 @@ def refine(
     return with_layers(pruned, changes)
 
 
+def _affordable(trace: OnnxTrace) -> int:
+    """How many samples both networks are run on, in every pass up to its last layer."""
+    passed = PASSES * max(int(trace.graph.macs(trace.graph.widths)), 1)
+    return max(LEAST_SAMPLES, MOST_MACS // passed)
+
+
 def _again(layer: Layer, before: FloatArray, dense: FloatArray, seen: _Pair) -> LayerChange:
     """The layer solved for its inputs as they are, drawn to the weight that it has."""
     total = seen.count.sum()
@@ -99,7 +112,7 @@ def _again(layer: Layer, before: FloatArray, dense: FloatArray, seen: _Pair) -> 
     moment = seen.square / total - (means.T * share) @ means
     cross = seen.cross / total - (means.T * share) @ dense_means
     size = len(moment)
-    ridge = max(RIDGE, 0.1 * size / total) * np.diag(moment).mean() + 1e-12
+    ridge = max(RIDGE, DRAWN * size / total) * np.diag(moment).mean() + 1e-12
     missing = cross @ dense.T - moment @ before.T  # [D', C_out']
     weight = before + np.linalg.solve(moment + ridge * np.eye(size), missing).T
     shifts = dense_means @ dense.T - means @ weight.T
@@ -123,11 +136,10 @@ def _seen(
         for name in dict.fromkeys(node.inputs[0] for _, _, node in readers)
         if name not in batching.axes
     ]
-    asked = [*wanted, trace.model.graph.output[0].name]
     seen: dict[str, _Pair] = {}
     try:
         sessions = [
-            runtime.load(batching.prepare(one, asked).SerializeToString())
+            runtime.load(batching.prepare(one, wanted).SerializeToString()) if wanted else None
             for one in (trace.model, model)
         ]
         for batch in samples.batches(batch_values(trace, batching, wanted)):
@@ -147,7 +159,8 @@ def _seen(
                 )
                 _add(seen, layer, k, (ours, theirs))
         for session in sessions:
-            session.close()
+            if session is not None:
+                session.close()
     except MeasurementError as error:
         raise CalibrationError(
             f"the pruned model does not run on these inputs: {error}", field="calibration"
@@ -156,10 +169,13 @@ def _seen(
 
 
 def _read(
-    session: Session, batching: Batching, batch: EqualSizes, wanted: Sequence[str]
+    session: Session | None, batching: Batching, batch: EqualSizes, wanted: Sequence[str]
 ) -> dict[str, Array]:
+    """What layers read in one batch; without a session they read the inputs alone."""
     feeds = batching.feeds(batch)
-    return {**feeds, **dict(zip(wanted, session.run(feeds), strict=False))}
+    if session is None:
+        return feeds
+    return {**feeds, **dict(zip(wanted, session.run(feeds), strict=True))}
 
 
 def _add(seen: dict[str, _Pair], layer: Layer, k: int, rows: tuple[Array, Array]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -11,11 +12,13 @@ import numpy as np
 from onnx import helper
 
 from rlprune.errors import CalibrationError, MeasurementError
+from rlprune.profile.balance import balanced
 from rlprune.profile.calibration import CalibrationSet
-from rlprune.profile.divergence import judged_outputs
+from rlprune.profile.divergence import class_counts, judged_outputs
 from rlprune.profile.fit import fit_inputs, fit_read, load_calibration
 from rlprune.profile.inputs import Reading, collect_inputs
-from rlprune.profile.made_up import LEAST_COUNT, made_up_inputs
+from rlprune.profile.made_up import LEAST_COUNT, POOL, default_count, made_up_inputs
+from rlprune.runtime import get_runtime
 from rlprune.runtime.base import Array, Runtime
 
 if TYPE_CHECKING:
@@ -25,6 +28,9 @@ MADE_UP = "made-up"
 """In place of data: inputs that this project draws."""
 NONE = "none"
 """In place of data: none, and nothing is corrected."""
+
+MOST_POOL_MACS = 10**12
+"""Of the runs that choose between made-up inputs: half a minute of one core or so."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +57,7 @@ def open_calibration(source: CalibrationSource | None, trace: OnnxTrace) -> Cali
 
     Raises:
         CalibrationError: the data is refused, or an output is not there.
+        MissingExtraError: inputs are to be made up, and no runtime is installed.
     """
     given = source if isinstance(source, CalibrationData) else CalibrationData(source)
     data = given.data
@@ -59,7 +66,7 @@ def open_calibration(source: CalibrationSource | None, trace: OnnxTrace) -> Cali
     if isinstance(data, CalibrationSet):
         found = data
     elif isinstance(data, str) and data == MADE_UP:
-        found = next(made_up_sets(trace, None))
+        found = next(made_up_sets(trace, get_runtime()))
     elif isinstance(data, str | Path):
         found = load_calibration(data, trace, given.reading)
     else:
@@ -77,14 +84,31 @@ def is_none(source: CalibrationSource | None) -> bool:
     return isinstance(data, str) and data == NONE
 
 
-def made_up_sets(trace: OnnxTrace, runtime: Runtime | None) -> Iterator[CalibrationSet]:
-    """Sets without the user's data, the best first; the last is noise. The runtime, if any, finds
-    the scale that the model was made for."""
+def made_up_sets(
+    trace: OnnxTrace, runtime: Runtime | None, *, choose: bool = True
+) -> Iterator[CalibrationSet]:
+    """Sets without the user's data, the best first; the last is noise.
+
+    Args:
+        runtime: finds the scale that the model was made for, and runs a classifier to choose inputs
+            of all its classes; the most usual scale and no choice without it.
+        choose: whether such a choice is worth its runs.
+    """
+    values = sum(math.prod(shape) for shape in trace.graph.input_shapes)
+    count = default_count(values)
+    pool = count
+    if choose and class_counts(trace):
+        macs = max(int(trace.graph.macs(trace.graph.widths)), 1)
+        pool = max(count, min(default_count(values, pool=POOL), MOST_POOL_MACS // macs))
     for scaling in (runtime, None) if runtime is not None else (None,):
         try:
-            made = made_up_inputs(trace, seed=0, runtime=scaling)
-            found = fit_inputs(made.arrays, None, trace, source=made.kind, least=1)
-            yield replace(found, made_up=True)
+            drawn = pool if scaling is not None else count
+            made = made_up_inputs(trace, drawn, seed=0, runtime=scaling)
+            found = fit_inputs(made.arrays, None, trace, source="", least=1)
+            if scaling is not None and drawn > count:
+                found = balanced(trace, found, count, scaling)
+            source = f"{len(found)} made-up inputs ({made.kind})"
+            yield replace(found, source=source, made_up=True)
         except (CalibrationError, MeasurementError):
             continue
     yield noise_set(trace, LEAST_COUNT)

@@ -63,6 +63,7 @@ STEP_SLOTS = (
 )
 SLOTS: tuple[str, ...] = (*TASK_SLOTS, *EPISODE_SLOTS, *STEP_SLOTS)
 
+MOST_BUDGET_RATIO = 1e6
 _EPS = 1e-12
 
 
@@ -131,6 +132,8 @@ class EpisodeEncoder:
     ) -> EpisodeEncoder:
         """profiled, energetic [B]: whether loss and energy curves are shown to the policy."""
         norm = np.maximum(loss[:, :, 0].mean(1), _EPS)
+        # Budgets may be any number; far above the unpruned latency they all say the same.
+        limit_ms = np.minimum(limit_ms, MOST_BUDGET_RATIO * encoder.base_ms)
         block = _episode_block(encoder, reference, loss, limit_ms, norm, profiled, energetic)
         return EpisodeEncoder(encoder, reference, loss, limit_ms, block, norm)
 

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from itertools import islice
+
 import numpy as np
 import onnx
 import pytest
+from calibrated import traced
 from onnx import TensorProto, helper, numpy_helper
 
 from rlprune.graph.from_onnx import trace_onnx
+from rlprune.profile.calibration import CalibrationSet
+from rlprune.profile.evaluate import Evaluator
 from rlprune.profile.made_up import PIXEL_SCALES, made_up_inputs
 from rlprune.profile.shapes import random_shapes
+from rlprune.profile.sources import made_up_sets
 from rlprune.runtime import get_runtime
 
 RNG = np.random.default_rng(0)
@@ -102,3 +108,21 @@ def test_every_input_of_every_type_gets_values_it_can_take() -> None:
     assert ids.dtype == np.int64 and ids.shape == (40, 6) and ids.min() >= 0 and ids.max() == 10
     assert mask.dtype == np.bool_ and mask.all()
     assert state.dtype == np.float16 and state.shape == (40, 2, 1, 5)
+
+
+def test_a_classifiers_inputs_are_of_all_classes_that_it_sees() -> None:
+    trace = traced("resnet_a")
+    [plain] = islice(made_up_sets(trace, get_runtime(), choose=False), 1)
+    [chosen] = islice(made_up_sets(trace, get_runtime()), 1)
+    assert len(plain) == len(chosen) == 512
+
+    def of_rare_classes(samples: CalibrationSet) -> int:
+        """How many are of another class than the commonest."""
+        judge = Evaluator(trace, samples, runtime=get_runtime(), correction="none")
+        classes = judge.top_classes()
+        assert classes is not None
+        return len(classes) - int(np.bincount(classes).max())
+
+    assert of_rare_classes(chosen) > 1.5 * of_rare_classes(plain) > 0
+    [again] = islice(made_up_sets(trace, get_runtime()), 1)
+    assert again.digest == chosen.digest
