@@ -111,7 +111,7 @@ def test_every_input_of_every_type_gets_values_it_can_take() -> None:
 
 
 def test_a_classifiers_inputs_are_of_all_classes_that_it_sees() -> None:
-    trace = traced("resnet_a")
+    trace = traced("vgg_view")
     [plain] = islice(made_up_sets(trace, get_runtime(), choose=False), 1)
     [chosen] = islice(made_up_sets(trace, get_runtime()), 1)
     assert len(plain) == len(chosen) == 512
