@@ -207,7 +207,9 @@ def _lite_inputs(folder: Path | None, half: int) -> Callable[[int], NDArray[np.g
     data = None if photos is None else photos / "data"
 
     def made(seed: int) -> NDArray[np.generic]:
-        return (real_inputs.photo_crops(64, seed, half=half, folder=data) - 127) / np.float32(128)
+        count = 192 if half else 96
+        crops = real_inputs.photo_crops(count, seed, half=half, folder=data)
+        return (crops - 127) / np.float32(128)
 
     return made
 
@@ -288,18 +290,24 @@ def cases(folder: Path | None) -> list[Case]:
             target=None,
             values={"sr": 16000},
         ),
-        Case(
-            name="efficientnet_lite0",
-            file=efficientnet_lite,
-            shapes={},
-            other={"x": (3, 3, 224, 224)},
-            budget={"budget_ratio": 0.9},
-            calibration=lambda seed, quick: {
-                "x": _lite_inputs(folder, 0)(seed)[: 32 if quick else 64]
-            },
-            quality=same_class(_lite_inputs(folder, 1)),
-            unit="same class",
-            target=0.75,
+        *(
+            Case(
+                name=name,
+                file=efficientnet_lite,
+                shapes={},
+                other={"x": (3, 3, 224, 224)},
+                budget=budget,
+                calibration=lambda seed, quick: {
+                    "x": _lite_inputs(folder, 0)(seed)[: 32 if quick else 96]
+                },
+                quality=same_class(_lite_inputs(folder, 1)),
+                unit="same class",
+                target=0.75,
+            )
+            for name, budget in (
+                ("efficientnet_lite0", {"budget_ratio": 0.9, "device": "macs"}),
+                ("efficientnet_lite0_by_ms", {"budget_ratio": 0.9}),
+            )
         ),
         Case(
             name="magika",

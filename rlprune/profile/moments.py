@@ -29,7 +29,9 @@ BATCH = 100
 MOST_VALUES = 1 << 28
 """Of all the layers' inputs of one batch (1 GiB); large images go in smaller batches."""
 RIDGE = 1e-3
-"""Added to every input's variance, as a share of their mean; more where samples are few."""
+"""Added to every input's variance, as a share of their mean, at least."""
+RIDGE_PER_INPUT = 0.2
+"""The same for every input of a layer to every row that was seen: rows of one sample are alike."""
 
 
 @dataclass
@@ -49,7 +51,7 @@ class Seen:
         means = self.first / self.count[:, None]
         covariance: FloatArray = self.square / total - (means.T * (self.count / total)) @ means
         size = len(covariance)
-        ridge = max(RIDGE, 0.1 * size / total)
+        ridge = max(RIDGE, RIDGE_PER_INPUT * size / total)
         covariance[np.diag_indices(size)] += ridge * np.diag(covariance).mean() + 1e-12
         return covariance
 

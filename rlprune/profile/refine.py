@@ -36,9 +36,9 @@ PASSES = 24
 MOST_MACS = 2 * 10**12
 """Of all runs together, a minute of one core or so; of large networks fewer samples are run."""
 LEAST_SAMPLES = 32
-DRAWN = 1.0
+DRAWN = 2.0
 """How strongly weights are drawn to those that they had, for every input of a layer to every row
-that was seen. With a tenth of that, networks became sure of what is wrong."""
+that was seen. With a twentieth of that, networks became sure of what is wrong."""
 
 
 @dataclass
