@@ -114,25 +114,10 @@ def _photos(folder: Path | None) -> Sequence[Image.Image]:
     import sklearn.datasets
 
     names = [
-        "astronaut.png",
-        "chelsea.png",
-        "coffee.png",
-        "rocket.jpg",
-        "motorcycle_left.png",
-        "motorcycle_right.png",
-        "hubble_deep_field.jpg",
-        "retina.jpg",
-        "ihc.png",
-        "color.png",
-        "logo.png",
-        "camera.png",
-        "coins.png",
-        "horse.png",
-        "grass.png",
-        "gravel.png",
-        "brick.png",
-        "moon.png",
-        "cell.png",
+        *("astronaut.png", "chelsea.png", "coffee.png", "rocket.jpg", "motorcycle_left.png"),
+        *("motorcycle_right.png", "hubble_deep_field.jpg", "retina.jpg", "ihc.png", "color.png"),
+        *("logo.png", "camera.png", "coins.png", "horse.png", "grass.png", "gravel.png"),
+        *("brick.png", "moon.png", "cell.png"),
     ]
     files = [folder / name for name in names] if folder is not None else []
     here = Path(sklearn.datasets.__file__).parent / "images"
