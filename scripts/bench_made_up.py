@@ -60,7 +60,7 @@ def main() -> None:
             plan = rlprune.plan(trace, device="macs", budget_ratio=share)
             kept = {}
             for source, given in (("real", real.x), ("made_up", None), ("cut", "none")):
-                pruned = rlprune.apply(plan, trace, calibration=given)
+                pruned = rlprune.apply(plan, trace, calibration=given, on_result=lambda _: None)
                 kept[source] = evaluate_model(pruned, report, runtime=runtime).accuracy
             figures = [("unpruned", whole), *kept.items()]
             for what, value in figures:
