@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 MOST_HELD_OUT = 128
 HELD_OUT_RATIO = 0.2
 """Samples that the corrected network is compared on, and not reconstructed from."""
-FEW_SAMPLES = 256
+FEW_SAMPLES = 128
 """Up to which those kept apart are worth solving a last time."""
 MUCH_DIVERGENCE = 0.5
 """Nats; and below this share of the unpruned network's decisions, answers moved a lot."""

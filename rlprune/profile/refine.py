@@ -33,8 +33,8 @@ if TYPE_CHECKING:
 
 PASSES = 24
 """Runs of both networks; layers are shared out over them in the file's order."""
-MOST_MACS = 2 * 10**12
-"""Of all runs together, a minute of one core or so; of large networks fewer samples are run."""
+MOST_MACS = 10**12
+"""Of all runs together, half a minute of one core or so; of large networks fewer samples run."""
 LEAST_SAMPLES = 32
 DRAWN = 2.0
 """How strongly weights are drawn to those that they had, for every input of a layer to every row

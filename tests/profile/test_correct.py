@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
+from calibrated import traced
 from onnx import TensorProto, helper, numpy_helper
 from onnx_oracle import Net, numbers_in_weights
 from small_onnx import small_onnx
@@ -263,3 +264,24 @@ def test_where_no_runtime_is_installed_a_model_is_only_cut_and_the_cost_is_told(
     found = CliRunner().invoke(app, [*arguments, str(tmp_path / "s.onnx")])
     assert found.exit_code == 0 and found.stderr.count("warning: only cut, which costs") == 1
     assert onnx.load(tmp_path / "s.onnx").graph == written.graph
+
+
+def attention_like() -> onnx.ModelProto:
+    """Linear layers of a sequence with and without a bias behind, and a second Add."""
+    net = Net(1, 8, 12)
+    keys = net.add("MatMul", "x", net.weight(12, 16))
+    x = net.add("Relu", net.add("Add", net.weight(16), keys))
+    x = net.add("Relu", net.add("MatMul", x, net.weight(16, 20)))
+    x = net.add("Add", net.add("MatMul", x, net.weight(20, 16)), net.weight(16))
+    x = net.add("Relu", net.add("Add", x, net.weight(16)))
+    return net.model(str(net.add("MatMul", x, net.weight(16, 5))))
+
+
+@pytest.mark.parametrize("model", ["linear", "preact", "se_hardswish", "dense_concat"])
+def test_what_is_written_has_exactly_the_parameters_that_the_plan_says(model: str) -> None:
+    trace = trace_onnx(attention_like()) if model == "linear" else traced(model)
+    plan = rlprune.plan(trace, budget_ratio=0.6, device="macs")
+    told: list[Correction] = []
+    written = rlprune.apply(plan, trace, on_result=told.append)
+    assert isinstance(written, onnx.ModelProto)
+    assert told[0].inputs and numbers_in_weights(written) == plan.params
