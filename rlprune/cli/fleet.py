@@ -89,7 +89,7 @@ def serve(
     """
     # gRPC's C part prints lines of its own, which callers can cause without limit; read at import.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
-    from rlprune.service.server import serve
+    from rlprune.service.server import leave_what_runs, serve
 
     policies = {}
     for item in policy or ():
@@ -106,6 +106,7 @@ def serve(
 
     _log_to_stderr(as_json=as_json)
     serve(listen, store, _token(), tls_cert, tls_key, policies=policies, on_ready=announce)
+    leave_what_runs()
 
 
 def work(

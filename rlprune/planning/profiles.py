@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -97,7 +96,7 @@ def made_up_profile_sec(graph: PruningGraph) -> float:
     from rlprune.profile.measured import MOST_EVALUATED
 
     plan_count = sum(min(MOST_EVALUATED, int(width) - 1) for width in graph.widths)
-    sample_count = default_count(sum(math.prod(shape) for shape in graph.input_shapes))
+    sample_count = default_count(graph)
     return plan_count * sample_count * int(graph.macs(graph.widths)) / MACS_PER_SEC
 
 

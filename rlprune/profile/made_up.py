@@ -18,6 +18,7 @@ import numpy as np
 import onnx
 from onnx import helper
 
+from rlprune.graph.types import PruningGraph
 from rlprune.graph.walk import Node
 from rlprune.profile.shapes import random_shapes
 from rlprune.runtime.base import Array, Runtime
@@ -25,12 +26,14 @@ from rlprune.runtime.base import Array, Runtime
 if TYPE_CHECKING:
     from rlprune.graph.from_onnx import OnnxTrace
 
-COUNT = 512
+COUNT = 256
 POOL = 4
 """Times as many are drawn where those that are kept are chosen (`balance`)."""
-LEAST_COUNT = 32
+LEAST_COUNT = 64
 MOST_VALUES = 1 << 25
 """Values of all inputs together (128 MiB of float32); of large inputs there are fewer."""
+MOST_RUN_MACS = 2 * 10**10
+"""Of one run of the model on all inputs: carrying out a plan takes some fifty such runs."""
 SAMPLES = 16
 """Inputs that a scale is judged by."""
 MIN_IMAGE_SIDE = 16
@@ -75,10 +78,13 @@ class MadeUp:
     kind: str
 
 
-def default_count(value_count: int, *, pool: int = 1) -> int:
-    """How many inputs of so many values each are made up: 512, fewer where they are large; `pool`
-    times as many to choose from."""
-    return int(np.clip(MOST_VALUES // max(value_count, 1), LEAST_COUNT, pool * COUNT))
+def default_count(graph: PruningGraph, *, pool: int = 1) -> int:
+    """How many inputs are made up for a model: 512, fewer where they are large or the model costs
+    much; `pool` times as many to choose from."""
+    values = sum(math.prod(shape) for shape in graph.input_shapes)
+    macs = int(graph.macs(graph.widths))
+    affordable = pool * max(LEAST_COUNT, MOST_RUN_MACS // max(macs, 1))
+    return int(np.clip(min(MOST_VALUES // max(values, 1), affordable), LEAST_COUNT, pool * COUNT))
 
 
 def made_up_inputs(
@@ -98,7 +104,7 @@ def made_up_inputs(
     values = [value for value in trace.model.graph.input if value.name not in weights]
     shapes = {value.name: trace.normal.shapes[value.name] for value in values}
     if count is None:
-        count = default_count(sum(math.prod(shape) for shape in shapes.values()))
+        count = default_count(trace.graph)
     arrays: dict[str, Array] = {}
     kinds = []
     for value in values:

@@ -28,6 +28,8 @@ With 16 windows of each of 32 lines of text the covariance of 576 inputs is most
 BATCH = 100
 MOST_VALUES = 1 << 28
 """Of all the layers' inputs of one batch (1 GiB); large images go in smaller batches."""
+MOST_PRODUCTS = 2 * 10**10
+"""Of a layer's covariance, beyond which no more than `PLACES` windows of a sample are taken."""
 RIDGE = 1e-3
 """Added to every input's variance, as a share of their mean, at least."""
 RIDGE_PER_INPUT = 0.2
@@ -143,7 +145,8 @@ def rows_read(
     ]
     total = int(np.prod(extents))
     size = math.prod(trace.normal.shapes[node.inputs[1]][1:])  # in the dense network
-    places = max(PLACES, -(-ROWS_PER_INPUT * size // sample_count))
+    rows = min(ROWS_PER_INPUT * size, MOST_PRODUCTS // size**2)
+    places = max(PLACES, -(-rows // sample_count))
     chosen = rng.choice(total, min(places, total), replace=False)
     corner = np.unravel_index(chosen, extents)  # per axis [P]
     offset = np.unravel_index(np.arange(int(np.prod(kernel))), kernel)  # per axis [K]

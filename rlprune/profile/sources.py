@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -28,9 +27,6 @@ MADE_UP = "made-up"
 """In place of data: inputs that this project draws."""
 NONE = "none"
 """In place of data: none, and nothing is corrected."""
-
-MOST_POOL_MACS = 10**12
-"""Of the runs that choose between made-up inputs: half a minute of one core or so."""
 
 
 @dataclass(frozen=True)
@@ -94,12 +90,8 @@ def made_up_sets(
             of all its classes; the most usual scale and no choice without it.
         choose: whether such a choice is worth its runs.
     """
-    values = sum(math.prod(shape) for shape in trace.graph.input_shapes)
-    count = default_count(values)
-    pool = count
-    if choose and class_counts(trace):
-        macs = max(int(trace.graph.macs(trace.graph.widths)), 1)
-        pool = max(count, min(default_count(values, pool=POOL), MOST_POOL_MACS // macs))
+    count = default_count(trace.graph)
+    pool = default_count(trace.graph, pool=POOL) if choose and class_counts(trace) else count
     for scaling in (runtime, None) if runtime is not None else (None,):
         try:
             drawn = pool if scaling is not None else count

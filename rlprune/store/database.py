@@ -27,6 +27,8 @@ from rlprune.store import schema, upgrade
 from rlprune.store.presence import StoreFiles
 
 BUSY_TIMEOUT_SEC = 20.0
+PROBE, PROBE_BYTES = "probe", 1 << 16
+"""A row of `settings` that is written and removed to see whether there is room."""
 """How long a SQLite writer waits for another process's transaction."""
 _OPEN_LOCK = 0x726C7072  # "rlpr": one process at a time creates the tables
 
@@ -77,8 +79,9 @@ class Database:
     def check(self) -> None:
         """Whether all is well: the store is there, and was neither replaced nor found damaged.
 
-        Where the last write failed, one is tried, so that a disk that was full or a lock that was
-        held is forgotten when it is over. For health checks; some 0.2 ms where all is well.
+        Where the last write failed, one as large as most is tried, so that a disk that was full or
+        a lock that was held is forgotten when it is over, and not before. For health checks; some
+        0.2 ms where all is well.
 
         Raises:
             StoreError: the store is gone, was replaced or is damaged.
@@ -89,9 +92,13 @@ class Database:
         with self.read() as connection:
             self._check_id(connection)
         if self._write_failed:
+            probe = schema.settings.c.name == PROBE
             with self.write() as connection:
-                mine = schema.settings.c.name == "store_id"
-                connection.execute(sa.update(schema.settings).where(mine).values(value=self._id))
+                connection.execute(sa.delete(schema.settings).where(probe))
+                row = {"name": PROBE, "value": "0" * PROBE_BYTES}
+                connection.execute(sa.insert(schema.settings).values(row))
+            with self.write() as connection:
+                connection.execute(sa.delete(schema.settings).where(probe))
 
     @contextmanager
     def read(self) -> Iterator[sa.Connection]:

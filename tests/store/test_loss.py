@@ -90,19 +90,25 @@ def test_another_store_in_the_same_file_or_database_is_noticed_by_its_id(url: st
     store.close()
 
 
-def test_a_write_that_failed_is_tried_again_by_the_check(tmp_path: Path) -> None:
+def test_a_write_that_failed_is_tried_again_by_the_check_until_there_is_room(
+    tmp_path: Path,
+) -> None:
     store = open_store(str(tmp_path / "s.sqlite"))
-    with store.database.engine.connect() as connection:  # as a full disk would
-        connection.exec_driver_sql("SELECT 1")
-    limit = "PRAGMA max_page_count = 1"
-    tight = [store.database.engine.raw_connection() for _ in range(16)]
-    for one in tight:
-        one.cursor().execute(limit)
-        one.close()
-    many = [measured(1.0)] * 3000
+
+    def let_grow(pages: int) -> None:  # as a full disk would not
+        several = [store.database.engine.raw_connection() for _ in range(16)]
+        for one in several:
+            one.cursor().execute(f"PRAGMA max_page_count = {pages}")
+            one.close()
+
+    let_grow(1)
     with pytest.raises(UnavailableError, match="full"):
-        store.add_measurements(many)
-    store.database.check()  # this small one has room
+        store.add_measurements([measured(1.0)] * 3000)
+    for _ in range(3):
+        with pytest.raises(UnavailableError, match="full"):
+            store.database.check()
+    let_grow(1 << 20)
+    store.database.check()
     assert store.measurements(DEVICE) == []
     store.close()
 
