@@ -28,8 +28,10 @@ def test_latency_is_counted_in_macs_where_no_device_is_given(rlprune: Rlprune, n
 
 
 def test_latency_of_a_device_comes_from_the_store_and_is_never_measured(
-    rlprune: Rlprune, folder: Path
+    rlprune: Rlprune, folder: Path, long: bool
 ) -> None:
+    if not long:
+        pytest.skip("--long: measures this machine for ten seconds or more")
     net = folder / "model.onnx"
     net.write_bytes(conv_net((8, 16), extent=8).SerializeToString())
     assert "toaster" in refusal(rlprune("trace", net, "--device", "toaster"), folder)

@@ -43,8 +43,10 @@ def test_inputs_of_every_numeric_type_are_measured(
 
 @pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="needs two cores")
 def test_a_plan_for_two_threads_is_measured_on_two_and_found_by_its_key(
-    rlprune: Rlprune, folder: Path
+    rlprune: Rlprune, folder: Path, long: bool
 ) -> None:
+    if not long:
+        pytest.skip("--long: measures this machine for ten seconds or more")
     path = folder / "tiny.onnx"
     path.write_bytes(small_onnx(widths=(8, 16), shape=(1, 3, 8, 8)).SerializeToString())
     ask = ("plan", path, "--budget-ratio", 0.95, "--policy", "knapsack", "--json")

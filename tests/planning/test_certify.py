@@ -182,8 +182,10 @@ def test_the_certificate_travels_with_the_plan(task: PruningTask) -> None:
 
 
 def test_certified_on_this_machine_by_a_process_of_its_own(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, long: bool
 ) -> None:
+    if not long:
+        pytest.skip("--long: measures this machine for ten seconds or more")
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
     plan = rlprune.plan(small_onnx(), budget_ratio=0.9, policy="knapsack", certify=True)
     assert plan.certificate is not None
