@@ -277,7 +277,7 @@ def leave_what_runs() -> None:
         if running == [threading.main_thread()]:
             return
         time.sleep(0.05)
-    LOG.warning("ended; %d threads were at work still", len(running) - 1)
+    LOG.warning("ended; threads still at work: %d", len(running) - 1)
     logging.shutdown()
     for stream in (sys.stdout, sys.stderr):
         stream.flush()

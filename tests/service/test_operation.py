@@ -269,3 +269,17 @@ def test_health_notices_a_damaged_store(tmp_path: Path, monkeypatch: pytest.Monk
     assert "internal error" not in str(refusal.value)
     until(lambda: status(server.address) == NOT_SERVING)
     server.stop(0.5)
+
+
+def test_a_call_that_hangs_does_not_keep_the_process() -> None:
+    code = (
+        "import threading, time; from rlprune.service.server import leave_what_runs\n"
+        "leave_what_runs(); print('nothing ran')\n"
+        "threading.Thread(target=time.sleep, args=(600,)).start()\n"
+        "leave_what_runs(); print('never')"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (ended.returncode, ended.stdout) == (0, "nothing ran\n")
+    assert "threads still at work: 1" in ended.stderr
