@@ -26,7 +26,7 @@ from rlprune.runtime.base import Array, Runtime
 if TYPE_CHECKING:
     from rlprune.graph.from_onnx import OnnxTrace
 
-COUNT = 256
+COUNT = 384
 POOL = 4
 """Times as many are drawn where those that are kept are chosen (`balance`)."""
 LEAST_COUNT = 64

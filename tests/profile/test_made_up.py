@@ -114,7 +114,7 @@ def test_a_classifiers_inputs_are_of_all_classes_that_it_sees() -> None:
     trace = traced("vgg_view")
     [plain] = islice(made_up_sets(trace, get_runtime(), choose=False), 1)
     [chosen] = islice(made_up_sets(trace, get_runtime()), 1)
-    assert len(plain) == len(chosen) == 256
+    assert len(plain) == len(chosen) == 384
 
     def of_rare_classes(samples: CalibrationSet) -> int:
         """How many are of another class than the commonest."""
