@@ -79,7 +79,7 @@ class MadeUp:
 
 
 def default_count(graph: PruningGraph, *, pool: int = 1) -> int:
-    """How many inputs are made up for a model: 512, fewer where they are large or the model costs
+    """How many inputs are made up for a model: 384, fewer where they are large or the model costs
     much; `pool` times as many to choose from."""
     values = sum(math.prod(shape) for shape in graph.input_shapes)
     macs = int(graph.macs(graph.widths))
