@@ -91,8 +91,10 @@ def test_what_cannot_be_measured_alone_is_a_row_of_its_own(rlprune: Rlprune, fol
 
 
 def test_this_machine_is_measured_once_and_predicted_stands_beside_measured(
-    rlprune: Rlprune, folder: Path
+    rlprune: Rlprune, folder: Path, long: bool
 ) -> None:
+    if not long:
+        pytest.skip("--long: measures this machine for ten seconds or more")
     net = folder / "model.onnx"
     net.write_bytes(conv_net((8, 16), extent=8).SerializeToString())
     found = answer(rlprune("explain-latency", net, "--json"))
