@@ -38,6 +38,9 @@ def revision_of(connection: sa.Connection, store: str) -> str | None:
     version = _setting(connection, "schema_version")
     expected = "1" if found == _FIRST else str(schema.SCHEMA_VERSION)
     if version != expected:
+        versioned = schema.alembic_version.name
+        if not tables.has_table(versioned) and sa.inspect(connection).has_table(versioned):
+            return revision_of(connection, store)  # upgraded by another between the two looks
         raise _unknown(store, str(version))
     return found
 
