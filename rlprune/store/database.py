@@ -27,9 +27,9 @@ from rlprune.store import schema, upgrade
 from rlprune.store.presence import StoreFiles
 
 BUSY_TIMEOUT_SEC = 20.0
+"""How long a SQLite writer waits for another process's transaction."""
 PROBE, PROBE_BYTES = "probe", 1 << 16
 """A row of `settings` that is written and removed to see whether there is room."""
-"""How long a SQLite writer waits for another process's transaction."""
 _OPEN_LOCK = 0x726C7072  # "rlpr": one process at a time creates the tables
 
 

@@ -27,7 +27,8 @@ def revision_of(connection: sa.Connection, store: str) -> str | None:
         InputError: it is of a version that is not known here.
     """
     tables = sa.inspect(connection)
-    if tables.has_table(schema.alembic_version.name):
+    versioned = tables.has_table(schema.alembic_version.name)
+    if versioned:
         found = connection.scalar(sa.select(schema.alembic_version.c.version_num)) or ""
         if found not in schema.REVISIONS or not tables.has_table("settings"):
             raise _unknown(store, found)
@@ -38,8 +39,7 @@ def revision_of(connection: sa.Connection, store: str) -> str | None:
     version = _setting(connection, "schema_version")
     expected = "1" if found == _FIRST else str(schema.SCHEMA_VERSION)
     if version != expected:
-        versioned = schema.alembic_version.name
-        if not tables.has_table(versioned) and sa.inspect(connection).has_table(versioned):
+        if not versioned and sa.inspect(connection).has_table(schema.alembic_version.name):
             return revision_of(connection, store)  # upgraded by another between the two looks
         raise _unknown(store, str(version))
     return found
