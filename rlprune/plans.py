@@ -1,4 +1,4 @@
-"""The answer: how many units each group keeps, and what that is predicted to cost.
+"""The answer: which option every site takes, and what that is predicted to cost.
 
 A plan holds no weights and no indices: which channels survive is decided where the weights are. It
 is a plain JSON file that outlives any server and can be replayed. The module is called `plans`
@@ -21,20 +21,23 @@ import numpy as np
 from rlprune.constraints import Constraints
 from rlprune.errors import InputError, PlanError, PlanMismatchError
 from rlprune.graph.types import IntArray, PruningGraph
+from rlprune.schemes import SCHEMES, other_sites, scheme_named
+from rlprune.schemes.channels import CHANNELS
 
 FORMAT = "rlprune.plan/1"
-SCHEMES = ("channel",)
-"""What a keep count means; regular blocks and patterns are to come (ARCHITECTURE section 5)."""
 
 
 @dataclass(frozen=True, slots=True)
 class PlanEntry:
-    """What one group keeps."""
+    """What one site keeps (`schemes.base.Site`)."""
 
     name: str
     scheme: str
+    """What `width` and `keep` count: of `channel` the channels of a group."""
     width: int
+    """What the site is as it is."""
     keep: int
+    """What is kept of that: the value of the option that was chosen."""
     members: tuple[str, ...]
     """`tensor[axis]` of every weight axis that shrinks with the group, for the reader."""
     constraint: str = ""
@@ -46,6 +49,7 @@ class PlanFigures:
     """What a plan is predicted to cost; the knapsack's stand beside every plan for comparison."""
 
     keeps: tuple[int, ...]
+    """What every site keeps, in the plan's order."""
     predicted_latency_ms: float
     predicted_interval_ms: tuple[float, float]
     macs: int
@@ -102,7 +106,7 @@ class Certificate:
 
 @dataclass(frozen=True)
 class PruningPlan:
-    """A keep count per group for one graph, one device and one budget."""
+    """What every site of one graph keeps, for one device and one budget."""
 
     fingerprint: str
     """Of the graph this plan is for."""
@@ -140,8 +144,13 @@ class PruningPlan:
 
     @property
     def keeps(self) -> IntArray:
-        """Keep counts [G] in the graph's order of groups."""
+        """What every site keeps [S], groups of channels first, in the graph's order of groups."""
         return np.array([entry.keep for entry in self.groups], dtype=np.int64)
+
+    @property
+    def schemes(self) -> tuple[str, ...]:
+        """Schemes that the plan says something of."""
+        return tuple(dict.fromkeys(("channel", *(entry.scheme for entry in self.groups))))
 
     def check(self, graph: PruningGraph) -> None:
         """Refuses a plan that cannot be applied to `graph`.
@@ -161,27 +170,47 @@ class PruningPlan:
                     f"{graph.fingerprint[:12]}, and {difference}; trace and plan the model again",
                     field="plan.fingerprint",
                 )
-        if len(self.groups) != len(graph.groups):
+        channels = [entry for entry in self.groups if entry.scheme == CHANNELS.name]
+        if len(channels) != len(graph.groups):
             raise PlanError(
-                f"plan has {len(self.groups)} groups, model has {len(graph.groups)}",
+                f"plan has {len(channels)} groups, model has {len(graph.groups)}",
                 field="plan.groups",
             )
-        for entry, group in zip(self.groups, graph.groups, strict=True):
-            if entry.scheme not in SCHEMES:
-                raise PlanError(
-                    f"group {entry.name!r}: unknown scheme {entry.scheme!r}", field="plan.groups"
-                )
+        for entry, group in zip(channels, graph.groups, strict=True):
             if not 1 <= entry.keep <= group.width:
                 raise PlanError(
                     f"group {group.name!r}: keep {entry.keep} is not within 1..{group.width}",
                     field="plan.groups",
                 )
+        self._check_others(graph, [entry for entry in self.groups if entry not in channels])
+
+    def _check_others(self, graph: PruningGraph, entries: list[PlanEntry]) -> None:
+        """Refuses entries of other schemes that the graph has no sites for."""
+        for entry in entries:
+            if entry.scheme not in SCHEMES:
+                raise PlanError(
+                    f"site {entry.name!r}: no scheme {entry.scheme!r} in this version",
+                    field="plan.groups",
+                )
+        sites = other_sites(graph, self.schemes)
+        if [entry.name for entry in entries] != [site.name for site in sites]:
+            raise PlanError(
+                "plan has other sites than the model; trace and plan the model again",
+                field="plan.groups",
+            )
+        for entry, site in zip(entries, sites, strict=True):
+            if not scheme_named(site.scheme).accepts(graph, site, entry.keep):
+                raise PlanError(
+                    f"site {site.name!r} has no option {entry.keep} of scheme {site.scheme!r}",
+                    field="plan.groups",
+                )
 
     def _difference(self, graph: PruningGraph) -> str:
         """How the plan's groups are not the graph's; empty where they are."""
-        if len(self.groups) != len(graph.groups):
-            return f"the plan has {len(self.groups)} groups, the model {len(graph.groups)}"
-        for entry, group in zip(self.groups, graph.groups, strict=True):
+        channels = [entry for entry in self.groups if entry.scheme == CHANNELS.name]
+        if len(channels) != len(graph.groups):
+            return f"the plan has {len(channels)} groups, the model {len(graph.groups)}"
+        for entry, group in zip(channels, graph.groups, strict=True):
             if entry.name != group.name:
                 return f"where the plan has group {entry.name!r} the model has {group.name!r}"
             if entry.width != group.width:

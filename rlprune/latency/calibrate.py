@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +28,7 @@ from rlprune.latency.costs import ALIGNMENTS, OperatorCosts
 from rlprune.latency.interval import MAX_HALF_WIDTH, Interval
 from rlprune.latency.operators import form, known, spec_at
 from rlprune.latency.types import OperatorSpec
+from rlprune.schemes import Form, Space, unpruned_settings, variants
 
 FUSED_PRIOR = 0.1
 ALL_SD, CLASS_SD, FORM_SD = 0.3, 0.3, 0.15
@@ -81,13 +83,33 @@ def operator_keys(graph: PruningGraph) -> list[Key]:
     return keys
 
 
+def form_key(key: Key, base: Operator, found: Form) -> Key:
+    """Class and form of an operator in another form than its graph's, by what its own are."""
+    operator = found.operator
+    cls = key[0] if operator.kind == base.kind else operator.kind
+    if not known(operator.kind, operator.variant):
+        cls = OTHER
+    return cls, form(spec_at(operator, 0, 0))
+
+
+def space_keys(space: Space) -> dict[tuple[int, tuple[tuple[int, int], ...]], Key]:
+    """Class and form of every form of every operator, by (operator, options)."""
+    graph = space.graph
+    keys = operator_keys(graph)
+    return {
+        (one.index, one.options): form_key(keys[one.index], graph.operators[one.index], one)
+        for one in space.forms()
+    }
+
+
 @dataclass(frozen=True)
 class PlanRows:
     """Whole-model measurements of one graph."""
 
     graph: PruningGraph
-    keeps: IntArray
-    """[N, G]"""
+    settings: IntArray
+    """[N, S], of all sites of `schemes`; the unpruned model's where a site was not told of."""
+    schemes: tuple[str, ...]
     ms: FloatArray
     """[N], normalised by the control where there was one."""
     log_sd: FloatArray
@@ -98,7 +120,24 @@ class PlanRows:
     @property
     def base(self) -> NDArray[np.bool_]:
         """Which rows are of the unpruned model [N]."""
-        return np.asarray(np.all(self.keeps == self.graph.widths, axis=1))
+        return np.asarray(np.all(self.settings == self.unpruned, axis=1))
+
+    @property
+    def unpruned(self) -> IntArray:
+        """Settings of the unpruned model [S]."""
+        return unpruned_settings(self.graph, self.schemes)
+
+    @cached_property
+    def variants(self) -> list[tuple[PruningGraph, IntArray]]:
+        """The graphs whose operators the plans have, each with the rows of its plans."""
+        return variants(self.graph, self.settings, self.schemes)
+
+    def of(self, settings: IntArray, schemes: Sequence[str]) -> IntArray:
+        """The rows that measured a plan [S] of these schemes."""
+        if tuple(schemes) != self.schemes:
+            whole = (settings == unpruned_settings(self.graph, schemes)).all()
+            return np.flatnonzero(self.base & whole)
+        return np.flatnonzero(np.all(self.settings == settings, axis=1))
 
     @property
     def judged(self) -> NDArray[np.bool_]:
@@ -130,13 +169,19 @@ class Calibration:
 
 
 def calibrate(
-    graph: PruningGraph, costs: OperatorCosts, call_ms: float, rows: Sequence[PlanRows]
+    graph: PruningGraph,
+    costs: OperatorCosts,
+    call_ms: float,
+    rows: Sequence[PlanRows],
+    also: Sequence[Key] = (),
 ) -> Calibration:
-    """Factors for `graph` from its own rows and, weakly, from those of other graphs."""
-    keys = list(dict.fromkeys(operator_keys(graph)))
+    """Factors for `graph` from its own rows and, weakly, from those of other graphs; and for `also`
+    what its operators are in other forms."""
+    keys = list(dict.fromkeys((*operator_keys(graph), *also)))
     blocks = [row for row in rows if len(row.ms)]
     for row in blocks:
-        keys += [key for key in dict.fromkeys(operator_keys(row.graph)) if key not in keys]
+        for variant, _ in row.variants:
+            keys += [key for key in dict.fromkeys(operator_keys(variant)) if key not in keys]
     index = {key: place for place, key in enumerate(keys)}
     mean, covariance = _prior([cls for cls, _ in keys])
     if not blocks:
@@ -148,7 +193,7 @@ def calibrate(
     designs, calls, noises, judged, fixed = [], [], [], [], []
     for row in blocks:
         # Rows in shares of what was measured, so that errors are relative and all targets 1.
-        designs.append(_sums(row.graph, costs, row.keeps, index) / row.ms[:, None, None])
+        designs.append(_sums(row, costs, index) / row.ms[:, None, None])
         calls.append(call_ms / row.ms)
         mine = row.graph.fingerprint == graph.fingerprint
         model_sd = np.where(row.base, BASE_SD, PLAN_SD) if mine else OTHER_GRAPH_SD
@@ -245,19 +290,19 @@ def half_width(left_out: FloatArray) -> float:
     return float(np.clip(width, floor, MAX_HALF_WIDTH))
 
 
-def _sums(
-    graph: PruningGraph, costs: OperatorCosts, keeps: IntArray, index: dict[Key, int]
-) -> FloatArray:
-    """Uncalibrated ms per key and trait for keeps [N, G] -> [N, K, F]."""
-    by_key: dict[Key, list[Operator]] = {}
-    for key, op in zip(operator_keys(graph), graph.operators, strict=True):
-        by_key.setdefault(key, []).append(op)
-    sums = np.zeros((len(keeps), len(index), TRAIT_COUNT))
-    for key, ops in by_key.items():
-        ins = np.stack([op.in_width.at(keeps) for op in ops]).ravel()  # [ops * N]
-        outs = np.stack([op.out_width.at(keeps) for op in ops]).ravel()
-        ms = costs.ms(key[1], ins, outs)[:, None] * _traits(ins, outs)
-        sums[:, index[key]] = ms.reshape(len(ops), len(keeps), -1).sum(0)
+def _sums(row: PlanRows, costs: OperatorCosts, index: dict[Key, int]) -> FloatArray:
+    """Uncalibrated ms per plan, key and trait [N, K, F]."""
+    sums = np.zeros((len(row.ms), len(index), TRAIT_COUNT))
+    for variant, places in row.variants:
+        by_key: dict[Key, list[Operator]] = {}
+        for key, op in zip(operator_keys(variant), variant.operators, strict=True):
+            by_key.setdefault(key, []).append(op)
+        keeps = row.settings[places, : len(variant.groups)]
+        for key, ops in by_key.items():
+            ins = np.stack([op.in_width.at(keeps) for op in ops]).ravel()  # [ops * N]
+            outs = np.stack([op.out_width.at(keeps) for op in ops]).ravel()
+            ms = costs.ms(key[1], ins, outs)[:, None] * _traits(ins, outs)
+            sums[places, index[key]] = ms.reshape(len(ops), len(keeps), -1).sum(0)
     return sums
 
 

@@ -14,11 +14,12 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from rlprune.graph.types import FloatArray, IntArray, Operator, PruningGraph, Width
-from rlprune.latency.calibrate import FUSED_PRIOR, operator_keys
+from rlprune.graph.types import FloatArray, IntArray, Operator, Width
+from rlprune.latency.calibrate import FUSED_PRIOR, space_keys
 from rlprune.latency.costs import OperatorCosts, covariance, places
 from rlprune.latency.operators import OVERHEAD, form, spec_at
 from rlprune.latency.types import OperatorSpec
+from rlprune.schemes import Space
 
 MAX_POINTS = 4
 """Candidate widths per axis: one per doubling from least to full, at most so many."""
@@ -32,18 +33,14 @@ LEAST_SD = 0.005
 
 
 def operator_specs(
-    graph: PruningGraph,
-    levels: IntArray,
-    level_count: IntArray,
-    costs: OperatorCosts,
-    measured: Collection[OperatorSpec] = (),
+    space: Space, costs: OperatorCosts, measured: Collection[OperatorSpec] = ()
 ) -> list[OperatorSpec]:
     """Operators worth measuring, the most telling first; empty where `measured` tells enough.
 
     Measuring what this returns and asking again returns little or nothing: the choice hangs on
     where the points lie, and only through `costs` on what came out.
     """
-    forms = _forms(graph, levels, level_count, costs, measured)
+    forms = _forms(space, costs, measured)
     chosen = [] if OVERHEAD in measured else [OVERHEAD]
     room = MAX_COUNT - sum(len(one.known) for one in forms)
     while forms and len(chosen) < room:
@@ -99,19 +96,16 @@ class _Form:
         self.gains[np.array(taken, dtype=bool)] = 0.0
 
 
-def _forms(
-    graph: PruningGraph,
-    levels: IntArray,
-    level_count: IntArray,
-    costs: OperatorCosts,
-    measured: Collection[OperatorSpec],
-) -> list[_Form]:
-    plans = calibration_keeps(graph, levels, level_count, count=PLAN_COUNT)
-    operators: dict[OperatorSpec, list[tuple[Operator, float]]] = {}
-    for (kind, key), op in zip(operator_keys(graph), graph.operators, strict=True):
+def _forms(space: Space, costs: OperatorCosts, measured: Collection[OperatorSpec]) -> list[_Form]:
+    choices = _choices(space, count=PLAN_COUNT)  # [N, S]
+    plans = space.settings_at(choices)[:, : space.group_count]  # [N, G]
+    operators: dict[OperatorSpec, list[tuple[Operator, FloatArray]]] = {}
+    keys = space_keys(space)
+    for one in space.forms():
+        kind, key = keys[one.index, one.options]
         factor = FUSED_PRIOR if kind.endswith("+") else 1.0
-        operators.setdefault(key, []).append((op, factor))
-    grid = operator_grid(graph, levels, level_count)
+        operators.setdefault(key, []).append((one.operator, factor * one.holds(choices)))
+    grid = operator_grid(space)
     by_form: dict[OperatorSpec, list[OperatorSpec]] = {}
     for spec in itertools.chain(grid, sorted(set(measured) - set(grid))):
         by_form.setdefault(form(spec), []).append(spec)
@@ -124,7 +118,7 @@ def _forms(
             np.stack([ins.ravel(), outs.ravel()], 1), axis=0, return_inverse=True
         )
         ms = costs.ms(key, pairs[:, 0], pairs[:, 1])
-        factors = np.array([factor for _, factor in ops])
+        factors = np.array([factor for _, factor in ops])  # [ops, N]
         weights = np.zeros((len(plans), len(pairs)))
         for row, factor in zip(where.reshape(ins.shape), factors, strict=True):
             np.add.at(weights, (np.arange(len(plans)), row), factor * ms[row])
@@ -143,19 +137,16 @@ def _forms(
     return forms
 
 
-def operator_grid(
-    graph: PruningGraph, levels: IntArray, level_count: IntArray
-) -> list[OperatorSpec]:
+def operator_grid(space: Space) -> list[OperatorSpec]:
     """The candidates: a small grid of widths per form of operator.
 
     Least to full, about one point per doubling; only totals that plans reach.
     """
     pairs: dict[OperatorSpec, set[tuple[int, int]]] = {}
     tied: dict[OperatorSpec, bool] = {}
-    for op in graph.operators:
+    for op in (one.operator for one in space.forms()):
         key = form(spec_at(op, 0, 0))
-        ins = _reachable(op.in_width, levels, level_count)
-        outs = _reachable(op.out_width, levels, level_count)
+        ins, outs = _reachable(op.in_width, space), _reachable(op.out_width, space)
         pairs.setdefault(key, set()).update(zip(ins, outs, strict=True))
         # A depthwise convolution's, an addition's, a pad's out-width follows from its in-width.
         tied[key] = tied.get(key, True) and op.in_width.terms == op.out_width.terms
@@ -179,14 +170,14 @@ def operator_grid(
     return specs
 
 
-def _reachable(width: Width, levels: IntArray, level_count: IntArray) -> list[int]:
-    """Totals with every group at the same fraction of its levels, for a ladder of fractions."""
+def _reachable(width: Width, space: Space) -> list[int]:
+    """Totals with every group at the same fraction of its options, for a ladder of fractions."""
     totals = []
     for fraction in np.linspace(0.0, 1.0, 17):
         total = width.const
         for group, repeat in width.terms:
-            choice = round(fraction * (int(level_count[group]) - 1))
-            total += repeat * int(levels[group, choice])
+            choice = round(fraction * (int(space.option_count[group]) - 1))
+            total += repeat * int(space.settings[group, choice])
         totals.append(total)
     return totals
 
@@ -201,10 +192,13 @@ def _spread_out(totals: set[int]) -> list[int]:
     return sorted({int(ordered[index]) for index in nearest})
 
 
-def calibration_keeps(
-    graph: PruningGraph, levels: IntArray, level_count: IntArray, *, count: int, seed: int = 0
-) -> IntArray:
-    """Distinct plans to measure whole [N, G]: the base, the least, uniform ones, random ones.
+def calibration_plans(space: Space, *, count: int, seed: int = 0) -> IntArray:
+    """Settings of distinct plans to measure whole [N, S]; see `_choices`."""
+    return space.settings_at(_choices(space, count=count, seed=seed))
+
+
+def _choices(space: Space, *, count: int, seed: int = 0) -> IntArray:
+    """Distinct choices [N, S]: the base, the least, uniform ones, random ones.
 
     A longer list begins with the shorter one. Fewer than `count` rows where there are not so many
     plans. Every other random plan scatters the groups around a common fraction, the others draw
@@ -212,7 +206,7 @@ def calibration_keeps(
     them what is wide beside what is narrow was predicted 5 % off, outside the interval.
     """
     rng = np.random.default_rng(seed)
-    top = level_count - 1
+    top = space.unpruned
     choices = [top, np.zeros_like(top)]
     choices += [np.rint(fraction * top).astype(np.int64) for fraction in (0.5, 0.75, 0.25)]
     chosen: dict[tuple[int, ...], None] = {}
@@ -227,5 +221,4 @@ def calibration_keeps(
         chosen.setdefault(tuple(choice.tolist()))
         if len(chosen) >= count:
             break
-    picked = np.array(list(chosen), dtype=np.int64).reshape(len(chosen), len(top))[:count]
-    return np.asarray(levels[np.arange(len(top)), picked], dtype=np.int64)
+    return np.array(list(chosen), dtype=np.int64).reshape(len(chosen), len(top))[:count]

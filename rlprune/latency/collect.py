@@ -16,11 +16,11 @@ from rlprune.latency.measure import MeasureConfig, Progress, Subject, measure
 from rlprune.latency.operators import operator_model
 from rlprune.latency.types import CONTROL, Measurement, ModelSubject, OperatorSpec
 from rlprune.runtime.base import Runtime
+from rlprune.schemes import carry_out
 from rlprune.surgery.importance import unit_scores
-from rlprune.surgery.onnx import prune_onnx
 
 ModelOf = Callable[[ModelSubject], onnx.ModelProto]
-"""The model of a subject; with empty `keeps` the unpruned one, which serves as the control."""
+"""The model of a subject; without settings the unpruned one, which serves as the control."""
 
 MODELS_AT_ONCE = 6
 """Whole models held in memory and measured in turns."""
@@ -38,7 +38,7 @@ def measure_subjects(
     """Measures operators by themselves, and whole models in turns with their unpruned selves.
 
     `model_of` is asked for each model shortly before it is measured, and once per fingerprint with
-    empty keeps. Where it refuses, the measurement says `failed` and why.
+    no settings. Where it refuses, the measurement says `failed` and why.
 
     `config` is how whole models are measured; operators are looked at more briefly.
 
@@ -101,9 +101,10 @@ def trace_models(trace: OnnxTrace) -> ModelOf:
     scores = unit_scores(trace)
 
     def model_of(subject: ModelSubject) -> onnx.ModelProto:
-        if not subject.keeps:
+        if not subject.settings:
             return at_sizes(trace.model)
-        return at_sizes(prune_onnx(trace, np.array(subject.keeps, dtype=np.int64), scores=scores))
+        settings = np.array(subject.settings, dtype=np.int64)
+        return at_sizes(carry_out(trace, settings, subject.schemes, scores=scores))
 
     return model_of
 

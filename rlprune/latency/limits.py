@@ -75,7 +75,7 @@ def _sample_fault(one: Measurement) -> tuple[str, str] | None:
 
 def _subject_fault(subject: OperatorSpec | ModelSubject) -> tuple[str, str] | None:
     if isinstance(subject, ModelSubject):
-        if any(not 1 <= keep <= MAX_EXTENT for keep in subject.keeps):
+        if any(not 1 <= value <= MAX_EXTENT for value in subject.settings):
             return "subject.keeps", "keep counts must be at least 1 and fit 32 bits"
         return None
     if subject.kind not in KINDS:

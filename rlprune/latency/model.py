@@ -8,19 +8,36 @@ order give the same model; a fit takes milliseconds, so it is made anew whenever
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
-from rlprune.graph.types import FloatArray, IntArray, Operator, PruningGraph
-from rlprune.latency.calibrate import OTHER, Calibration, Key, PlanRows, calibrate, operator_keys
-from rlprune.latency.choose import calibration_keeps, operator_specs
+from rlprune.graph.types import FloatArray, IntArray, PruningGraph
+from rlprune.latency.calibrate import (
+    OTHER,
+    Calibration,
+    Key,
+    PlanRows,
+    calibrate,
+    operator_keys,
+    space_keys,
+)
+from rlprune.latency.choose import calibration_plans, operator_specs
 from rlprune.latency.costs import CostPoint, OperatorCosts
 from rlprune.latency.drift import CANARY, ENOUGH, Drift, device_drift
 from rlprune.latency.operators import OVERHEAD, form
 from rlprune.latency.sift import ENOUGH_POINTS, name_of, sift, sift_plans, sift_points
 from rlprune.latency.tables import LatencyTables
 from rlprune.latency.types import Measurement, ModelSubject, OperatorSpec
+from rlprune.schemes import (
+    CHANNEL_ONLY,
+    Form,
+    Space,
+    check_schemes,
+    other_sites,
+    unpruned_settings,
+    variants,
+)
 
 ENOUGH_OWN = 9
 """Pruned plans of a graph from which on other graphs have no say: a 90 % interval needs as many."""
@@ -96,8 +113,8 @@ class LatencyModel:
         for one in own:
             if isinstance(one.subject, ModelSubject):
                 tried = attempts.setdefault(one.subject.fingerprint, {})
-                if tried.get(one.subject.keeps) != "ok":
-                    tried[one.subject.keeps] = one.status
+                if tried.get(one.subject.settings) != "ok":
+                    tried[one.subject.settings] = one.status
                 if one.status != "failed":
                     plans.setdefault(one.subject.fingerprint, []).append(one)
                 else:
@@ -136,8 +153,10 @@ class LatencyModel:
         """Factors and interval for this graph."""
         return self._fitted(graph)[1]
 
-    def _fitted(self, graph: PruningGraph) -> tuple[OperatorCosts, Calibration]:
-        """Costs of this graph's operators, and what they are worth in it.
+    def _fitted(
+        self, graph: PruningGraph, also: Sequence[Key] = ()
+    ) -> tuple[OperatorCosts, Calibration]:
+        """Costs of this graph's operators, also in other forms, and what they are worth in it.
 
         Once enough of its own plans were measured, nothing that is not of this graph's forms counts
         any more: other models teach what a runtime is apt to do, and where the model itself has
@@ -145,45 +164,40 @@ class LatencyModel:
         """
         own = [row for row in self.rows if row.graph.fingerprint == graph.fingerprint]
         if sum(int(row.judged.sum()) for row in own) < ENOUGH_OWN:
-            return self.costs, calibrate(graph, self.costs, self.call_ms, self.rows)
-        forms = {key for _, key in operator_keys(graph)}
+            return self.costs, calibrate(graph, self.costs, self.call_ms, self.rows, also)
+        forms = {key for _, key in (*operator_keys(graph), *also)}
         points = [point for point in self.points if form(point.spec) in forms]
         costs = OperatorCosts.fit(points, self.donor)
-        return costs, calibrate(graph, costs, self.call_ms, own)
+        return costs, calibrate(graph, costs, self.call_ms, own, also)
 
-    def compile(
-        self, graph: PruningGraph, levels: IntArray, level_count: IntArray
-    ) -> LatencyTables:
-        """Tables over the keep levels, calibration multiplied in."""
-        costs, calibration = self._fitted(graph)
-        # Equal operators have equal producers and so equal keys.
-        keys = dict(zip(graph.operators, operator_keys(graph), strict=True))
-        other_count = sum(keys[op][0] == OTHER for op in graph.operators)
+    def compile(self, space: Space) -> LatencyTables:
+        """Tables over the options, calibration multiplied in."""
+        keys = space_keys(space)
+        costs, calibration = self._fitted(space.graph, list(keys.values()))
+        other_count = sum(key[0] == OTHER for key in operator_keys(space.graph))
 
         known: dict[tuple[Key, bytes, bytes], FloatArray] = {}  # nets repeat themselves
 
-        def cost(op: Operator, in_width: IntArray, out_width: IntArray) -> FloatArray:
-            key = keys[op]
+        def cost(form: Form, in_width: IntArray, out_width: IntArray) -> FloatArray:
+            key = keys[form.index, form.options]
             place = (key, in_width.tobytes(), out_width.tobytes())
             if place not in known:
                 ins = np.repeat(in_width, len(out_width))
                 outs = np.tile(out_width, len(in_width))
                 ms = costs.ms(key[1], ins, outs) * calibration.factor(key, ins, outs)
                 if key[0] == OTHER:  # what each takes is not known, only what all do
-                    ms = ms + calibration.other_ms / other_count
+                    ms = ms + calibration.other_ms / max(other_count, 1)
                 known[place] = ms.reshape(len(in_width), len(out_width))
             return known[place]
 
         tables = LatencyTables.compile(
             self.device,
-            graph,
-            levels,
-            level_count,
+            space,
             cost,
             overhead_ms=calibration.overhead_ms,
             interval=calibration.interval,
         )
-        return self._held_to_base(graph, tables)
+        return self._held_to_base(space.graph, tables)
 
     def _held_to_base(self, graph: PruningGraph, tables: LatencyTables) -> LatencyTables:
         """The tables, scaled where they say something else of the unpruned model than was measured.
@@ -194,45 +208,42 @@ class LatencyModel:
         row = next((row for row in self.rows if row.graph.fingerprint == graph.fingerprint), None)
         if row is None or not row.base.any():
             return tables
-        ratio = float(row.ms[row.base][0] / tables.latency_ms(tables.widths[None])[0])
+        ratio = float(row.ms[row.base][0] / tables.base_ms)
         if not np.isfinite(ratio) or abs(np.log(ratio)) < MAX_BASE_OFF:
             return tables
-        return replace(
-            tables, overhead_ms=tables.overhead_ms * ratio, flat_ms=tables.flat_ms * ratio
-        )
+        return tables.scaled(ratio)
 
     def knows(self, graph: PruningGraph) -> bool:
         """Whether whole models of this graph were measured, so that predictions are worth much."""
         return any(row.graph.fingerprint == graph.fingerprint for row in self.rows)
 
-    def missing(
-        self, graph: PruningGraph, levels: IntArray, level_count: IntArray
-    ) -> list[OperatorSpec | ModelSubject]:
-        """What should be measured before plans for this graph are worth much; empty: ready.
+    def missing(self, space: Space) -> list[OperatorSpec | ModelSubject]:
+        """What should be measured before plans of these options are worth much; empty: ready.
 
         What was tried and failed is not asked for again; plans that came out unstable are made up
         for by others, within reason. A few plans are asked for again where the device has drifted.
         """
         wanted: list[OperatorSpec | ModelSubject] = [
-            *operator_specs(graph, levels, level_count, self.costs, self.measured)
+            *operator_specs(space, self.costs, self.measured)
         ]
-        tried = self.attempts.get(graph.fingerprint, {})
+        fingerprint, schemes = space.graph.fingerprint, space.schemes
+        tried = self.attempts.get(fingerprint, {})
+        if schemes != CHANNEL_ONLY:  # what was tried of channels alone tells little of the others
+            tried = {key: status for key, status in tried.items() if len(key) == len(space.sites)}
         settled = sum(status == "ok" for status in tried.values())
         room = min(CALIBRATION_COUNT - settled, MAX_ATTEMPT_COUNT - len(tried))
         if room > 0:
-            plans = calibration_keeps(
-                graph, levels, level_count, count=CALIBRATION_COUNT + len(tried)
-            )
-            fresh = [keeps for keeps in map(_counts, plans) if keeps not in tried]
-            wanted += [ModelSubject(graph.fingerprint, keeps) for keeps in fresh[:room]]
+            plans = calibration_plans(space, count=CALIBRATION_COUNT + len(tried))
+            fresh = [plan for plan in map(_counts, plans) if plan not in tried]
+            wanted += [ModelSubject(fingerprint, plan, schemes) for plan in fresh[:room]]
         elif self.drift.stale:
-            again = calibration_keeps(graph, levels, level_count, count=RECHECK_COUNT)
-            wanted += [ModelSubject(graph.fingerprint, keeps) for keeps in map(_counts, again)]
+            again = calibration_plans(space, count=RECHECK_COUNT)
+            wanted += [ModelSubject(fingerprint, plan, schemes) for plan in map(_counts, again)]
         return wanted
 
 
-def _counts(keeps: IntArray) -> tuple[int, ...]:
-    return tuple(int(keep) for keep in keeps)
+def _counts(settings: IntArray) -> tuple[int, ...]:
+    return tuple(int(value) for value in settings)
 
 
 def _operator_points(
@@ -288,36 +299,78 @@ def _plan_rows(
     """One row per plan, and one for the unpruned model, which every control measured."""
     control_count = sum(_has_control(one) for one in measurements)
     base_ms = control_ms if control_ms and control_count else float("nan")
+    schemes = tuple(
+        dict.fromkeys(
+            name
+            for one in measurements
+            if isinstance(one.subject, ModelSubject)
+            for name in one.subject.schemes
+        )
+    )
+    schemes = check_schemes(schemes)
+    unpruned = _counts(unpruned_settings(graph, schemes))
     plans: list[tuple[tuple[int, ...], float, float, bool]] = []
-    widths = _counts(graph.widths)
     for one in measurements:
         assert isinstance(one.subject, ModelSubject)
         ms = one.control_ratio * base_ms if _has_control(one) else one.latency_ms
-        known = one.subject.keeps == widths and np.isfinite(base_ms)
+        settings = _complete(graph, one.subject, schemes)
+        known = settings == unpruned and np.isfinite(base_ms)
         if np.isfinite(ms) and ms > 0 and not known:
-            plans.append((one.subject.keeps, ms, _log_sd(one), one.status == "ok"))
-    far = sift_plans(graph, [(keeps, ms) for keeps, ms, *_ in plans], base_ms)
+            plans.append((settings, ms, _log_sd(one), one.status == "ok"))
+    far = sift_plans(
+        _macs(graph, [settings for settings, *_ in plans], schemes),
+        np.array([ms for _, ms, *_ in plans]),
+        base_ms,
+    )
     by_plan: dict[tuple[int, ...], list[tuple[float, float, bool]]] = {}
-    for why, (keeps, *found) in zip(far, plans, strict=True):
+    for why, (settings, *found) in zip(far, plans, strict=True):
         if why:
-            dropped.append(f"{name_of(ModelSubject(graph.fingerprint, keeps))}: {why}")
+            dropped.append(f"{name_of(ModelSubject(graph.fingerprint, settings))}: {why}")
         else:
-            by_plan.setdefault(keeps, []).append((found[0], found[1], bool(found[2])))
+            by_plan.setdefault(settings, []).append((found[0], found[1], bool(found[2])))
     rows = []
     if np.isfinite(base_ms):
-        rows.append((widths, base_ms, MIN_LOG_SD / np.sqrt(control_count), True))
-    for keeps, values in by_plan.items():
+        rows.append((unpruned, base_ms, MIN_LOG_SD / np.sqrt(control_count), True))
+    for settings, values in by_plan.items():
         ms, log_sd = _pool([(ms, log_sd) for ms, log_sd, _ in values])
-        rows.append((keeps, ms, log_sd, any(ok for _, _, ok in values)))
+        rows.append((settings, ms, log_sd, any(ok for _, _, ok in values)))
     return PlanRows(
         graph=graph,
-        keeps=np.array([row[0] for row in rows], dtype=np.int64).reshape(
-            len(rows), len(graph.groups)
+        settings=np.array([row[0] for row in rows], dtype=np.int64).reshape(
+            len(rows), len(unpruned)
         ),
+        schemes=schemes,
         ms=np.array([row[1] for row in rows], dtype=np.float64),
         log_sd=np.array([row[2] for row in rows], dtype=np.float64),
         trusted=np.array([row[3] for row in rows], dtype=np.float64),
     )
+
+
+def _complete(
+    graph: PruningGraph, subject: ModelSubject, schemes: Sequence[str]
+) -> tuple[int, ...]:
+    """A subject's settings, and those of the sites of further schemes, which are as they are."""
+    if subject.schemes == schemes:
+        return subject.settings
+    count = len(graph.groups)
+    own = iter(subject.settings[count:])
+    others = [
+        next(own) if site.scheme in subject.schemes else site.values[-1]
+        for site in other_sites(graph, schemes)
+    ]
+    return (*subject.settings[:count], *others)
+
+
+def _macs(
+    graph: PruningGraph, plans: Sequence[tuple[int, ...]], schemes: Sequence[str]
+) -> FloatArray:
+    """MACs of every plan [N]."""
+    macs = np.zeros(len(plans))
+    if plans:
+        settings = np.array(plans, dtype=np.int64)
+        for variant, places in variants(graph, settings, schemes):
+            macs[places] = variant.macs(settings[places, : len(graph.groups)])
+    return macs
 
 
 def _has_control(one: Measurement) -> bool:

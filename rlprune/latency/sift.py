@@ -12,10 +12,12 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from rlprune.errors import InputError
 from rlprune.graph.types import FloatArray, PruningGraph
 from rlprune.latency.costs import CostPoint, OperatorCosts
 from rlprune.latency.limits import fault_of
 from rlprune.latency.operators import form
+from rlprune.latency.subjects import check_settings
 from rlprune.latency.types import Measurement, ModelSubject, OperatorSpec
 
 MAX_SPREAD = 20.0
@@ -51,10 +53,10 @@ def _why_not(one: Measurement, graphs: Mapping[str, PruningGraph]) -> str:
     if fault is not None:
         return fault[1]
     if isinstance(one.subject, ModelSubject) and one.subject.fingerprint in graphs:
-        widths = graphs[one.subject.fingerprint].widths
-        keeps = np.array(one.subject.keeps, dtype=np.int64)
-        if keeps.shape != widths.shape or np.any(keeps > widths):
-            return "keep counts that its model does not have"
+        try:
+            check_settings(graphs[one.subject.fingerprint], one.subject)
+        except InputError as error:
+            return str(error)
     if one.status == "failed":
         return ""
     for name, sessions in (("sessions", one.session_ms), ("control's", one.control_session_ms)):
@@ -67,19 +69,21 @@ def _why_not(one: Measurement, graphs: Mapping[str, PruningGraph]) -> str:
     return ""
 
 
-def sift_plans(
-    graph: PruningGraph, plans: Sequence[tuple[tuple[int, ...], float]], base_ms: float
-) -> list[str]:
-    """For each measured plan (keeps, ms) how far it is from the others; empty where it is not.
+def sift_plans(macs: FloatArray, ms: FloatArray, base_ms: float) -> list[str]:
+    """For each measured plan how far it is from the others; empty where it is not.
 
     The line that they are held to goes through medians (Theil and Sen), which less than half of
-    them cannot bend. `base_ms` is the unpruned model's latency, NaN where that is not known.
+    them cannot bend.
+
+    Args:
+        macs: of every plan [N].
+        ms: measured [N].
+        base_ms: the unpruned model's latency, NaN where that is not known.
     """
-    if len(plans) < ENOUGH_PLANS:
-        return [""] * len(plans)
-    keeps = np.array([keep for keep, _ in plans], dtype=np.int64)  # [N, G]
-    logs = np.log([ms for _, ms in plans])  # [N]
-    size = np.log(np.maximum(graph.macs(keeps).astype(np.float64), 1.0))
+    if len(ms) < ENOUGH_PLANS:
+        return [""] * len(ms)
+    logs = np.log(ms)
+    size = np.log(np.maximum(macs, 1.0))
     rise, run = logs[:, None] - logs[None], size[:, None] - size[None]  # [N, N]
     apart = np.abs(run) > 0.05
     slope = float(np.median(rise[apart] / run[apart])) if apart.any() else 0.0
@@ -145,6 +149,7 @@ def _robust_sd(off: FloatArray) -> float:
 def name_of(subject: OperatorSpec | ModelSubject) -> str:
     """A subject in a few words."""
     if isinstance(subject, ModelSubject):
-        keeps = ", ".join(map(str, subject.keeps[:4])) + (", ..." if len(subject.keeps) > 4 else "")
-        return f"model {subject.fingerprint[:12]} at ({keeps})"
+        shown = ", ".join(map(str, subject.settings[:4]))
+        more = ", ..." if len(subject.settings) > 4 else ""
+        return f"model {subject.fingerprint[:12]} at ({shown}{more})"
     return f"{subject.kind[:40]} {subject.in_width} to {subject.out_width}"

@@ -1,8 +1,9 @@
-"""A device's latency of one graph, compiled to tables: a plan's latency is a gather and a sum.
+"""A device's latency of one network, compiled to tables: a plan's latency is a gather and a sum.
 
-Each operator has one table over (total in-width, total out-width); the totals are an incidence
-matrix times the keeps, because a concat's or padded shortcut's input is a sum of groups.
-Whole-model calibration is already multiplied in, so nothing here knows how the numbers came about.
+Each operator has one table over its in-width, its out-width and its form, as far as options change
+them. In that table every option moves the place that is looked up by a step of its own, whatever
+the other sites' options are: so places are sums over sites, and nothing here knows what an option
+does. Whole-model calibration is already multiplied in.
 """
 
 from __future__ import annotations
@@ -12,275 +13,285 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
-from numpy.typing import NDArray
 
-from rlprune.graph.types import FloatArray, IntArray, Operator, PruningGraph, Width
+from rlprune.graph.types import FloatArray, IntArray, Width
 from rlprune.latency.interval import Interval
+from rlprune.schemes import Form, Space
 
 EXACT = Interval()
 """The interval of what is counted, not measured: the prediction itself."""
 
-OperatorCost = Callable[[Operator, IntArray, IntArray], FloatArray]
-"""(operator, in-widths [I], out-widths [J]) -> ms [I, J]."""
+FormCost = Callable[[Form, IntArray, IntArray], FloatArray]
+"""(an operator's form, in-widths [I], out-widths [J]) -> ms [I, J]."""
+
+
+@dataclass(frozen=True)
+class Cells:
+    """Tables end to end, and what every site's options add to the place looked up in each."""
+
+    flat_ms: FloatArray
+    start: IntArray
+    """Place in `flat_ms` of every table with all sites at their first option [T]."""
+    site: IntArray
+    """Site of every (site, table that it moves in) pair, ascending [P]."""
+    table: IntArray
+    """Table of every pair [P]."""
+    step: IntArray
+    """What each of the site's options adds to the place [P, L]."""
+
+    @cached_property
+    def by_table(self) -> IntArray:
+        """Permutation that orders the pairs by table [P]."""
+        return np.argsort(self.table, kind="stable")
+
+    @cached_property
+    def moved(self) -> tuple[IntArray, IntArray]:
+        """The tables that some site moves in, ascending, and where each one's pairs start in
+        `by_table`."""
+        tables, starts = np.unique(self.table[self.by_table], return_index=True)
+        return tables, starts
+
+    def places(self, choice: IntArray) -> tuple[IntArray, IntArray]:
+        """Place in every table [B, T] for choices [B, S], and what every pair adds to it [B, P]."""
+        own = self.step[np.arange(len(self.site)), choice[:, self.site]]  # [B, P]
+        total = np.repeat(self.start[None], len(choice), axis=0)
+        tables, starts = self.moved
+        if len(tables):
+            total[:, tables] += np.add.reduceat(own[:, self.by_table], starts, axis=1)
+        return total, own
+
+    def ms(self, choice: IntArray) -> FloatArray:
+        """What stands in every table [B, T] for choices [B, S]."""
+        return np.asarray(self.flat_ms[self.places(choice)[0]])
+
+    def merged(self, place: IntArray) -> Cells:
+        """The same over sites that stand for several: site s is now part of site `place[s]`."""
+        pairs, own = np.unique(
+            np.column_stack([place[self.site], self.table]), axis=0, return_inverse=True
+        )
+        step = np.zeros((len(pairs), self.step.shape[1]), dtype=np.int64)
+        np.add.at(step, own.ravel(), self.step)
+        return replace(self, site=pairs[:, 0], table=pairs[:, 1], step=step)
 
 
 @dataclass(frozen=True)
 class LatencyTables:
-    """Latency of any plan over the keep levels of one graph on one device.
-
-    `levels` [G, L] are keep counts ascending, padded by repeating the full width; `level_count`
-    [G].
-    """
+    """Latency of any choice [S] of options for one network on one device."""
 
     device: str
-    levels: IntArray
-    level_count: IntArray
+    option_count: IntArray
+    """Options of each site [S]."""
     overhead_ms: float
     """What every plan costs besides its operators."""
     interval: Interval
     """Where the true latency lies (90 %), by what is predicted."""
-    flat_ms: FloatArray
-    """All operators' tables end to end, each row-major [in totals, out totals]."""
-    offset: IntArray
-    """Where each operator's table starts in `flat_ms` [O]."""
-    out_count: IntArray
-    """Columns of each operator's table [O]."""
-    in_incidence: IntArray
-    """Row index of operator o = in_base[o] + in_incidence[o] @ keeps; likewise columns [O, G]."""
-    in_base: IntArray
-    out_incidence: IntArray
-    out_base: IntArray
-    in_step: IntArray
-    """Totals are counted in steps: index = (incidence @ keeps + base) // step [O]."""
-    out_step: IntArray
-    pair_operator: IntArray
-    """Operators that group g touches: pair_operator[pair_start[g] : pair_start[g + 1]]."""
-    pair_start: IntArray
+    operators: Cells
+    """A table for every operator of the graph, in its order."""
+    condensed: Cells
+    """The same latency in fewer tables: operators that hang on the same two widths are added up,
+    what hangs on one width goes into a table that has it, what no plan changes into
+    `condensed_overhead_ms`. Of a ResNet-56's 145 operators 31 tables remain."""
+    condensed_overhead_ms: float
+
+    def operator_ms(self, choice: IntArray) -> FloatArray:
+        """Cost of every operator [B, O] for choices [B, S]."""
+        return self.operators.ms(choice)
+
+    def latency_ms(self, choice: IntArray) -> FloatArray:
+        """Predicted ms [B] for choices [B, S]."""
+        return np.asarray(self.condensed.ms(choice).sum(-1) + self.condensed_overhead_ms)
+
+    def upper_ms(self, choice: IntArray) -> FloatArray:
+        """Upper end of the 90 % interval, what budgets are held against: [B, S] -> [B]."""
+        return self.interval.high_ms(self.latency_ms(choice))
+
+    def interval_ms(self, choice: IntArray) -> tuple[FloatArray, FloatArray]:
+        """Both ends of the 90 % interval: [B, S] -> [B], [B]."""
+        predicted = self.latency_ms(choice)
+        return self.interval.low_ms(predicted), self.interval.high_ms(predicted)
 
     @property
-    def widths(self) -> IntArray:
-        """Full widths [G]."""
-        return self.levels[:, -1]
-
-    @cached_property
-    def _places(self) -> tuple[FloatArray, FloatArray]:
-        """(A [G, O], b [O]): an operator's cost stands at `flat_ms[keeps @ A + b]`.
-
-        The two floor divisions are exact for levels, so they fold into one matrix, and floats carry
-        it: numpy multiplies those by BLAS. The half in b makes truncation round.
-        """
-        rows = self.in_incidence / self.in_step[:, None] * self.out_count[:, None]
-        columns = self.out_incidence / self.out_step[:, None]
-        start = self.in_base / self.in_step * self.out_count + self.out_base / self.out_step
-        return np.ascontiguousarray((rows + columns).T), self.offset + start + 0.5
-
-    def _cost(self, operators: IntArray, in_total: IntArray, out_total: IntArray) -> FloatArray:
-        rows = in_total // self.in_step[operators]
-        columns = out_total // self.out_step[operators]
-        index = self.offset[operators] + rows * self.out_count[operators] + columns
-        return np.asarray(self.flat_ms[index])
-
-    def operator_ms(self, keeps: IntArray) -> FloatArray:
-        """Cost of every operator for keeps [B, G] (each a level of its group) -> [B, O]."""
-        matrix, start = self._places
-        index = (keeps.astype(np.float64) @ matrix + start).astype(np.int64)  # [B, O]
-        return np.asarray(self.flat_ms.take(index))
-
-    @cached_property
-    def condensed(self) -> LatencyTables:
-        """Tables of the same latency over fewer operators.
-
-        Operators that hang on the same two totals are added up into one table, what hangs on one
-        total into a table that has it, what no plan changes into the overhead: of a ResNet-56's 145
-        operators 31 remain.
-        """
-        ends = np.append(self.offset, len(self.flat_ms))[1:]
-        row_count = (ends - self.offset) // self.out_count
-        ins = np.column_stack([self.in_incidence, self.in_base, self.in_step, row_count])
-        outs = np.column_stack([self.out_incidence, self.out_base, self.out_step, self.out_count])
-        constant = np.zeros_like(ins, shape=(1, ins.shape[1]))
-        constant[0, -2:] = 1
-        # Sorted, the total that no group changes comes first: place 0.
-        totals, place = np.unique(np.vstack([constant, ins, outs]), axis=0, return_inverse=True)
-        firsts, seconds = place.ravel()[1:].reshape(2, -1).tolist()
-        blocks: dict[tuple[int, int], FloatArray] = {(0, 0): np.full((1, 1), self.overhead_ms)}
-        for op, (first, second) in enumerate(zip(firsts, seconds, strict=True)):
-            block = self.flat_ms[self.offset[op] : ends[op]].reshape(row_count[op], -1)
-            if first == second:
-                first, block = 0, np.diag(block)[None]
-            elif first > second:
-                first, second, block = second, first, block.T
-            blocks[first, second] = blocks.get((first, second), 0.0) + block
-        overhead = blocks.pop((0, 0))
-        host = {total: pair for pair in blocks if pair[0] > 0 for total in pair}
-        for total in [second for first, second in blocks if first == 0 and second in host]:
-            own, pair = blocks.pop((0, total)), host[total]
-            blocks[pair] = blocks[pair] + (own if total == pair[1] else own.T)
-        low, high = np.array(list(blocks), dtype=np.int64).reshape(-1, 2).T
-        flat_ms, offset, out_count = _end_to_end(list(blocks.values()))
-        in_incidence, out_incidence = totals[low, :-3], totals[high, :-3]
-        pair_operator, pair_start = _pairs(in_incidence, out_incidence)
-        return replace(
-            self,
-            overhead_ms=float(overhead[0, 0]),
-            flat_ms=flat_ms,
-            offset=offset,
-            out_count=out_count,
-            in_incidence=in_incidence,
-            in_base=totals[low, -3],
-            in_step=totals[low, -2],
-            out_incidence=out_incidence,
-            out_base=totals[high, -3],
-            out_step=totals[high, -2],
-            pair_operator=pair_operator,
-            pair_start=pair_start,
-        )
-
-    def latency_ms(self, keeps: IntArray) -> FloatArray:
-        """Predicted ms for keeps [B, G] (each a level of its group) -> [B]."""
-        tables = self.condensed
-        return np.asarray(tables.operator_ms(keeps).sum(-1) + tables.overhead_ms)
-
-    def group_ms(self, keeps: IntArray, group: int) -> FloatArray:
-        """Cost of the operators that `group` touches at each of its levels, the others as in keeps.
-
-        keeps [B, G] -> [B, L]; padded levels repeat the full width's cost. Differences along L are
-        exact differences of `latency_ms`.
-        """
-        ops = self.pair_operator[self.pair_start[group] : self.pair_start[group + 1]]  # [P]
-        shift = self.levels[group] - keeps[:, group : group + 1]  # [B, L]
-        in_total = keeps @ self.in_incidence[ops].T + self.in_base[ops]  # [B, P]
-        out_total = keeps @ self.out_incidence[ops].T + self.out_base[ops]
-        in_total = (
-            in_total[:, None, :] + shift[:, :, None] * self.in_incidence[ops, group]
-        )  # [B, L, P]
-        out_total = out_total[:, None, :] + shift[:, :, None] * self.out_incidence[ops, group]
-        return np.asarray(self._cost(ops, in_total, out_total).sum(-1))
-
-    def upper_ms(self, keeps: IntArray) -> FloatArray:
-        """Upper end of the 90 % interval, what budgets are held against: [B, G] -> [B]."""
-        return self.interval.high_ms(self.latency_ms(keeps))
-
-    def interval_ms(self, keeps: IntArray) -> tuple[FloatArray, FloatArray]:
-        """Both ends of the 90 % interval: [B, G] -> [B], [B]."""
-        predicted = self.latency_ms(keeps)
-        return self.interval.low_ms(predicted), self.interval.high_ms(predicted)
+    def base_ms(self) -> float:
+        """Predicted latency of the unpruned model."""
+        return float(self.latency_ms(self.option_count[None] - 1)[0])
 
     @property
     def base_interval_ratio(self) -> tuple[float, float]:
         """Ends of the unpruned model's interval over what is predicted of it."""
-        base = self.latency_ms(self.widths[None])
-        ends = self.interval.low_ms(base), self.interval.high_ms(base)
-        low, high = (float(end[0] / base[0]) if base[0] > 0 else 1.0 for end in ends)
+        ends = self.interval_ms(self.option_count[None] - 1)
+        base = self.base_ms
+        low, high = (float(end[0] / base) if base > 0 else 1.0 for end in ends)
         return low, high
 
-    def merged(self, per_unit: IntArray, levels: IntArray, level_count: IntArray) -> LatencyTables:
-        """The same tables over groups of groups: `keeps` is `merged keeps @ per_unit.T`.
-
-        Args:
-            per_unit: units of group g in one unit of merged group m [G, M].
-            levels, level_count: of the merged groups [M, L], [M]; `levels.T @ per_unit.T` are
-                levels of these tables.
-        """
-        merged = self._regrouped(per_unit, levels, level_count)
-        # Added up in one order, a merged plan costs what the expanded one does to the last bit.
-        condensed = self.condensed._regrouped(per_unit, levels, level_count)
-        object.__setattr__(merged, "condensed", condensed)
-        return merged
-
-    def _regrouped(
-        self, per_unit: IntArray, levels: IntArray, level_count: IntArray
-    ) -> LatencyTables:
-        in_incidence, out_incidence = self.in_incidence @ per_unit, self.out_incidence @ per_unit
-        pair_operator, pair_start = _pairs(in_incidence, out_incidence)
+    def scaled(self, ratio: float) -> LatencyTables:
+        """The tables of a device that takes `ratio` times as long for everything."""
         return replace(
             self,
-            levels=levels,
-            level_count=level_count,
-            in_incidence=in_incidence,
-            out_incidence=out_incidence,
-            pair_operator=pair_operator,
-            pair_start=pair_start,
+            overhead_ms=self.overhead_ms * ratio,
+            condensed_overhead_ms=self.condensed_overhead_ms * ratio,
+            operators=replace(self.operators, flat_ms=self.operators.flat_ms * ratio),
+            condensed=replace(self.condensed, flat_ms=self.condensed.flat_ms * ratio),
+        )
+
+    def merged(self, place: IntArray, option_count: IntArray) -> LatencyTables:
+        """The same tables over sites that stand for several: site s is now part of `place[s]`,
+        whose options [M] are those of all its sites at once."""
+        return replace(
+            self,
+            option_count=option_count,
+            operators=self.operators.merged(place),
+            condensed=self.condensed.merged(place),
         )
 
     @staticmethod
     def compile(
         device: str,
-        graph: PruningGraph,
-        levels: IntArray,
-        level_count: IntArray,
-        cost: OperatorCost,
+        space: Space,
+        cost: FormCost,
         *,
         overhead_ms: float = 0.0,
         interval: Interval = EXACT,
     ) -> LatencyTables:
-        """Evaluates `cost` at every total that the levels can reach.
+        """Evaluates `cost` at every width and form that the options can reach.
 
-        `cost` is asked once per operator with all its in- and out-totals, so a fitted model answers
-        in one batch. Totals that no plan reaches may be asked for too: sums fill their lattice.
+        `cost` is asked once per form of an operator with all its in- and out-widths, so a fitted
+        model answers in one batch. Widths that no plan reaches may be asked for too: sums fill
+        their lattice.
         """
-        groups = len(graph.groups)
-        in_axes = [_axis(op.in_width, levels, level_count, groups) for op in graph.operators]
-        out_axes = [_axis(op.out_width, levels, level_count, groups) for op in graph.operators]
-        blocks: list[FloatArray] = []
-        for op, (_, _, _, in_totals), (_, _, _, out_totals) in zip(
-            graph.operators, in_axes, out_axes, strict=True
-        ):
-            block = np.asarray(cost(op, in_totals, out_totals), dtype=np.float64)
-            if block.shape != (len(in_totals), len(out_totals)):
-                raise ValueError(f"cost of {op.name!r} has shape {block.shape}")
-            blocks.append(block)
-        flat_ms, offset, out_count = _end_to_end(blocks)
-        shape = (len(blocks), groups)
-        in_incidence = np.array([a[0] for a in in_axes], dtype=np.int64).reshape(shape)
-        out_incidence = np.array([a[0] for a in out_axes], dtype=np.int64).reshape(shape)
-        pair_operator, pair_start = _pairs(in_incidence, out_incidence)
+        lattice = _Lattice.of(space)
+        tables = []
+        for index, op in enumerate(space.graph.operators):
+            ins, outs = lattice.totals(op.in_width), lattice.totals(op.out_width)
+            blocks = []
+            for form in space.forms_of(index):
+                block = np.asarray(cost(form, ins, outs), dtype=np.float64)
+                if block.shape != (len(ins), len(outs)):
+                    raise ValueError(f"cost of {op.name!r} has shape {block.shape}")
+                blocks.append(block)
+            axes = lattice.axis(op.in_width), lattice.axis(op.out_width)
+            tables.append(_Table(*axes, space.form_sites.get(index, ()), np.stack(blocks)))
+        condensed, fixed_ms = _condensed(tables, lattice)
         return LatencyTables(
             device=device,
-            levels=levels,
-            level_count=level_count,
+            option_count=space.option_count,
             overhead_ms=overhead_ms,
             interval=interval,
-            flat_ms=flat_ms,
-            offset=offset,
-            out_count=out_count,
-            in_incidence=in_incidence,
-            in_base=np.array([a[1] for a in in_axes], dtype=np.int64),
-            out_incidence=out_incidence,
-            out_base=np.array([a[1] for a in out_axes], dtype=np.int64),
-            in_step=np.array([a[2] for a in in_axes], dtype=np.int64),
-            out_step=np.array([a[2] for a in out_axes], dtype=np.int64),
-            pair_operator=pair_operator,
-            pair_start=pair_start,
+            operators=lattice.cells(tables),
+            condensed=lattice.cells(condensed),
+            condensed_overhead_ms=overhead_ms + fixed_ms,
         )
 
 
-def _end_to_end(blocks: Sequence[FloatArray]) -> tuple[FloatArray, IntArray, IntArray]:
-    """All blocks in one array, where each starts in it, and how many columns each has."""
-    starts = np.cumsum([0, *(block.size for block in blocks)], dtype=np.int64)[:-1]
-    columns = np.array([block.shape[1] for block in blocks], dtype=np.int64)
-    return np.concatenate([np.zeros(0), *(block.ravel() for block in blocks)]), starts, columns
+@dataclass(frozen=True)
+class _Table:
+    """One table: over two axes of widths (numbers of the lattice's), and forms."""
+
+    rows: int
+    columns: int
+    forms: tuple[int, ...]
+    """The sites whose options decide on the form."""
+    ms: FloatArray
+    """[forms, rows, columns]."""
 
 
-def _pairs(in_incidence: IntArray, out_incidence: IntArray) -> tuple[IntArray, IntArray]:
-    """`pair_operator` and `pair_start` of incidences [O, G]."""
-    touched = ((in_incidence != 0) | (out_incidence != 0)).T  # [G, O]
-    return np.nonzero(touched)[1], np.cumsum([0, *touched.sum(1)], dtype=np.int64)
+@dataclass(frozen=True)
+class _Lattice:
+    """The widths that a space's options reach, along axes that are numbered; 0 is the axis of what
+    no plan changes."""
+
+    space: Space
+    terms: tuple[tuple[tuple[int, int], ...], ...]
+    """Of each axis: (group, channels per kept unit)."""
+    number: dict[tuple[tuple[int, int], ...], int]
+
+    @staticmethod
+    def of(space: Space) -> _Lattice:
+        """Axes are numbered by the groups they hang on, the last groups first."""
+        found: set[tuple[tuple[int, int], ...]] = {()}
+        for op in space.graph.operators:
+            found |= {op.in_width.terms, op.out_width.terms}
+
+        def dense(terms: tuple[tuple[int, int], ...]) -> list[int]:
+            row = [0] * space.group_count
+            for group, repeat in terms:
+                row[group] = repeat
+            return row
+
+        ordered = tuple(sorted(found, key=dense))
+        return _Lattice(space, ordered, {terms: place for place, terms in enumerate(ordered)})
+
+    def axis(self, width: Width) -> int:
+        """Number of a width's axis."""
+        return self.number[width.terms]
+
+    def _units(self, terms: tuple[tuple[int, int], ...]) -> tuple[int, int, int]:
+        """Least and greatest sum over the terms, and the step that all sums are multiples of."""
+        low = high = step = 0
+        for group, repeat in terms:
+            own = self.space.settings[group, : self.space.option_count[group]]
+            low, high = low + repeat * int(own[0]), high + repeat * int(own[-1])
+            step = int(np.gcd.reduce(np.append(np.diff(own) * repeat, step)))
+        return low, high, max(step, 1)
+
+    def totals(self, width: Width) -> IntArray:
+        """The lengths of an axis that plans reach, ascending."""
+        low, high, step = self._units(width.terms)
+        return np.arange(width.const + low, width.const + high + 1, step, dtype=np.int64)
+
+    def steps(self, axis: int) -> dict[int, IntArray]:
+        """By how many places each group's options move along an axis [L]."""
+        terms = self.terms[axis]
+        step = self._units(terms)[2]
+        settings = self.space.settings
+        return {
+            group: (settings[group] - settings[group, 0]) * repeat // step
+            for group, repeat in terms
+        }
+
+    def cells(self, tables: Sequence[_Table]) -> Cells:
+        """Tables end to end."""
+        starts = np.cumsum([0, *(table.ms.size for table in tables)], dtype=np.int64)[:-1]
+        longest = self.space.settings.shape[1]
+        site, place, step = [], [], []
+        for index, table in enumerate(tables):
+            own: dict[int, IntArray] = {}
+            row_length = table.ms.shape[2]
+            for group, moves in self.steps(table.rows).items():
+                own[group] = moves * row_length
+            for group, moves in self.steps(table.columns).items():
+                own[group] = own.get(group, 0) + moves
+            size = table.ms[0].size
+            for one in reversed(table.forms):
+                count = int(self.space.option_count[one])
+                own[one] = np.minimum(np.arange(longest), count - 1) * size
+                size *= count
+            site += list(own)
+            place += [index] * len(own)
+            step += list(own.values())
+        order = np.lexsort((place, site))
+        return Cells(
+            flat_ms=np.concatenate([np.zeros(0), *(table.ms.ravel() for table in tables)]),
+            start=starts,
+            site=np.array(site, dtype=np.int64)[order],
+            table=np.array(place, dtype=np.int64)[order],
+            step=np.array(step, dtype=np.int64).reshape(len(site), longest)[order],
+        )
 
 
-def _axis(
-    width: Width, levels: IntArray, level_count: IntArray, group_count: int
-) -> tuple[IntArray, int, int, IntArray]:
-    """Incidence [G], base, step: (incidence @ keeps + base) // step counts from 0; the totals."""
-    incidence = np.zeros(group_count, dtype=np.int64)
-    least = greatest = width.const
-    step = 0
-    for group, repeat in width.terms:
-        own = levels[group, : level_count[group]]
-        incidence[group] = repeat
-        least += repeat * int(own[0])
-        greatest += repeat * int(own[-1])
-        step = int(np.gcd.reduce(np.append(np.diff(own) * repeat, step)))
-    step = max(step, 1)
-    totals: NDArray[np.int64] = np.arange(least, greatest + 1, step, dtype=np.int64)
-    return incidence, width.const - least, step, totals
+def _condensed(tables: Sequence[_Table], lattice: _Lattice) -> tuple[list[_Table], float]:
+    """Fewer tables of the same sum, and what no plan changes, ms."""
+    blocks: dict[tuple[int, int, tuple[int, ...]], FloatArray] = {}
+    for table in tables:
+        rows, columns, ms = table.rows, table.columns, table.ms
+        if rows == columns:
+            rows, ms = 0, np.diagonal(ms, axis1=1, axis2=2)[:, None]
+        elif rows > columns:
+            rows, columns, ms = columns, rows, ms.swapaxes(1, 2)
+        key = (rows, columns, table.forms)
+        blocks[key] = blocks[key] + ms if key in blocks else ms
+    fixed = blocks.pop((0, 0, ()), np.zeros((1, 1, 1)))
+    host = {axis: key for key in blocks if key[0] > 0 and not key[2] for axis in key[:2]}
+    for key in [key for key in blocks if key[0] == 0 and not key[2] and key[1] in host]:
+        ms, pair = blocks.pop(key), host[key[1]]
+        blocks[pair] = blocks[pair] + (ms if key[1] == pair[1] else ms.swapaxes(1, 2))
+    return [_Table(*key, ms) for key, ms in blocks.items()], float(fixed[0, 0, 0])

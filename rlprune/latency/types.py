@@ -73,10 +73,13 @@ class ModelSubject:
     """A whole model under a plan: what a model measurement is of."""
 
     fingerprint: str
-    keeps: tuple[int, ...]
-    """Keep count per group; the widths themselves for the unpruned model.
+    settings: tuple[int, ...]
+    """What every site is set to (`schemes.space`): units kept of every group, then the values of
+    the sites of other schemes, in the order of `schemes`.
 
-    Empty only where a control model is asked for by `latency.collect`: also the unpruned model."""
+    Empty only where a control model is asked for by `latency.collect`: the unpruned model."""
+    schemes: tuple[str, ...] = ("channel",)
+    """Whose sites `settings` tells of; the sites of all others are as they are."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,6 @@ from rlprune.planning.local import (
 from rlprune.planning.make import check_budget, make_plan
 from rlprune.planning.profiles import (
     OnProgress,
-    constrained_levels,
     profile_model,
     read_calibration,
 )
@@ -28,7 +27,6 @@ __all__ = [
     "check_budget",
     "check_count",
     "check_measured",
-    "constrained_levels",
     "default_count",
     "device_task",
     "latency_model",

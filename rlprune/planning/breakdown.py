@@ -13,10 +13,11 @@ from rlprune.latency.calibrate import OTHER, operator_keys
 from rlprune.latency.device import preferred_multiple
 from rlprune.latency.types import MACS_DEVICE, ONE_SIDED_95
 from rlprune.planning.local import device_task, which_device
-from rlprune.planning.profiles import OnProgress, constrained_levels
+from rlprune.planning.profiles import OnProgress
 from rlprune.planning.tables import latency_model
 from rlprune.plans import PruningPlan
-from rlprune.profile.energy import energy_profiles, loss_curve
+from rlprune.profile.energy import energy_profiles
+from rlprune.schemes import CHANNEL_ONLY, space_of
 from rlprune.task.task import PruningTask
 
 if TYPE_CHECKING:
@@ -109,45 +110,34 @@ def explain_latency(
         Constraints() if plan is None else plan.constraints,
         round_to=preferred_multiple(key),
     )
-    keeps = graph.widths if plan is None else plan.keeps
-    levels = _with_keeps(*constrained_levels(graph, bound), keeps)
-    profiles = energy_profiles(trace, *levels)
+    space = space_of(graph, bound, CHANNEL_ONLY if plan is None else plan.schemes)
+    settings = space.settings_at(space.unpruned) if plan is None else plan.keeps
+    space = space.with_settings(settings)
+    profiles = energy_profiles(trace, space)
     store = open_store() if store is None else store
-    task = device_task(trace, profiles, store, key, runtime, on_progress=on_progress)
+    task = device_task(trace, space, profiles, store, key, runtime, on_progress=on_progress)
+    choice = space.choice_of(settings)
     model = None if key == MACS_DEVICE else latency_model(store, key)
-    before = _whole(task, graph.widths, model)
-    after = None if plan is None else _whole(task, keeps, model)
+    before = _whole(task, space.unpruned, model)
+    after = None if plan is None else _whole(task, choice, model)
     if plan is not None and after is not None and after.measured_ms is None:
         after = _certified(after, plan, key)
     return LatencyBreakdown(
         device=key,
         fingerprint=graph.fingerprint,
-        operators=_operators(task, keeps, fusing=model is not None),
+        operators=_operators(task, choice, fusing=model is not None),
         overhead_ms=task.tables.overhead_ms,
         before=before,
         after=after,
-        next_step=_next_step(task, keeps, {group for pins in bound.pins for group in pins}),
+        next_step=_next_step(task, choice, {group for pins in bound.pins for group in pins}),
     )
 
 
-def _with_keeps(
-    levels: IntArray, level_count: IntArray, keeps: IntArray
-) -> tuple[IntArray, IntArray]:
-    """Levels that have the plan's keeps among them: a plan may have been edited by hand."""
-    rows = [
-        np.union1d(own[:count], keep)
-        for own, count, keep in zip(levels, level_count, keeps, strict=True)
-    ]
-    count = np.array([len(row) for row in rows], dtype=np.int64)
-    width = int(count.max(initial=1))
-    padded = [np.pad(row, (0, width - len(row)), mode="edge") for row in rows]
-    return np.array(padded, dtype=np.int64).reshape(len(rows), width), count
-
-
-def _operators(task: PruningTask, keeps: IntArray, *, fusing: bool) -> tuple[OperatorLatency, ...]:
+def _operators(task: PruningTask, choice: IntArray, *, fusing: bool) -> tuple[OperatorLatency, ...]:
     graph = task.graph
-    both = np.stack([graph.widths, keeps])  # [2, G]
-    ms = task.tables.operator_ms(both)  # [2, O]
+    choices = np.stack([task.space.unpruned, choice])  # [2, S]
+    ms = task.tables.operator_ms(choices)  # [2, O]
+    both = task.space.settings_at(choices)[:, : task.space.group_count]  # [2, G]
     return tuple(
         OperatorLatency(
             name=op.name,
@@ -167,14 +157,14 @@ def _pair(widths: IntArray) -> tuple[int, int]:
     return int(widths[0]), int(widths[1])
 
 
-def _whole(task: PruningTask, keeps: IntArray, model: LatencyModel | None) -> WholeLatency:
-    predicted = float(task.tables.latency_ms(keeps[None])[0])
-    low, high = task.tables.interval_ms(keeps[None])
+def _whole(task: PruningTask, choice: IntArray, model: LatencyModel | None) -> WholeLatency:
+    predicted = float(task.tables.latency_ms(choice[None])[0])
+    low, high = task.tables.interval_ms(choice[None])
     whole = WholeLatency(predicted, (float(low[0]), float(high[0])))
     for rows in () if model is None else model.rows:
         if rows.graph.fingerprint != task.graph.fingerprint:
             continue
-        for row in np.flatnonzero(np.all(rows.keeps == keeps, axis=1)):
+        for row in rows.of(task.space.settings_at(choice), task.space.schemes):
             ms, spread = float(rows.ms[row]), float(np.exp(ONE_SIDED_95 * rows.log_sd[row]))
             return WholeLatency(
                 predicted, whole.predicted_interval_ms, ms, (ms / spread, ms * spread)
@@ -195,24 +185,23 @@ def _certified(whole: WholeLatency, plan: PruningPlan, device: str) -> WholeLate
     )
 
 
-def _next_step(task: PruningTask, keeps: IntArray, pinned: set[int]) -> NextStep | None:
+def _next_step(task: PruningTask, choice: IntArray, pinned: set[int]) -> NextStep | None:
     """By saved latency over added loss as the weights tell it; pinned groups never move alone."""
-    choice = task.choice_of(keeps[None])[0]
-    free = np.array([g for g in np.flatnonzero(choice > 0) if g not in pinned], dtype=np.int64)
+    free = np.array([s for s in np.flatnonzero(choice > 0) if s not in pinned], dtype=np.int64)
     if not len(free):
         return None
-    narrower = np.tile(keeps, (len(free), 1))  # [F, G]: row f has its group one level narrower
-    steps = np.arange(len(free))
-    narrower[steps, free] = task.levels[free, choice[free] - 1]
-    saved = task.tables.latency_ms(keeps[None])[0] - task.tables.latency_ms(narrower)  # [F]
-    loss = loss_curve(task.profiles, task.graph)
+    narrower = np.tile(choice, (len(free), 1))  # [F, S]: row f has its site one option narrower
+    narrower[np.arange(len(free)), free] -= 1
+    saved = task.tables.latency_ms(choice[None])[0] - task.tables.latency_ms(narrower)  # [F]
+    loss = task.curve
     added = loss[free, choice[free] - 1] - loss[free, choice[free]]
     best = int(np.argmax(saved / np.maximum(added, 1e-9)))
     if saved[best] <= 0:
         return None
-    group = int(free[best])
+    site = task.space.sites[int(free[best])]
+    now = int(choice[free[best]])
     return NextStep(
-        group=task.graph.groups[group].name,
-        keep=(int(keeps[group]), int(narrower[best, group])),
+        group=site.name,
+        keep=(site.values[now], site.values[now - 1]),
         saved_ms=float(saved[best]),
     )

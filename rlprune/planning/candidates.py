@@ -20,7 +20,6 @@ from rlprune.errors import InputError
 from rlprune.graph.types import FloatArray, IntArray
 from rlprune.plans import PruningPlan
 from rlprune.policy import Policy, SamplingPolicy, get_policy
-from rlprune.profile.energy import loss_curve
 from rlprune.task.knapsack import solve
 from rlprune.task.task import PruningTask
 
@@ -84,17 +83,17 @@ def default_count(images: CalibrationSet | None, *, policy: str, guard: bool) ->
 def propose(
     task: PruningTask, policy: Policy, budget_ms: float, count: int, rng: np.random.Generator
 ) -> list[tuple[str, IntArray]]:
-    """At most `count` different plans (policy's name, keeps [G]) within a budget that can be met.
+    """At most `count` different plans (policy's name, choice [S]) within a budget that can be met.
 
     The first is the knapsack's, the second the policy's own, the third what the knapsack would plan
     by losses foretold. Names of samples around the first two end in `~1`, `~2` ...
     """
     found: dict[tuple[int, ...], tuple[str, IntArray]] = {}
-    for name, keeps in _proposals(task, policy, budget_ms, count, rng):
+    for name, choice in _proposals(task, policy, budget_ms, count, rng):
         if len(found) == count:
             break
-        if task.tables.upper_ms(keeps[None])[0] <= budget_ms:
-            found.setdefault(tuple(keeps.tolist()), (name, keeps))
+        if task.tables.upper_ms(choice[None])[0] <= budget_ms:
+            found.setdefault(tuple(choice.tolist()), (name, choice))
     return list(found.values())
 
 
@@ -105,9 +104,9 @@ def _proposals(
     knapsack = get_policy("knapsack")
     for one in (knapsack, policy):
         yield one.name, one.plan(task, asked)[0]
-    foretold = loss_curve(task.data_free.profiles, task.graph)
+    foretold = task.data_free.curve
     yield f"{knapsack.name}/foretold", solve(task, asked, loss=foretold)[0]
-    curve = loss_curve(task.profiles, task.graph)  # [G, L]
+    curve = task.curve  # [S, L]
     budgets = np.full(count, budget_ms)
     for block in range(DRAWS * DRAWN):
         # Further off every turn: where few plans are near, those are soon all found.
@@ -263,16 +262,19 @@ def chooser(
         return Evaluator(trace, images, runtime=get_runtime())
 
     @cache
-    def evaluated(keeps: tuple[int, ...], start: int, stop: int) -> Evaluation:
-        return evaluator().evaluate_part(np.array(keeps, dtype=np.int64), start, stop)
+    def evaluated(
+        keeps: tuple[int, ...], schemes: tuple[str, ...], start: int, stop: int
+    ) -> Evaluation:
+        settings = np.array(keeps, dtype=np.int64)
+        return evaluator().evaluate_part(settings, start, stop, schemes)
 
     def pick(plan: PruningPlan) -> PruningPlan:
-        done = 0
+        done, schemes = 0, plan.schemes
         of = sum(count for _, _, count in rungs(len(plan.candidates), len(images)))
 
         def evaluate(keeps: tuple[int, ...], start: int, stop: int) -> Evaluation:
             nonlocal done
-            found = evaluated(keeps, start, stop)
+            found = evaluated(keeps, schemes, start, stop)
             done += 1
             if on_progress is not None:
                 on_progress(done, of)

@@ -15,7 +15,6 @@ from rlprune.planning.candidates import check_count, chooser, default_count
 from rlprune.planning.make import check_budget, check_params, make_plan
 from rlprune.planning.profiles import (
     OnProgress,
-    constrained_levels,
     named,
     profile_model,
     read_calibration,
@@ -25,6 +24,7 @@ from rlprune.planning.tables import latency_model, nothing_measured, task_for
 from rlprune.plans import PruningPlan
 from rlprune.profile.initial import InitialScores, initial_profiles
 from rlprune.profile.types import GroupProfiles
+from rlprune.schemes import Space, space_of
 from rlprune.task.task import PruningTask
 
 if TYPE_CHECKING:
@@ -111,19 +111,17 @@ def plan_model(
         racing = initial is None and max_params is None
         candidates = default_count(images, policy=policy, guard=guard) if racing else 0
     bound = bind(trace.graph, constraints or Constraints(), round_to=preferred_multiple(device))
-    levels, level_count = constrained_levels(trace.graph, bound)
+    space = space_of(trace.graph, bound)
     profile_images, pick = split_calibration(trace, images, candidates, on_progress)
     if initial is not None:
-        profiles = initial_profiles(trace.graph, initial, levels, level_count)
+        profiles = initial_profiles(space, initial)
     else:
-        profiles = profile_model(
-            trace, levels, level_count, profile_images, on_progress=on_progress
-        )
+        profiles = profile_model(trace, space, profile_images, on_progress=on_progress)
     store = open_store() if store is None else store
-    task = device_task(trace, profiles, store, device, runtime, on_progress=on_progress)
+    task = device_task(trace, space, profiles, store, device, runtime, on_progress=on_progress)
 
     def ask(budget_ms: float) -> PruningPlan:
-        task = task_for(trace.graph, profiles, store, device)
+        task = task_for(space, profiles, store, device)
         made = with_reasons(
             make_plan(
                 task,
@@ -224,6 +222,7 @@ def which_device(device: str | None, graph: PruningGraph) -> tuple[str, Runtime 
 
 def device_task(
     trace: OnnxTrace,
+    space: Space,
     profiles: GroupProfiles,
     store: Store,
     device: str,
@@ -239,10 +238,10 @@ def device_task(
         NotFoundError: another device, that has not measured what this model needs.
     """
     if runtime is not None:
-        _measure_missing(trace, profiles, store, device, runtime, on_progress)
+        _measure_missing(trace, space, store, device, runtime, on_progress)
     else:
         check_measured(trace.graph, store, device)
-    return task_for(trace.graph, profiles, store, device)
+    return task_for(space, profiles, store, device)
 
 
 def check_measured(graph: PruningGraph, store: Store, device: str) -> None:
@@ -266,7 +265,7 @@ def check_measured(graph: PruningGraph, store: Store, device: str) -> None:
 
 def _measure_missing(
     trace: OnnxTrace,
-    profiles: GroupProfiles,
+    space: Space,
     store: Store,
     device: str,
     runtime: Runtime,
@@ -280,9 +279,7 @@ def _measure_missing(
     config = MeasureConfig(thread_count=threads_of(device))
     done = 0
     for _ in range(MEASURE_ROUNDS):
-        missing = latency_model(store, device).missing(
-            trace.graph, profiles.levels, profiles.level_count
-        )
+        missing = latency_model(store, device).missing(space)
         if not missing:
             return
         if done == 0:

@@ -14,7 +14,6 @@ from rlprune.graph.types import IntArray, PruningGraph
 from rlprune.latency.types import MACS_DEVICE
 from rlprune.planning.candidates import PENDING, propose
 from rlprune.plans import Candidate, PlanEntry, PlanFigures, PruningPlan
-from rlprune.profile.energy import loss_curve
 from rlprune.task.pinned import PinnedTask
 from rlprune.task.task import PruningTask
 
@@ -71,7 +70,7 @@ def make_plan(
     """The policy's plan for one budget, with every figure a reader needs to judge it; pure.
 
     An infeasible budget is an answer, not an error: the plan of least latency, `feasible` False.
-    The task's levels are those the constraints leave; what is pinned is planned as one group.
+    The task's options are those the constraints leave; what is pinned is planned as one group.
 
     Args:
         guard: give the knapsack's plan where the policy may not answer alone (`policy.guard`).
@@ -84,22 +83,22 @@ def make_plan(
         BudgetError: the budget is NaN, infinite, zero or negative; `max_params` below 1.
     """
     from rlprune.policy.guard import why_not_alone
-    from rlprune.task.knapsack import least_keeps
+    from rlprune.task.knapsack import least_choice
 
     if task.base_ms <= 0:
         raise InputError(f"the model costs nothing by {device!r}: there is nothing to prune")
     budget_ms = check_budget(budget_ms)
     check_params(max_params)
     pinned = PinnedTask.of(task, constraints.pins if constraints else ())
-    narrowest = least_keeps(pinned.task)
+    narrowest = least_choice(pinned.task)
     least, least_ms = pinned.expand(narrowest), _upper_ms(pinned.task, narrowest)
     solved = _reference(pinned.task, budget_ms, max_params) if least_ms <= budget_ms else None
     feasible = solved is not None
-    keeps = reference = least if solved is None else pinned.expand(solved)
+    choice = reference = least if solved is None else pinned.expand(solved)
     untrained = task.profiles.initial_loss is not None
     decided, why = policy.name, ""
     candidates: list[Candidate] = []
-    if feasible and task.group_count:
+    if feasible and task.site_count:
         if candidate_count:
             decided, why = "knapsack", PENDING
             rng = np.random.default_rng(0)
@@ -115,10 +114,10 @@ def make_plan(
                 decided = "knapsack"
                 why = f"the knapsack reference: no plan of {policy.name} is small enough"
             else:
-                keeps = pinned.expand(own_plan)
-                if (keeps == reference).all():
+                choice = pinned.expand(own_plan)
+                if (choice == reference).all():
                     why = "the same as the knapsack reference"
-    figures = PlanFigures(**_figures(task, keeps))
+    figures = PlanFigures(**_figures(task, choice))
     return PruningPlan(
         fingerprint=task.graph.fingerprint,
         policy=decided,
@@ -132,21 +131,21 @@ def make_plan(
         predicted_interval_ms=figures.predicted_interval_ms,
         groups=tuple(
             PlanEntry(
-                name=group.name,
-                scheme="channel",
-                width=group.width,
-                keep=int(keep),
-                members=tuple(f"{member.tensor}[{member.axis}]" for member in group.members),
+                name=site.name,
+                scheme=site.scheme,
+                width=site.values[-1],
+                keep=keep,
+                members=_members(task.graph, index),
                 constraint=constraints.why(index) if constraints else "",
             )
-            for index, (group, keep) in enumerate(zip(task.graph.groups, keeps, strict=True))
+            for index, (site, keep) in enumerate(zip(task.space.sites, figures.keeps, strict=True))
         ),
         macs=figures.macs,
         params=figures.params,
         reference=PlanFigures(**_figures(task, reference)),
         candidates=tuple(candidates),
         constraints=constraints.recorded if constraints else Constraints(),
-        expected_divergence=expected_divergence(task, keeps),
+        expected_divergence=expected_divergence(task, choice),
         note=_note(
             task,
             why,
@@ -159,8 +158,15 @@ def make_plan(
     )
 
 
+def _members(graph: PruningGraph, site: int) -> tuple[str, ...]:
+    """The weight axes that shrink with a site; only groups of channels have such."""
+    if site >= len(graph.groups):
+        return ()
+    return tuple(f"{member.tensor}[{member.axis}]" for member in graph.groups[site].members)
+
+
 def _reference(task: PruningTask, budget_ms: float, max_params: int | None) -> IntArray | None:
-    """The knapsack's keeps [G] for a latency that can be met; None where none is small enough."""
+    """The knapsack's choice [S] for a latency that can be met; None where none is small enough."""
     from rlprune.task.knapsack import solve
     from rlprune.task.sized import solve_within
 
@@ -172,44 +178,39 @@ def _reference(task: PruningTask, budget_ms: float, max_params: int | None) -> I
 def _plan_within(
     policy: Policy, task: PruningTask, budgets_ms: tuple[float, float], max_params: int | None
 ) -> IntArray | None:
-    """The policy's keeps [G], for the greatest latency budget of those between the least that can
+    """The policy's choice [S], for the greatest latency budget of those between the least that can
     be met and the one asked for at which they are small enough."""
     least_ms, budget_ms = budgets_ms
     if max_params is None:
         return np.asarray(policy.plan(task, np.array([budget_ms]))[0])
     plans = policy.plan(task, np.linspace(least_ms, budget_ms, SMALLER_BUDGETS))
-    small = np.flatnonzero(task.graph.params(plans) <= max_params)
+    small = np.flatnonzero(task.space.params(plans) <= max_params)
     return plans[small[-1]] if len(small) else None
 
 
-def expected_divergence(task: PruningTask, keeps: IntArray) -> float | None:
-    """What keeps [G] lose by the curves that they were planned by, nats; None of a network that was
-    not trained."""
-    if task.profiles.initial_loss is not None or not task.group_count:
+def expected_divergence(task: PruningTask, choice: IntArray) -> float | None:
+    """What a choice [S] loses by the curves that it was planned by, nats; None of a network that
+    was not trained."""
+    if task.profiles.initial_loss is not None or not task.site_count:
         return None
-    curve = loss_curve(task.profiles, task.graph)  # [G, L]
-    each = [
-        np.interp(keep, levels, losses)
-        for keep, levels, losses in zip(keeps, task.profiles.levels, curve, strict=True)
-    ]
-    return float(np.sum(each))
+    return float(task.curve[np.arange(task.site_count), choice].sum())
 
 
-def _upper_ms(task: PruningTask, keeps: IntArray) -> float:
-    """Upper end of the latency predicted for keeps [G]."""
-    return float(task.tables.upper_ms(keeps[None])[0])
+def _upper_ms(task: PruningTask, choice: IntArray) -> float:
+    """Upper end of the latency predicted for a choice [S]."""
+    return float(task.tables.upper_ms(choice[None])[0])
 
 
-def _figures(task: PruningTask, keeps: IntArray) -> dict[str, Any]:
+def _figures(task: PruningTask, choice: IntArray) -> dict[str, Any]:
     """What `PlanFigures` holds of a plan."""
-    latency = float(task.tables.latency_ms(keeps[None])[0])
-    low, high = task.tables.interval_ms(keeps[None])
+    latency = float(task.tables.latency_ms(choice[None])[0])
+    low, high = task.tables.interval_ms(choice[None])
     return {
-        "keeps": tuple(int(keep) for keep in keeps),
+        "keeps": tuple(int(value) for value in task.space.settings_at(choice)),
         "predicted_latency_ms": latency,
         "predicted_interval_ms": (float(low[0]), float(high[0])),
-        "macs": int(task.graph.macs(keeps)),
-        "params": int(task.graph.params(keeps)),
+        "macs": int(task.space.macs(choice)),
+        "params": int(task.space.params(choice)),
     }
 
 
@@ -230,13 +231,13 @@ def _note(
     """What the reader should know, clauses joined by semicolons; empty where nothing is."""
     clauses: list[str] = []
     unit = plan_unit(task)
-    if not task.group_count:
+    if not task.site_count:
         clauses.append("nothing to prune: no group of channels may shrink")
     floor = _upper_ms(task, least)
     if not feasible and max_params is not None and floor <= budget_ms:
         clauses.append(
             f"no plan{' within the constraints' if constrained else ''} of at most {max_params:,} "
-            f"parameters was found: the plan of least latency has {int(task.graph.params(least)):,}"
+            f"parameters was found: the plan of least latency has {int(task.space.params(least)):,}"
         )
     elif not feasible:
         least_ms = float(task.tables.latency_ms(least[None])[0])

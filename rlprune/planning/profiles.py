@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from rlprune.constraints import BoundConstraints
-from rlprune.graph.types import IntArray, PruningGraph
-from rlprune.profile.types import GroupProfiles, keep_levels
+from rlprune.graph.types import PruningGraph
+from rlprune.profile.types import GroupProfiles
+from rlprune.schemes import Space
 from rlprune.store.encoding import digest
 from rlprune.task.taskdir import read_npz, write_npz
 
@@ -46,8 +46,7 @@ def read_calibration(
 
 def profile_model(
     trace: OnnxTrace,
-    levels: IntArray,
-    level_count: IntArray,
+    space: Space,
     images: CalibrationSet | None = None,
     *,
     on_progress: OnProgress | None = None,
@@ -63,7 +62,7 @@ def profile_model(
     """
     from rlprune.profile.energy import energy_profiles
 
-    profiles = energy_profiles(trace, levels, level_count)
+    profiles = energy_profiles(trace, space)
     if images is None:
         return profiles
     from rlprune.profile.evaluate import Evaluator
@@ -75,7 +74,8 @@ def profile_model(
         trace.graph.fingerprint.encode(),
         trace.model.SerializeToString(deterministic=True),
         images.digest.encode(),
-        levels.tobytes(),
+        space.settings.tobytes(),
+        *(name for name in space.schemes if name != "channel"),
     )
     path = _profile_path(key)
     known = _read_profile(path, profiles)
@@ -83,7 +83,7 @@ def profile_model(
         return known
     evaluator = Evaluator(trace, images, runtime=get_runtime())
     measured = measure_profiles(
-        evaluator, levels, level_count, on_progress=named(on_progress, "evaluating groups")
+        evaluator, space, on_progress=named(on_progress, "evaluating groups")
     )
     _write_profile(path, measured)
     return measured
@@ -105,23 +105,6 @@ def named(on_progress: OnProgress | None, what: str) -> Callable[[int, int], Non
     if on_progress is None:
         return None
     return lambda done, total: on_progress(what, done, total)
-
-
-def constrained_levels(graph: PruningGraph, bound: BoundConstraints) -> tuple[IntArray, IntArray]:
-    """`keep_levels` within constraints on the same graph.
-
-    Raises:
-        InputError: pinned groups share no ratio.
-    """
-    return keep_levels(
-        graph,
-        round_to=bound.round_to,
-        finer=bound.stated.round_to is None,
-        min_keep=bound.stated.min_keep,
-        min_keep_ratio=bound.stated.min_keep_ratio,
-        held=bound.held,
-        pins=bound.pins,
-    )
 
 
 def _profile_path(key: str) -> Path:

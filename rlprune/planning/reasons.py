@@ -13,10 +13,10 @@ from rlprune.errors import InputError
 from rlprune.graph.types import IntArray
 from rlprune.latency.types import CONTROL, MACS_DEVICE
 from rlprune.planning.make import plan_unit
-from rlprune.planning.profiles import constrained_levels
 from rlprune.planning.tables import latency_model, tables_for
 from rlprune.plans import PruningPlan
-from rlprune.task.knapsack import least_keeps
+from rlprune.schemes import space_of
+from rlprune.task.knapsack import least_choice
 from rlprune.task.task import PruningTask
 
 if TYPE_CHECKING:  # clients import this room, and no database
@@ -31,8 +31,8 @@ def with_reasons(
 ) -> PruningPlan:
     """`plan` of a task, its note completed by what only the store's measurements tell."""
     clauses = [plan.note, _unmeasured(plan, store)]
-    if not plan.feasible and task.group_count and plan.least_latency_ms > 0:
-        least = least_keeps(task)
+    if not plan.feasible and task.site_count and plan.least_latency_ms > 0:
+        least = least_choice(task)
         if float(task.tables.upper_ms(least[None])[0]) > plan.budget_ms:
             clauses += [_holder(task, least, bound), _option(task, plan, bound, store)]
     return replace(plan, note="; ".join(clause for clause in clauses if clause))
@@ -54,11 +54,12 @@ def _unmeasured(plan: PruningPlan, store: Store) -> str:
 
 
 def _holder(task: PruningTask, least: IntArray, bound: BoundConstraints) -> str:
-    """What holds the most of the least latency [G]: a group, or what no plan changes."""
+    """What holds the most of the least choice's [S] latency: a group, or what no plan changes."""
     tables, operators = task.tables, task.graph.operators
     own = tables.operator_ms(least[None])[0]  # [O]
-    touched = (tables.in_incidence + tables.out_incidence) > 0  # [O, G]
-    whole, shares = float(own.sum()) + tables.overhead_ms, own @ touched  # [G]
+    touched = np.zeros((len(operators), task.site_count), dtype=np.bool_)
+    touched[tables.operators.table, tables.operators.site] = True
+    whole, shares = float(own.sum()) + tables.overhead_ms, own @ touched  # [S]
     fixed = float(own[~touched.any(1)].sum()) + tables.overhead_ms
     worst, unit = int(shares.argmax()), "MACs" if plan_unit(task) == "M MACs" else "latency"
     if fixed >= shares[worst]:
@@ -66,10 +67,10 @@ def _holder(task: PruningTask, least: IntArray, bound: BoundConstraints) -> str:
         dearest = operators[int(alone.argmax())]
         named = f", first of all {dearest.kind} {dearest.name!r}" if alone.any() else ""
         return f"{fixed / whole:.0%} of its {unit} no plan changes{named}"
-    group, why = task.graph.groups[worst], bound.why(worst)
+    site, why = task.space.sites[worst], bound.why(worst)
     return (
-        f"{shares[worst] / whole:.0%} of its {unit} is in layers of group {group.name!r}, which "
-        f"keeps {least[worst]} of {group.width}" + (f" ({why})" if why else "")
+        f"{shares[worst] / whole:.0%} of its {unit} is in layers of group {site.name!r}, which "
+        f"keeps {site.values[least[worst]]} of {site.values[-1]}" + (f" ({why})" if why else "")
     )
 
 
@@ -84,12 +85,12 @@ def _option(task: PruningTask, plan: PruningPlan, bound: BoundConstraints, store
         tries["with --round-to 1"] = replace(bound, round_to=1, stated=replace(stated, round_to=1))
     for name, looser in tries.items():
         try:
-            levels, level_count = constrained_levels(task.graph, looser)
+            space = space_of(task.graph, looser, task.space.schemes)
         except InputError:  # pinned groups that share no ratio
             continue
-        tables = tables_for(task.graph, levels, level_count, store, plan.device)
-        keeps = least_keeps(replace(task, tables=tables))
-        least_ms = float(tables.latency_ms(keeps[None])[0])
+        tables = tables_for(space, store, plan.device)
+        least = least_choice(replace(task, space=space, tables=tables))
+        least_ms = float(tables.latency_ms(least[None])[0])
         if least_ms < (1.0 - WORTH_NAMING) * plan.least_latency_ms:
             return f"{name} the least is {least_ms:.4g} {plan_unit(task)}"
     return ""

@@ -34,7 +34,7 @@ def group_shares(graph: PruningGraph, tables: LatencyTables) -> GroupShares:
         widths, (len(widths) + 1, 1)
     )  # [G + 1, G]: row g has group g gone, the last all
     np.fill_diagonal(keeps, 0)
-    operator_ms = tables.operator_ms(widths[None])[0]  # [O]
+    operator_ms = tables.operator_ms(tables.option_count[None] - 1)[0]  # [O]
     macs, latency = np.zeros((2, len(keeps)))
     params = graph.params(keeps).astype(np.float64)
     for op, ms in zip(graph.operators, operator_ms, strict=True):

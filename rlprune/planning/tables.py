@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 from weakref import WeakKeyDictionary
 
 from rlprune.errors import NotFoundError
-from rlprune.graph.types import IntArray, PruningGraph
 from rlprune.latency.device import check_batch
 from rlprune.latency.tables import LatencyTables
 from rlprune.latency.types import MACS_DEVICE
 from rlprune.profile.types import GroupProfiles
+from rlprune.schemes import Space
 from rlprune.store.encoding import digest
 from rlprune.task.task import PruningTask
 
@@ -100,44 +100,41 @@ def _costs(store: Store, device: str) -> OperatorCosts:
     return LatencyModel.fit(device, store.measurements(device), {}).costs
 
 
-def tables_for(
-    graph: PruningGraph, levels: IntArray, level_count: IntArray, store: Store, device: str
-) -> LatencyTables:
-    """The device's latency of every plan over keep levels [G, L], [G].
+def tables_for(space: Space, store: Store, device: str) -> LatencyTables:
+    """The device's latency of every plan over a space's options.
 
     Raises:
         NotFoundError: the device is unknown (names the known ones) or has measured nothing.
     """
     from rlprune.latency.macs import macs_tables
 
-    levels_digest = digest(levels.tobytes(), level_count.tobytes())
+    graph = space.graph
+    options = digest(
+        space.settings.tobytes(), space.option_count.tobytes(), ",".join(space.schemes)
+    )
     if device == MACS_DEVICE:
         return _compiled_of(store).tables.get(
-            (graph.fingerprint, levels_digest, device, 0),
-            lambda: macs_tables(graph, levels, level_count),
+            (graph.fingerprint, options, device, 0), lambda: macs_tables(space)
         )
     check_batch(device, graph.input_shapes)
     generation = store.generation(device)
     if generation == 0:
         raise nothing_measured(store, device)
     return _compiled_of(store).tables.get(
-        (graph.fingerprint, levels_digest, device, generation),
-        lambda: latency_model(store, device).compile(graph, levels, level_count),
+        (graph.fingerprint, options, device, generation),
+        lambda: latency_model(store, device).compile(space),
     )
 
 
-def task_for(
-    graph: PruningGraph, profiles: GroupProfiles, store: Store, device: str
-) -> PruningTask:
-    """The planning task of one graph on one device, its tables as fresh as the store.
+def task_for(space: Space, profiles: GroupProfiles, store: Store, device: str) -> PruningTask:
+    """The planning task of one network on one device, its tables as fresh as the store.
 
-    Whether enough was measured for this graph is `latency_model(store, device).missing(...)`.
+    Whether enough was measured for it is `latency_model(store, device).missing(...)`.
 
     Raises:
         NotFoundError: the device is unknown (names the known ones) or has measured nothing.
     """
-    tables = tables_for(graph, profiles.levels, profiles.level_count, store, device)
-    return PruningTask(graph, tables, profiles)
+    return PruningTask(space, tables_for(space, store, device), profiles)
 
 
 def nothing_measured(store: Store, device: str) -> NotFoundError:

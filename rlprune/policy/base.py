@@ -1,4 +1,4 @@
-"""What every policy answers: given a task and budgets, how many units each group keeps."""
+"""What every policy answers: given a task and budgets, which option every site takes."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ class Policy(Protocol):
         ...
 
     def plan(self, task: PruningTask, budget_ms: FloatArray) -> IntArray:
-        """Keeps [B, G] for budgets [B], each a level of its group.
+        """Choices [B, S] for budgets [B].
 
         `task.tables.upper_ms` of every row is within its budget where any plan is; where none is,
-        the row is `rlprune.task.knapsack.least_keeps`.
+        the row is `rlprune.task.knapsack.least_choice`.
         """
         ...
 
@@ -34,5 +34,5 @@ class SamplingPolicy(Policy, Protocol):
     def sample(
         self, task: PruningTask, budget_ms: float, count: int, rng: np.random.Generator
     ) -> IntArray:
-        """Keeps [count, G] around its plan for one budget, each within it; some may be equal."""
+        """Choices [count, S] around its plan for one budget, each within it; some may be equal."""
         ...

@@ -12,31 +12,29 @@ from __future__ import annotations
 import numpy as np
 
 from rlprune.graph.types import FloatArray, IntArray
-from rlprune.profile.energy import loss_curve
-from rlprune.task.knapsack import least_keeps, solve
+from rlprune.task.knapsack import least_choice, solve
 from rlprune.task.task import PruningTask
 
 
 class PlainUniformPolicy:
-    """One keep ratio for all groups: the largest whose rounding to levels meets the budget."""
+    """One share kept at all sites: the largest whose rounding to options meets the budget."""
 
     name = "uniform-plain"
 
     def plan(self, task: PruningTask, budget_ms: FloatArray) -> IntArray:
         """As `Policy.plan`."""
-        levels = task.levels
-        ratio = levels / levels[:, -1:]  # [G, L]
-        # A group's rounded level changes only halfway between two levels: these are all the plans.
-        halfway = (ratio[:, 1:] + ratio[:, :-1]) / 2
+        shares = task.shares  # [S, L]
+        # A site's rounded option changes only halfway between two: these are all the plans.
+        halfway = (shares[:, 1:] + shares[:, :-1]) / 2
         targets = np.unique(np.concatenate([[0.0], halfway.ravel(), [1.0]]))  # [R] ascending
-        # The count of midpoints at or below the target is the nearest level (ties go up); padding
-        # adds midpoints of 1, which only the last target reaches, where padded levels are full.
-        choice = (halfway[None] <= targets[:, None, None]).sum(-1)  # [R, G]
-        return _largest_within(task, task.keeps_at(choice), budget_ms)
+        # The count of midpoints at or below the target is the nearest option (ties go up); padding
+        # adds midpoints of 1, which only the last target reaches.
+        choice = (halfway[None] <= targets[:, None, None]).sum(-1)  # [R, S]
+        return _largest_within(task, np.minimum(choice, task.option_count - 1), budget_ms)
 
 
 class UniformPolicy:
-    """One keep ratio for all groups, filled up: groups are raised in turn, those that keep the
+    """One share kept at all sites, filled up: sites are raised in turn, those that keep the
     smaller share first, until none can be raised within the budget."""
 
     name = "uniform"
@@ -44,13 +42,12 @@ class UniformPolicy:
     def plan(self, task: PruningTask, budget_ms: FloatArray) -> IntArray:
         """As `Policy.plan`."""
         budget = np.asarray(budget_ms, dtype=np.float64)
-        keeps = PlainUniformPolicy().plan(task, budget)
-        if not task.group_count or not len(budget):
-            return keeps
-        choice = task.choice_of(keeps)  # [B, G]
-        within = task.tables.upper_ms(keeps) <= budget  # [B]; the others stay at the least
+        choice = PlainUniformPolicy().plan(task, budget)
+        if not task.site_count or not len(budget):
+            return choice
+        within = task.tables.upper_ms(choice) <= budget  # [B]; the others stay at the least
         choice[within] = _filled(task, choice[within], budget[within])
-        return task.keeps_at(choice)
+        return choice
 
 
 class GlobalMagnitudePolicy:
@@ -61,22 +58,21 @@ class GlobalMagnitudePolicy:
     def plan(self, task: PruningTask, budget_ms: FloatArray) -> IntArray:
         """As `Policy.plan`; where not even weights were known, the shapes' loss curve stands in."""
         energy = task.profiles.energy_loss
-        curve = loss_curve(task.profiles, task.graph) if energy is None else energy
-        levels = task.levels
-        units = np.diff(levels, axis=1)  # [G, L-1]; 0 in the padding
+        curve = task.curve if energy is None else energy
+        values = task.space.settings
+        units = np.abs(np.diff(values, axis=1))  # [S, L-1]; 0 in the padding
         drop = curve[:, :-1] - curve[:, 1:]
-        score = drop / np.maximum(units, 1) * levels[:, -1:]  # mean over a group's units is about 1
-        # Units are ranked, so a level's units never outscore those below; noise must not say so.
+        score = drop / np.maximum(units, 1) * values[:, -1:]  # mean over a group's units is about 1
+        # Units are ranked, so an option's units never outscore those below; noise must not say so.
         score = np.minimum.accumulate(np.where(units > 0, score, np.inf), axis=1)
         finite = score[np.isfinite(score)]
         thresholds = np.unique(np.concatenate([finite, [np.inf]]))[::-1]  # fewest kept first
-        real = units > 0
-        choice = ((score[None] >= thresholds[:, None, None]) & real).sum(-1)  # [T, G]
-        return _largest_within(task, task.keeps_at(choice), budget_ms)
+        choice = ((score[None] >= thresholds[:, None, None]) & (units > 0)).sum(-1)  # [T, S]
+        return _largest_within(task, choice, budget_ms)
 
 
 class KnapsackPolicy:
-    """Least summed single-group loss within the budget; the reference plan itself."""
+    """Least summed single-site loss within the budget; the reference plan itself."""
 
     name = "knapsack"
 
@@ -86,29 +82,28 @@ class KnapsackPolicy:
 
 
 def _largest_within(task: PruningTask, candidates: IntArray, budget_ms: FloatArray) -> IntArray:
-    """The last of candidates [C, G], ordered by what they keep, within each budget -> [B, G]."""
+    """The last of candidates [C, S], ordered by what they keep, within each budget -> [B, S]."""
     upper = task.tables.upper_ms(candidates)
     within = np.asarray(upper[None] <= np.asarray(budget_ms)[:, None])  # [B, C]
     last = len(candidates) - 1 - np.argmax(within[:, ::-1], axis=1)
-    return np.where(np.asarray(within.any(1))[:, None], candidates[last], least_keeps(task))
+    return np.where(np.asarray(within.any(1))[:, None], candidates[last], least_choice(task))
 
 
 def _filled(task: PruningTask, choice: IntArray, budget_ms: FloatArray) -> IntArray:
-    """Level indices [B, G] raised one group and one level at a time while that fits the budgets."""
+    """Choices [B, S] raised one site and one option at a time while that fits the budgets."""
     choice = choice.copy()
-    row = np.arange(len(choice))
-    width = task.graph.widths
+    row, site = np.arange(len(choice)), np.arange(task.site_count)
     raised = np.ones(len(choice), dtype=np.bool_)
     while raised.any():
         raised[:] = False
-        order = np.argsort(task.keeps_at(choice) / width, axis=1, kind="stable")  # [B, G]
-        for group in order.T:  # [B], another in each row
+        order = np.argsort(task.shares[site, choice], axis=1, kind="stable")  # [B, S]
+        for own in order.T:  # [B], another in each row
             more = choice.copy()
-            more[row, group] = np.minimum(choice[row, group] + 1, task.level_count[group] - 1)
-            grows = more[row, group] > choice[row, group]
+            more[row, own] = np.minimum(choice[row, own] + 1, task.option_count[own] - 1)
+            grows = more[row, own] > choice[row, own]
             if not grows.any():
                 continue
-            fits = grows & (task.tables.upper_ms(task.keeps_at(more)) <= budget_ms)
+            fits = grows & (task.tables.upper_ms(more) <= budget_ms)
             choice[fits] = more[fits]
             raised |= fits
     return choice

@@ -6,7 +6,7 @@ inputs that it was not reconstructed from.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING
@@ -24,6 +24,7 @@ from rlprune.profile.refine import refine
 from rlprune.profile.sources import CalibrationSource, is_none, made_up_sets, open_calibration
 from rlprune.runtime import get_runtime
 from rlprune.runtime.base import Runtime
+from rlprune.schemes import CHANNEL_ONLY, without_channels
 from rlprune.surgery.importance import unit_scores
 from rlprune.surgery.onnx import check_keeps, cut, kept_units, prune_onnx
 from rlprune.surgery.written import check_written
@@ -127,19 +128,26 @@ class Corrected(Correction):
 
 
 def carry_out(
-    trace: OnnxTrace, keeps: IntArray, calibration: CalibrationSource | None = None
+    trace: OnnxTrace,
+    settings: IntArray,
+    calibration: CalibrationSource | None = None,
+    schemes: Sequence[str] = CHANNEL_ONLY,
 ) -> Corrected:
     """The model as a plan wants it: reconstructed from `calibration`, or from made-up inputs where
     none is given, and not at all where it is `none`.
 
     Args:
-        keeps: units to keep per group [G].
+        settings: of all sites of the schemes [S]; of channels the units to keep per group [G].
 
     Raises:
         CalibrationError: what was given is refused, or the model does not run on it.
         MissingExtraError: something was given, and no runtime is installed.
         ModelError: the result is refused by ONNX's checker.
     """
+    original = trace
+    # Options of other schemes change the network that channels are then cut from.
+    trace = without_channels(trace, settings, schemes)
+    keeps = settings[: len(trace.graph.groups)]
     check_keeps(trace.graph, keeps)
     given = open_calibration(calibration, trace)
     try:
@@ -151,12 +159,12 @@ def carry_out(
     if is_skeleton(trace.model):
         return _only_cut(trace, keeps, "only cut: the file holds no weights")
     if given is not None:
-        return _corrected(trace, keeps, given, runtime, reconstruct=True)
+        return _corrected((original, trace), keeps, given, runtime, reconstruct=True)
     why = ""
     reconstruct = not is_none(calibration)
     for samples in _made_up(trace, runtime, choose=reconstruct):
         try:
-            return _corrected(trace, keeps, samples, runtime, reconstruct=reconstruct)
+            return _corrected((original, trace), keeps, samples, runtime, reconstruct=reconstruct)
         except CalibrationError as error:
             why = str(error)
     return _only_cut(
@@ -193,15 +201,16 @@ def _only_cut(trace: OnnxTrace, keeps: IntArray, note: str, *, lost: bool = Fals
 
 
 def _corrected(
-    trace: OnnxTrace,
+    traces: tuple[OnnxTrace, OnnxTrace],
     keeps: IntArray,
     samples: CalibrationSet,
     runtime: Runtime,
     *,
     reconstruct: bool,
 ) -> Corrected:
+    original, trace = traces  # the user's network, and what channels are cut from
     apart, used = samples.split(max(1, min(MOST_HELD_OUT, round(HELD_OUT_RATIO * len(samples)))))
-    judge = Evaluator(trace, apart, runtime=runtime, correction="none")
+    judge = Evaluator(original, apart, runtime=runtime, correction="none")
     kept = kept_units(unit_scores(trace), keeps)
     pruned = cut(trace, kept)
 

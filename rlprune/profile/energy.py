@@ -6,21 +6,21 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from rlprune.graph.types import FloatArray, IntArray, PruningGraph
+from rlprune.graph.types import FloatArray, IntArray
 from rlprune.profile.predicted import default_curves
 from rlprune.profile.types import GroupProfiles
+from rlprune.schemes import Space, scheme_named
 from rlprune.surgery.importance import unit_scores
 
 if TYPE_CHECKING:
     from rlprune.graph.from_onnx import OnnxTrace
 
 
-def energy_profiles(trace: OnnxTrace, levels: IntArray, level_count: IntArray) -> GroupProfiles:
-    """Data-free curves: the share of energy dropped where surgery keeps its `keep` best units.
-
-    `levels` [G, L], `level_count` [G] as from `keep_levels`.
-    """
-    share = np.zeros(levels.shape, dtype=np.float64)
+def energy_profiles(trace: OnnxTrace, space: Space) -> GroupProfiles:
+    """Data-free curves: the share of energy dropped where surgery keeps its best units; of sites
+    that are no groups of channels the share of the site that is dropped."""
+    levels = space.settings
+    share = 1.0 - space.shares
     for group, energy in enumerate(unit_scores(trace)):
         passed = np.cumsum(np.sort(energy)[::-1])
         whole = passed[-1]
@@ -29,22 +29,25 @@ def energy_profiles(trace: OnnxTrace, levels: IntArray, level_count: IntArray) -
         if not whole > 0.0:
             passed, whole = np.arange(1.0, len(energy) + 1.0), float(len(energy))
         share[group] = 1.0 - passed[levels[group] - 1] / whole
-    full = levels == trace.graph.widths[:, None]
+    full = levels == levels[:, -1:]
     return GroupProfiles(
         fingerprint=trace.graph.fingerprint,
         levels=levels,
-        level_count=level_count,
+        level_count=space.option_count,
         energy_loss=np.where(full, 0.0, np.clip(share, 0.0, 1.0)),
     )
 
 
-def shape_profiles(graph: PruningGraph, levels: IntArray, level_count: IntArray) -> GroupProfiles:
-    """Profiles of a model whose weights are not known: no curves, only what levels there are."""
-    return GroupProfiles(graph.fingerprint, levels, level_count, energy_loss=None)
+def shape_profiles(space: Space) -> GroupProfiles:
+    """Profiles of a model whose weights are not known: no curves, only what options there are."""
+    return GroupProfiles(
+        space.graph.fingerprint, space.settings, space.option_count, energy_loss=None
+    )
 
 
-def loss_curve(profiles: GroupProfiles, graph: PruningGraph) -> FloatArray:
-    """What a planner adds up over groups [G, L]: non-increasing in the level, 0 at full width.
+def loss_curve(profiles: GroupProfiles, space: Space) -> FloatArray:
+    """What a planner adds up over sites [S, L]: 0 where a site is left as it is, and along the
+    options of an ordered site non-increasing.
 
     In nats where losses were measured; of a network that was not trained, what a score at
     initialisation says (`profile.initial`); otherwise what the weights, or shapes alone, and other
@@ -57,8 +60,28 @@ def loss_curve(profiles: GroupProfiles, graph: PruningGraph) -> FloatArray:
     elif profiles.predicted_loss is not None:
         loss = profiles.predicted_loss
     else:
-        loss = default_curves().curve(graph, profiles.levels, profiles.energy_loss)
-    return non_increasing(loss, profiles.level_count)
+        loss = predicted_curve(profiles, space)
+    fitted = non_increasing(loss, profiles.level_count)
+    if space.ordered.all():
+        return fitted
+    as_it_is = np.arange(loss.shape[-1]) >= profiles.level_count[:, None] - 1
+    free = np.where(as_it_is, 0.0, np.maximum(loss, 0.0))
+    return np.where(space.ordered[:, None], fitted, free)
+
+
+def predicted_curve(profiles: GroupProfiles, space: Space) -> FloatArray:
+    """What each option is thought to lose by the weights, or by shapes alone [S, L]; of channels
+    as other networks' losses correct it."""
+    groups, energy = space.group_count, profiles.energy_loss
+    share = None if energy is None else energy[:groups]
+    loss = default_curves().curve(space.graph, profiles.levels[:groups], share)
+    if groups == len(space.sites):
+        return loss
+    others = [
+        scheme_named(site.scheme).predicted_loss(space.graph, site) for site in space.sites[groups:]
+    ]
+    padded = [np.pad(own, (0, loss.shape[1] - len(own))) for own in others]
+    return np.concatenate([loss, np.array(padded)])
 
 
 def non_increasing(loss: FloatArray, level_count: IntArray) -> FloatArray:

@@ -32,6 +32,7 @@ from rlprune.profile.divergence import (
 from rlprune.profile.reconstruct import Reconstruction
 from rlprune.profile.types import FOLD_COUNT
 from rlprune.runtime.base import Array, Runtime
+from rlprune.schemes import CHANNEL_ONLY, without_channels
 from rlprune.surgery.importance import unit_scores
 from rlprune.surgery.onnx import check_keeps, cut, kept_units
 
@@ -164,13 +165,15 @@ class Evaluator:
         between classes."""
         return self._judge.top_classes()
 
-    def evaluate(self, keeps: IntArray) -> Evaluation:
-        """The plan's loss after correction; keeps [G]."""
-        return self.evaluate_model(self.corrected_model(keeps))
+    def evaluate(self, settings: IntArray, schemes: Sequence[str] = CHANNEL_ONLY) -> Evaluation:
+        """The plan's loss after correction; settings [S] of the schemes' sites."""
+        return self.evaluate_model(self.corrected_model(settings, schemes))
 
-    def evaluate_part(self, keeps: IntArray, start: int, stop: int) -> Evaluation:
+    def evaluate_part(
+        self, settings: IntArray, start: int, stop: int, schemes: Sequence[str] = CHANNEL_ONLY
+    ) -> Evaluation:
         """The same by samples `start` to `stop` alone, corrected as for all."""
-        return self.evaluate_model(self.corrected_model(keeps), start, stop)
+        return self.evaluate_model(self.corrected_model(settings, schemes), start, stop)
 
     def evaluate_model(
         self, model: onnx.ModelProto, start: int = 0, stop: int | None = None
@@ -183,12 +186,21 @@ class Evaluator:
         answers = self._run(model, samples, self._judge.judged)
         return self._judge.score(answers, samples.y, start, stop)
 
-    def corrected_model(self, keeps: IntArray) -> onnx.ModelProto:
+    def corrected_model(
+        self, settings: IntArray, schemes: Sequence[str] = CHANNEL_ONLY
+    ) -> onnx.ModelProto:
         """The pruned model with the correction in its weights and biases: a plain ONNX file."""
-        check_keeps(self.trace.graph, keeps)
-        kept = kept_units(self._scores, keeps)
-        pruned = cut(self.trace, kept)
-        return pruned if self._reconstruction is None else self._reconstruction.apply(pruned, kept)
+        trace = without_channels(self.trace, settings, schemes)
+        scores, reconstruction = self._scores, self._reconstruction
+        if trace is not self.trace:
+            scores = unit_scores(trace)
+            if reconstruction is not None:
+                reconstruction = Reconstruction.of(trace, self.calibration, self._runtime)
+        keeps = settings[: len(trace.graph.groups)]
+        check_keeps(trace.graph, keeps)
+        kept = kept_units(scores, keeps)
+        pruned = cut(trace, kept)
+        return pruned if reconstruction is None else reconstruction.apply(pruned, kept)
 
     def _run(
         self, model: onnx.ModelProto, samples: CalibrationSet, judged: Sequence[Judged]

@@ -31,8 +31,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rlprune.graph.types import FloatArray, IntArray, PruningGraph
+from rlprune.graph.types import FloatArray, PruningGraph
 from rlprune.profile.types import GroupProfiles
+from rlprune.schemes import Space
 
 BY_SHARES = "the shares that groups keep (-sum log keep)"
 """What the curves are by where the score is not asked."""
@@ -53,19 +54,18 @@ class InitialScores:
     """Per group [width], none below 0."""
 
 
-def initial_profiles(
-    graph: PruningGraph, scores: InitialScores, levels: IntArray, level_count: IntArray
-) -> GroupProfiles:
-    """Curves over `levels` [G, L], `level_count` [G] as from `keep_levels`.
+def initial_profiles(space: Space, scores: InitialScores) -> GroupProfiles:
+    """Curves over the options of a space.
 
     By the scores, whose mean S is 1; where the graph is `separable` by the shares kept alone.
     """
+    graph, levels = space.graph, space.settings
     by_shares = separable(graph)
     totals = np.array([units.sum() for units in scores.units], dtype=np.float64)
     mean = totals.mean() if totals.size else 0.0
-    loss = np.zeros(levels.shape, dtype=np.float64)
-    if by_shares:
-        loss = np.asarray(-np.log(levels / levels[:, -1:]))
+    loss = -np.log(space.shares)
+    if not by_shares:
+        loss[: space.group_count] = 0.0
     for group, units in enumerate(() if by_shares else scores.units):
         share = totals[group] / mean if mean > 0.0 else 0.0
         if share == 0.0:  # carries nothing yet, so nothing is known of it but its counts
@@ -75,7 +75,7 @@ def initial_profiles(
     return GroupProfiles(
         fingerprint=graph.fingerprint,
         levels=levels,
-        level_count=level_count,
+        level_count=space.option_count,
         energy_loss=None,
         initial_loss=loss,
         initial_score=BY_SHARES if by_shares else f"{scores.name} at initialisation",

@@ -18,6 +18,7 @@ import numpy as np
 from rlprune.graph.types import FloatArray, IntArray
 from rlprune.profile.energy import energy_profiles
 from rlprune.profile.types import FOLD_COUNT, GroupProfiles
+from rlprune.schemes import Space
 
 if TYPE_CHECKING:
     from rlprune.profile.evaluate import Evaluator
@@ -28,24 +29,24 @@ MOST_EVALUATED = 8
 
 def measure_profiles(
     evaluator: Evaluator,
-    levels: IntArray,
-    level_count: IntArray,
+    space: Space,
     *,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> GroupProfiles:
-    """Energy curves and measured losses of every group, one evaluation per group and level.
+    """Energy curves and measured losses of every site, one evaluation per site and option.
 
     `on_progress(done, of)` is called after each evaluation.
     """
-    plans = single_group_plans(levels, level_count)
+    plans = single_site_plans(space)
     evaluations = []
-    for index, keeps in enumerate(plans):
-        evaluations.append(evaluator.evaluate(keeps))
+    for index, settings in enumerate(space.settings_at(plans)):
+        evaluations.append(evaluator.evaluate(settings, space.schemes))
         if on_progress is not None:
             on_progress(index + 1, len(plans))
-    profiles = energy_profiles(evaluator.trace, levels, level_count)
+    profiles = energy_profiles(evaluator.trace, space)
     return with_losses(
         profiles,
+        space,
         plans,
         np.array([evaluation.fold_divergences for evaluation in evaluations]),
         base_loss=evaluator.base.loss,
@@ -53,39 +54,41 @@ def measure_profiles(
     )
 
 
-def single_group_plans(levels: IntArray, level_count: IntArray) -> IntArray:
-    """The plans to evaluate [N, G]: each prunes one group to one of at most `MOST_EVALUATED`
-    levels."""
-    widths = levels[:, -1]
+def single_site_plans(space: Space) -> IntArray:
+    """The choices to evaluate [N, S]: each changes one site, to one of at most `MOST_EVALUATED`
+    options where those are a chain."""
     plans = []
-    for group, count in enumerate(level_count):
+    for site, count in enumerate(space.option_count):
         below = np.arange(count - 1)
-        if len(below) > MOST_EVALUATED:
+        if len(below) > MOST_EVALUATED and space.ordered[site]:
             below = np.unique(np.linspace(0, count - 2, MOST_EVALUATED).round().astype(np.int64))
-        for level in below:
-            keeps = widths.copy()
-            keeps[group] = levels[group, level]
-            plans.append(keeps)
-    return np.array(plans, dtype=np.int64).reshape(len(plans), len(widths))
+        for option in below:
+            choice = space.unpruned.copy()
+            choice[site] = option
+            plans.append(choice)
+    return np.array(plans, dtype=np.int64).reshape(len(plans), len(space.sites))
 
 
 def with_losses(
     profiles: GroupProfiles,
+    space: Space,
     plans: IntArray,
     fold_divergences: FloatArray,
     *,
     base_loss: float,
     image_count: int,
 ) -> GroupProfiles:
-    """`profiles` with the losses of `single_group_plans` [N, S], interpolated in keep, per fold
-    [S, G, L]."""
-    widths = profiles.levels[:, -1]
+    """`profiles` with the losses of `single_site_plans` [N, F], per fold [F, S, L]; along a chain
+    interpolated in the options' values."""
     fold_count = fold_divergences.shape[1] if len(plans) else FOLD_COUNT
-    loss: FloatArray = np.zeros((fold_count, *profiles.levels.shape))
-    for group, width in enumerate(widths):
-        own = plans[:, group] < width
-        at = np.append(plans[own, group], width)
+    loss: FloatArray = np.zeros((fold_count, *space.settings.shape))
+    for site, values in enumerate(space.settings):
+        own = plans[:, site] < space.option_count[site] - 1
+        if not space.ordered[site]:
+            loss[:, site, plans[own, site]] = fold_divergences[own].T
+            continue
+        at = np.append(values[plans[own, site]], values[-1])
         for fold in range(fold_count):
-            values = np.append(fold_divergences[own, fold], 0.0)
-            loss[fold, group] = np.interp(profiles.levels[group], at, values)
+            found = np.append(fold_divergences[own, fold], 0.0)
+            loss[fold, site] = np.interp(values, at, found)
     return replace(profiles, measured_loss=loss, base_loss=base_loss, image_count=image_count)

@@ -23,7 +23,6 @@ from rlprune.latency.types import MACS_DEVICE, Measurement, ModelSubject
 from rlprune.planning import (
     check_budget,
     check_count,
-    constrained_levels,
     default_count,
     profile_model,
     read_calibration,
@@ -31,6 +30,7 @@ from rlprune.planning import (
 )
 from rlprune.plans import PruningPlan
 from rlprune.profile.types import GroupProfiles
+from rlprune.schemes import space_of
 from rlprune.service.channel import Channel
 from rlprune.service.device_messages import device_from, subject_to
 from rlprune.service.plan_messages import plan_from, profiles_to, record_from
@@ -162,7 +162,7 @@ class Client:
         request.candidates = candidates
         images, pick = split_calibration(trace, images, candidates, on_progress)
         profiles = profile_model(
-            trace, *constrained_levels(trace.graph, bound), images, on_progress=on_progress
+            trace, space_of(trace.graph, bound), images, on_progress=on_progress
         )
         deadline = time.monotonic() + timeout_sec if wait else 0.0
         made = pick(self._answer(trace, profiles, request, deadline, on_progress))

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 
 from rlprune.errors import InputError
 from rlprune.latency.types import Measurement, ModelSubject, OperatorSpec
+from rlprune.schemes import CHANNEL_ONLY, check_schemes
 from rlprune.store.encoding import Subject, check_fingerprint, check_measurement
 from rlprune.store.records import DeviceHealth, DeviceRecord, Job, JobState
 from rlprune.v1 import devices_pb2, types_pb2
@@ -37,7 +38,11 @@ _STATES_OF = {number: state for state, number in _JOB_STATES.items()}
 def subject_to(subject: Subject) -> types_pb2.Subject:
     """The subject's message."""
     if isinstance(subject, ModelSubject):
-        model = types_pb2.ModelSubject(fingerprint=subject.fingerprint, keeps=subject.keeps)
+        model = types_pb2.ModelSubject(
+            fingerprint=subject.fingerprint,
+            keeps=subject.settings,
+            schemes=() if subject.schemes == CHANNEL_ONLY else subject.schemes,
+        )
         return types_pb2.Subject(model=model)
     return types_pb2.Subject(
         operator=types_pb2.OperatorSpec(
@@ -68,7 +73,7 @@ def subject_from(message: types_pb2.Subject, *, field: str = "subject") -> Subje
         check_fingerprint(message.model.fingerprint, field=f"{field}.model.fingerprint")
         if not all(1 <= keep <= MAX_WIDTH for keep in keeps):
             raise InputError("keep counts are at least 1", field=f"{field}.model.keeps")
-        return ModelSubject(message.model.fingerprint, keeps)
+        return ModelSubject(message.model.fingerprint, keeps, check_schemes(message.model.schemes))
     if which == "operator":
         return _operator_from(message.operator, f"{field}.operator")
     raise InputError("give an operator or a model", field=field)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from rlprune.errors import InputError, PlanError
 from rlprune.graph.types import PruningGraph
+from rlprune.latency.subjects import check_settings
 from rlprune.latency.types import ModelSubject
 from rlprune.planning.health import with_health
 from rlprune.service.device_messages import (
@@ -153,11 +154,7 @@ def _check_variants(subjects: tuple[Subject, ...], graph: PruningGraph) -> None:
                 f"{graph.fingerprint[:12]!r}",
                 field=f"subjects[{index}].model.fingerprint",
             )
-        widths = [group.width for group in graph.groups]
-        if len(subject.keeps) != len(widths) or not all(
-            1 <= keep <= width for keep, width in zip(subject.keeps, widths, strict=False)
-        ):
-            raise PlanError(
-                f"keeps must be {len(widths)} counts within the groups' widths",
-                field=f"subjects[{index}].model.keeps",
-            )
+        try:
+            check_settings(graph, subject)
+        except InputError as error:
+            raise PlanError(str(error), field=f"subjects[{index}].model.keeps") from error

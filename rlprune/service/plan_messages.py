@@ -7,6 +7,7 @@ What comes from outside is checked here as far as it can be without asking the s
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -14,9 +15,11 @@ import numpy.typing as npt
 
 from rlprune.constraints import BoundConstraints, Constraints
 from rlprune.errors import InputError
-from rlprune.graph.types import FloatArray, IntArray, PruningGraph
+from rlprune.graph.types import FloatArray, PruningGraph
 from rlprune.plans import Candidate, PlanEntry, PlanFigures, PruningPlan
-from rlprune.profile.types import MAX_LEVELS, GroupProfiles
+from rlprune.profile.types import GroupProfiles
+from rlprune.schemes import CHANNEL_ONLY, Space, other_sites, space_with
+from rlprune.schemes.channels import MAX_OPTIONS
 from rlprune.store.records import PlanRecord
 from rlprune.v1 import plans_pb2, types_pb2
 
@@ -178,16 +181,16 @@ def profiles_to(profiles: GroupProfiles) -> types_pb2.GroupProfiles:
     )
 
 
-def check_levels(profiles: GroupProfiles, graph: PruningGraph, bound: BoundConstraints) -> None:
-    """Refuses profiles whose levels do not keep to the constraints stated beside them.
+def check_levels(space: Space, bound: BoundConstraints) -> None:
+    """Refuses options of channels that do not keep to the constraints stated beside them.
 
     Raises:
         InputError: names the constraint.
     """
-    stated = bound.stated
-    ratio = profiles.levels / graph.widths[:, None]
+    stated, graph = bound.stated, space.graph
+    ratio = space.shares
     for index, group in enumerate(graph.groups):
-        own = profiles.levels[index, : profiles.level_count[index] - 1]  # those that prune
+        own = space.settings[index, : space.option_count[index] - 1]  # those that prune
         step = group.step(bound.round_to) if stated.round_to else 1
         wrong = ""
         if (own % step).any():
@@ -215,9 +218,13 @@ def check_levels(profiles: GroupProfiles, graph: PruningGraph, bound: BoundConst
 
 
 def profiles_from(
-    message: types_pb2.GroupProfiles, graph: PruningGraph, *, field: str = "profiles"
-) -> GroupProfiles:
-    """The profiles of a message, if they can be of `graph`.
+    message: types_pb2.GroupProfiles,
+    graph: PruningGraph,
+    schemes: Sequence[str] = CHANNEL_ONLY,
+    *,
+    field: str = "profiles",
+) -> tuple[GroupProfiles, Space]:
+    """The profiles of a message, if they can be of `graph`, and the options that they are of.
 
     Raises:
         InputError: other graph, levels that the graph does not have, NaN, or shapes that differ.
@@ -228,8 +235,8 @@ def profiles_from(
             f"{graph.fingerprint[:12]!r}; profile the model again",
             field=f"{field}.fingerprint",
         )
-    levels, level_count = _levels_from(message, graph, field)
-    shape = (len(graph.groups), levels.shape[1])
+    space = _space_from(message, graph, schemes, field)
+    shape = space.settings.shape
     folds = [
         _matrix_from(fold, shape, f"{field}.measured_loss[{index}]")
         for index, fold in enumerate(message.measured_loss)
@@ -243,40 +250,46 @@ def profiles_from(
         raise InputError(f"base_loss is {message.base_loss}", field=f"{field}.base_loss")
     if message.image_count < 0:
         raise InputError("image_count is negative", field=f"{field}.image_count")
-    return GroupProfiles(
+    profiles = GroupProfiles(
         fingerprint=graph.fingerprint,
-        levels=levels,
-        level_count=level_count,
+        levels=space.settings,
+        level_count=space.option_count,
         energy_loss=energy,
         measured_loss=np.stack(folds) if folds else None,
         base_loss=message.base_loss if message.HasField("base_loss") else float("nan"),
         image_count=message.image_count,
     )
+    return profiles, space
 
 
-def _levels_from(
-    message: types_pb2.GroupProfiles, graph: PruningGraph, field: str
-) -> tuple[IntArray, IntArray]:
+def _space_from(
+    message: types_pb2.GroupProfiles, graph: PruningGraph, schemes: Sequence[str], field: str
+) -> Space:
     columns = message.levels.column_count
-    if not 1 <= columns <= MAX_LEVELS:
-        raise InputError(f"{columns} levels, not 1..{MAX_LEVELS}", field=f"{field}.levels")
-    raw = _matrix_from(message.levels, (len(graph.groups), columns), f"{field}.levels")
+    if not 1 <= columns <= MAX_OPTIONS:
+        raise InputError(f"{columns} levels, not 1..{MAX_OPTIONS}", field=f"{field}.levels")
+    site_count = len(graph.groups) + len(other_sites(graph, schemes))
+    raw = _matrix_from(message.levels, (site_count, columns), f"{field}.levels")
     if ((raw < 1) | (raw > MAX_WIDTH) | (raw != np.floor(raw))).any():
         raise InputError("levels are whole numbers, at least 1", field=f"{field}.levels")
     levels = raw.astype(np.int64)
     level_count = np.array(list(message.level_count), dtype=np.int64)
-    if len(level_count) != len(graph.groups) or ((level_count < 1) | (level_count > columns)).any():
+    if len(level_count) != site_count or ((level_count < 1) | (level_count > columns)).any():
         raise InputError(
             f"one count of levels per group, 1..{columns}", field=f"{field}.level_count"
         )
-    for group, row, count in zip(graph.groups, levels, level_count, strict=True):
+    for group, row, count in zip(graph.groups, levels, level_count, strict=False):
         if (np.diff(row[:count]) <= 0).any() or (row[count - 1 :] != group.width).any():
             raise InputError(
                 f"levels of group {group.name!r} must ascend to its width {group.width} and repeat "
                 "it after that",
                 field=f"{field}.levels",
             )
-    return levels, level_count
+    try:
+        return space_with(graph, levels, level_count, schemes)
+    except InputError as error:
+        error.field = f"{field}.levels"
+        raise
 
 
 def _matrix_to(matrix: npt.NDArray[np.int64] | npt.NDArray[np.float64]) -> types_pb2.Matrix:

@@ -16,7 +16,6 @@ from rlprune.latency.types import MACS_DEVICE
 from rlprune.planning import (
     check_budget,
     check_count,
-    constrained_levels,
     latency_model,
     make_plan,
     task_for,
@@ -26,6 +25,7 @@ from rlprune.plans import PruningPlan
 from rlprune.policy import POLICY_NAMES, Policy, get_policy
 from rlprune.profile.energy import shape_profiles
 from rlprune.profile.types import GroupProfiles
+from rlprune.schemes import Space, space_of
 from rlprune.service.models import Skeletons
 from rlprune.service.plan_messages import (
     check_levels,
@@ -75,9 +75,9 @@ class PlanService:
         if device != MACS_DEVICE:
             self._store.last_seen_sec(device)  # refuses unknown ones
         bound = bind(graph, constraints, round_to=preferred_multiple(device))
-        profiles = _profiles_of(request, graph, bound)
-        plan = self._plan(request, graph, profiles, policy, bound)
-        missing = self._missing(graph, profiles, device, needed=plan is None)
+        profiles, space = _profiles_of(request, graph, bound)
+        plan = self._plan(request, space, profiles, policy, bound)
+        missing = self._missing(space, device, needed=plan is None)
         # All is well: now it is written, in one transaction.
         if plan is None:
             queued = self._jobs.enqueue(
@@ -130,17 +130,17 @@ class PlanService:
     def _plan(
         self,
         request: plans_pb2.CreatePlanRequest,
-        graph: PruningGraph,
+        space: Space,
         profiles: GroupProfiles,
         policy: Policy,
         constraints: BoundConstraints,
     ) -> PruningPlan | None:
         """The plan; None where nothing has been measured that latencies could be predicted from."""
         device = request.device
-        check_batch(device, graph.input_shapes)
+        check_batch(device, space.graph.input_shapes)
         if device != MACS_DEVICE and self._store.sample_count(device) == 0:
             return None
-        task = task_for(graph, profiles, self._store, device)
+        task = task_for(space, profiles, self._store, device)
         budget_ms = request.budget_ms
         if request.WhichOneof("budget") == "budget_ratio":
             budget_ms = request.budget_ratio * task.base_ms
@@ -155,10 +155,8 @@ class PlanService:
         )
         return with_reasons(made, task, constraints, self._store)
 
-    def _missing(
-        self, graph: PruningGraph, profiles: GroupProfiles, device: str, *, needed: bool
-    ) -> list[Subject]:
-        """What the device has still to measure for this graph and can.
+    def _missing(self, space: Space, device: str, *, needed: bool) -> list[Subject]:
+        """What the device has still to measure for these options and can.
 
         Raises:
             MeasurementError: it is `needed` for a plan, and the device cannot measure it.
@@ -166,7 +164,7 @@ class PlanService:
         if device == MACS_DEVICE:
             return []
         model = latency_model(self._store, device)
-        missing = list(model.missing(graph, profiles.levels, profiles.level_count))
+        missing = list(model.missing(space))
         hopeless = self._jobs.unmeasurable(device) if missing else {}
         left = [subject for subject in missing if subject_key(subject) not in hopeless]
         if needed and not left:
@@ -186,12 +184,13 @@ def _check_budget(request: plans_pb2.CreatePlanRequest) -> None:
 
 def _profiles_of(
     request: plans_pb2.CreatePlanRequest, graph: PruningGraph, bound: BoundConstraints
-) -> GroupProfiles:
+) -> tuple[GroupProfiles, Space]:
     if not request.HasField("profiles"):
-        return shape_profiles(graph, *constrained_levels(graph, bound))
-    profiles = profiles_from(request.profiles, graph)
-    check_levels(profiles, graph, bound)
-    return profiles
+        space = space_of(graph, bound, request.schemes)
+        return shape_profiles(space), space
+    profiles, space = profiles_from(request.profiles, graph, request.schemes)
+    check_levels(space, bound)
+    return profiles, space
 
 
 def _answer(record: PlanRecord) -> plans_pb2.CreatePlanResponse:

@@ -13,6 +13,7 @@ from typing import Any
 from rlprune.errors import InputError, StoreError
 from rlprune.latency.limits import fault_of
 from rlprune.latency.types import MACS_DEVICE, Measurement, ModelSubject, OperatorSpec
+from rlprune.schemes import CHANNEL_ONLY
 
 Subject = OperatorSpec | ModelSubject
 
@@ -105,9 +106,10 @@ def subject_key(subject: Subject) -> str:
     """One canonical line of JSON; equal subjects, equal keys."""
     if isinstance(subject, OperatorSpec):
         return subject.key()
-    return json.dumps(
-        {"fingerprint": subject.fingerprint, "keeps": list(subject.keeps)}, separators=(",", ":")
-    )
+    told = {"fingerprint": subject.fingerprint, "keeps": list(subject.settings)}
+    if subject.schemes != CHANNEL_ONLY:  # left out, so that keys of older stores are the same
+        told["schemes"] = list(subject.schemes)
+    return json.dumps(told, separators=(",", ":"))
 
 
 def subject_from_key(key: str) -> Subject:
@@ -120,7 +122,11 @@ def subject_from_key(key: str) -> Subject:
         return OperatorSpec.from_key(key)
     try:
         data = json.loads(key)
-        return ModelSubject(str(data["fingerprint"]), tuple(int(keep) for keep in data["keeps"]))
+        return ModelSubject(
+            str(data["fingerprint"]),
+            tuple(int(value) for value in data["keeps"]),
+            tuple(str(name) for name in data.get("schemes", CHANNEL_ONLY)),
+        )
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"not a subject key: {key[:80]!r} ({error})") from error
 

@@ -1,7 +1,7 @@
 """The reference of an episode: the knapsack's plan, and what it would do after any detour.
 
 The dynamic programme, linearised at the reference plan and frozen for the episode, answers at every
-group and every budget left by a lookup: which level, how much loss is still to come, and what a
+site and every budget left by a lookup: which option, how much loss is still to come, and what a
 millisecond is worth. The true tables decide what fits; this only advises.
 """
 
@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from rlprune.graph.types import FloatArray, IntArray
-from rlprune.task.costs import LevelCosts
+from rlprune.task.costs import MoveCosts
 from rlprune.task.knapsack import solve, summed_curves
-from rlprune.task.separable import BINS, Programme, at_level
+from rlprune.task.separable import BINS, Programme, at_option
 from rlprune.task.task import PruningTask
 
 PRICE_STEPS = BINS // 16
@@ -25,21 +25,19 @@ PRICE_STEPS = BINS // 16
 class Reference:
     """The knapsack's plans for B budgets, with the frozen programme around each.
 
-    A budget left is counted in ms above the cheapest levels of the groups still to come, at the
+    A budget left is counted in ms above the cheapest options of the sites still to come, at the
     costs frozen here.
     """
 
-    keeps: IntArray
-    """[B, G]."""
     choice: IntArray
-    """The same as level indices [B, G]."""
+    """[B, S]."""
     programme: Programme
     above_ms: FloatArray
-    """What each level costs above its group's cheapest, other groups as in the plan [B, G, L]."""
+    """What each option costs above its site's cheapest, other sites as in the plan [B, S, L]."""
 
-    def rest_ms(self, group: int, choice: IntArray) -> FloatArray:
-        """What plans [B, G] spend on groups `group`.. at the frozen costs [B]."""
-        return np.asarray(at_level(self.above_ms[:, group:], choice[:, group:]).sum(1))
+    def rest_ms(self, site: int, choice: IntArray) -> FloatArray:
+        """What plans [B, S] spend on sites `site`.. at the frozen costs [B]."""
+        return np.asarray(at_option(self.above_ms[:, site:], choice[:, site:]).sum(1))
 
     def rows(self, index: slice) -> Reference:
         """The references of some rows."""
@@ -49,37 +47,37 @@ class Reference:
             self.programme.steps[index],
             self.programme.unit[index],
         )
-        return Reference(self.keeps[index], self.choice[index], programme, self.above_ms[index])
+        return Reference(self.choice[index], programme, self.above_ms[index])
 
     def lookup(
-        self, group: int, remaining_ms: FloatArray
+        self, site: int, remaining_ms: FloatArray
     ) -> tuple[IntArray, FloatArray, FloatArray]:
-        """Level index, loss to go and shadow price (dLoss/dms, >= 0) at a state, each [B].
+        """Option, loss to go and shadow price (dLoss/dms, >= 0) at a state, each [B].
 
         Args:
-            group: the group whose turn it is.
-            remaining_ms: the budget left for this and later groups [B]; the nearest entry answers
+            site: the site whose turn it is.
+            remaining_ms: the budget left for this and later sites [B]; the nearest entry answers
                 for one outside the table.
         """
         row = np.arange(len(remaining_ms))
         steps = self._steps(remaining_ms, row)
-        value = self.programme.value[group]
+        value = self.programme.value[site]
         low = np.maximum(steps - PRICE_STEPS, 0)
         high = np.minimum(steps + PRICE_STEPS, value.shape[1] - 1)
         price = (value[row, low] - value[row, high]) / ((high - low) * self.programme.unit)
-        return self.programme.choice[group, row, steps].astype(np.int64), value[row, steps], price
+        return self.programme.choice[site, row, steps].astype(np.int64), value[row, steps], price
 
-    def complete(self, group: int, remaining_ms: FloatArray, rows: IntArray) -> IntArray:
-        """The programme's level indices of groups `group`.. for N of the rows [N, G - group].
+    def complete(self, site: int, remaining_ms: FloatArray, rows: IntArray) -> IntArray:
+        """The programme's option indices of sites `site`.. for N of the rows [N, S - site].
 
         remaining_ms [N] as in `lookup`.
         """
         left = self._steps(remaining_ms, rows)
-        plan = np.empty((len(rows), self.choice.shape[1] - group), dtype=np.int64)
-        for later in range(group, self.choice.shape[1]):
-            level = self.programme.choice[later, rows, left]
-            plan[:, later - group] = level
-            left = left - self.programme.steps[rows, later, level]
+        plan = np.empty((len(rows), self.choice.shape[1] - site), dtype=np.int64)
+        for later in range(site, self.choice.shape[1]):
+            option = self.programme.choice[later, rows, left]
+            plan[:, later - site] = option
+            left = left - self.programme.steps[rows, later, option]
         return plan
 
     def _steps(self, remaining_ms: FloatArray, rows: IntArray) -> IntArray:
@@ -96,9 +94,8 @@ def reference(
     Arguments as those of `rlprune.task.knapsack.solve`.
     """
     budget = np.asarray(budget_ms, dtype=np.float64)
-    keeps = solve(task, budget, loss=loss)
-    choice = task.choice_of(keeps)
-    latency, moves = LevelCosts.of(task.tables).moves_ms(choice)
+    choice = solve(task, budget, loss=loss)
+    latency, moves = MoveCosts.of(task.tables).moves_ms(choice)
     room = task.tables.interval.limit_ms(budget) - latency
     programme = Programme.solve(moves, summed_curves(task, loss, len(budget)), room)
-    return Reference(keeps, choice, programme, moves - moves.min(-1, keepdims=True))
+    return Reference(choice, programme, moves - moves.min(-1, keepdims=True))

@@ -5,62 +5,66 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-import numpy as np
-
 from rlprune.graph.types import FloatArray, IntArray, PruningGraph
 from rlprune.latency.tables import LatencyTables
+from rlprune.profile.energy import loss_curve
 from rlprune.profile.types import GroupProfiles
+from rlprune.schemes import Space
 
 
 class Objective(Protocol):
     """What a plan loses (nats above the unpruned model) on a model that was evaluated."""
 
-    def loss(self, keeps: IntArray) -> FloatArray:
-        """Pessimistic expected loss for keeps [B, G] -> [B]."""
+    def loss(self, settings: IntArray) -> FloatArray:
+        """Pessimistic expected loss for settings [B, S] -> [B]."""
         ...
 
 
 @dataclass(frozen=True)
 class PruningTask:
-    """One model on one device: what may be kept, what that costs, what it is thought to lose.
+    """One model on one device: what can be decided, what that costs, what it is thought to lose.
 
-    Carries no budget: an episode or a request brings its own.
+    Carries no budget: an episode or a request brings its own. Everything is asked by `choice`
+    [B, S], an option's index for every site (`schemes.space`).
     """
 
-    graph: PruningGraph
+    space: Space
     tables: LatencyTables
     profiles: GroupProfiles
     objective: Objective | None = None
     """Only where evaluations were recorded, that is, in training."""
 
     @property
-    def group_count(self) -> int:
-        return len(self.graph.groups)
+    def graph(self) -> PruningGraph:
+        """The network's."""
+        return self.space.graph
 
     @property
-    def levels(self) -> IntArray:
-        """Keep counts [G, L], ascending, padded by repeating the full width."""
-        return self.tables.levels
+    def site_count(self) -> int:
+        """Decisions that a plan takes."""
+        return len(self.space.sites)
 
     @property
-    def level_count(self) -> IntArray:
-        """Levels each group really has [G]."""
-        return self.tables.level_count
+    def option_count(self) -> IntArray:
+        """Options each site has [S]."""
+        return self.space.option_count
+
+    @property
+    def shares(self) -> FloatArray:
+        """How much of its site each option leaves [S, L], 0 to 1, padded by repeating the last."""
+        return self.space.shares
+
+    @property
+    def curve(self) -> FloatArray:
+        """What each option is thought to lose [S, L] (`sensitivity.energy.loss_curve`)."""
+        return loss_curve(self.profiles, self.space)
 
     @property
     def base_ms(self) -> float:
         """Predicted latency of the unpruned model."""
-        return float(self.tables.latency_ms(self.graph.widths[None])[0])
+        return self.tables.base_ms
 
     @property
     def data_free(self) -> PruningTask:
         """The same without measured losses."""
         return replace(self, profiles=replace(self.profiles, measured_loss=None))
-
-    def keeps_at(self, choice: IntArray) -> IntArray:
-        """Level indices [B, G] -> keep counts [B, G]."""
-        return np.asarray(self.levels[np.arange(self.group_count), choice])
-
-    def choice_of(self, keeps: IntArray) -> IntArray:
-        """Keep counts [B, G], each a level of its group, -> level indices [B, G]."""
-        return np.asarray((self.levels < keeps[..., None]).sum(-1), dtype=np.int64)

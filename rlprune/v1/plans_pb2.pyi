@@ -8,7 +8,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class CreatePlanRequest(_message.Message):
-    __slots__ = ("skeleton", "fingerprint", "profiles", "device", "budget_ms", "budget_ratio", "policy", "round_to", "request_id", "min_keep", "min_keep_ratio", "hold", "pin", "unguarded", "candidates")
+    __slots__ = ("skeleton", "fingerprint", "profiles", "device", "budget_ms", "budget_ratio", "policy", "round_to", "request_id", "min_keep", "min_keep_ratio", "hold", "pin", "unguarded", "candidates", "schemes")
     SKELETON_FIELD_NUMBER: _ClassVar[int]
     FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
     PROFILES_FIELD_NUMBER: _ClassVar[int]
@@ -24,6 +24,7 @@ class CreatePlanRequest(_message.Message):
     PIN_FIELD_NUMBER: _ClassVar[int]
     UNGUARDED_FIELD_NUMBER: _ClassVar[int]
     CANDIDATES_FIELD_NUMBER: _ClassVar[int]
+    SCHEMES_FIELD_NUMBER: _ClassVar[int]
     skeleton: bytes
     fingerprint: str
     profiles: _types_pb2.GroupProfiles
@@ -39,7 +40,8 @@ class CreatePlanRequest(_message.Message):
     pin: _containers.RepeatedScalarFieldContainer[str]
     unguarded: bool
     candidates: int
-    def __init__(self, skeleton: _Optional[bytes] = ..., fingerprint: _Optional[str] = ..., profiles: _Optional[_Union[_types_pb2.GroupProfiles, _Mapping]] = ..., device: _Optional[str] = ..., budget_ms: _Optional[float] = ..., budget_ratio: _Optional[float] = ..., policy: _Optional[str] = ..., round_to: _Optional[int] = ..., request_id: _Optional[str] = ..., min_keep: _Optional[int] = ..., min_keep_ratio: _Optional[float] = ..., hold: _Optional[_Iterable[str]] = ..., pin: _Optional[_Iterable[str]] = ..., unguarded: _Optional[bool] = ..., candidates: _Optional[int] = ...) -> None: ...
+    schemes: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, skeleton: _Optional[bytes] = ..., fingerprint: _Optional[str] = ..., profiles: _Optional[_Union[_types_pb2.GroupProfiles, _Mapping]] = ..., device: _Optional[str] = ..., budget_ms: _Optional[float] = ..., budget_ratio: _Optional[float] = ..., policy: _Optional[str] = ..., round_to: _Optional[int] = ..., request_id: _Optional[str] = ..., min_keep: _Optional[int] = ..., min_keep_ratio: _Optional[float] = ..., hold: _Optional[_Iterable[str]] = ..., pin: _Optional[_Iterable[str]] = ..., unguarded: _Optional[bool] = ..., candidates: _Optional[int] = ..., schemes: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class CreatePlanResponse(_message.Message):
     __slots__ = ("plan", "plan_id", "pending_job_count", "pending_job_ids", "measured")

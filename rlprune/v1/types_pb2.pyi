@@ -178,12 +178,14 @@ class OperatorSpec(_message.Message):
     def __init__(self, kind: _Optional[str] = ..., variant: _Optional[str] = ..., in_width: _Optional[int] = ..., out_width: _Optional[int] = ..., in_spatial: _Optional[_Iterable[int]] = ..., out_spatial: _Optional[_Iterable[int]] = ..., kernel: _Optional[_Iterable[int]] = ..., stride: _Optional[_Iterable[int]] = ..., pads: _Optional[_Iterable[int]] = ..., dilation: _Optional[_Iterable[int]] = ..., groups: _Optional[int] = ...) -> None: ...
 
 class ModelSubject(_message.Message):
-    __slots__ = ("fingerprint", "keeps")
+    __slots__ = ("fingerprint", "keeps", "schemes")
     FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
     KEEPS_FIELD_NUMBER: _ClassVar[int]
+    SCHEMES_FIELD_NUMBER: _ClassVar[int]
     fingerprint: str
     keeps: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, fingerprint: _Optional[str] = ..., keeps: _Optional[_Iterable[int]] = ...) -> None: ...
+    schemes: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, fingerprint: _Optional[str] = ..., keeps: _Optional[_Iterable[int]] = ..., schemes: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class Subject(_message.Message):
     __slots__ = ("operator", "model")

@@ -1,0 +1,39 @@
+"""Ways of making networks smaller: what can be decided about a network, and what a decision does.
+
+Above this room nothing knows what an option does to a network. `space_of` says what can be decided,
+`carry_out` makes the model of a decision.
+"""
+
+from rlprune.schemes.apply import carry_out, without_channels
+from rlprune.schemes.base import Scheme, Site
+from rlprune.schemes.registry import SCHEMES, check_schemes, scheme_named
+from rlprune.schemes.sites import (
+    CHANNEL_ONLY,
+    other_sites,
+    space_of,
+    space_with,
+    unpruned_settings,
+    variants,
+    whole_space,
+)
+from rlprune.schemes.space import Form, Space, formed
+
+__all__ = [
+    "CHANNEL_ONLY",
+    "SCHEMES",
+    "Form",
+    "Scheme",
+    "Site",
+    "Space",
+    "carry_out",
+    "check_schemes",
+    "formed",
+    "other_sites",
+    "scheme_named",
+    "space_of",
+    "space_with",
+    "unpruned_settings",
+    "variants",
+    "whole_space",
+    "without_channels",
+]

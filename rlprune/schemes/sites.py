@@ -1,0 +1,110 @@
+"""What can be decided about a network by some schemes, under some constraints."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from fnmatch import fnmatchcase
+
+import numpy as np
+
+from rlprune.constraints import BoundConstraints
+from rlprune.errors import InputError
+from rlprune.graph.types import IntArray, PruningGraph
+from rlprune.schemes.base import Site, as_it_is
+from rlprune.schemes.channels import CHANNELS, channel_sites
+from rlprune.schemes.registry import check_schemes, scheme_named
+from rlprune.schemes.space import Space, formed
+
+CHANNEL_ONLY = (CHANNELS.name,)
+
+
+def space_of(
+    graph: PruningGraph, bound: BoundConstraints, schemes: Sequence[str] = CHANNEL_ONLY
+) -> Space:
+    """What may be decided about a graph: the sites of these schemes, with the options allowed.
+
+    Raises:
+        InputError: a scheme is not known, or the constraints cannot be met.
+    """
+    return Space(graph, tuple(_sites(graph, bound, schemes)))
+
+
+def whole_space(graph: PruningGraph, schemes: Sequence[str] = CHANNEL_ONLY) -> Space:
+    """The same without constraints: whatever a plan may name."""
+    return Space(graph, tuple(_sites(graph, None, schemes)))
+
+
+def space_with(
+    graph: PruningGraph,
+    levels: IntArray,
+    level_count: IntArray,
+    schemes: Sequence[str] = CHANNEL_ONLY,
+) -> Space:
+    """What may be decided where somebody else has chosen the options: those of values `levels`
+    [S, L], of which each site has the first `level_count` [S].
+
+    Raises:
+        InputError: a site has no such option, or not the one that leaves it as it is, at the end.
+    """
+    rows = [own[:count] for own, count in zip(levels, level_count, strict=True)]
+    groups, others = len(graph.groups), other_sites(graph, schemes)
+    if len(rows) != groups + len(others):
+        raise InputError(f"options of {len(rows)} sites, the model has {groups + len(others)}")
+    sites = channel_sites(graph, rows[:groups])
+    for site, row in zip(others, rows[groups:], strict=True):
+        shares = dict(zip(site.values, site.shares, strict=True))
+        values = tuple(row.tolist())
+        if not set(values) <= set(shares) or values[-1] != site.values[-1]:
+            raise InputError(f"site {site.name!r} has no options {list(values)}")
+        sites.append(replace(site, values=values, shares=tuple(shares[one] for one in values)))
+    return Space(graph, tuple(sites))
+
+
+def other_sites(graph: PruningGraph, schemes: Sequence[str]) -> list[Site]:
+    """The sites of all these schemes but `channel`: those behind the groups in settings."""
+    return [
+        site
+        for name in check_schemes(schemes)
+        if name != CHANNELS.name
+        for site in scheme_named(name).sites(graph)
+    ]
+
+
+def unpruned_settings(graph: PruningGraph, schemes: Sequence[str] = CHANNEL_ONLY) -> IntArray:
+    """The settings [S] that leave a graph as it is."""
+    return np.concatenate([graph.widths, as_it_is(other_sites(graph, schemes))])
+
+
+def variants(
+    graph: PruningGraph, settings: IntArray, schemes: Sequence[str] = CHANNEL_ONLY
+) -> list[tuple[PruningGraph, IntArray]]:
+    """The graphs whose operators plans [N, S] have, each with the places of its plans."""
+    count = len(graph.groups)
+    if settings.shape[1] == count:
+        return [(graph, np.arange(len(settings)))]
+    sites = other_sites(graph, schemes)
+    found, place = np.unique(settings[:, count:], axis=0, return_inverse=True)
+    return [
+        (formed(graph, sites, values), np.flatnonzero(place.ravel() == index))
+        for index, values in enumerate(found)
+    ]
+
+
+def _sites(
+    graph: PruningGraph, bound: BoundConstraints | None, schemes: Sequence[str]
+) -> list[Site]:
+    found: list[Site] = []
+    for name in check_schemes(schemes):
+        own = scheme_named(name).sites(graph, bound)
+        if bound is not None and name != CHANNELS.name:
+            own = [_held(site, bound.stated.hold) for site in own]
+        found += own
+    return found
+
+
+def _held(site: Site, patterns: Sequence[str]) -> Site:
+    """The site with nothing to decide, where the user holds it as it is."""
+    if not any(fnmatchcase(site.name, pattern) for pattern in patterns):
+        return site
+    return Site(site.name, site.scheme, site.values[-1:], site.shares[-1:], site.ordered)
