@@ -6,7 +6,7 @@
 Every variant is trained on the recorded networks but some, which choose the round, and plans for
 networks of families that no training saw (`scripts/record_zoo --held-out` records them). Figures
 are the share of the knapsack's loss that is saved there, by the recorded objective, with a 90 %
-interval over networks and their budgets; the corrected knapsack stands beside them.
+interval over networks and their budgets.
 """
 
 from __future__ import annotations
@@ -27,7 +27,6 @@ from train_default_policy import choosing
 from rlprune.policy import DATA
 from rlprune.policy.artifact import PolicyArtifact
 from rlprune.policy.base import Policy
-from rlprune.policy.corrected import fit_corrected
 from rlprune.policy.learned import LearnedPolicy
 from rlprune.store import open_store
 from rlprune.training.cluster import ray_session
@@ -95,7 +94,7 @@ def main() -> None:
         f"judged on {', '.join(sorted({named.model for named in judged}))}"
     )
     seen = [named for named in tasks if named.model not in choosers]
-    rows = judge("corrected knapsack", fit_corrected([named.task for named in seen]), judged)
+    rows: list[Row] = []
     with ray_session(None), tempfile.TemporaryDirectory() as scratch:
         for variant in options.only:
             policy = train(

@@ -39,7 +39,6 @@ from rlprune.graph.from_onnx import OnnxTrace
 from rlprune.graph.from_torch import TorchTrace
 from rlprune.graph.types import FloatArray, IntArray
 from rlprune.planning.local import device_task, which_device
-from rlprune.policy.corrected import budgets_at
 from rlprune.profile.calibration import CalibrationSet
 from rlprune.profile.energy import energy_profiles, loss_curve
 from rlprune.profile.evaluate import Correction, Evaluator
@@ -51,7 +50,7 @@ from rlprune.surgery.importance import unit_scores
 from rlprune.surgery.onnx import kept_units
 from rlprune.surgery.torch import prune_torch
 from rlprune.surgery.torch_cut import Cut
-from rlprune.task.knapsack import solve
+from rlprune.task.knapsack import budgets_at, solve
 from rlprune.task.objective import AdditiveObjective
 from rlprune.task.task import PruningTask
 from rlprune.training.finetune import (

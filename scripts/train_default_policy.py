@@ -1,4 +1,4 @@
-"""Trains what `--policy learned` and `--policy corrected` mean, and writes the card beside it.
+"""Trains what `--policy learned` means, and writes the card beside it.
 
 The honest score comes from leaving every recorded model out once, a fold of them at a time:
 policies are trained on the others (some of which only choose), and planned zero-shot on those left
@@ -25,15 +25,14 @@ from rlprune.policy import DATA
 from rlprune.policy.artifact import PolicyArtifact, Score
 from rlprune.policy.base import Policy
 from rlprune.policy.baselines import GlobalMagnitudePolicy, PlainUniformPolicy, UniformPolicy
-from rlprune.policy.corrected import TELLING_LOSS, CorrectedKnapsackPolicy, fit_corrected
 from rlprune.policy.learned import LearnedPolicy
 from rlprune.store import open_store
 from rlprune.task.episode import ActionMode
 from rlprune.training.cluster import ray_session
-from rlprune.training.imagined import PREFIX
 from rlprune.training.population import Member, network_of, run_population
 from rlprune.training.run import ACTIONS, load_models, population_configs, training_tasks
 from rlprune.training.select import (
+    INFORMATIVE_LOSS,
     SCORE_SHARES,
     NamedTask,
     Outcome,
@@ -82,10 +81,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             choosers = choosing(names, left_out)
             members = train_on(tasks, left_out, choosers, options, Path(scratch) / f"fold-{fold}")
             held = [named for named in tasks if named.model in left_out]
-            fitted = fit(tasks, left_out, options.seed)
             policies: dict[str, Policy] = {"uniform": UniformPolicy()}
             policies["uniform-plain"] = PlainUniformPolicy()
-            policies |= {"global": GlobalMagnitudePolicy(), "corrected": fitted}
+            policies["global"] = GlobalMagnitudePolicy()
             policies |= {f"learned ({action})": best_of(members, action) for action in ACTIONS}
             for name, policy in policies.items():
                 unseen.setdefault(name, []).extend(outcomes(policy, held))
@@ -114,7 +112,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     shutil.rmtree(options.out / "default", ignore_errors=True)
     artifact.save(options.out / "default")
-    fit(tasks, set(), options.seed).save(options.out / "corrected.json")
     minutes = (time.monotonic() - started) / 60
     write_card(options.out / "default", artifact, tasks, unseen, action, minutes)
     print(f"wrote {options.out / 'default'} ({action}) in {minutes:.1f} min")
@@ -168,20 +165,6 @@ def blind(tasks: Sequence[NamedTask]) -> list[NamedTask]:
     return [NamedTask(named.model, named.task.data_free) for named in tasks]
 
 
-def fit(tasks: Sequence[NamedTask], left_out: set[str], seed: int) -> CorrectedKnapsackPolicy:
-    """The corrected knapsack on every model but those left out, on devices that exist."""
-    seen = [
-        named
-        for named in tasks
-        if named.model not in left_out and not named.task.tables.device.startswith(PREFIX)
-    ]
-    return fit_corrected(
-        [named.task for named in seen],
-        names=sorted({named.model for named in seen}),
-        seed=seed,
-    )
-
-
 def print_row(title: str, results: Results) -> None:
     cells = [f"{name} {relative_gain(own):+.1%}" for name, own in results.items()]
     print(f"{title}: share of the knapsack's loss saved: {', '.join(cells)}", flush=True)
@@ -212,13 +195,11 @@ def write_card(
         "left_out": {name: asdict(row) for name, row in rows.items()},
         "left_out_by_model": each,
         "budget_shares": list(SCORE_SHARES),
-        "telling_loss": list(TELLING_LOSS),
+        "informative_loss": list(INFORMATIVE_LOSS),
         "minutes": round(minutes, 1),
     }
     (directory / "card.json").write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
     ours = rows[f"learned ({action})"]
-    peer = rows["corrected"]
-    earned = "beats" if ours.saved_ratio > peer.saved_ratio else "does not beat"
     clear = "is" if ours.saved_low > 0 else "is not"
     lines = [
         "# The default policy",
@@ -236,8 +217,8 @@ def write_card(
         "are the recorded objective's (surrogates of recorded evaluations), not live evaluations; "
         "the interval is a 90 % bootstrap over models, then cells. Gain is the knapsack's loss "
         "minus the policy's, at budgets `least + b (base - least)`, b in 0.1, 0.15 .. 0.9; those "
-        f"where the knapsack loses less than {TELLING_LOSS[0]} nats (nothing to win) or more than "
-        f"{TELLING_LOSS[1]} (next to guessing) are left out.",
+        f"where the knapsack loses less than {INFORMATIVE_LOSS[0]} nats (nothing to win) or more "
+        f"than {INFORMATIVE_LOSS[1]} (next to guessing) are left out.",
         "",
         "| policy | share of the knapsack's loss saved | 90 % interval | gain [nats] "
         "| 90 % interval | groups that differ from the reference |",
@@ -245,10 +226,9 @@ def write_card(
         *(table_row(name, row) for name, row in rows.items()),
         "",
         "Rows that end in data-free saw no measured loss, and are held against the knapsack that "
-        "sees none either, by the foretold curves of `scripts/fit_curves`, which saw these models.",
+        "sees none either, by the predicted curves of `scripts/fit_curves`, which saw these models.",
         "",
-        f"The learned policy's gain {clear} clearly above zero, and it {earned} the corrected "
-        "knapsack here.",
+        f"The learned policy's gain {clear} clearly above zero.",
         "",
         "Share of the knapsack's loss saved, by the model left out:",
         "",

@@ -46,13 +46,19 @@ def solve(task: PruningTask, budget_ms: FloatArray, *, loss: FloatArray | None =
 def least_keeps(task: PruningTask) -> IntArray:
     """Keeps [G] of the least `upper_ms` found; where fewer channels never cost more, of the least.
 
-    Fewer channels need not be cheaper (ARCHITECTURE section 6); where they are not, single groups
+    Fewer channels need not be cheaper; where they are not, single groups
     are moved, from the least and from the full widths, until none helps.
     """
     if not task.group_count:
         return np.zeros(0, dtype=np.int64)
     choice = _least_choice(LevelCosts.of(task.tables), task.level_count)
     return np.asarray(task.keeps_at(choice[None])[0])
+
+
+def budgets_at(task: PruningTask, shares: FloatArray) -> FloatArray:
+    """Budgets `least + b (base - least)` on the upper end of the interval, for shares b [B]."""
+    ends = task.tables.upper_ms(np.stack([least_keeps(task), task.graph.widths]))
+    return np.asarray(ends[0] + np.asarray(shares) * (ends[1] - ends[0]))
 
 
 def latency_limit(task: PruningTask, budget_ms: FloatArray) -> FloatArray:

@@ -11,16 +11,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from rlprune.graph.types import FloatArray, IntArray
 from rlprune.policy.artifact import Score
 from rlprune.policy.base import Policy
-from rlprune.policy.corrected import LEAST_LOSS, budgets_at, telling
-from rlprune.task.knapsack import solve
+from rlprune.task.knapsack import budgets_at, solve
 from rlprune.task.task import PruningTask
 
 SCORE_SHARES = tuple(round(0.1 + 0.05 * step, 2) for step in range(17))
 """Budgets that policies are scored at: b in `least + b (base - least)`, 0.1 .. 0.9."""
+INFORMATIVE_LOSS = (0.02, 2.0)
+"""Nats. Where the knapsack loses less there is nothing to win; where it loses more, plans are next
+to guessing, and their losses say nothing about what fine-tuning could bring back."""
+MIN_LOSS = 0.05
+"""Nats; shares are taken of at least this much, or noise where little is lost would be a gain."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +38,7 @@ class NamedTask:
 
 @dataclass(frozen=True)
 class Outcome:
-    """A policy's plans of one task, at the budgets whose losses tell something (`telling`)."""
+    """A policy's plans of one task, at the budgets that `informative_budgets` picks."""
 
     model: str
     device: str
@@ -65,7 +70,7 @@ def outcomes(
         reference: IntArray = solve(task, budget_ms)
         keeps = policy.plan(task, budget_ms)
         loss, reference_loss = task.objective.loss(keeps), task.objective.loss(reference)
-        useful = telling(reference_loss)
+        useful = informative_budgets(reference_loss)
         results.append(
             Outcome(
                 model=named.model,
@@ -77,6 +82,13 @@ def outcomes(
             )
         )
     return results
+
+
+def informative_budgets(reference_loss: FloatArray) -> NDArray[np.bool_]:
+    """Which of the knapsack's losses [B] lie within `INFORMATIVE_LOSS`; all, where none does."""
+    low, high = INFORMATIVE_LOSS
+    useful = (reference_loss >= low) & (reference_loss <= high)
+    return useful if useful.any() else np.ones_like(useful)
 
 
 def score(results: Sequence[Outcome], *, seed: int = 0, resamples: int = 2000) -> Score:
@@ -122,4 +134,4 @@ def relative_gain(results: Sequence[Outcome]) -> float:
 
 
 def _saved(result: Outcome) -> FloatArray:
-    return np.asarray(result.gain / np.maximum(result.reference_loss, LEAST_LOSS))
+    return np.asarray(result.gain / np.maximum(result.reference_loss, MIN_LOSS))

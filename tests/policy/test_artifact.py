@@ -14,13 +14,12 @@ from safetensors.numpy import load_file, save_file
 from synthetic import random_task
 
 from rlprune.errors import PolicyError
-from rlprune.policy import DEFAULT_ARTIFACT, DEFAULT_CORRECTED, get_policy
+from rlprune.policy import get_policy
 from rlprune.policy.artifact import PolicyArtifact, Score
-from rlprune.policy.corrected import budgets_at
 from rlprune.policy.learned import LearnedPolicy
 from rlprune.policy.network import Network, Normalizer
 from rlprune.task.episode import ACTION_SIZE, ActionMode
-from rlprune.task.knapsack import least_keeps
+from rlprune.task.knapsack import budgets_at, least_keeps
 from rlprune.task.observe import SLOTS
 
 
@@ -140,10 +139,7 @@ def test_slots_that_never_varied_are_left_out() -> None:
     assert normal[0, 2] == 10.0  # clipped, as in training
 
 
-@pytest.mark.parametrize("name", ["learned", "corrected"])
-def test_what_ships_loads_and_plans_within_the_budget(name: str) -> None:
-    if not {"learned": DEFAULT_ARTIFACT, "corrected": DEFAULT_CORRECTED}[name].exists():
-        pytest.skip(f"no shipped {name} policy yet: scripts/train_default_policy makes it")
+def test_what_ships_loads_and_plans_within_the_budget() -> None:
     task = random_task(1)
     budget = budgets_at(task, np.array([0.25, 0.5, 0.75]))
-    assert (task.tables.upper_ms(get_policy(name).plan(task, budget)) <= budget).all()
+    assert (task.tables.upper_ms(get_policy("learned").plan(task, budget)) <= budget).all()
