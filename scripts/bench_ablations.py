@@ -43,13 +43,12 @@ PROFILE = ("loss_least", "loss_25", "loss_50", "loss_75", "energy_", "log_loss_s
 
 VARIANTS: Mapping[str, Mapping[str, Any]] = {
     "correction": {"action": "correction"},
-    "offset": {"action": "offset"},
     "raw ratio": {"action": "ratio"},
     "no reference": {"action": "correction", "blind": REFERENCE},
     "no shadow price": {"action": "correction", "blind": PRICE},
     "no device": {"action": "correction", "blind": DEVICE},
     "no profile": {"action": "correction", "blind": PROFILE},
-    "offset, terminal reward": {"action": "offset", "env": {"terminal_reward": True}},
+    "raw ratio, terminal reward": {"action": "ratio", "env": {"terminal_reward": True}},
 }
 """What each differs in. A correction's reward is terminal as it is: only its last step has a plan.
 """
@@ -116,7 +115,7 @@ def train(
     began = time.monotonic()
     action = VARIANTS[variant]["action"]
     made = population_configs(
-        options.seeds, (action,), round_steps=options.steps // options.rounds, seed=options.seed
+        options.seeds, round_steps=options.steps // options.rounds, seed=options.seed
     )
     configs: list[AgentConfig] = [
         replace(made[0], seed=config.seed, **VARIANTS[variant]) for config in made

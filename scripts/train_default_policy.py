@@ -2,8 +2,7 @@
 
 The honest score comes from leaving every recorded model out once, a fold of them at a time:
 policies are trained on the others (some of which only choose), and planned zero-shot on those left
-out. Offset and correction are both trained; the mode that plans better on the models left out
-becomes the default. The policy that ships is then trained on all models but those that choose.
+out. The policy that ships is then trained on all models but those that choose.
 """
 
 from __future__ import annotations
@@ -27,10 +26,9 @@ from rlprune.policy.base import Policy
 from rlprune.policy.baselines import GlobalMagnitudePolicy, PlainUniformPolicy, UniformPolicy
 from rlprune.policy.learned import LearnedPolicy
 from rlprune.store import open_store
-from rlprune.task.episode import ActionMode
 from rlprune.training.cluster import ray_session
 from rlprune.training.population import Member, network_of, run_population
-from rlprune.training.run import ACTIONS, load_models, population_configs, training_tasks
+from rlprune.training.run import load_models, population_configs, training_tasks
 from rlprune.training.select import (
     INFORMATIVE_LOSS,
     SCORE_SHARES,
@@ -84,19 +82,18 @@ def main(argv: Sequence[str] | None = None) -> int:
             policies: dict[str, Policy] = {"uniform": UniformPolicy()}
             policies["uniform-plain"] = PlainUniformPolicy()
             policies["global"] = GlobalMagnitudePolicy()
-            policies |= {f"learned ({action})": best_of(members, action) for action in ACTIONS}
+            policies["learned"] = best_of(members)
             for name, policy in policies.items():
                 unseen.setdefault(name, []).extend(outcomes(policy, held))
                 unseen.setdefault(f"{name}{DATA_FREE}", []).extend(outcomes(policy, blind(held)))
             own = {n: [r for r in rs if r.model in left_out] for n, rs in unseen.items()}
             print_row(f"without {', '.join(sorted(left_out))}", own)
         print_row("all left-out models", unseen)
-        action = max(ACTIONS, key=lambda mode: relative_gain(unseen[f"learned ({mode})"]))
         choosers = choosing(names, set())
-        members = train_on(tasks, set(), choosers, options, Path(scratch) / "final", (action,))
-    final = best_of(members, action)
+        members = train_on(tasks, set(), choosers, options, Path(scratch) / "final")
+    final = best_of(members)
     chosen_on = [named for named in tasks if named.model in choosers]
-    held_out = score(unseen[f"learned ({action})"], seed=options.seed)
+    held_out = score(unseen["learned"], seed=options.seed)
     artifact = replace(
         final.artifact,
         validation=score(outcomes(final, chosen_on), seed=options.seed),
@@ -113,8 +110,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     shutil.rmtree(options.out / "default", ignore_errors=True)
     artifact.save(options.out / "default")
     minutes = (time.monotonic() - started) / 60
-    write_card(options.out / "default", artifact, tasks, unseen, action, minutes)
-    print(f"wrote {options.out / 'default'} ({action}) in {minutes:.1f} min")
+    write_card(options.out / "default", artifact, tasks, unseen, minutes)
+    print(f"wrote {options.out / 'default'} in {minutes:.1f} min")
     return 0
 
 
@@ -129,7 +126,6 @@ def train_on(
     choosers: set[str],
     options: argparse.Namespace,
     directory: Path,
-    actions: Sequence[ActionMode] = ACTIONS,
 ) -> list[Member]:
     """A population on every model but those left out and those that choose."""
     seen = [named.task for named in tasks if named.model not in left_out | choosers]
@@ -138,7 +134,6 @@ def train_on(
         [named for named in tasks if named.model in choosers],
         population_configs(
             options.agents,
-            actions,
             round_steps=options.steps // options.rounds,
             seed=options.seed,
         ),
@@ -153,11 +148,10 @@ def train_on(
     )
 
 
-def best_of(members: Sequence[Member], action: ActionMode) -> LearnedPolicy:
-    """The best round's policy of one action mode, by the models that choose."""
-    own = [m for m in members if m.config.action == action and m.best_round]
-    best = max(own, key=lambda member: member.best_gain)
-    return LearnedPolicy(PolicyArtifact(network_of(best), action, best.config.seed))
+def best_of(members: Sequence[Member]) -> LearnedPolicy:
+    """The best round's policy, by the models that choose."""
+    best = max((m for m in members if m.best_round), key=lambda member: member.best_gain)
+    return LearnedPolicy(PolicyArtifact(network_of(best), best.config.action, best.config.seed))
 
 
 def blind(tasks: Sequence[NamedTask]) -> list[NamedTask]:
@@ -175,7 +169,6 @@ def write_card(
     artifact: PolicyArtifact,
     tasks: Sequence[NamedTask],
     unseen: Results,
-    action: ActionMode,
     minutes: float,
 ) -> None:
     """`card.md` for people and `card.json` for programs, with the same figures."""
@@ -189,7 +182,7 @@ def write_card(
         for model in models
     }
     data = {
-        "action": action,
+        "action": artifact.action,
         "provenance": dict(artifact.provenance),
         "validation": asdict(artifact.validation) if artifact.validation else None,
         "left_out": {name: asdict(row) for name, row in rows.items()},
@@ -199,13 +192,13 @@ def write_card(
         "minutes": round(minutes, 1),
     }
     (directory / "card.json").write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
-    ours = rows[f"learned ({action})"]
+    ours = rows["learned"]
     clear = "is" if ours.saved_low > 0 else "is not"
     lines = [
         "# The default policy",
         "",
-        f"PPO (stable-baselines3), action mode `{action}`, network {list(artifact.network.sizes)}, "
-        f"made by `scripts/train_default_policy` in {minutes:.0f} minutes.",
+        f"PPO (stable-baselines3), action mode `{artifact.action}`, network "
+        f"{list(artifact.network.sizes)}, made by `scripts/train_default_policy` in {minutes:.0f} minutes.",
         "",
         f"- Trained on {', '.join(artifact.provenance['trained_on'])}; chosen among "
         f"{artifact.provenance['agents']} agents on {', '.join(artifact.provenance['chosen_on'])}.",
@@ -226,7 +219,7 @@ def write_card(
         *(table_row(name, row) for name, row in rows.items()),
         "",
         "Rows that end in data-free saw no measured loss, and are held against the knapsack that "
-        "sees none either, by the predicted curves of `scripts/fit_curves`, which saw these models.",
+        "sees none either, by the curves of `scripts/fit_curves`, which saw these models.",
         "",
         f"The learned policy's gain {clear} clearly above zero.",
         "",

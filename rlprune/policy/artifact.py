@@ -109,7 +109,8 @@ class PolicyArtifact:
             action = str(description["action"])
             if action not in ACTION_SIZE:
                 raise PolicyError(
-                    f"{path}: unknown action {action!r}, known: {', '.join(ACTION_SIZE)}"
+                    f"{path}: action {action!r} is none of {', '.join(ACTION_SIZE)}; train it "
+                    "again with `rlprune train`"
                 )
             network = Network.from_tensors(load_tensors(content))
             score = description["validation"]

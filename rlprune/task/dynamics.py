@@ -50,7 +50,7 @@ class PruningDynamics:
         self,
         task: PruningTask,
         *,
-        action: ActionMode = "offset",
+        action: ActionMode = "ratio",
         latency: LatencyMode = "predicted",
         measure: Measure | None = None,
         budget_range: tuple[float, float] = BUDGET_RANGE,

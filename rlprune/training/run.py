@@ -22,7 +22,6 @@ from rlprune.latency.types import MACS_DEVICE
 from rlprune.planning import latency_model, task_for
 from rlprune.policy.artifact import PolicyArtifact, Score
 from rlprune.policy.learned import LearnedPolicy
-from rlprune.task.episode import ActionMode
 from rlprune.task.objective import LEAST_RECORDS, AdditiveObjective, objective_of
 from rlprune.task.observe import OBSERVATION_VERSION
 from rlprune.task.task import PruningTask
@@ -38,8 +37,6 @@ if TYPE_CHECKING:
 OnProgress = Callable[[str, int, int], None]
 """(what is being done, how much is done, of how much)."""
 
-ACTIONS: tuple[ActionMode, ...] = ("offset", "correction")
-
 
 @dataclass(frozen=True)
 class TrainSummary:
@@ -50,7 +47,7 @@ class TrainSummary:
     policy: str
     """Name with version, as plans will carry it."""
     action: str
-    """Of the winner."""
+    """How the network's output is meant (`rlprune.task.episode`)."""
     train_models: tuple[str, ...]
     validation_models: tuple[str, ...]
     devices: tuple[str, ...]
@@ -86,7 +83,6 @@ def train(
     store: Store | None = None,
     devices: Sequence[str] = (),
     validation: Sequence[str] = (),
-    actions: Sequence[ActionMode] = ACTIONS,
     imagined: int = 3,
     agents: int = 2,
     steps: int = 500_000,
@@ -104,7 +100,6 @@ def train(
         devices: keys whose tables are read from the store, beside `macs`, which always is.
         validation: names of the models that choose the winner and are not trained on; about a
             quarter of the models, drawn by the seed, if none is named.
-        actions: action modes tried, dealt to the agents in turn.
         imagined: devices that do not exist, trained on beside the real ones.
         agents: size of the population, at least 1 and each in a process of its own.
         steps: environment steps of each agent.
@@ -129,13 +124,13 @@ def train(
     from rlprune.training.population import network_of, run_population
 
     directory = Path(out)
-    configs = population_configs(agents, actions, round_steps=steps // rounds, seed=seed)
+    configs = population_configs(agents, round_steps=steps // rounds, seed=seed)
     identity = {
         "models": {name: model.graph.fingerprint for name, model in models.items()},
         "validation": sorted(chosen),
         "devices": sorted({named.task.tables.device for named in tasks}),
         "observation": OBSERVATION_VERSION,
-        "settings": [agents, list(actions), steps, rounds, seed],
+        "settings": [agents, steps, rounds, seed],
     }
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -261,10 +256,8 @@ def training_tasks(
     return tasks, tuple(skipped)
 
 
-def population_configs(
-    agents: int, actions: Sequence[ActionMode], *, round_steps: int, seed: int
-) -> list[AgentConfig]:
-    """Different seeds, modes in turn, and settings spread around the middle.
+def population_configs(agents: int, *, round_steps: int, seed: int) -> list[AgentConfig]:
+    """Different seeds; the first with the settings known to work, the others around them.
 
     Short rounds get smaller rollouts, so that each round still holds a few updates.
     """
@@ -276,14 +269,8 @@ def population_configs(
     rng = np.random.default_rng([seed, 1])
     configs = []
     for index in range(agents):
-        middle = AgentConfig(
-            action=actions[index % len(actions)],
-            seed=seed * 1000 + index,
-            rows=rows,
-            n_steps=n_steps,
-        )
-        first = index < len(actions)  # every mode is tried once with the settings known to work
-        configs.append(middle if first else middle.perturbed(rng))
+        middle = AgentConfig(seed=seed * 1000 + index, rows=rows, n_steps=n_steps)
+        configs.append(middle.perturbed(rng) if index else middle)
     return configs
 
 

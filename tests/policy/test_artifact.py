@@ -36,7 +36,7 @@ def random_network(seed: int = 0, *, inputs: int = len(SLOTS), actions: int = 1)
     return Network(Normalizer.fit(rng.normal(1, 2, (100, inputs))), layers)
 
 
-def artifact(action: ActionMode = "offset") -> PolicyArtifact:
+def artifact(action: ActionMode = "ratio") -> PolicyArtifact:
     return PolicyArtifact(
         random_network(actions=ACTION_SIZE[action]),
         action,
@@ -52,13 +52,13 @@ def test_what_was_saved_is_what_is_loaded(tmp_path: Path) -> None:
     loaded = PolicyArtifact.load(tmp_path)
     seen = np.random.default_rng(1).normal(size=(50, len(SLOTS))).astype(np.float32)
     assert np.allclose(loaded.network.act(seen), saved.network.act(seen), atol=1e-6)
-    assert (loaded.action, loaded.seed, loaded.validation) == ("offset", 3, saved.validation)
+    assert (loaded.action, loaded.seed, loaded.validation) == ("ratio", 3, saved.validation)
     assert loaded.digest == digest
     assert get_policy(str(tmp_path)).name == f"learned/{digest[:8]}"
     assert {p.name for p in tmp_path.iterdir()} == {"policy.json", "policy.safetensors"}
 
 
-@pytest.mark.parametrize("action", ["offset", "correction", "ratio"])
+@pytest.mark.parametrize("action", ["correction", "ratio"])
 def test_even_a_random_network_plans_within_the_budget(action: ActionMode) -> None:
     policy = LearnedPolicy(artifact(action))
     for seed in range(3):
@@ -111,6 +111,10 @@ def into_nan(tensors: dict[str, Any]) -> None:
         (edited(lambda d: d.update(format="rlprune.policy/9")), "rlprune.policy/9"),
         (edited(lambda d: d.update(observation_version=-1)), "observation version -1"),
         (edited(lambda d: d["slots"].append("weather")), "weather"),
+        (
+            edited(lambda d: d.update(action="offset")),
+            "'offset' is none of correction, ratio",
+        ),
         (edited(lambda d: d.update(action="guess")), "guess"),
         (edited(lambda d: d.update(action="correction")), "1 actions"),
         (edited(lambda d: d.pop("seed")), "seed"),

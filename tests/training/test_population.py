@@ -34,7 +34,7 @@ def population(directory: Path, run_id: str = "one", **options: object) -> list[
     )
 
 
-MODES = ("offset", "offset")
+MODES = ("correction", "correction")
 
 
 @pytest.fixture(scope="module")

@@ -144,7 +144,7 @@ def test_training_leaves_an_artifact_that_plans(
     assert said == [(0, 2), (1, 2), (2, 2)]
     assert summary.train_models == ("net1", "net2")
     assert summary.validation_models == ("net3",)
-    assert {agent["action"] for agent in summary.agents} == {"offset", "correction"}
+    assert {agent["action"] for agent in summary.agents} == {"correction"}
     assert {path.name for path in (tmp_path / "policy").iterdir()} == {
         "policy.json",
         "policy.safetensors",
