@@ -21,7 +21,7 @@ from pathlib import Path
 import zoo_nets
 
 from rlprune.policy import DATA
-from rlprune.policy.artifact import PolicyArtifact, Score
+from rlprune.policy.artifact import PolicyArtifact, PolicyScore
 from rlprune.policy.base import Policy
 from rlprune.policy.baselines import GlobalMagnitudePolicy, PlainUniformPolicy, UniformPolicy
 from rlprune.policy.learned import LearnedPolicy
@@ -198,7 +198,8 @@ def write_card(
         "# The default policy",
         "",
         f"PPO (stable-baselines3), action mode `{artifact.action}`, network "
-        f"{list(artifact.network.sizes)}, made by `scripts/train_default_policy` in {minutes:.0f} minutes.",
+        f"{list(artifact.network.sizes)}, made by `scripts/train_default_policy` in "
+        f"{minutes:.0f} minutes.",
         "",
         f"- Trained on {', '.join(artifact.provenance['trained_on'])}; chosen among "
         f"{artifact.provenance['agents']} agents on {', '.join(artifact.provenance['chosen_on'])}.",
@@ -236,7 +237,7 @@ def write_card(
     (directory / "card.md").write_text("\n".join(lines), encoding="utf-8")
 
 
-def table_row(name: str, row: Score) -> str:
+def table_row(name: str, row: PolicyScore) -> str:
     return (
         f"| {name} | {row.saved_ratio:+.1%} | {row.saved_low:+.1%} .. {row.saved_high:+.1%} "
         f"| {row.gain:+.3f} | {row.gain_low:+.3f} .. {row.gain_high:+.3f} "

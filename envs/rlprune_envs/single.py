@@ -61,7 +61,7 @@ class ChannelPruningEnv(gymnasium.Env[Observation, Observation]):
     | --- | --- | --- |
     | `log_width` .. `later_latency_max` | the group's shape, place, and share of MACs and ms | task |
     | `overhead_share` .. `interval` | traits of the device, derived from its tables | task |
-    | `profiled`, `energetic` | 0 or 1: which curves are shown | episode |
+    | `profiled`, `has_weight_norms` | 0 or 1: which curves are shown | episode |
     | `loss_*`, `energy_*`, `log_loss_scale` | the group's loss and energy curve | episode |
     | `budget_*`, `floor_ratio` | the budget against base and least latency | episode |
     | `reference_*`, `later_*` | the reference's choice, price, and the groups to come | episode |

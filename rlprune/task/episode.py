@@ -77,7 +77,7 @@ class Question:
     """Curves the planner is shown [B, G, L]."""
     profiled: NDArray[np.bool_]
     """Whether each row's curves were measured [B]; shown to the policy."""
-    energetic: NDArray[np.bool_]
+    has_weight_norms: NDArray[np.bool_]
     """Whether each row's energy curves are shown [B]."""
     reference: Reference
 
@@ -87,12 +87,12 @@ class Question:
         budget_ms: FloatArray,
         loss: FloatArray,
         profiled: NDArray[np.bool_],
-        energetic: NDArray[np.bool_],
+        has_weight_norms: NDArray[np.bool_],
     ) -> Question:
         """Raises budgets to what the least plan needs, and solves for the reference."""
         budget = np.maximum(budget_ms, frame.budget_range_ms[0])
         found = reference(frame.task, budget, loss=loss)
-        return Question(budget, loss, profiled, energetic, found)
+        return Question(budget, loss, profiled, has_weight_norms, found)
 
     def rows(self, index: slice) -> Question:
         """Some of the rows."""
@@ -100,7 +100,7 @@ class Question:
             self.budget_ms[index],
             self.loss[index],
             self.profiled[index],
-            self.energetic[index],
+            self.has_weight_norms[index],
             self.reference.rows(index),
         )
 
@@ -126,7 +126,7 @@ class Episode:
             self.loss,
             self._limit,
             question.profiled,
-            question.energetic,
+            question.has_weight_norms,
         )
         self._on_reference = np.ones(len(self.plan), dtype=np.bool_)
         self._corrections = np.zeros((*self.plan.shape, 2))

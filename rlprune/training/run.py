@@ -20,10 +20,10 @@ import numpy as np
 from rlprune.errors import InputError, NotFoundError
 from rlprune.latency.types import MACS_DEVICE
 from rlprune.planning import latency_model, task_for
-from rlprune.policy.artifact import PolicyArtifact, Score
+from rlprune.policy.artifact import PolicyArtifact, PolicyScore
 from rlprune.policy.learned import LearnedPolicy
 from rlprune.task.objective import LEAST_RECORDS, AdditiveObjective, objective_of
-from rlprune.task.observe import OBSERVATION_VERSION
+from rlprune.task.observe import OBSERVATION_VERSION, SLOTS
 from rlprune.task.task import PruningTask
 from rlprune.task.taskdir import RecordedModel, load_model_dir
 from rlprune.training.imagined import imagined_tables
@@ -53,7 +53,7 @@ class TrainSummary:
     devices: tuple[str, ...]
     skipped: tuple[str, ...]
     """`model on device` pairs left out because the device has not measured what they need."""
-    validation: Score
+    validation: PolicyScore
     """The winner's; optimistic, because these models chose it."""
     relative_gain: float
     """Share of the knapsack's loss that the winner saves on the validation models."""
@@ -129,7 +129,7 @@ def train(
         "models": {name: model.graph.fingerprint for name, model in models.items()},
         "validation": sorted(chosen),
         "devices": sorted({named.task.tables.device for named in tasks}),
-        "observation": OBSERVATION_VERSION,
+        "observation": [OBSERVATION_VERSION, *SLOTS],
         "settings": [agents, steps, rounds, seed],
     }
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]

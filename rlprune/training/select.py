@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rlprune.graph.types import FloatArray, IntArray
-from rlprune.policy.artifact import Score
+from rlprune.policy.artifact import PolicyScore
 from rlprune.policy.base import Policy
 from rlprune.task.knapsack import budgets_at, solve
 from rlprune.task.task import PruningTask
@@ -91,7 +91,7 @@ def informative_budgets(reference_loss: FloatArray) -> NDArray[np.bool_]:
     return useful if useful.any() else np.ones_like(useful)
 
 
-def score(results: Sequence[Outcome], *, seed: int = 0, resamples: int = 2000) -> Score:
+def score(results: Sequence[Outcome], *, seed: int = 0, resamples: int = 2000) -> PolicyScore:
     """Mean gains with their 90 % bootstrap intervals over models, then over their cells."""
     models = sorted({result.model for result in results})
     cells = [
@@ -108,7 +108,7 @@ def score(results: Sequence[Outcome], *, seed: int = 0, resamples: int = 2000) -
         )
     low, high = np.quantile(means, [0.05, 0.95], axis=0)
     gain, saved = np.mean([own.mean(1) for own in cells], axis=0)
-    return Score(
+    return PolicyScore(
         gain=float(gain),
         gain_low=float(low[0]),
         gain_high=float(high[0]),

@@ -27,7 +27,7 @@ from rlprune.planning.candidates import (
 )
 from rlprune.plans import PruningPlan
 from rlprune.policy import DEFAULT_ARTIFACT, SamplingPolicy, get_policy
-from rlprune.policy.artifact import PolicyArtifact, Score
+from rlprune.policy.artifact import PolicyArtifact, PolicyScore
 from rlprune.policy.guard import recorded_gain, why_not_alone
 from rlprune.policy.learned import LearnedPolicy
 from rlprune.profile.energy import loss_curve
@@ -215,7 +215,7 @@ def learned(left_out: Any = None, validation: float | None = None) -> LearnedPol
     provenance = {} if left_out is None else {"left_out": left_out}
     score = None
     if validation is not None:
-        score = Score(0.0, validation, validation + 1, 0.0, 0.0, 0.0, 0.5, ("m",))
+        score = PolicyScore(0.0, validation, validation + 1, 0.0, 0.0, 0.0, 0.5, ("m",))
     return LearnedPolicy(replace(artifact, provenance=provenance, validation=score))
 
 

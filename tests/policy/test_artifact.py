@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,13 @@ from synthetic import random_task
 
 from rlprune.errors import PolicyError
 from rlprune.policy import get_policy
-from rlprune.policy.artifact import PolicyArtifact, Score
+from rlprune.policy.artifact import PolicyArtifact, PolicyScore
 from rlprune.policy.learned import LearnedPolicy
 from rlprune.policy.network import Network, Normalizer
+from rlprune.task import observe
 from rlprune.task.episode import ACTION_SIZE, ActionMode
 from rlprune.task.knapsack import budgets_at, least_keeps
-from rlprune.task.observe import SLOTS
+from rlprune.task.observe import SLOTS, SlotReader
 
 
 def random_network(seed: int = 0, *, inputs: int = len(SLOTS), actions: int = 1) -> Network:
@@ -41,7 +43,7 @@ def artifact(action: ActionMode = "ratio") -> PolicyArtifact:
         random_network(actions=ACTION_SIZE[action]),
         action,
         seed=3,
-        validation=Score(0.1, 0.05, 0.15, 0.2, 0.1, 0.3, 0.4, ("a", "b")),
+        validation=PolicyScore(0.1, 0.05, 0.15, 0.2, 0.1, 0.3, 0.4, ("a", "b")),
         provenance={"trained_on": ["c"]},
     )
 
@@ -111,6 +113,8 @@ def into_nan(tensors: dict[str, Any]) -> None:
         (edited(lambda d: d.update(format="rlprune.policy/9")), "rlprune.policy/9"),
         (edited(lambda d: d.update(observation_version=-1)), "observation version -1"),
         (edited(lambda d: d["slots"].append("weather")), "weather"),
+        (edited(lambda d: d["slots"].append("kernel")), "twice"),
+        (edited(lambda d: d["slots"].pop()), f"not {len(SLOTS) - 1} to 1"),
         (
             edited(lambda d: d.update(action="offset")),
             "'offset' is none of correction, ratio",
@@ -133,6 +137,40 @@ def test_what_does_not_fit_is_refused(
     damage(tmp_path)
     with pytest.raises(PolicyError, match=named):
         PolicyArtifact.load(tmp_path)
+
+
+def test_a_policy_that_knows_fewer_slots_plans_the_same_after_others_were_added(
+    tmp_path: Path,
+) -> None:
+    """As one of today's would whose network gives the others no weight."""
+    unknown = ("has_weight_norms", "stride", "loss_delta")
+    known = [slot for slot in SLOTS if slot not in unknown][::-1]
+    own = replace(artifact(), network=random_network(inputs=len(known)), slots=tuple(known))
+    own.save(tmp_path)
+    data = json.loads((tmp_path / "policy.json").read_text())
+    assert data["slots"] == known
+    place = [known.index(slot) if slot in known else len(known) for slot in SLOTS]
+    (first, bias), *rest = own.network.layers
+    padded = np.append(first, np.zeros((len(first), 1), np.float32), axis=1)[:, place]
+    mean, scale = (np.append(part, 1.0)[place] for part in
+                   (own.network.normalizer.mean, own.network.normalizer.scale))  # fmt: skip
+    whole = replace(artifact(), network=Network(Normalizer(mean, scale), ((padded, bias), *rest)))
+    task = random_task(2)
+    budget = budgets_at(task, np.linspace(0.1, 0.9, 9))
+    plans = LearnedPolicy.load(tmp_path).plan(task, budget)
+    assert (plans == LearnedPolicy(whole).plan(task, budget)).all()
+    seen = np.arange(len(SLOTS) + 1, dtype=np.float32)
+    grown = SlotReader.of(known, ("new", *SLOTS))
+    assert (grown(seen) == 1 + SlotReader.of(known)(seen)).all()
+
+
+def test_slots_are_read_by_their_old_names_and_as_a_constant_once_retired(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(observe.RETIRED_SLOTS, "gone", 0.5)
+    read = SlotReader.of(("gone", "energetic"))
+    seen = np.arange(len(SLOTS), dtype=np.float32)
+    assert read(seen).tolist() == [0.5, SLOTS.index("has_weight_norms")]
 
 
 def test_slots_that_never_varied_are_left_out() -> None:
