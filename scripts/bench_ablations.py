@@ -33,7 +33,7 @@ from rlprune.training.cluster import ray_session
 from rlprune.training.population import network_of, run_population
 from rlprune.training.ppo import AgentConfig
 from rlprune.training.run import load_models, population_configs, training_tasks
-from rlprune.training.select import NamedTask, outcomes, score
+from rlprune.training.select import NamedTask, outcomes, policy_score
 
 REFERENCE = ("reference_", "plan_", "later_keep", "loss_to_go", "kept_delta", "last_delta")
 PRICE = ("reference_price", "price", "grow_value", "shrink_value")
@@ -128,7 +128,6 @@ def train(
         rounds=options.rounds,
         directory=Path(scratch) / variant.replace(" ", "-"),
         run_id=variant,
-        seed=options.seed,
     )
     best = max((m for m in members if m.best_round), key=lambda member: member.best_gain)
     print(
@@ -141,7 +140,7 @@ def train(
 
 
 def judge(name: str, policy: Policy, judged: list[NamedTask]) -> list[Row]:
-    found = score(outcomes(policy, judged))
+    found = policy_score(outcomes(policy, judged))
     print(
         f"{name:26} saves {found.saved_ratio:+7.1%} [{found.saved_low:+.1%}, "
         f"{found.saved_high:+.1%}] of the knapsack's loss, {found.gain:+.4f} nats, "

@@ -33,10 +33,10 @@ from rlprune.training.select import (
     INFORMATIVE_LOSS,
     SCORE_SHARES,
     NamedTask,
-    Outcome,
+    TaskResult,
     outcomes,
+    policy_score,
     relative_gain,
-    score,
 )
 
 CHOOSER_EVERY = 6
@@ -45,7 +45,7 @@ CHOOSER_EVERY = 6
 DATA_FREE = ", data-free"
 """How names end where no measured loss was shown; the knapsack beside them sees none either."""
 
-Results = dict[str, list[Outcome]]
+Results = dict[str, list[TaskResult]]
 """By policy: what it planned of models it was not trained on."""
 
 
@@ -93,10 +93,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         members = train_on(tasks, set(), choosers, options, Path(scratch) / "final")
     final = best_of(members)
     chosen_on = [named for named in tasks if named.model in choosers]
-    held_out = score(unseen["learned"], seed=options.seed)
+    held_out = policy_score(unseen["learned"], seed=options.seed)
     artifact = replace(
         final.artifact,
-        validation=score(outcomes(final, chosen_on), seed=options.seed),
+        validation=policy_score(outcomes(final, chosen_on), seed=options.seed),
         provenance={
             "made_by": "scripts/train_default_policy",
             "trained_on": [name for name in names if name not in choosers],
@@ -141,7 +141,6 @@ def train_on(
         rounds=options.rounds,
         directory=directory,
         run_id="default",
-        seed=options.seed,
         on_round=lambda done, total, gain: print(
             f"  round {done}/{total}, best {gain:+.1%}", file=sys.stderr, flush=True
         ),
@@ -172,7 +171,7 @@ def write_card(
     minutes: float,
 ) -> None:
     """`card.md` for people and `card.json` for programs, with the same figures."""
-    rows = {name: score(own) for name, own in unseen.items()}
+    rows = {name: policy_score(own) for name, own in unseen.items()}
     models = sorted({named.model for named in tasks})
     each = {
         model: {

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Protocol, runtime_checkable
 
 import numpy as np
 
@@ -34,22 +33,13 @@ _HOPELESS = 2.0
 guessing, and which is worse tells nothing."""
 
 
-@runtime_checkable
-class SpreadObjective(Protocol):
-    """An objective that knows how far plans of one kind lie apart; the scale of rewards."""
-
-    def spread(self, keeps: IntArray) -> FloatArray:
-        """Typical difference in loss, nats, between recorded plans like these [B, G] -> [B]."""
-        ...
-
-
 def reward_scale(objective: Objective, keeps: IntArray) -> FloatArray:
     """What a reward of 1 is worth at reference plans [B, G], in the objective's unit [B].
 
     The objective's own spread where it has recorded plans; else a quarter of the reference's loss.
     In any case at least 0.02, or noise around plans that lose nothing would drown everything else.
     """
-    if isinstance(objective, SpreadObjective):
+    if isinstance(objective, SurrogateObjective):
         return np.maximum(objective.spread(keeps), _LEAST_SCALE)
     return np.maximum(0.25 * objective.loss(keeps), _LEAST_SCALE)
 
@@ -175,7 +165,9 @@ class SurrogateObjective:
         return np.asarray(np.exp(log_loss) - self.offset)
 
     def spread(self, keeps: IntArray) -> FloatArray:
-        """Half the distance between the quartiles of recorded losses of plans that keep as much.
+        """Typical difference in loss (nats) between recorded plans like these [B, G] -> [B].
+
+        Half the distance between the quartiles of recorded losses of plans that keep as much.
 
         Quartiles, and at most the plan's own loss: random plans on record are far worse than any
         that a policy would propose.

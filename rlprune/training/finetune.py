@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from rlprune.errors import InputError
-from rlprune.training.checkpoint import Checkpoint, EpochRecord, LoopState, Score
+from rlprune.training.checkpoint import Accuracy, Checkpoint, EpochRecord, LoopState
 
 Augment = Callable[[Tensor, torch.Generator], Tensor]
 """Images [N, C, H, W] -> images of the same shape."""
@@ -267,7 +267,7 @@ def reestimate(module: nn.Module, images: Images, *, batch_size: int = 128) -> N
         part.training = training
 
 
-def score(module: nn.Module, images: Images, *, batch_size: int = 256) -> Score:
+def score(module: nn.Module, images: Images, *, batch_size: int = 256) -> Accuracy:
     """Loss and accuracy of `module` on `images`; puts it back into the mode it was in."""
     training = module.training
     module.eval()
@@ -279,7 +279,7 @@ def score(module: nn.Module, images: Images, *, batch_size: int = 256) -> Score:
             loss += nn.functional.cross_entropy(logits, y, reduction="sum").item()
             right += (logits.argmax(1) == y).sum().item()
     module.train(training)
-    return Score(loss / len(images), right / len(images))
+    return Accuracy(loss / len(images), right / len(images))
 
 
 def shifted(x: Tensor, generator: torch.Generator, *, pixels: int = 2) -> Tensor:

@@ -26,7 +26,7 @@ from rlprune.store.encoding import digest
 if TYPE_CHECKING:
     from torch import nn
 
-    from rlprune.training.checkpoint import EpochRecord, Score
+    from rlprune.training.checkpoint import Accuracy, EpochRecord
     from rlprune.training.finetune import Images, TrainConfig
 
 FORMAT = "rlprune.finetuned/1"
@@ -53,11 +53,11 @@ class FinetuneReport:
 
     fingerprint: str
     """Of the graph the plan was for."""
-    unpruned: Score
-    cut: Score
+    unpruned: Accuracy
+    cut: Accuracy
     """Pruned and reconstructed (or, where no layer can be, BatchNorm re-estimated), before any
     training."""
-    tuned: Score
+    tuned: Accuracy
     """Of what was written. These images chose the epoch, so judge on others."""
     chosen_epoch: int | None
     """Counted from 1; None where no epoch was better than no training, and that was written."""
@@ -116,7 +116,8 @@ def finetune(
     from rlprune.graph.from_torch import trace_torch
     from rlprune.runtime import get_runtime
     from rlprune.surgery.torch import prune_torch
-    from rlprune.training.checkpoint import Checkpoint, tensors_of
+    from rlprune.torch_state import tensors_of
+    from rlprune.training.checkpoint import Checkpoint
     from rlprune.training.finetune import AUGMENTS, TrainConfig, fit, reestimate, score
     from rlprune.training.reconstruct import reconstruct_module
 
@@ -233,7 +234,7 @@ def _write(folder: Path, module: nn.Module, example: Any, report: FinetuneReport
     from rlprune.graph.from_torch import trace_torch
     from rlprune.profile.batching import open_batch
     from rlprune.surgery.encode import encode
-    from rlprune.training.checkpoint import tensors_of
+    from rlprune.torch_state import tensors_of
 
     # Copies, for tied weights may not stand in a file twice.
     state = {name: tensor.clone().contiguous() for name, tensor in tensors_of(module).items()}

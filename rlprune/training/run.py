@@ -27,7 +27,7 @@ from rlprune.task.observe import OBSERVATION_VERSION, SLOTS
 from rlprune.task.task import PruningTask
 from rlprune.task.taskdir import RecordedModel, load_model_dir
 from rlprune.training.imagined import imagined_tables
-from rlprune.training.select import NamedTask, outcomes, relative_gain, score
+from rlprune.training.select import NamedTask, outcomes, policy_score, relative_gain
 
 if TYPE_CHECKING:
     from rlprune.store import Store
@@ -91,7 +91,7 @@ def train(
     seed: int = 0,
     on_progress: OnProgress | None = None,
 ) -> TrainSummary:
-    """Trains a population of agents on Ray and writes the best one's artifact to `out`.
+    """Trains some agents on Ray and writes the artifact of the one that plans best to `out`.
 
     An interrupted run leaves checkpoints in `out/checkpoints`; the same call goes on from them.
 
@@ -101,7 +101,7 @@ def train(
         validation: names of the models that choose the winner and are not trained on; about a
             quarter of the models, drawn by the seed, if none is named.
         imagined: devices that do not exist, trained on beside the real ones.
-        agents: size of the population, at least 1 and each in a process of its own.
+        agents: how many, at least 1; each in a process of its own, with its own seed and settings.
         steps: environment steps of each agent.
 
     Raises:
@@ -151,7 +151,6 @@ def train(
             rounds=rounds,
             directory=directory / "checkpoints",
             run_id=digest,
-            seed=seed,
             on_round=on_round,
         )
     winner = max((m for m in members if m.best_round), key=lambda m: m.best_gain)
@@ -161,7 +160,7 @@ def train(
     results = outcomes(LearnedPolicy(artifact), unseen)
     artifact = replace(
         artifact,
-        validation=score(results, seed=seed),
+        validation=policy_score(results, seed=seed),
         provenance={
             "trained_on": sorted({named.model for named in seen}),
             "devices": identity["devices"],

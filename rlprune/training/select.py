@@ -37,7 +37,7 @@ class NamedTask:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class TaskResult:
     """A policy's plans of one task, at the budgets that `informative_budgets` picks."""
 
     model: str
@@ -59,7 +59,7 @@ class Outcome:
 
 def outcomes(
     policy: Policy, tasks: Sequence[NamedTask], shares: Sequence[float] = SCORE_SHARES
-) -> list[Outcome]:
+) -> list[TaskResult]:
     """Plans every task at every budget and asks its objective."""
     results = []
     for named in tasks:
@@ -72,7 +72,7 @@ def outcomes(
         loss, reference_loss = task.objective.loss(keeps), task.objective.loss(reference)
         useful = informative_budgets(reference_loss)
         results.append(
-            Outcome(
+            TaskResult(
                 model=named.model,
                 device=task.tables.device,
                 shares=np.asarray(shares, dtype=np.float64)[useful],
@@ -91,7 +91,9 @@ def informative_budgets(reference_loss: FloatArray) -> NDArray[np.bool_]:
     return useful if useful.any() else np.ones_like(useful)
 
 
-def score(results: Sequence[Outcome], *, seed: int = 0, resamples: int = 2000) -> PolicyScore:
+def policy_score(
+    results: Sequence[TaskResult], *, seed: int = 0, resamples: int = 2000
+) -> PolicyScore:
     """Mean gains with their 90 % bootstrap intervals over models, then over their cells."""
     models = sorted({result.model for result in results})
     cells = [
@@ -120,7 +122,7 @@ def score(results: Sequence[Outcome], *, seed: int = 0, resamples: int = 2000) -
     )
 
 
-def relative_gain(results: Sequence[Outcome]) -> float:
+def relative_gain(results: Sequence[TaskResult]) -> float:
     """Mean over models of the share of the knapsack's loss saved; what selection goes by.
 
     A share and not nats, so that one fragile model or tight budget does not choose the policy.
@@ -133,5 +135,5 @@ def relative_gain(results: Sequence[Outcome]) -> float:
     )
 
 
-def _saved(result: Outcome) -> FloatArray:
+def _saved(result: TaskResult) -> FloatArray:
     return np.asarray(result.gain / np.maximum(result.reference_loss, MIN_LOSS))

@@ -58,16 +58,6 @@ def test_an_agent_restored_between_intervals_goes_on_as_if_never_stopped() -> No
     assert same(straight.network(), restored.network())
 
 
-def test_exploiting_takes_the_weights_and_explores_from_there() -> None:
-    tasks = [learnable_task(0)]
-    better, worse = Agent(tasks, replace(TINY, seed=1)), Agent(tasks, replace(TINY, seed=2))
-    better.train(256)
-    worse.exploit(better.checkpoint())
-    assert same(better.network(), worse.network())
-    assert worse.config.seed == 2
-    assert worse.config.learning_rate != better.config.learning_rate
-
-
 @pytest.mark.parametrize("content", [b"", b"x" * 100, b"\x02\x00\x00\x00\x00\x00\x00\x00{}"])
 def test_a_damaged_checkpoint_is_refused(content: bytes) -> None:
     with pytest.raises(PolicyError, match="checkpoint"):
