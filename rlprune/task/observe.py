@@ -71,7 +71,7 @@ RENAMED_SLOTS = {"energetic": "has_weight_norms"}
 RETIRED_SLOTS: dict[str, float] = {}
 """Slots that are no longer observed, and the constant that policies which read them are shown."""
 
-MOST_BUDGET_RATIO = 1e6
+MAX_BUDGET_RATIO = 1e6
 _EPS = 1e-12
 
 
@@ -177,7 +177,7 @@ class EpisodeEncoder:
         """profiled, has_weight_norms [B]: whether loss and energy curves are shown."""
         norm = np.maximum(loss[:, :, 0].mean(1), _EPS)
         # Budgets may be any number; far above the unpruned latency they all say the same.
-        limit_ms = np.minimum(limit_ms, MOST_BUDGET_RATIO * encoder.base_ms)
+        limit_ms = np.minimum(limit_ms, MAX_BUDGET_RATIO * encoder.base_ms)
         block = _episode_block(encoder, reference, loss, limit_ms, norm, profiled, has_weight_norms)
         return EpisodeEncoder(encoder, reference, loss, limit_ms, block, norm)
 

@@ -124,7 +124,7 @@ def _profiles(
         summed = 1.0 - np.exp(-(merged.T @ felt) / layer_count(graph)[:, None])
         single = merged.sum(0)[:, None] == 1
         energy = np.where(single, merged.T @ energy, summed)
-    foretold = loss_curve(replace(profiles, measured_loss=None, initial_loss=None), task.graph)
+    predicted = loss_curve(replace(profiles, measured_loss=None, initial_loss=None), task.graph)
     return replace(
         profiles,
         levels=levels,
@@ -132,5 +132,5 @@ def _profiles(
         energy_loss=energy,
         measured_loss=measured,
         initial_loss=None if initial is None else merged.T @ initial,
-        predicted_loss=merged.T @ foretold,
+        predicted_loss=merged.T @ predicted,
     )

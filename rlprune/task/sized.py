@@ -1,6 +1,6 @@
 """The latency knapsack within a number of parameters too: memory is the other budget of a device.
 
-Parameters, like latency, are sums over pairs of groups. A price per parameter joins the loss
+Parameters, like latency, are sums over pairs of groups. A multiplier per parameter joins the loss
 (Everett's Lagrange multipliers, 1963), linearised at the current plan, and `knapsack.solve` does
 the rest; the least price whose plan is small enough is sought, and what room is left is filled by
 moving single groups.
@@ -17,11 +17,11 @@ from rlprune.task.task import PruningTask
 
 ROUNDS = 5
 """Linearisations; the span of prices narrows with each."""
-PRICES = 16
+MULTIPLIERS = 16
 """Solved for at once."""
-DEAREST = 1e4
-"""Price of all parameters together, in ranges of the dearest group's curve; the least is one
-`DEAREST`th."""
+MAX_MULTIPLIER = 1e4
+"""Price of all parameters together, in ranges of the largest group's curve; the least is one
+`MAX_MULTIPLIER`th."""
 
 
 def solve_within(task: PruningTask, budget_ms: float, max_params: int) -> IntArray | None:
@@ -29,28 +29,28 @@ def solve_within(task: PruningTask, budget_ms: float, max_params: int) -> IntArr
 
     None where nothing that small was found; the least widths of all may still be.
     """
-    budget = np.full(PRICES, budget_ms)
+    budget = np.full(MULTIPLIERS, budget_ms)
     best: IntArray = solve(task, budget[:1])[0]
     if task.graph.params(best) <= max_params:
         return best
     if not task.group_count:
         return None
     loss = loss_curve(task.profiles, task.graph)
-    dearest = max(float(np.ptp(loss, axis=1).max()), 1e-12)
-    unit = dearest / float(task.graph.params(task.graph.widths))
-    low, high = np.log(unit / DEAREST), np.log(unit * DEAREST)
+    largest = max(float(np.ptp(loss, axis=1).max()), 1e-12)
+    unit = largest / float(task.graph.params(task.graph.widths))
+    low, high = np.log(unit / MAX_MULTIPLIER), np.log(unit * MAX_MULTIPLIER)
     at, moves, found = best, np.zeros_like(loss), least_keeps(task)
     for turn in range(ROUNDS):
         fresh = _params_of_moves(task, at)
         # Both ends of a layer shrink at once: a fresh linearisation oversteps (as in `knapsack`).
         moves = fresh if turn == 0 else (moves + fresh) / 2
-        price = np.exp(np.linspace(low, high, PRICES))
-        plans = solve(task, budget, loss=loss + price[:, None, None] * moves)  # [PRICES, G]
+        price = np.exp(np.linspace(low, high, MULTIPLIERS))
+        plans = solve(task, budget, loss=loss + price[:, None, None] * moves)  # [MULTIPLIERS, G]
         small = task.graph.params(plans) <= max_params
-        first = int(small.argmax()) if small.any() else PRICES - 1
+        first = int(small.argmax()) if small.any() else MULTIPLIERS - 1
         at = plans[first]
         found = _better(task, loss, np.concatenate([found[None], plans]), budget_ms, max_params)
-        step = (high - low) / (PRICES - 1)
+        step = (high - low) / (MULTIPLIERS - 1)
         low, high = np.log(price[first]) - 2 * step, np.log(price[first]) + step
     if not _fits(task, found[None], budget_ms, max_params)[0]:
         return None

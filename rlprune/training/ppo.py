@@ -27,7 +27,7 @@ from rlprune.training.vec import TaskVecEnv
 
 STRUCTURE = ("bypassed", "sibling_share", "first", "last")
 """Slots that nearly name a group where graphs are few."""
-LEAST_GRAPHS = 16
+MIN_GRAPHS = 16
 """Of fewer graphs `STRUCTURE` is hidden: trained on four, policies that saw it were up to 18 %
 worse than the knapsack on unseen graphs, and 5 to 12 % better without it."""
 CHECKPOINT_FORMAT = "rlprune.checkpoint/2"
@@ -98,7 +98,7 @@ class Agent:
             longest = max(task.group_count for task in tasks)
             normalizer = fit_normalizer(self._env, seed=config.seed, steps=longest)
             graphs = {task.graph.fingerprint for task in tasks}
-            hidden = STRUCTURE if len(graphs) < LEAST_GRAPHS else ()
+            hidden = STRUCTURE if len(graphs) < MIN_GRAPHS else ()
             normalizer = without(normalizer, (*config.blind, *hidden))
         self.normalizer = self._env.normalizer = normalizer
         self._model = PPO(

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from rlprune.training.checkpoint import Accuracy, EpochRecord
-    from rlprune.training.finetune import Images, TrainConfig
+    from rlprune.training.finetune import TrainConfig
 
 FORMAT = "rlprune.finetuned/1"
 WEIGHTS_NAME = "weights.safetensors"
@@ -135,7 +135,7 @@ def finetune(
         )
     trace = trace_torch(module, torch.from_numpy(train.x[:1]))
     for images, what in ((train, "data"), (held, "validation")):
-        fit_inputs({"x": images.x}, images.y, trace.onnx, what=what, least=1)
+        fit_inputs({"x": images.x}, images.labels, trace.onnx, what=what, least=1)
     plan.check(trace.graph)
     teacher = trace.module.eval()
     small = prune_torch(trace, plan.keeps)
@@ -145,8 +145,7 @@ def finetune(
     say(f"unpruned: accuracy {unpruned.accuracy:.2%}, loss {unpruned.loss:.4f} on {len(held)}")
     # Drawn, so that images sorted by class are mixed.
     drawn = np.random.default_rng(config.seed).permutation(len(train))[:REESTIMATE_COUNT]
-    few = train.take(drawn[:RECONSTRUCT_COUNT])
-    samples = CalibrationSet.single(few.x, few.y)
+    samples = train.take(drawn[:RECONSTRUCT_COUNT])
     if not reconstruct_module(small, trace, plan.keeps, samples, get_runtime()):
         reestimate(small, train.take(drawn))
     cut = score(small, held)
@@ -154,7 +153,7 @@ def finetune(
 
     run = json.dumps([asdict(config), augment, [int(keep) for keep in plan.keeps]])
     arrays = [tensor.detach().cpu().numpy() for tensor in tensors_of(module).values()]
-    arrays += [train.x, train.y, held.x, held.y]
+    arrays += [train.x, train.labels, held.x, held.labels]
     parts = [digest(array.tobytes()) for array in arrays]  # one by one, each copied for a moment
     checkpoint = Checkpoint(
         folder / CHECKPOINT_NAME,
@@ -244,18 +243,16 @@ def _write(folder: Path, module: nn.Module, example: Any, report: FinetuneReport
     write_atomic(folder / REPORT_NAME, report.to_json().encode() + b"\n")
 
 
-def _images(data: str | Path, validation: str | Path | None, seed: int) -> tuple[Images, Images]:
+def _images(
+    data: str | Path, validation: str | Path | None, seed: int
+) -> tuple[CalibrationSet, CalibrationSet]:
     """What is trained on, and what chooses the epoch."""
-    from rlprune.training.finetune import Images
-
     given = check_images(*read_images(data, what="data"), what="data")
     if validation is not None:
-        held = check_images(*read_images(validation, what="validation"), what="validation")
-        return Images(given.x, given.labels), Images(held.x, held.labels)
+        return given, check_images(*read_images(validation, what="validation"), what="validation")
     order = np.random.default_rng(seed).permutation(len(given))
-    train = Images(given.x, given.labels)
-    count = max(1, round(VALIDATION_RATIO * len(train)))
-    return train.take(order[count:]), train.take(order[:count])
+    count = max(1, round(VALIDATION_RATIO * len(given)))
+    return given.take(order[count:]), given.take(order[:count])
 
 
 def load_module(source: str, weights: str | Path | None = None, *, seed: int = 0) -> nn.Module:

@@ -22,7 +22,7 @@ from rlprune.latency.types import MACS_DEVICE
 from rlprune.planning import latency_model, task_for
 from rlprune.policy.artifact import PolicyArtifact, PolicyScore
 from rlprune.policy.learned import LearnedPolicy
-from rlprune.task.objective import LEAST_RECORDS, AdditiveObjective, objective_of
+from rlprune.task.objective import MIN_RECORDS, AdditiveObjective, objective_of
 from rlprune.task.observe import OBSERVATION_VERSION, SLOTS
 from rlprune.task.task import PruningTask
 from rlprune.task.taskdir import RecordedModel, load_model_dir
@@ -230,7 +230,7 @@ def training_tasks(
             count = len(evaluations.keeps) if (evaluations := models[name].evaluations) else 0
             raise InputError(
                 f"model {name!r} has {count} evaluations, too few to learn from; record at "
-                f"least {LEAST_RECORDS} (rlprune record --evaluations), some hundreds are better"
+                f"least {MIN_RECORDS} (rlprune record --evaluations), some hundreds are better"
             )
     for device in dict.fromkeys((MACS_DEVICE, *devices)):
         count = len(tasks)
