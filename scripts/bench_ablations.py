@@ -65,7 +65,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=2, help="agents of every variant")
     parser.add_argument("--steps", type=int, default=200_000)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--imagined", type=int, default=3)
+    parser.add_argument("--synthetic", type=int, default=3)
     parser.add_argument("--recorded", type=Path, default=DATA / "recorded")
     parser.add_argument(
         "--judged", type=Path, default=Path("~/.cache/rlprune/recorded_held_out").expanduser()
@@ -80,7 +80,7 @@ def main() -> None:
             load_models([options.recorded]),
             store=store,
             devices=options.device,
-            imagined=options.imagined,
+            synthetic=options.synthetic,
         )
         judged, _ = training_tasks(
             load_models([options.judged]), store=store, devices=options.device

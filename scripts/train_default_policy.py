@@ -55,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--more", type=Path, action="append", default=[], help="further models")
     parser.add_argument("--store", help="URL of the store with the devices' measurements")
     parser.add_argument("--device", action="append", default=[], help="beside macs; repeat")
-    parser.add_argument("--imagined", type=int, default=3, help="devices that do not exist")
+    parser.add_argument("--synthetic", type=int, default=3, help="devices that do not exist")
     parser.add_argument("--agents", type=int, default=2)
     parser.add_argument("--steps", type=int, default=120_000)
     parser.add_argument("--rounds", type=int, default=4)
@@ -68,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     zoo_nets.recorded_families(models)  # refuses what is held out
     with closing(open_store(options.store)) as store:
         tasks, skipped = training_tasks(
-            models, store=store, devices=options.device, imagined=options.imagined
+            models, store=store, devices=options.device, synthetic=options.synthetic
         )
     print(f"{len(models)} models, {len(tasks)} tasks; {len(skipped)} more were never measured")
     names = sorted(models)

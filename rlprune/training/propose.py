@@ -1,8 +1,9 @@
 """Which plans are worth an evaluation: those that planners choose, and those around them.
 
 The knapsack with distorted curves, a learned policy and samples around its plans, uniform plans,
-random ones for breadth, and children of the best so far (evolution), which alone show what lies above the
-knapsack. Budgets are drawn on several devices: plans of equal MACs are not plans of equal ms.
+random ones for breadth, and children of the best so far (evolution), which alone show what lies
+above the knapsack. Budgets are drawn on several devices: plans of equal MACs are not plans of equal
+ms.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ from rlprune.task.objective import MIN_RECORDS, AdditiveObjective, objective_of
 from rlprune.task.observe import OBSERVATION_VERSION, SLOTS
 from rlprune.task.task import PruningTask
 from rlprune.task.taskdir import RecordedModel, load_model_dir
-from rlprune.training.imagined import imagined_tables
+from rlprune.training.imagined import synthetic_tables
 from rlprune.training.select import NamedTask, outcomes, policy_score, relative_gain
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ def train(
     store: Store | None = None,
     devices: Sequence[str] = (),
     validation: Sequence[str] = (),
-    imagined: int = 3,
+    synthetic: int = 3,
     agents: int = 2,
     steps: int = 500_000,
     rounds: int = 8,
@@ -100,7 +100,7 @@ def train(
         devices: keys whose tables are read from the store, beside `macs`, which always is.
         validation: names of the models that choose the winner and are not trained on; about a
             quarter of the models, drawn by the seed, if none is named.
-        imagined: devices that do not exist, trained on beside the real ones.
+        synthetic: devices that do not exist, trained on beside the real ones.
         agents: how many, at least 1; each in a process of its own, with its own seed and settings.
         steps: environment steps of each agent.
 
@@ -115,7 +115,7 @@ def train(
         raise InputError(f"agents {agents}, steps {steps} and rounds {rounds} must be at least 1")
     models = load_models(task_dirs)
     chosen = _split(sorted(models), validation, seed)
-    tasks, skipped = training_tasks(models, store=store, devices=devices, imagined=imagined)
+    tasks, skipped = training_tasks(models, store=store, devices=devices, synthetic=synthetic)
     seen = [named for named in tasks if named.model not in chosen]
     unseen = [named for named in tasks if named.model in chosen]
     if not seen or not unseen:
@@ -209,11 +209,11 @@ def training_tasks(
     *,
     store: Store | None,
     devices: Sequence[str],
-    imagined: int = 0,
+    synthetic: int = 0,
 ) -> tuple[list[NamedTask], tuple[str, ...]]:
     """Every model on every device, tables as the store has them now; and the pairs left out.
 
-    With `imagined` further devices that do not exist (`rlprune.training.imagined`).
+    With `synthetic` further devices that do not exist (`rlprune.training.imagined`).
 
     Raises:
         InputError: a model has too few evaluations for an objective.
@@ -247,8 +247,8 @@ def training_tasks(
                 f"device {device!r} has not measured what any of the models needs; known: {known}",
                 field="device",
             )
-    for seed, (name, model) in itertools.product(range(imagined), models.items()):
-        tables = imagined_tables(model.graph, model.profiles, seed)
+    for seed, (name, model) in itertools.product(range(synthetic), models.items()):
+        tables = synthetic_tables(model.graph, model.profiles, seed)
         tasks.append(
             NamedTask(name, PruningTask(model.graph, tables, model.profiles, objectives[name]))
         )
