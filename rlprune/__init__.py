@@ -166,7 +166,7 @@ def plan(
         budget_ratio: the same as a share (0-1] of the unpruned model's predicted latency.
         device: a key that the local store knows; ort, openvino or mnn for that runtime on this
             machine; or `macs` (then "ms" are millions of MACs).
-        policy: learned, corrected, knapsack, global, uniform (one ratio, filled up to the budget),
+        policy: learned, knapsack, global, uniform (one ratio, filled up to the budget),
             uniform-plain (not filled), or a trained policy's directory.
         calibration: inputs without or with labels: an `.npz` with an array for every input (`x`
             where there is one, [N, ...]; `y` [N] for labels), arrays by name, one array, a

@@ -6,7 +6,7 @@
 Every variant is trained on the recorded networks but some, which choose the round, and plans for
 networks of families that no training saw (`scripts/record_zoo --held-out` records them). Figures
 are the share of the knapsack's loss that is saved there, by the recorded objective, with a 90 %
-interval over networks and their budgets; the corrected knapsack stands beside them.
+interval over networks and their budgets.
 """
 
 from __future__ import annotations
@@ -27,14 +27,13 @@ from train_default_policy import choosing
 from rlprune.policy import DATA
 from rlprune.policy.artifact import PolicyArtifact
 from rlprune.policy.base import Policy
-from rlprune.policy.corrected import fit_corrected
 from rlprune.policy.learned import LearnedPolicy
 from rlprune.store import open_store
 from rlprune.training.cluster import ray_session
 from rlprune.training.population import network_of, run_population
 from rlprune.training.ppo import AgentConfig
 from rlprune.training.run import load_models, population_configs, training_tasks
-from rlprune.training.select import NamedTask, outcomes, score
+from rlprune.training.select import NamedTask, outcomes, policy_score
 
 REFERENCE = ("reference_", "plan_", "later_keep", "loss_to_go", "kept_delta", "last_delta")
 PRICE = ("reference_price", "price", "grow_value", "shrink_value")
@@ -44,13 +43,12 @@ PROFILE = ("loss_least", "loss_25", "loss_50", "loss_75", "energy_", "log_loss_s
 
 VARIANTS: Mapping[str, Mapping[str, Any]] = {
     "correction": {"action": "correction"},
-    "offset": {"action": "offset"},
     "raw ratio": {"action": "ratio"},
     "no reference": {"action": "correction", "blind": REFERENCE},
     "no shadow price": {"action": "correction", "blind": PRICE},
     "no device": {"action": "correction", "blind": DEVICE},
     "no profile": {"action": "correction", "blind": PROFILE},
-    "offset, terminal reward": {"action": "offset", "env": {"terminal_reward": True}},
+    "raw ratio, terminal reward": {"action": "ratio", "env": {"terminal_reward": True}},
 }
 """What each differs in. A correction's reward is terminal as it is: only its last step has a plan.
 """
@@ -67,7 +65,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=2, help="agents of every variant")
     parser.add_argument("--steps", type=int, default=200_000)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--imagined", type=int, default=3)
+    parser.add_argument("--synthetic", type=int, default=3)
     parser.add_argument("--recorded", type=Path, default=DATA / "recorded")
     parser.add_argument(
         "--judged", type=Path, default=Path("~/.cache/rlprune/recorded_held_out").expanduser()
@@ -82,7 +80,7 @@ def main() -> None:
             load_models([options.recorded]),
             store=store,
             devices=options.device,
-            imagined=options.imagined,
+            synthetic=options.synthetic,
         )
         judged, _ = training_tasks(
             load_models([options.judged]), store=store, devices=options.device
@@ -95,7 +93,7 @@ def main() -> None:
         f"judged on {', '.join(sorted({named.model for named in judged}))}"
     )
     seen = [named for named in tasks if named.model not in choosers]
-    rows = judge("corrected knapsack", fit_corrected([named.task for named in seen]), judged)
+    rows: list[Row] = []
     with ray_session(None), tempfile.TemporaryDirectory() as scratch:
         for variant in options.only:
             policy = train(
@@ -117,7 +115,7 @@ def train(
     began = time.monotonic()
     action = VARIANTS[variant]["action"]
     made = population_configs(
-        options.seeds, (action,), round_steps=options.steps // options.rounds, seed=options.seed
+        options.seeds, round_steps=options.steps // options.rounds, seed=options.seed
     )
     configs: list[AgentConfig] = [
         replace(made[0], seed=config.seed, **VARIANTS[variant]) for config in made
@@ -130,7 +128,6 @@ def train(
         rounds=options.rounds,
         directory=Path(scratch) / variant.replace(" ", "-"),
         run_id=variant,
-        seed=options.seed,
     )
     best = max((m for m in members if m.best_round), key=lambda member: member.best_gain)
     print(
@@ -143,7 +140,7 @@ def train(
 
 
 def judge(name: str, policy: Policy, judged: list[NamedTask]) -> list[Row]:
-    found = score(outcomes(policy, judged))
+    found = policy_score(outcomes(policy, judged))
     print(
         f"{name:26} saves {found.saved_ratio:+7.1%} [{found.saved_low:+.1%}, "
         f"{found.saved_high:+.1%}] of the knapsack's loss, {found.gain:+.4f} nats, "

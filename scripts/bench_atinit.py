@@ -48,9 +48,9 @@ from rlprune.latency.device import local_device_key
 from rlprune.latency.measure import MeasureConfig, measure
 from rlprune.latency.types import Measurement, ModelSubject
 from rlprune.plans import PruningPlan
+from rlprune.profile.calibration import CalibrationSet
 from rlprune.runtime import get_runtime
 from rlprune.surgery.torch_saliency import BATCH_SIZE, WITH_IMAGES, weight_saliency
-from rlprune.training.finetune import Images
 
 STAGES = ((16, 24), (40, 40), (64, 64), (128, 128), (512, 512))
 """VGG-16's wide end (512) on a body of a quarter of its width; 29 MMACs, 3.3 M parameters."""
@@ -293,7 +293,7 @@ def judge(arms: dict[str, Arm], data: Data, work: Path) -> None:
         arm.measured = one
 
 
-def right(module: nn.Module, images: Images) -> NDArray[np.bool_]:
+def right(module: nn.Module, images: CalibrationSet) -> NDArray[np.bool_]:
     with torch.no_grad():
         answers = [module(x).argmax(1) for x in torch.from_numpy(images.x).split(500)]
     return np.asarray(torch.cat(answers).numpy() == images.y)

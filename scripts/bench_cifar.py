@@ -41,12 +41,12 @@ from rlprune.latency.types import Measurement, ModelSubject
 from rlprune.planning import task_for
 from rlprune.planning.tables import latency_model
 from rlprune.policy import Policy, get_policy
-from rlprune.policy.corrected import budgets_at
 from rlprune.profile.calibration import CalibrationSet
 from rlprune.profile.evaluate import Evaluation, Evaluator, evaluate_model
 from rlprune.profile.types import keep_levels
 from rlprune.runtime import get_runtime
 from rlprune.store import Store, open_store
+from rlprune.task.knapsack import budgets_at
 from rlprune.task.task import PruningTask
 
 NETWORKS = ("cifar10_resnet20", "cifar10_resnet56")
@@ -254,7 +254,7 @@ def _time_rows(name: str, took: FloatArray, unit: str, most: float) -> list[Row]
 
 
 def _policies() -> Iterator[tuple[str, Policy]]:
-    for name in ("uniform", "uniform-plain", "knapsack", "corrected", "learned"):
+    for name in ("uniform", "uniform-plain", "knapsack", "learned"):
         try:
             yield name, get_policy(name)
         except PolicyError as error:

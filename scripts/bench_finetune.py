@@ -38,8 +38,8 @@ from peers.tuning import Recipe, Tuner
 from rlprune.latency.collect import measure_subjects, trace_models
 from rlprune.latency.types import MACS_DEVICE, ModelSubject
 from rlprune.planning import which_device
-from rlprune.policy.corrected import budgets_at
 from rlprune.store.encoding import digest
+from rlprune.task.knapsack import budgets_at
 from rlprune.training.finetune import TrainConfig
 
 GRID_METHODS = ("uniform", "knapsack", "learned64", "amc", "evolution")

@@ -39,7 +39,6 @@ from rlprune.graph.from_onnx import OnnxTrace
 from rlprune.graph.from_torch import TorchTrace
 from rlprune.graph.types import FloatArray, IntArray
 from rlprune.planning.local import device_task, which_device
-from rlprune.policy.corrected import budgets_at
 from rlprune.profile.calibration import CalibrationSet
 from rlprune.profile.energy import energy_profiles, loss_curve
 from rlprune.profile.evaluate import Correction, Evaluator
@@ -51,16 +50,10 @@ from rlprune.surgery.importance import unit_scores
 from rlprune.surgery.onnx import kept_units
 from rlprune.surgery.torch import prune_torch
 from rlprune.surgery.torch_cut import Cut
-from rlprune.task.knapsack import solve
+from rlprune.task.knapsack import budgets_at, solve
 from rlprune.task.objective import AdditiveObjective
 from rlprune.task.task import PruningTask
-from rlprune.training.finetune import (
-    Images,
-    TrainConfig,
-    fit,
-    flipped_and_shifted,
-    score,
-)
+from rlprune.training.finetune import TrainConfig, fit, flipped_and_shifted, score
 from rlprune.training.reconstruct import reconstruct_module
 
 NETWORKS = ("vgg", "mobilenetv1")
@@ -81,8 +74,8 @@ class Case:
     trace: OnnxTrace
     task: PruningTask
     evaluators: dict[Correction, Evaluator]
-    train: Images
-    judge: Images
+    train: CalibrationSet
+    judge: CalibrationSet
     calibration: CalibrationSet
 
 
@@ -127,7 +120,7 @@ def prepare(pack: CifarPack, name: str, device: str, image_count: int, seed: int
     rng = np.random.default_rng([seed, 1])
     seen = np.setdiff1d(np.arange(len(labels)), pack.splits["train_calib"])
     index = rng.permutation(seen)[:image_count]
-    train = Images(net.preprocess(pixels[index]), labels[index].astype(np.int64))
+    train = CalibrationSet.single(net.preprocess(pixels[index]), labels[index].astype(np.int64))
     order = rng.permutation(pack.splits["test_reward"])
     profile, images, rest = (
         network_images(net, pack, index, trace)
@@ -143,7 +136,16 @@ def prepare(pack: CifarPack, name: str, device: str, image_count: int, seed: int
         correction: Evaluator(trace, images, runtime=runtime, correction=correction)
         for correction in CORRECTIONS
     }
-    return Case(name, torch_trace, trace, task, evaluators, train, Images(rest.x, rest.y), images)
+    return Case(
+        name,
+        torch_trace,
+        trace,
+        task,
+        evaluators,
+        train,
+        CalibrationSet.single(rest.x, rest.y),
+        images,
+    )
 
 
 def draw(task: PruningTask, count: int, rng: np.random.Generator) -> IntArray:

@@ -23,7 +23,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from rlprune.errors import InputError
-from rlprune.training.finetune import Images, flipped_and_shifted, score
+from rlprune.profile.calibration import CalibrationSet
+from rlprune.training.finetune import flipped_and_shifted, score
 
 SIZES = (16, 24, 32)
 """Pixels, in the order in which epochs see them."""
@@ -216,8 +217,10 @@ def rate(recipe: Recipe, done: float) -> float:
     return recipe.peak_rate * max(min(rise, fall), 1e-3)
 
 
-def as_images(pixels: NDArray[np.uint8], labels: NDArray[np.uint8]) -> Images:
-    return Images(zoo_nets.preprocess(pixels, zoo_nets.PREPROCESS), labels.astype(np.int64))
+def as_images(pixels: NDArray[np.uint8], labels: NDArray[np.uint8]) -> CalibrationSet:
+    return CalibrationSet.single(
+        zoo_nets.preprocess(pixels, zoo_nets.PREPROCESS), labels.astype(np.int64)
+    )
 
 
 def resized(x: Tensor, size: int) -> Tensor:

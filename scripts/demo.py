@@ -38,15 +38,13 @@ import rlprune
 from rlprune.graph.from_torch import TorchTrace, trace_torch
 from rlprune.latency.types import Measurement, ModelSubject
 from rlprune.plans import PruningPlan
-from rlprune.policy.corrected import fit_corrected
 from rlprune.service.client import Client
 from rlprune.store import open_store
 from rlprune.training import TrainSummary, train
 from rlprune.training.finetune import score
-from rlprune.training.run import load_models, training_tasks
 from rlprune.training.zoo import digits
 
-POLICIES = ("uniform", "knapsack", "corrected", "learned")
+POLICIES = ("uniform", "knapsack", "learned")
 BUDGET_SHARES = (0.75, 0.5, 0.25)
 """b in `least + b (base - least)`."""
 MAX_OVER = 0.05
@@ -153,7 +151,7 @@ def run(folder: Path, options: argparse.Namespace, stack: ExitStack) -> None:
 
 
 def learn(folder: Path, url: str, options: argparse.Namespace) -> TrainSummary:
-    """Trains the policy, and on the same nets fits the corrected knapsack, which it has to beat."""
+    """Trains the policy."""
     with closing(open_store(url)) as store:
         summary = train(
             [folder / "recorded"],
@@ -165,11 +163,8 @@ def learn(folder: Path, url: str, options: argparse.Namespace) -> TrainSummary:
             rounds=4,
             seed=options.seed,
         )
-        tasks, _ = training_tasks(load_models([folder / "recorded"]), store=store, devices=())
     lived = sum(bool(agent["alive"]) for agent in summary.agents)
     print(f"  {lived} agents, the best saves {summary.relative_gain:+.1%} on {SEEN[-1].name}")
-    fitted = fit_corrected([named.task for named in tasks], generations=15, budget_count=3)
-    fitted.save(folder / "corrected.json")
     return summary
 
 

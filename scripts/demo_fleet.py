@@ -43,12 +43,9 @@ def process(folder: Path, name: str, *arguments: str) -> Iterator[subprocess.Pop
 
 @contextmanager
 def server(folder: Path, url: str) -> Iterator[str]:
-    """A server with the two policies just trained; its HOST:PORT."""
-    own = (
-        f"--policy=learned={folder / 'policy'}",
-        f"--policy=corrected={folder / 'corrected.json'}",
-    )
-    arguments = ("serve", "--listen=127.0.0.1:0", f"--store={url}", *own)
+    """A server with the policy just trained; its HOST:PORT."""
+    own = f"--policy=learned={folder / 'policy'}"
+    arguments = ("serve", "--listen=127.0.0.1:0", f"--store={url}", own)
     with process(folder, "server", *arguments) as child:
         assert child.stdout is not None
         if not select.select([child.stdout], [], [], START_SEC)[0]:

@@ -24,7 +24,6 @@ from bench_rows import Row, write_rows
 
 from rlprune.graph.types import FloatArray
 from rlprune.policy import DATA, get_policy
-from rlprune.policy.corrected import budgets_at, telling
 from rlprune.profile.energy import loss_curve, non_increasing
 from rlprune.profile.predicted import (
     DEFAULT_CURVES,
@@ -34,9 +33,10 @@ from rlprune.profile.predicted import (
     fit_curves,
 )
 from rlprune.store import open_store
-from rlprune.task.knapsack import solve
+from rlprune.task.knapsack import budgets_at, solve
 from rlprune.task.task import PruningTask
 from rlprune.training.run import load_models, training_tasks
+from rlprune.training.select import informative_budgets
 
 SHARES = np.linspace(0.1, 0.9, 9)
 PEERS = ("uniform", "uniform-plain", "global")
@@ -98,7 +98,7 @@ def excesses(task: PruningTask, model: CurveModel) -> dict[str, float]:
     assert task.objective is not None
     budget_ms = budgets_at(task, SHARES)
     measured = task.objective.loss(solve(task, budget_ms))
-    useful = telling(measured)
+    useful = informative_budgets(measured)
     share = task.profiles.energy_loss
     plans = {
         "foretold": solve(task, budget_ms, loss=foretold(task, model, share)),

@@ -37,7 +37,7 @@ from rlprune.policy import DATA
 from rlprune.profile.calibration import CalibrationSet
 from rlprune.profile.fit import check_calibration
 from rlprune.task.taskdir import load_model_dir
-from rlprune.training.finetune import Images, score
+from rlprune.training.finetune import score
 from rlprune.training.record import RecordConfig, record_model
 
 EPOCHS = (2, 2, 1)
@@ -236,7 +236,7 @@ def drawn(number: int) -> tuple[str, nn.Module]:
 
 
 def images(
-    validation: Images, seed: int, trace: OnnxTrace
+    validation: CalibrationSet, seed: int, trace: OnnxTrace
 ) -> tuple[CalibrationSet, CalibrationSet]:
     """To profile on, and to judge plans on; validation images did not train the network."""
     order = np.random.default_rng(seed).permutation(len(validation.y))

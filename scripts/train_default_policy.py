@@ -1,9 +1,8 @@
-"""Trains what `--policy learned` and `--policy corrected` mean, and writes the card beside it.
+"""Trains what `--policy learned` means, and writes the card beside it.
 
 The honest score comes from leaving every recorded model out once, a fold of them at a time:
 policies are trained on the others (some of which only choose), and planned zero-shot on those left
-out. Offset and correction are both trained; the mode that plans better on the models left out
-becomes the default. The policy that ships is then trained on all models but those that choose.
+out. The policy that ships is then trained on all models but those that choose.
 """
 
 from __future__ import annotations
@@ -22,24 +21,22 @@ from pathlib import Path
 import zoo_nets
 
 from rlprune.policy import DATA
-from rlprune.policy.artifact import PolicyArtifact, Score
+from rlprune.policy.artifact import PolicyArtifact, PolicyScore
 from rlprune.policy.base import Policy
 from rlprune.policy.baselines import GlobalMagnitudePolicy, PlainUniformPolicy, UniformPolicy
-from rlprune.policy.corrected import TELLING_LOSS, CorrectedKnapsackPolicy, fit_corrected
 from rlprune.policy.learned import LearnedPolicy
 from rlprune.store import open_store
-from rlprune.task.episode import ActionMode
 from rlprune.training.cluster import ray_session
-from rlprune.training.imagined import PREFIX
 from rlprune.training.population import Member, network_of, run_population
-from rlprune.training.run import ACTIONS, load_models, population_configs, training_tasks
+from rlprune.training.run import load_models, population_configs, training_tasks
 from rlprune.training.select import (
+    INFORMATIVE_LOSS,
     SCORE_SHARES,
     NamedTask,
-    Outcome,
+    TaskResult,
     outcomes,
+    policy_score,
     relative_gain,
-    score,
 )
 
 CHOOSER_EVERY = 6
@@ -48,7 +45,7 @@ CHOOSER_EVERY = 6
 DATA_FREE = ", data-free"
 """How names end where no measured loss was shown; the knapsack beside them sees none either."""
 
-Results = dict[str, list[Outcome]]
+Results = dict[str, list[TaskResult]]
 """By policy: what it planned of models it was not trained on."""
 
 
@@ -58,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--more", type=Path, action="append", default=[], help="further models")
     parser.add_argument("--store", help="URL of the store with the devices' measurements")
     parser.add_argument("--device", action="append", default=[], help="beside macs; repeat")
-    parser.add_argument("--imagined", type=int, default=3, help="devices that do not exist")
+    parser.add_argument("--synthetic", type=int, default=3, help="devices that do not exist")
     parser.add_argument("--agents", type=int, default=2)
     parser.add_argument("--steps", type=int, default=120_000)
     parser.add_argument("--rounds", type=int, default=4)
@@ -71,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     zoo_nets.recorded_families(models)  # refuses what is held out
     with closing(open_store(options.store)) as store:
         tasks, skipped = training_tasks(
-            models, store=store, devices=options.device, imagined=options.imagined
+            models, store=store, devices=options.device, synthetic=options.synthetic
         )
     print(f"{len(models)} models, {len(tasks)} tasks; {len(skipped)} more were never measured")
     names = sorted(models)
@@ -82,26 +79,24 @@ def main(argv: Sequence[str] | None = None) -> int:
             choosers = choosing(names, left_out)
             members = train_on(tasks, left_out, choosers, options, Path(scratch) / f"fold-{fold}")
             held = [named for named in tasks if named.model in left_out]
-            fitted = fit(tasks, left_out, options.seed)
             policies: dict[str, Policy] = {"uniform": UniformPolicy()}
             policies["uniform-plain"] = PlainUniformPolicy()
-            policies |= {"global": GlobalMagnitudePolicy(), "corrected": fitted}
-            policies |= {f"learned ({action})": best_of(members, action) for action in ACTIONS}
+            policies["global"] = GlobalMagnitudePolicy()
+            policies["learned"] = best_of(members)
             for name, policy in policies.items():
                 unseen.setdefault(name, []).extend(outcomes(policy, held))
                 unseen.setdefault(f"{name}{DATA_FREE}", []).extend(outcomes(policy, blind(held)))
             own = {n: [r for r in rs if r.model in left_out] for n, rs in unseen.items()}
             print_row(f"without {', '.join(sorted(left_out))}", own)
         print_row("all left-out models", unseen)
-        action = max(ACTIONS, key=lambda mode: relative_gain(unseen[f"learned ({mode})"]))
         choosers = choosing(names, set())
-        members = train_on(tasks, set(), choosers, options, Path(scratch) / "final", (action,))
-    final = best_of(members, action)
+        members = train_on(tasks, set(), choosers, options, Path(scratch) / "final")
+    final = best_of(members)
     chosen_on = [named for named in tasks if named.model in choosers]
-    held_out = score(unseen[f"learned ({action})"], seed=options.seed)
+    held_out = policy_score(unseen["learned"], seed=options.seed)
     artifact = replace(
         final.artifact,
-        validation=score(outcomes(final, chosen_on), seed=options.seed),
+        validation=policy_score(outcomes(final, chosen_on), seed=options.seed),
         provenance={
             "made_by": "scripts/train_default_policy",
             "trained_on": [name for name in names if name not in choosers],
@@ -114,10 +109,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     shutil.rmtree(options.out / "default", ignore_errors=True)
     artifact.save(options.out / "default")
-    fit(tasks, set(), options.seed).save(options.out / "corrected.json")
     minutes = (time.monotonic() - started) / 60
-    write_card(options.out / "default", artifact, tasks, unseen, action, minutes)
-    print(f"wrote {options.out / 'default'} ({action}) in {minutes:.1f} min")
+    write_card(options.out / "default", artifact, tasks, unseen, minutes)
+    print(f"wrote {options.out / 'default'} in {minutes:.1f} min")
     return 0
 
 
@@ -132,7 +126,6 @@ def train_on(
     choosers: set[str],
     options: argparse.Namespace,
     directory: Path,
-    actions: Sequence[ActionMode] = ACTIONS,
 ) -> list[Member]:
     """A population on every model but those left out and those that choose."""
     seen = [named.task for named in tasks if named.model not in left_out | choosers]
@@ -141,7 +134,6 @@ def train_on(
         [named for named in tasks if named.model in choosers],
         population_configs(
             options.agents,
-            actions,
             round_steps=options.steps // options.rounds,
             seed=options.seed,
         ),
@@ -149,37 +141,21 @@ def train_on(
         rounds=options.rounds,
         directory=directory,
         run_id="default",
-        seed=options.seed,
         on_round=lambda done, total, gain: print(
             f"  round {done}/{total}, best {gain:+.1%}", file=sys.stderr, flush=True
         ),
     )
 
 
-def best_of(members: Sequence[Member], action: ActionMode) -> LearnedPolicy:
-    """The best round's policy of one action mode, by the models that choose."""
-    own = [m for m in members if m.config.action == action and m.best_round]
-    best = max(own, key=lambda member: member.best_gain)
-    return LearnedPolicy(PolicyArtifact(network_of(best), action, best.config.seed))
+def best_of(members: Sequence[Member]) -> LearnedPolicy:
+    """The best round's policy, by the models that choose."""
+    best = max((m for m in members if m.best_round), key=lambda member: member.best_gain)
+    return LearnedPolicy(PolicyArtifact(network_of(best), best.config.action, best.config.seed))
 
 
 def blind(tasks: Sequence[NamedTask]) -> list[NamedTask]:
     """The same without measured losses."""
     return [NamedTask(named.model, named.task.data_free) for named in tasks]
-
-
-def fit(tasks: Sequence[NamedTask], left_out: set[str], seed: int) -> CorrectedKnapsackPolicy:
-    """The corrected knapsack on every model but those left out, on devices that exist."""
-    seen = [
-        named
-        for named in tasks
-        if named.model not in left_out and not named.task.tables.device.startswith(PREFIX)
-    ]
-    return fit_corrected(
-        [named.task for named in seen],
-        names=sorted({named.model for named in seen}),
-        seed=seed,
-    )
 
 
 def print_row(title: str, results: Results) -> None:
@@ -192,11 +168,10 @@ def write_card(
     artifact: PolicyArtifact,
     tasks: Sequence[NamedTask],
     unseen: Results,
-    action: ActionMode,
     minutes: float,
 ) -> None:
     """`card.md` for people and `card.json` for programs, with the same figures."""
-    rows = {name: score(own) for name, own in unseen.items()}
+    rows = {name: policy_score(own) for name, own in unseen.items()}
     models = sorted({named.model for named in tasks})
     each = {
         model: {
@@ -206,25 +181,24 @@ def write_card(
         for model in models
     }
     data = {
-        "action": action,
+        "action": artifact.action,
         "provenance": dict(artifact.provenance),
         "validation": asdict(artifact.validation) if artifact.validation else None,
         "left_out": {name: asdict(row) for name, row in rows.items()},
         "left_out_by_model": each,
         "budget_shares": list(SCORE_SHARES),
-        "telling_loss": list(TELLING_LOSS),
+        "informative_loss": list(INFORMATIVE_LOSS),
         "minutes": round(minutes, 1),
     }
     (directory / "card.json").write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
-    ours = rows[f"learned ({action})"]
-    peer = rows["corrected"]
-    earned = "beats" if ours.saved_ratio > peer.saved_ratio else "does not beat"
+    ours = rows["learned"]
     clear = "is" if ours.saved_low > 0 else "is not"
     lines = [
         "# The default policy",
         "",
-        f"PPO (stable-baselines3), action mode `{action}`, network {list(artifact.network.sizes)}, "
-        f"made by `scripts/train_default_policy` in {minutes:.0f} minutes.",
+        f"PPO (stable-baselines3), action mode `{artifact.action}`, network "
+        f"{list(artifact.network.sizes)}, made by `scripts/train_default_policy` in "
+        f"{minutes:.0f} minutes.",
         "",
         f"- Trained on {', '.join(artifact.provenance['trained_on'])}; chosen among "
         f"{artifact.provenance['agents']} agents on {', '.join(artifact.provenance['chosen_on'])}.",
@@ -236,8 +210,8 @@ def write_card(
         "are the recorded objective's (surrogates of recorded evaluations), not live evaluations; "
         "the interval is a 90 % bootstrap over models, then cells. Gain is the knapsack's loss "
         "minus the policy's, at budgets `least + b (base - least)`, b in 0.1, 0.15 .. 0.9; those "
-        f"where the knapsack loses less than {TELLING_LOSS[0]} nats (nothing to win) or more than "
-        f"{TELLING_LOSS[1]} (next to guessing) are left out.",
+        f"where the knapsack loses less than {INFORMATIVE_LOSS[0]} nats (nothing to win) or more "
+        f"than {INFORMATIVE_LOSS[1]} (next to guessing) are left out.",
         "",
         "| policy | share of the knapsack's loss saved | 90 % interval | gain [nats] "
         "| 90 % interval | groups that differ from the reference |",
@@ -245,10 +219,9 @@ def write_card(
         *(table_row(name, row) for name, row in rows.items()),
         "",
         "Rows that end in data-free saw no measured loss, and are held against the knapsack that "
-        "sees none either, by the foretold curves of `scripts/fit_curves`, which saw these models.",
+        "sees none either, by the curves of `scripts/fit_curves`, which saw these models.",
         "",
-        f"The learned policy's gain {clear} clearly above zero, and it {earned} the corrected "
-        "knapsack here.",
+        f"The learned policy's gain {clear} clearly above zero.",
         "",
         "Share of the knapsack's loss saved, by the model left out:",
         "",
@@ -263,7 +236,7 @@ def write_card(
     (directory / "card.md").write_text("\n".join(lines), encoding="utf-8")
 
 
-def table_row(name: str, row: Score) -> str:
+def table_row(name: str, row: PolicyScore) -> str:
     return (
         f"| {name} | {row.saved_ratio:+.1%} | {row.saved_low:+.1%} .. {row.saved_high:+.1%} "
         f"| {row.gain:+.3f} | {row.gain_low:+.3f} .. {row.gain_high:+.3f} "

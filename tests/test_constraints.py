@@ -124,7 +124,7 @@ def test_macs_are_planned_in_steps_of_eight_unless_asked() -> None:
     assert rounded.predicted_latency_ms < free.predicted_latency_ms <= free.budget_ms
 
 
-@pytest.mark.parametrize("policy", ["uniform", "global", "knapsack", "corrected", "learned"])
+@pytest.mark.parametrize("policy", ["uniform", "global", "knapsack", "learned"])
 def test_every_policy_keeps_to_holds_and_pins_within_the_budget(policy: str) -> None:
     plan = rlprune.plan(
         TRACE,

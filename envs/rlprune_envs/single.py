@@ -33,7 +33,7 @@ class ChannelPruningEnv(gymnasium.Env[Observation, Observation]):
     A *task* is one network on one device: its prunable groups (channels that live or die together),
     what every keep count costs in ms, and how much each group is thought to lose. An episode draws a
     task and a budget, and walks the groups in topological order, one step each. A *reference plan*,
-    the latency knapsack's, is known from the start; what is learned is where to depart from it.
+    the latency knapsack's, is known from the start and shown; what is learned is to do better.
     Whatever the actions, the finished plan's predicted latency (upper end of its interval) is within
     the budget.
 
@@ -43,16 +43,14 @@ class ChannelPruningEnv(gymnasium.Env[Observation, Observation]):
 
     | `action` | A | num | -1 | 0 | +1 |
     | --- | --- | --- | --- | --- | --- |
-    | `"offset"` | 1 | 0 level | the group's least level | the reference's level | full width |
-    | `"correction"` | 2 | 0 factor | the group's losses / 4 | as profiled | times 4 |
-    | | | 1 tilt | extreme levels / 2, mild ones x 2 | as profiled | extreme x 2, mild / 2 |
     | `"ratio"` | 1 | 0 keep ratio | keep as little as possible | keep half | keep all |
+    | `"correction"` | 2 | 0 scale | the group's losses / 4 | as profiled | times 4 |
+    | | | 1 tilt | extreme levels / 2, mild ones x 2 | as profiled | extreme x 2, mild / 2 |
 
-    `offset` is piecewise linear in the level's index, rounded to the nearest level; after a departure
-    the reference for the rest is looked up anew. `ratio` takes the level nearest to (a + 1) / 2 of the
-    width. Both are then moved to the nearest level from which the rest can still meet the budget.
-    `correction` collects the bends of all groups' loss curves and solves one knapsack with them at the
-    last step. With `offset` and `correction`, action 0 at every step gives the reference plan.
+    `ratio` takes the level nearest to (a + 1) / 2 of the width from which the rest can still meet the
+    budget; after a departure the reference for the rest is looked up anew. `correction` rescales the
+    loss curves of the groups and solves one knapsack with them at the last step; action 0 at every
+    step gives the reference plan.
 
     ## Observation Space
 
@@ -63,7 +61,7 @@ class ChannelPruningEnv(gymnasium.Env[Observation, Observation]):
     | --- | --- | --- |
     | `log_width` .. `later_latency_max` | the group's shape, place, and share of MACs and ms | task |
     | `overhead_share` .. `interval` | traits of the device, derived from its tables | task |
-    | `profiled`, `energetic` | 0 or 1: which curves are shown | episode |
+    | `profiled`, `has_weight_norms` | 0 or 1: which curves are shown | episode |
     | `loss_*`, `energy_*`, `log_loss_scale` | the group's loss and energy curve | episode |
     | `budget_*`, `floor_ratio` | the budget against base and least latency | episode |
     | `reference_*`, `later_*` | the reference's choice, price, and the groups to come | episode |
@@ -104,7 +102,7 @@ class ChannelPruningEnv(gymnasium.Env[Observation, Observation]):
     | argument | default | what |
     | --- | --- | --- |
     | `tasks` | a small built-in one, in MACs | sequence of `rlprune.task.task.PruningTask`; no folder |
-    | `action` | `"offset"` | see Action Space |
+    | `action` | `"ratio"` | see Action Space |
     | `latency` | `"predicted"` | or `"measured"`: see Rewards; needs `measure` |
     | `measure` | None | `(task, keeps [B, G]) -> ms [B]`, usually a device worker |
     | `budget_range` | (0.1, 0.9) | range of b |
@@ -126,7 +124,7 @@ class ChannelPruningEnv(gymnasium.Env[Observation, Observation]):
 
     ## Version History
 
-    * v0: initial version
+    * v0: initial version. Since rlprune 0.8 the default action is `"ratio"`, and `"offset"` is gone.
 
     ## Citation
 
@@ -141,7 +139,7 @@ class ChannelPruningEnv(gymnasium.Env[Observation, Observation]):
         self,
         tasks: Sequence[PruningTask] | None = None,
         *,
-        action: ActionMode = "offset",
+        action: ActionMode = "ratio",
         latency: LatencyMode = "predicted",
         measure: Measure | None = None,
         budget_range: tuple[float, float] = BUDGET_RANGE,

@@ -95,7 +95,7 @@ class ChannelPruningVectorEnv(gymnasium.vector.VectorEnv[Observation, Observatio
         *,
         batch_count: int | None = None,
         autoreset_mode: AutoresetMode | str = AutoresetMode.SAME_STEP,
-        action: ActionMode = "offset",
+        action: ActionMode = "ratio",
         latency: LatencyMode = "predicted",
         measure: Measure | None = None,
         budget_range: tuple[float, float] = BUDGET_RANGE,

@@ -15,7 +15,7 @@ import numpy as np
 from rlprune.graph.types import FloatArray, IntArray, PruningGraph
 from rlprune.latency.calibrate import (
     OTHER,
-    Calibration,
+    LatencyCorrection,
     Key,
     PlanRows,
     calibrate,
@@ -149,13 +149,13 @@ class LatencyModel:
             dropped=tuple(dropped),
         )
 
-    def calibration(self, graph: PruningGraph) -> Calibration:
+    def correction(self, graph: PruningGraph) -> LatencyCorrection:
         """Factors and interval for this graph."""
         return self._fitted(graph)[1]
 
     def _fitted(
         self, graph: PruningGraph, also: Sequence[Key] = ()
-    ) -> tuple[OperatorCosts, Calibration]:
+    ) -> tuple[OperatorCosts, LatencyCorrection]:
         """Costs of this graph's operators, also in other forms, and what they are worth in it.
 
         Once enough of its own plans were measured, nothing that is not of this graph's forms counts

@@ -82,7 +82,7 @@ def make_plan(
         InputError: the unpruned model is predicted to cost nothing.
         BudgetError: the budget is NaN, infinite, zero or negative; `max_params` below 1.
     """
-    from rlprune.policy.guard import why_not_alone
+    from rlprune.policy.guard import refusal_reason
     from rlprune.task.knapsack import least_choice
 
     if task.base_ms <= 0:
@@ -106,7 +106,7 @@ def make_plan(
                 Candidate(**_figures(task, pinned.expand(own)), policy=name)
                 for name, own in propose(pinned.task, policy, budget_ms, candidate_count, rng)
             ]
-        elif guard and (why := why_not_alone(policy, untrained=untrained)):
+        elif guard and (why := refusal_reason(policy, untrained=untrained)):
             decided, why = "knapsack", f"the knapsack reference: {why}"
         elif policy.name != "knapsack":
             own_plan = _plan_within(policy, pinned.task, (least_ms, budget_ms), max_params)

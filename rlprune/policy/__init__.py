@@ -10,19 +10,18 @@ from pathlib import Path
 from rlprune.errors import PolicyError
 from rlprune.policy.base import Policy, SamplingPolicy
 
-__all__ = ["POLICY_NAMES", "Policy", "SamplingPolicy", "get_policy"]
+__all__ = ["POLICY_NAMES", "REMOVED_POLICIES", "Policy", "SamplingPolicy", "get_policy"]
 
-POLICY_NAMES = ("learned", "corrected", "knapsack", "global", "uniform", "uniform-plain")
+POLICY_NAMES = ("learned", "knapsack", "global", "uniform", "uniform-plain")
+REMOVED_POLICIES = {"corrected": "knapsack"}
+"""Names of earlier versions, and which plans the same."""
 
 DATA = Path(__file__).parent / "data"
 DEFAULT_ARTIFACT = DATA / "default"
-DEFAULT_CORRECTED = DATA / "corrected.json"
 
 
 def get_policy(name_or_path: str) -> Policy:
-    """A policy by name, or from a file: an artifact's directory or a corrected knapsack's JSON.
-
-    `learned` and `corrected` are those that ship with the package.
+    """A policy by name, or from an artifact's directory; `learned` ships with the package.
 
     Raises:
         PolicyError: no such name or path, or what is there is damaged or of another version.
@@ -33,13 +32,10 @@ def get_policy(name_or_path: str) -> Policy:
         PlainUniformPolicy,
         UniformPolicy,
     )
-    from rlprune.policy.corrected import CorrectedKnapsackPolicy
     from rlprune.policy.learned import LearnedPolicy
 
     if name_or_path == "learned":
         return LearnedPolicy.load(DEFAULT_ARTIFACT)
-    if name_or_path == "corrected":
-        return CorrectedKnapsackPolicy.load(DEFAULT_CORRECTED)
     if name_or_path == "knapsack":
         return KnapsackPolicy()
     if name_or_path == "global":
@@ -48,11 +44,13 @@ def get_policy(name_or_path: str) -> Policy:
         return UniformPolicy()
     if name_or_path == "uniform-plain":
         return PlainUniformPolicy()
-    path = Path(name_or_path)
-    if path.is_dir():
-        return LearnedPolicy.load(path)
-    if path.is_file():
-        return CorrectedKnapsackPolicy.load(path)
+    if Path(name_or_path).is_dir():
+        return LearnedPolicy.load(name_or_path)
+    if instead := REMOVED_POLICIES.get(name_or_path):
+        raise PolicyError(
+            f"policy {name_or_path!r} is no longer there; give {instead!r}, which plans the same",
+            field="policy",
+        )
     raise PolicyError(
         f"no policy {name_or_path!r}: give {', '.join(POLICY_NAMES)} or an artifact's directory",
         field="policy",

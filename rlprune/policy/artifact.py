@@ -1,8 +1,9 @@
 """A trained policy on disk: a directory of `policy.safetensors` and `policy.json`, nothing else.
 
 Neither file can run code when read. `load` refuses what this version cannot act on faithfully:
-another format or observation version, other slots, shapes that do not chain, NaN, or tensors whose
-digest is not the one the JSON names.
+another format or observation version, unknown slots, shapes that do not chain, NaN, or tensors
+whose digest is not the one the JSON names. Observation slots are read by name, so a policy goes on
+planning as before when later versions observe more.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +22,9 @@ from safetensors.numpy import save as save_tensors
 
 from rlprune.errors import PolicyError
 from rlprune.plans import write_atomic
-from rlprune.policy.network import Network
+from rlprune.policy.network import Float32Array, Network
 from rlprune.task.episode import ACTION_SIZE, ActionMode
-from rlprune.task.observe import OBSERVATION_VERSION, SLOTS
+from rlprune.task.observe import OBSERVATION_VERSION, SLOTS, SlotReader
 
 FORMAT = "rlprune.policy/1"
 TENSORS_NAME = "policy.safetensors"
@@ -31,7 +33,7 @@ MAX_BYTES = 64 << 20
 
 
 @dataclass(frozen=True, slots=True)
-class Score:
+class PolicyScore:
     """How a policy did on models, as gain over the knapsack reference (positive is better)."""
 
     gain: float
@@ -58,12 +60,22 @@ class PolicyArtifact:
     action: ActionMode
     """How its output is meant; see `rlprune.task.episode`."""
     seed: int
-    validation: Score | None = None
+    validation: PolicyScore | None = None
     """On the models that chose it among its population; optimistic for that reason."""
     provenance: Mapping[str, Any] = field(default_factory=dict)
     """What it was trained on and how; JSON values only."""
     digest: str = ""
     """sha256 (hex) of the tensors file; empty before it was saved or loaded."""
+    slots: tuple[str, ...] = SLOTS
+    """Names of the observation slots that the network reads, in its order."""
+
+    @cached_property
+    def _read(self) -> SlotReader:
+        return SlotReader.of(self.slots)
+
+    def act(self, observations: Float32Array) -> Float32Array:
+        """Deterministic actions in [-1, 1] for whole observations: [B, D] -> [B, A]."""
+        return self.network.act(self._read(observations))
 
     def save(self, directory: str | Path) -> str:
         """Writes the two files and returns the digest; the JSON, written last, makes it valid."""
@@ -75,7 +87,7 @@ class PolicyArtifact:
             "format": FORMAT,
             "action": self.action,
             "observation_version": OBSERVATION_VERSION,
-            "slots": list(SLOTS),
+            "slots": list(self.slots),
             "hidden": list(self.network.sizes),
             "seed": self.seed,
             "validation": None if self.validation is None else asdict(self.validation),
@@ -94,9 +106,9 @@ class PolicyArtifact:
             PolicyError: not an artifact, damaged, or made for another version of rlprune.
         """
         path = Path(directory)
-        content = _read(path / TENSORS_NAME)
+        content = _read_file(path / TENSORS_NAME)
         try:
-            description = json.loads(_read(path / JSON_NAME))
+            description = json.loads(_read_file(path / JSON_NAME))
             found = description["format"]
             if found != FORMAT:
                 raise PolicyError(f"{path}: format is {found!r}, this version reads {FORMAT!r}")
@@ -105,11 +117,17 @@ class PolicyArtifact:
                 raise PolicyError(
                     f"{path}: {TENSORS_NAME} is not the file {JSON_NAME} was written for"
                 )
-            _check_slots(path, description)
+            if (version := description["observation_version"]) != OBSERVATION_VERSION:
+                raise PolicyError(
+                    f"{path}: trained on observation version {version}, this is "
+                    f"{OBSERVATION_VERSION}; train it again with `rlprune train`"
+                )
+            slots = tuple(str(slot) for slot in description["slots"])
             action = str(description["action"])
             if action not in ACTION_SIZE:
                 raise PolicyError(
-                    f"{path}: unknown action {action!r}, known: {', '.join(ACTION_SIZE)}"
+                    f"{path}: action {action!r} is none of {', '.join(ACTION_SIZE)}; train it "
+                    "again with `rlprune train`"
                 )
             network = Network.from_tensors(load_tensors(content))
             score = description["validation"]
@@ -119,36 +137,26 @@ class PolicyArtifact:
                 seed=int(description["seed"]),
                 validation=None
                 if score is None
-                else Score(**{**score, "models": tuple(score["models"])}),
+                else PolicyScore(**{**score, "models": tuple(score["models"])}),
                 provenance=dict(description["provenance"]),
                 digest=digest,
+                slots=slots,
             )
+            SlotReader.of(slots)
         except (
             *(ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError),
             SafetensorError,
         ) as error:
             raise PolicyError(f"{path}: policy is damaged ({error!r}); train it again") from error
-        if network.observation_size != len(SLOTS) or network.action_size != ACTION_SIZE[action]:
+        if network.observation_size != len(slots) or network.action_size != ACTION_SIZE[action]:
             raise PolicyError(
                 f"{path}: network maps {network.observation_size} slots to {network.action_size} "
-                f"actions, {action!r} needs {len(SLOTS)} to {ACTION_SIZE[action]}"
+                f"actions, not {len(slots)} to {ACTION_SIZE[action]} as {JSON_NAME} says"
             )
         return artifact
 
 
-def _check_slots(path: Path, description: Mapping[str, Any]) -> None:
-    version = description["observation_version"]
-    slots = tuple(description["slots"])
-    if version != OBSERVATION_VERSION or slots != SLOTS:
-        changed = sorted(set(slots) ^ set(SLOTS))[:3]
-        why = f" (e.g. slot {changed[0]!r})" if changed else ""
-        raise PolicyError(
-            f"{path}: trained on observation version {version}, this is {OBSERVATION_VERSION}"
-            f"{why}; train it again with `rlprune train`"
-        )
-
-
-def _read(path: Path) -> bytes:
+def _read_file(path: Path) -> bytes:
     try:
         if path.stat().st_size > MAX_BYTES:
             raise PolicyError(f"{path} is larger than {MAX_BYTES >> 20} MiB; not a policy")

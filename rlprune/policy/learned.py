@@ -1,6 +1,6 @@
 """The learned policy: an artifact's network, walked through the task's own dynamics.
 
-It sees and does exactly what it saw and did in training, because `rlprune.task.dynamics` is the one
+It sees and does exactly what it saw and did in training, because `rlprune.task.episode` is the one
 place where observations are made and actions become keeps.
 """
 
@@ -47,7 +47,7 @@ class LearnedPolicy:
         return plan_with(
             task,
             np.asarray(budget_ms, dtype=np.float64),
-            self.artifact.network.act,
+            self.artifact.act,
             self.artifact.action,
         )
 
@@ -58,7 +58,7 @@ class LearnedPolicy:
         std = np.resize(SAMPLE_STD, count)[:, None]
 
         def act(observations: NDArray[np.float32]) -> NDArray[np.floating]:
-            actions = self.artifact.network.act(observations)
+            actions = self.artifact.act(observations)
             return np.asarray(actions + std * rng.standard_normal(actions.shape))
 
         return plan_with(task, np.full(count, budget_ms), act, self.artifact.action)

@@ -121,7 +121,7 @@ class Client:
             device: a key as `devices` has it, or `macs`.
             budget_ms: latency that the pruned model must not exceed; either this or
             budget_ratio: the same as a share (0-1] of the unpruned model's predicted latency.
-            policy: learned, corrected, knapsack, global or uniform.
+            policy: learned, knapsack, global or uniform.
             calibration: as `rlprune.plan` takes it; losses are measured on it, on this machine.
             round_to, min_keep, min_keep_ratio, hold, pin: see `rlprune.plan`.
             input_shapes: shapes of inputs whose extents the file leaves open, by name.

@@ -22,7 +22,7 @@ from rlprune.planning import (
     with_reasons,
 )
 from rlprune.plans import PruningPlan
-from rlprune.policy import POLICY_NAMES, Policy, get_policy
+from rlprune.policy import POLICY_NAMES, REMOVED_POLICIES, Policy, get_policy
 from rlprune.profile.energy import shape_profiles
 from rlprune.profile.types import GroupProfiles
 from rlprune.schemes import Space, space_of
@@ -107,7 +107,7 @@ class PlanService:
         name = request.policy or "learned"
         if name in self._own:
             return self._own[name]
-        if name not in POLICY_NAMES:
+        if name not in POLICY_NAMES and name not in REMOVED_POLICIES:
             # Never handed on: get_policy would read a path of the server's.
             known = ", ".join(dict.fromkeys((*POLICY_NAMES, *self._own)))
             raise PolicyError(

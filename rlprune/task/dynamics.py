@@ -50,7 +50,7 @@ class PruningDynamics:
         self,
         task: PruningTask,
         *,
-        action: ActionMode = "offset",
+        action: ActionMode = "ratio",
         latency: LatencyMode = "predicted",
         measure: Measure | None = None,
         budget_range: tuple[float, float] = BUDGET_RANGE,
@@ -94,7 +94,7 @@ class PruningDynamics:
         self._energy_curve = loss_curve(data_free, task.graph)
         self._shape_curve = loss_curve(replace(data_free, energy_loss=None), task.graph)
         self._folds = 0 if task.profiles.measured_loss is None else len(task.profiles.measured_loss)
-        self._energetic = task.profiles.energy_loss is not None
+        self._has_weight_norms = task.profiles.energy_loss is not None
         self._ahead = ahead
         self._questions: list[Question] = []
         self._drawn_by: list[np.random.Generator] = []
@@ -160,15 +160,15 @@ class PruningDynamics:
         least, base = self.frame.budget_range_ms
         budget = least + drawn[:, 0] * (base - least) if budget_ms is None else budget_ms
         profiled = (drawn[:, 1] >= self._withheld_ratio) & (self._folds > 0)
-        energetic = (drawn[:, 1] >= self._withheld_ratio / 3) & self._energetic
-        loss = np.where(energetic[:, None, None], self._energy_curve, self._shape_curve)
+        has_weight_norms = (drawn[:, 1] >= self._withheld_ratio / 3) & self._has_weight_norms
+        loss = np.where(has_weight_norms[:, None, None], self._energy_curve, self._shape_curve)
         measured = self.task.profiles.measured_loss
         if measured is not None:
             # einsum and not a matrix product: its sums do not depend on the size of the batch.
             mixed = np.einsum("bs,sgl->bgl", drawn[:, 2:], measured)
             curves = non_increasing(mixed, self.task.level_count)
             loss = np.where(profiled[:, None, None], curves, loss)
-        return Question.of(self.frame, budget, loss, profiled, energetic)
+        return Question.of(self.frame, budget, loss, profiled, has_weight_norms)
 
     def step(
         self, actions: NDArray[np.floating[Any]]

@@ -13,8 +13,8 @@ tried at every step: the least plan's and the current plan's. Claim: one of them
     before step t + 1. The current plan's rest is exchanged only for one that fits, or where it did
     not fit, so that the least rest is the sound one.
   - After the last step the rest is empty, and c itself fits.
-Action 0 takes the current plan's own level, so it stays sound and is never exchanged while all
-choices were the reference's: action 0 everywhere reproduces the reference.
+The current plan is never exchanged while all choices were the reference's, so taking its own level
+everywhere reproduces the reference.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ from rlprune.task.observe import Encoder, EpisodeEncoder
 from rlprune.task.reference import Reference, reference
 from rlprune.task.task import PruningTask
 
-ActionMode = Literal["offset", "correction", "ratio"]
-ACTION_SIZE: dict[ActionMode, int] = {"offset": 1, "correction": 2, "ratio": 1}
-BEND_FACTOR = float(np.log(4.0))
+ActionMode = Literal["correction", "ratio"]
+ACTION_SIZE: dict[ActionMode, int] = {"correction": 2, "ratio": 1}
+CORRECTION_SCALE = float(np.log(4.0))
 """A correction's first action scales a group's losses by a quarter to four."""
-BEND_TILT = float(np.log(2.0))
+CORRECTION_TILT = float(np.log(2.0))
 """Its second halves or doubles the loss of the extreme level against that of the mild ones."""
 
 
@@ -77,7 +77,7 @@ class Question:
     """Curves the planner is shown [B, G, L]."""
     profiled: NDArray[np.bool_]
     """Whether each row's curves were measured [B]; shown to the policy."""
-    energetic: NDArray[np.bool_]
+    has_weight_norms: NDArray[np.bool_]
     """Whether each row's energy curves are shown [B]."""
     reference: Reference
 
@@ -87,12 +87,12 @@ class Question:
         budget_ms: FloatArray,
         loss: FloatArray,
         profiled: NDArray[np.bool_],
-        energetic: NDArray[np.bool_],
+        has_weight_norms: NDArray[np.bool_],
     ) -> Question:
         """Raises budgets to what the least plan needs, and solves for the reference."""
         budget = np.maximum(budget_ms, frame.budget_range_ms[0])
         found = reference(frame.task, budget, loss=loss)
-        return Question(budget, loss, profiled, energetic, found)
+        return Question(budget, loss, profiled, has_weight_norms, found)
 
     def rows(self, index: slice) -> Question:
         """Some of the rows."""
@@ -100,7 +100,7 @@ class Question:
             self.budget_ms[index],
             self.loss[index],
             self.profiled[index],
-            self.energetic[index],
+            self.has_weight_norms[index],
             self.reference.rows(index),
         )
 
@@ -126,10 +126,10 @@ class Episode:
             self.loss,
             self._limit,
             question.profiled,
-            question.energetic,
+            question.has_weight_norms,
         )
         self._on_reference = np.ones(len(self.plan), dtype=np.bool_)
-        self._bends = np.zeros((*self.plan.shape, 2))
+        self._corrections = np.zeros((*self.plan.shape, 2))
         self._look()
 
     @property
@@ -157,16 +157,15 @@ class Episode:
             raise RuntimeError("the episode is over; start another")
         bounded = np.clip(np.nan_to_num(np.asarray(actions, dtype=np.float64)), -1.0, 1.0)
         if self.action == "correction":
-            self._bends[:, self.group] = bounded
+            self._corrections[:, self.group] = bounded
         else:
             self._take(self._levels_of(bounded[:, 0]))
         self.group += 1
         if self.over:
             if self.action == "correction":
-                bent = bend(self.loss, self._bends, self.frame.task.levels)
-                self.plan = self.frame.task.choice_of(
-                    solve(self.frame.task, self.budget_ms, loss=bent)
-                )
+                task = self.frame.task
+                loss = rescale_losses(self.loss, self._corrections, task.levels)
+                self.plan = task.choice_of(solve(task, self.budget_ms, loss=loss))
             self._settle()
         self._look()
 
@@ -183,17 +182,11 @@ class Episode:
         return plan
 
     def _levels_of(self, action: FloatArray) -> IntArray:
-        """The feasible level nearest to what the actions [B] ask for."""
+        """The feasible level nearest to the keep ratio that the actions [B] ask for."""
         task, group = self.frame.task, self.group
         count = int(task.level_count[group])
-        levels = np.arange(count)
-        if self.action == "offset":
-            now = self.plan[:, group]
-            target = np.where(action < 0, now * (1 + action), now + (count - 1 - now) * action)
-            distance = np.abs(levels - np.rint(target)[:, None])
-        else:
-            ratio = (action + 1) / 2
-            distance = np.abs(task.levels[group, :count] / task.levels[group, -1] - ratio[:, None])
+        ratio = (action + 1) / 2
+        distance = np.abs(task.levels[group, :count] / task.levels[group, -1] - ratio[:, None])
         least = self._least_latency[:, None] + self._least_moves[:, :count]
         current = self._latency[:, None] + self._moves[:, :count]
         latency = np.minimum(least, current)
@@ -236,17 +229,18 @@ class Episode:
         self.plan[over] = self.reference.choice[over]
 
 
-def bend(loss: FloatArray, actions: FloatArray, levels: IntArray) -> FloatArray:
-    """Curves [B, G, L] bent by actions [B, G, 2] in -1..1; zeros leave them exactly as they are.
+def rescale_losses(loss: FloatArray, actions: FloatArray, levels: IntArray) -> FloatArray:
+    """Curves [B, G, L] rescaled by actions [B, G, 2] in -1..1; zeros leave them as they are.
 
-    A level's loss is multiplied by exp(BEND_FACTOR a0 + BEND_TILT a1 (2 x - 1)), x = 0 at the full
-    width and 1 at the least level; then made non-increasing again, as a solver may assume.
+    A level's loss is multiplied by exp(CORRECTION_SCALE a0 + CORRECTION_TILT a1 (2 x - 1)), x = 0
+    at the full width and 1 at the least level; then made non-increasing again, as a solver may
+    assume.
     """
     width, least = levels[:, -1:], levels[:, :1]
     extreme = (width - levels) / np.maximum(width - least, 1)  # [G, L]
-    exponent = BEND_FACTOR * actions[..., :1] + BEND_TILT * actions[..., 1:] * (2 * extreme - 1)
-    bent = loss * np.exp(exponent)
-    return np.asarray(np.maximum.accumulate(bent[..., ::-1], axis=-1)[..., ::-1])
+    tilt = actions[..., 1:] * (2 * extreme - 1)
+    scaled = loss * np.exp(CORRECTION_SCALE * actions[..., :1] + CORRECTION_TILT * tilt)
+    return np.asarray(np.maximum.accumulate(scaled[..., ::-1], axis=-1)[..., ::-1])
 
 
 def plan_with(

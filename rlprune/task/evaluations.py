@@ -28,7 +28,7 @@ FORMAT = "rlprune.recording/3"
 class Evaluations:
     """Losses of whole plans of one model, after reconstruction, on images of their own.
 
-    The images are disjoint from those the profiles were measured on (ARCHITECTURE section 5).
+    The images are disjoint from those the profiles were measured on.
     """
 
     keeps: IntArray

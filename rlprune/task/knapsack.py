@@ -54,6 +54,12 @@ def least_choice(task: PruningTask) -> IntArray:
     return _least_choice(MoveCosts.of(task.tables), task.option_count)
 
 
+def budgets_at(task: PruningTask, shares: FloatArray) -> FloatArray:
+    """Budgets `least + b (base - least)` on the upper end of the interval, for shares b [B]."""
+    ends = task.tables.upper_ms(np.stack([least_choice(task), task.space.unpruned]))
+    return np.asarray(ends[0] + np.asarray(shares) * (ends[1] - ends[0]))
+
+
 def latency_limit(task: PruningTask, budget_ms: FloatArray) -> FloatArray:
     """The greatest latencies [B] whose upper end is within the budgets."""
     return task.tables.interval.limit_ms(budget_ms)

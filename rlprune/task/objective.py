@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Protocol, runtime_checkable
 
 import numpy as np
 
@@ -24,23 +23,14 @@ FEATURE_SETS = ("sum", "widths", "curves", "coupled")
 """Each holds the summed profile losses; then keep ratios and squares; own losses; both, and each
 ratio times the mean ratio."""
 _RIDGES = (0.01, 0.1, 1.0, 10.0, 100.0, 1000.0)
-_LEAST_SCALE = 0.02
+_MIN_SCALE = 0.02
 _MEMBERS = 16
 _FOLDS = 5
-LEAST_RECORDS = 24
+MIN_RECORDS = 24
 """Fewer evaluations than this say too little for a fit."""
 _HOPELESS = 2.0
 """Nats above the unpruned model from where plans count ever less: there all are about as bad as
 guessing, and which is worse tells nothing."""
-
-
-@runtime_checkable
-class SpreadObjective(Protocol):
-    """An objective that knows how far plans of one kind lie apart; the scale of rewards."""
-
-    def spread(self, keeps: IntArray) -> FloatArray:
-        """Typical difference in loss, nats, between recorded plans like these [B, G] -> [B]."""
-        ...
 
 
 def reward_scale(objective: Objective, keeps: IntArray) -> FloatArray:
@@ -49,9 +39,9 @@ def reward_scale(objective: Objective, keeps: IntArray) -> FloatArray:
     The objective's own spread where it has recorded plans; else a quarter of the reference's loss.
     In any case at least 0.02, or noise around plans that lose nothing would drown everything else.
     """
-    if isinstance(objective, SpreadObjective):
-        return np.maximum(objective.spread(keeps), _LEAST_SCALE)
-    return np.maximum(0.25 * objective.loss(keeps), _LEAST_SCALE)
+    if isinstance(objective, SurrogateObjective):
+        return np.maximum(objective.spread(keeps), _MIN_SCALE)
+    return np.maximum(0.25 * objective.loss(keeps), _MIN_SCALE)
 
 
 @dataclass(frozen=True)
@@ -115,8 +105,8 @@ class SurrogateObjective:
         Raises:
             ValueError: fewer than 24 plans, or shapes that do not belong together.
         """
-        if len(keeps) < LEAST_RECORDS:
-            raise ValueError(f"{len(keeps)} evaluations are too few, {LEAST_RECORDS} are needed")
+        if len(keeps) < MIN_RECORDS:
+            raise ValueError(f"{len(keeps)} evaluations are too few, {MIN_RECORDS} are needed")
         if len(increase) != len(keeps) or curve.shape != levels.shape:
             raise ValueError(f"increase {increase.shape}, curve {curve.shape}, keeps {keeps.shape}")
         rng = np.random.default_rng(seed)
@@ -175,7 +165,9 @@ class SurrogateObjective:
         return np.asarray(np.exp(log_loss) - self.offset)
 
     def spread(self, keeps: IntArray) -> FloatArray:
-        """Half the distance between the quartiles of recorded losses of plans that keep as much.
+        """Typical difference in loss (nats) between recorded plans like these [B, G] -> [B].
+
+        Half the distance between the quartiles of recorded losses of plans that keep as much.
 
         Quartiles, and at most the plan's own loss: random plans on record are far worse than any
         that a policy would propose.
@@ -225,7 +217,7 @@ def objective_of(recorded: RecordedModel, *, seed: int = 0) -> Objective:
     """The surrogate of what was recorded; the additive objective where that is too little."""
     profiles, evaluations = recorded.profiles, recorded.evaluations
     curve = loss_curve(profiles, recorded.graph)
-    if evaluations is None or len(evaluations.keeps) < LEAST_RECORDS:
+    if evaluations is None or len(evaluations.keeps) < MIN_RECORDS:
         return AdditiveObjective(profiles.levels, curve)
     return SurrogateObjective.fit(
         profiles.levels,

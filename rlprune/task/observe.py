@@ -1,4 +1,4 @@
-"""What a policy sees at one group: the same slots, by the same code, in training and in serving.
+"""What a policy sees at one group: the same slots, by the same code, in training and in planning.
 
 Every slot is a plain number without a unit, so that a policy moves to other widths, depths and
 devices; none of the vector's length depends on the model. Slots come in three blocks by how often
@@ -7,11 +7,13 @@ they change: with the task, with the episode (its budget and its loss curves), w
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from rlprune.errors import PolicyError
 from rlprune.graph.types import FloatArray, IntArray
 from rlprune.task.costs import LevelCosts
 from rlprune.task.reference import Reference
@@ -20,7 +22,8 @@ from rlprune.task.task import PruningTask
 from rlprune.task.traits import TASK_SLOTS, later, later_mean, task_block
 
 OBSERVATION_VERSION = 2
-"""Grows when a slot changes its meaning, its place or its scale; artifacts name theirs."""
+"""Grows when what slots hold changes its meaning or scale; artifacts of other versions are refused.
+Slots are read by name, so one that comes, moves or is renamed leaves it as it is."""
 LIMIT = 5.0
 """Every slot is clipped to -LIMIT .. LIMIT."""
 KEEP_RATIOS = (0.25, 0.5, 0.75)
@@ -30,7 +33,7 @@ _SAMPLES = ("least", "25", "50", "75")
 
 EPISODE_SLOTS = (
     "profiled",  # 1 where losses measured on data are present
-    "energetic",  # 1 where weight energies are present
+    "has_weight_norms",  # 1 where weight energies are present
     *(f"loss_{name}" for name in _SAMPLES),  # log1p(loss / mean over groups of loss at least level)
     *(f"energy_{name}" for name in _SAMPLES),  # share of weight energy dropped
     "log_loss_scale",  # log of that mean / 4, where measured
@@ -63,8 +66,49 @@ STEP_SLOTS = (
 )
 SLOTS: tuple[str, ...] = (*TASK_SLOTS, *EPISODE_SLOTS, *STEP_SLOTS)
 
-MOST_BUDGET_RATIO = 1e6
+RENAMED_SLOTS = {"energetic": "has_weight_norms"}
+"""Names that older policies know slots by, and today's."""
+RETIRED_SLOTS: dict[str, float] = {}
+"""Slots that are no longer observed, and the constant that policies which read them are shown."""
+
+MAX_BUDGET_RATIO = 1e6
 _EPS = 1e-12
+
+
+@dataclass(frozen=True)
+class SlotReader:
+    """Takes the slots that a policy knows out of observations, by name and in its own order."""
+
+    index: IntArray
+    """Place of each in an observation; -1 where it is no longer observed."""
+    constant: NDArray[np.float32]
+    """What it reads as there."""
+
+    @staticmethod
+    def of(names: Sequence[str], offered: Sequence[str] = SLOTS) -> SlotReader:
+        """For a policy that reads `names` of observations that hold `offered`.
+
+        Raises:
+            PolicyError: a slot is unknown, or read twice.
+        """
+        known = {name: place for place, name in enumerate(offered)}
+        wanted = [RENAMED_SLOTS.get(name, name) for name in names]
+        for name, current in zip(names, wanted, strict=True):
+            if current not in known and current not in RETIRED_SLOTS:
+                raise PolicyError(
+                    f"the policy reads observation slot {name!r}, which this version does not "
+                    "have; train it again with `rlprune train`"
+                )
+            if wanted.count(current) > 1:
+                raise PolicyError(f"the policy reads observation slot {name!r} twice")
+        return SlotReader(
+            np.array([known.get(name, -1) for name in wanted], dtype=np.int64),
+            np.array([RETIRED_SLOTS.get(name, 0.0) for name in wanted], dtype=np.float32),
+        )
+
+    def __call__(self, observations: NDArray[np.float32]) -> NDArray[np.float32]:
+        """[..., offered] -> [..., names]."""
+        return np.where(self.index >= 0, observations[..., self.index], self.constant)
 
 
 @dataclass(frozen=True)
@@ -128,13 +172,13 @@ class EpisodeEncoder:
         loss: FloatArray,
         limit_ms: FloatArray,
         profiled: NDArray[np.bool_],
-        energetic: NDArray[np.bool_],
+        has_weight_norms: NDArray[np.bool_],
     ) -> EpisodeEncoder:
-        """profiled, energetic [B]: whether loss and energy curves are shown to the policy."""
+        """profiled, has_weight_norms [B]: whether loss and energy curves are shown."""
         norm = np.maximum(loss[:, :, 0].mean(1), _EPS)
         # Budgets may be any number; far above the unpruned latency they all say the same.
-        limit_ms = np.minimum(limit_ms, MOST_BUDGET_RATIO * encoder.base_ms)
-        block = _episode_block(encoder, reference, loss, limit_ms, norm, profiled, energetic)
+        limit_ms = np.minimum(limit_ms, MAX_BUDGET_RATIO * encoder.base_ms)
+        block = _episode_block(encoder, reference, loss, limit_ms, norm, profiled, has_weight_norms)
         return EpisodeEncoder(encoder, reference, loss, limit_ms, block, norm)
 
     def observe(
@@ -241,7 +285,7 @@ def _episode_block(
     limit_ms: FloatArray,
     norm: FloatArray,
     profiled: NDArray[np.bool_],
-    energetic: NDArray[np.bool_],
+    has_weight_norms: NDArray[np.bool_],
 ) -> FloatArray:
     task = encoder.task
     rows, groups = loss.shape[:2]
@@ -257,10 +301,10 @@ def _episode_block(
     def per_row(value: FloatArray) -> FloatArray:
         return np.broadcast_to(value[:, None], (rows, groups))
 
-    energy = encoder.energy * energetic[:, None, None]
+    energy = encoder.energy * has_weight_norms[:, None, None]
     columns = [
         per_row(profiled.astype(np.float64)),
-        per_row(energetic.astype(np.float64)),
+        per_row(has_weight_norms.astype(np.float64)),
         *np.moveaxis(sampled, -1, 0),
         *np.moveaxis(energy, -1, 0),
         per_row(np.where(profiled, np.log(norm) / 4, 0.0)),

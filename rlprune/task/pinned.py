@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from rlprune.graph.types import Group, IntArray, PruningGraph, WeightCount, Width
-from rlprune.profile.energy import predicted_curve
+from rlprune.profile.energy import loss_curve
 from rlprune.profile.predicted import energy_curve, layer_count
 from rlprune.profile.types import GroupProfiles
 from rlprune.schemes import Space
@@ -132,6 +132,7 @@ def _profiles(task: PruningTask, space: Space, first: IntArray, place: IntArray)
         single = own.sum(0)[:, None] == 1
         together = np.where(single, own.T @ energy[:groups], summed)
         energy = np.concatenate([together, energy[groups:]])
+    alone = replace(profiles, measured_loss=None, initial_loss=None)
     return replace(
         profiles,
         levels=space.settings,
@@ -139,5 +140,5 @@ def _profiles(task: PruningTask, space: Space, first: IntArray, place: IntArray)
         energy_loss=energy,
         measured_loss=measured,
         initial_loss=None if initial is None else merged.T @ initial,
-        predicted_loss=merged.T @ predicted_curve(profiles, task.space),
+        predicted_loss=merged.T @ loss_curve(alone, task.space),
     )

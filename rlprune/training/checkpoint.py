@@ -6,33 +6,29 @@ it belongs to, and another run's is refused, not mixed in.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
 from rlprune.errors import InputError
 from rlprune.plans import write_atomic
+from rlprune.torch_state import load_module, load_optimizer, pack, part, tensors_of, unpack
 
 FORMAT = "rlprune.finetune/1"
 
 
 @dataclass(frozen=True, slots=True)
-class Score:
-    """Of a module in eval mode."""
+class Accuracy:
+    """Loss and accuracy of a module in eval mode."""
 
     loss: float
     """Mean cross-entropy (nats)."""
     accuracy: float
     """Share (0-1) of images whose most likely class is right."""
 
-    def beats(self, other: Score) -> bool:
+    def beats(self, other: Accuracy) -> bool:
         """More images right, or as many at less loss."""
         return (self.accuracy, -self.loss) > (other.accuracy, -other.loss)
 
@@ -46,7 +42,7 @@ class EpochRecord:
     loss: float
     """What was minimised: smoothing and distillation are in it."""
     accuracy: float
-    validation: Score | None = None
+    validation: Accuracy | None = None
     """After the epoch, where there are validation images."""
     seconds: float = field(default=0.0, compare=False)
 
@@ -70,7 +66,7 @@ class LoopState:
         self.seconds = 0.0
         """That this epoch took in processes before this one."""
         self.history: list[EpochRecord] = []
-        self.best_score: Score | None = None
+        self.best_score: Accuracy | None = None
         """None where nothing is chosen: the last weights stay."""
         self.best: dict[str, Tensor] = {}
         self._order: Tensor | None = None
@@ -96,7 +92,7 @@ class LoopState:
         self.seen += seen
         self.step += 1
 
-    def end_epoch(self, validation: Score | None, seconds: float) -> None:
+    def end_epoch(self, validation: Accuracy | None, seconds: float) -> None:
         """Records the epoch, and keeps its weights where they score best so far."""
         loss, accuracy = self.loss_sum / self.seen, self.right / self.seen
         self.history.append(EpochRecord(len(self.history) + 1, loss, accuracy, validation, seconds))
@@ -105,7 +101,7 @@ class LoopState:
         ):
             self.keep(validation)
 
-    def keep(self, score: Score) -> None:
+    def keep(self, score: Accuracy) -> None:
         """The weights as they are now are the best."""
         self.best_score = score
         self.best = {name: tensor.clone() for name, tensor in tensors_of(self.module).items()}
@@ -113,7 +109,7 @@ class LoopState:
     def take_best(self) -> None:
         """Puts the best weights, where any were kept, into the module."""
         if self.best:
-            _load_state(self.module, self.best)
+            load_module(self.module, self.best)
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,12 +124,7 @@ class Checkpoint:
 
     def save(self, state: LoopState, seconds: float) -> None:
         """Replaces the file; `seconds` is what the epoch took so far."""
-        tensors = {f"module.{name}": tensor for name, tensor in tensors_of(state.module).items()}
-        tensors |= {f"best.{name}": tensor for name, tensor in state.best.items()}
-        for index, slots in state.optimizer.state_dict()["state"].items():
-            for name, value in slots.items():
-                if value is not None:
-                    tensors[f"optimizer.{index}.{name}"] = torch.as_tensor(value)
+        tensors = {f"best.{name}": tensor for name, tensor in state.best.items()}
         tensors["random.epoch"] = state._epoch_seed
         tensors["random.now"] = state.generator.get_state()
         tensors["random.torch"] = torch.get_rng_state()
@@ -149,9 +140,7 @@ class Checkpoint:
             "history": [asdict(record) for record in state.history],
             "best_score": None if state.best_score is None else asdict(state.best_score),
         }
-        # Copies, for tied weights may not stand in a file twice.
-        tensors = {name: tensor.detach().clone().contiguous() for name, tensor in tensors.items()}
-        write_atomic(self.path, save_tensors(tensors, metadata={"rlprune": json.dumps(header)}))
+        write_atomic(self.path, pack(state.module, state.optimizer, header, tensors))
 
     def restore(self, state: LoopState) -> None:
         """Brings `state` to where the file says; where there is no file it stays as it is.
@@ -162,32 +151,24 @@ class Checkpoint:
         if not self.path.exists():
             return
         try:
-            with safe_open(self.path, "pt") as file:
-                header = json.loads(file.metadata()["rlprune"])
-                names = list(file.keys())
-                tensors = {name: file.get_tensor(name) for name in names}
+            header, tensors = unpack(self.path.read_bytes())
             if header["format"] != FORMAT or header["run"] != self.run:
                 raise InputError(
                     f"{self.path} is the checkpoint of another run (model, plan, data or settings "
                     "differ); delete it to start again, or write elsewhere"
                 )
-            _load_state(state.module, _part(tensors, "module."))
-            slots: dict[int, dict[str, Tensor]] = {}
-            for name, tensor in _part(tensors, "optimizer.").items():
-                index, slot = name.split(".")
-                slots.setdefault(int(index), {})[slot] = tensor
-            groups = state.optimizer.state_dict()["param_groups"]
-            state.optimizer.load_state_dict({"state": slots, "param_groups": groups})
-            state.best = _part(tensors, "best.")
+            load_module(state.module, part(tensors, "module."))
+            load_optimizer(state.optimizer, tensors)
+            state.best = part(tensors, "best.")
             state.best_score = None
             if header["best_score"] is not None:
-                state.best_score = Score(**header["best_score"])
+                state.best_score = Accuracy(**header["best_score"])
             state.history = [
                 EpochRecord(
                     **{
                         **one,
                         "epoch": index,  # 0.6 counted from 0
-                        "validation": one["validation"] and Score(**one["validation"]),
+                        "validation": one["validation"] and Accuracy(**one["validation"]),
                     }
                 )
                 for index, one in enumerate(header["history"], start=1)
@@ -203,26 +184,8 @@ class Checkpoint:
                 state.order(int(header["order_count"]))
             state.generator.set_state(tensors["random.now"])
             torch.set_rng_state(tensors["random.torch"])
-        except (KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
+        except (OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
             raise InputError(
                 f"{self.path} is no checkpoint of this version, or damaged; delete it to start "
                 f"again ({type(error).__name__})"
             ) from error
-
-
-def tensors_of(module: nn.Module) -> dict[str, Tensor]:
-    """What of a module's state are tensors, by name; not copied."""
-    return {n: t for n, t in module.state_dict().items() if isinstance(t, Tensor)}
-
-
-def _load_state(module: nn.Module, tensors: Mapping[str, Any]) -> None:
-    own = tensors_of(module)
-    if set(own) != set(tensors):
-        raise ValueError("other tensors than the module's")
-    with torch.no_grad():
-        for name, tensor in own.items():
-            tensor.copy_(tensors[name])
-
-
-def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}

@@ -1,4 +1,4 @@
-"""A plain training loop: trains the zoo's nets, and a pruned module for a few epochs more.
+"""A plain training loop, for a pruned module that is trained for a few epochs more.
 
 The same seed, data and thread count give the same weights, also when the run was interrupted and
 went on from its checkpoint. Steps see training images only; validation images, where given, choose
@@ -20,27 +20,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from rlprune.errors import InputError
-from rlprune.training.checkpoint import Checkpoint, EpochRecord, LoopState, Score
+from rlprune.profile.calibration import CalibrationSet
+from rlprune.training.checkpoint import Accuracy, Checkpoint, EpochRecord, LoopState
 
 Augment = Callable[[Tensor, torch.Generator], Tensor]
 """Images [N, C, H, W] -> images of the same shape."""
-
-
-@dataclass(frozen=True, slots=True)
-class Images:
-    """Labelled images."""
-
-    x: NDArray[np.float32]
-    """[N, C, H, W], preprocessed."""
-    y: NDArray[np.int64]
-    """Class indices [N]."""
-
-    def __len__(self) -> int:
-        return len(self.y)
-
-    def take(self, index: NDArray[np.int64]) -> Images:
-        """The images at `index` [M]."""
-        return Images(self.x[index], self.y[index])
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,11 +75,11 @@ class TrainConfig:
 
 def fit(
     module: nn.Module,
-    images: Images,
+    images: CalibrationSet,
     config: TrainConfig = TrainConfig(),
     *,
     augment: Augment | None = None,
-    validation: Images | None = None,
+    validation: CalibrationSet | None = None,
     teacher: nn.Module | None = None,
     checkpoint: Checkpoint | None = None,
     on_epoch: Callable[[EpochRecord], None] | None = None,
@@ -116,7 +100,7 @@ def fit(
         InputError: the module does not answer with logits for all classes, the loss is no longer
             finite, or the checkpoint is another run's.
     """
-    x, y = torch.from_numpy(images.x), torch.from_numpy(images.y)
+    x, y = torch.from_numpy(images.x), torch.from_numpy(images.labels)
     optimizer = _optimizer(module, config)
     # A last batch of one image would leave BatchNorm without a variance.
     step_count = max(1, len(images) // config.batch_size)
@@ -137,7 +121,7 @@ def fit(
             ]
             inputs = x[batch] if augment is None else augment(x[batch], state.generator)
             logits = module(inputs)
-            _check_logits(logits, images.y)
+            _check_logits(logits, images.labels)
             loss = loss_of(logits, y[batch], inputs, config, teacher)
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
@@ -244,7 +228,7 @@ def _answering(teacher: nn.Module | None) -> Iterator[None]:
             part.training = training
 
 
-def reestimate(module: nn.Module, images: Images, *, batch_size: int = 128) -> None:
+def reestimate(module: nn.Module, images: CalibrationSet, *, batch_size: int = 128) -> None:
     """Sets the BatchNorm statistics of `module` to those on `images`, in place; no label is read.
 
     What a module that was only cut needs before its accuracy means anything.
@@ -267,19 +251,19 @@ def reestimate(module: nn.Module, images: Images, *, batch_size: int = 128) -> N
         part.training = training
 
 
-def score(module: nn.Module, images: Images, *, batch_size: int = 256) -> Score:
+def score(module: nn.Module, images: CalibrationSet, *, batch_size: int = 256) -> Accuracy:
     """Loss and accuracy of `module` on `images`; puts it back into the mode it was in."""
     training = module.training
     module.eval()
     loss = right = 0.0
+    x, labels = torch.from_numpy(images.x), torch.from_numpy(images.labels)
     with torch.no_grad():
         for start in range(0, len(images), batch_size):
-            logits = module(torch.from_numpy(images.x[start : start + batch_size]))
-            y = torch.from_numpy(images.y[start : start + batch_size])
+            logits, y = module(x[start : start + batch_size]), labels[start : start + batch_size]
             loss += nn.functional.cross_entropy(logits, y, reduction="sum").item()
             right += (logits.argmax(1) == y).sum().item()
     module.train(training)
-    return Score(loss / len(images), right / len(images))
+    return Accuracy(loss / len(images), right / len(images))
 
 
 def shifted(x: Tensor, generator: torch.Generator, *, pixels: int = 2) -> Tensor:

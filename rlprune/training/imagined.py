@@ -1,4 +1,4 @@
-"""Devices that do not exist: random costs of the shapes that real devices have.
+"""Synthetic devices: random costs of the shapes that real devices have.
 
 Few devices have measured what the recorded models need, and a policy that saw only one in training
 reads its habits into every other. What a plan loses does not depend on the device, so training may
@@ -15,11 +15,11 @@ from rlprune.latency.interval import Interval
 from rlprune.latency.tables import LatencyTables
 from rlprune.profile.types import GroupProfiles
 
-PREFIX = "imagined-"
+PREFIX = "synthetic-"
 
 
-def imagined_tables(graph: PruningGraph, profiles: GroupProfiles, seed: int) -> LatencyTables:
-    """The tables of device `imagined-SEED`; the same device for every graph."""
+def synthetic_tables(graph: PruningGraph, profiles: GroupProfiles, seed: int) -> LatencyTables:
+    """The tables of device `synthetic-SEED`; the same device for every graph."""
     rng = np.random.default_rng([seed, 3])
     per_mac = {
         "conv": 1.0,

@@ -43,7 +43,7 @@ def evaluation_pool(
     """
     model = trace.model.SerializeToString()
     if worker_count == 0:
-        yield _Worker(model, images)
+        yield EvaluationWorker(model, images)
         return
     from rlprune.training.cluster import ray_session
 
@@ -58,7 +58,7 @@ def evaluation_pool(
             num_cpus=math.floor(100 * share) / 100,
             max_restarts=2,
             max_task_retries=2,
-        )(_Worker)
+        )(EvaluationWorker)
         workers = [actor.remote(model, shared) for _ in range(worker_count)]
         pool = _RayPool(workers)
         try:
@@ -70,7 +70,7 @@ def evaluation_pool(
 
 
 @dataclass
-class _Worker:
+class EvaluationWorker:
     """Evaluates in this process; makes an evaluator when its images are first asked for."""
 
     model: bytes

@@ -1,9 +1,9 @@
 """A population of PPO agents on Ray: each in a process of its own, trained in rounds.
 
-After every round the worse agents of an action mode take over a better one's weights and go on with
-perturbed settings (population based training, Jaderberg et al. 2017). Workers keep no state: a
-round is a function from a checkpoint to the next one, so a worker that dies, or a whole node, costs
-one round of one agent, which Ray runs again elsewhere from the same checkpoint to the same result.
+Agents differ in seed and settings; each keeps the network of the round that plans best for the
+validation models. Workers keep no state: a round is a function from a checkpoint to the next one,
+so a worker that dies, or a whole node, costs one round of one agent, which Ray runs again elsewhere
+from the same checkpoint to the same result.
 """
 
 from __future__ import annotations
@@ -14,11 +14,10 @@ import math
 import os
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
@@ -28,12 +27,12 @@ from rlprune.policy.artifact import PolicyArtifact
 from rlprune.policy.learned import LearnedPolicy
 from rlprune.policy.network import Network
 from rlprune.task.task import PruningTask
-from rlprune.training.ppo import Agent, AgentConfig, agent_config
+from rlprune.training.ppo import Agent, AgentConfig
 from rlprune.training.select import NamedTask, outcomes, relative_gain
 
 LOG = logging.getLogger("rlprune.training")
 
-RUN_FORMAT = "rlprune.population/1"
+RUN_FORMAT = "rlprune.population/2"
 RUN_NAME = "population.json"
 RESTART_LIMIT = 3
 """How often one agent's process may die before the run goes on without that agent."""
@@ -48,8 +47,6 @@ OnRound = Callable[[int, int, float], None]
 class RoundResult:
     """What a worker hands back."""
 
-    config: AgentConfig
-    """As it is after exploring."""
     checkpoint: bytes
     network: bytes
     """The policy's tensors, as `Network.tensors` names them."""
@@ -68,8 +65,6 @@ class Member:
     config: AgentConfig
     checkpoint: bytes = b""
     """Empty before its first round."""
-    copy_from: int = -1
-    """Whose weights it takes over in the next round; -1 keeps its own."""
     alive: bool = True
     best_network: bytes = b""
     """Of its best round: with few models, training longer may generalise worse."""
@@ -88,7 +83,6 @@ def run_population(
     rounds: int,
     directory: Path,
     run_id: str,
-    seed: int = 0,
     on_round: OnRound | None = None,
     on_start: Callable[[list[int]], None] | None = None,
 ) -> list[Member]:
@@ -108,7 +102,8 @@ def run_population(
     import ray
 
     directory.mkdir(parents=True, exist_ok=True)
-    members, done = _resume(directory, run_id) or ([Member(config) for config in configs], 0)
+    members = [Member(config) for config in configs]
+    done = _resume(directory, run_id, members)
     shared = ray.put((list(tasks), list(validation)))
     cpus = float(ray.cluster_resources().get("CPU", 1.0))
     remote = ray.remote(
@@ -116,7 +111,7 @@ def run_population(
         num_cpus=min(1.0, max(0.01, math.floor(100 * cpus / len(members)) / 100)),
         max_restarts=RESTART_LIMIT,
         max_task_retries=RESTART_LIMIT,
-    )(_Worker)
+    )(RolloutWorker)
     workers = [remote.remote(shared) for _ in members]
     try:
         if on_start is not None:
@@ -131,8 +126,6 @@ def run_population(
                 raise UnavailableError(
                     "every agent's process died; see Ray's logs, then train again"
                 )
-            if index + 1 < rounds:
-                _exploit(members, np.random.default_rng([seed, index]))
             _write(directory, run_id, index + 1, members)
             if on_round is not None:
                 on_round(index + 1, rounds, max(member.best_gain for member in members))
@@ -142,7 +135,7 @@ def run_population(
     return members
 
 
-class _Worker:
+class RolloutWorker:
     """Runs in a Ray process of its own."""
 
     def __init__(self, shared: tuple[list[PruningTask], list[NamedTask]]) -> None:
@@ -151,22 +144,19 @@ class _Worker:
     def pid(self) -> int:
         return os.getpid()
 
-    def run(self, config: AgentConfig, checkpoint: bytes, better: bytes, steps: int) -> RoundResult:
-        """One round from `checkpoint` (empty: from scratch), `better`'s weights taken over."""
+    def run(self, config: AgentConfig, checkpoint: bytes, steps: int) -> RoundResult:
+        """One round from `checkpoint`; from scratch where that is empty."""
         agent = Agent.restore(self._tasks, checkpoint) if checkpoint else Agent(self._tasks, config)
-        if better:
-            agent.exploit(better)
-        progress = agent.train(steps)
+        interval = agent.train(steps)
         network = agent.network()
         policy = LearnedPolicy(PolicyArtifact(network, config.action, config.seed))
         training = [NamedTask(task.graph.fingerprint, task) for task in self._tasks]
         return RoundResult(
-            config=agent.config,
             checkpoint=agent.checkpoint(),
             network=save_tensors(network.tensors()),
             gain=relative_gain(outcomes(policy, self._validation)),
             train_gain=relative_gain(outcomes(policy, training)),
-            steps=progress.steps,
+            steps=interval.steps,
             pid=os.getpid(),
         )
 
@@ -180,9 +170,7 @@ def _run_round(
     calls = {}
     for index, (worker, member) in enumerate(zip(workers, members, strict=True)):
         if member.alive:
-            better = members[member.copy_from].checkpoint if member.copy_from >= 0 else b""
-            call = worker.run.remote(member.config, member.checkpoint, better, steps)
-            calls[call] = index
+            calls[worker.run.remote(member.config, member.checkpoint, steps)] = index
     results: list[RoundResult | None] = [None] * len(members)
     ready, late = ray.wait(list(calls), num_returns=len(calls), timeout=ROUND_TIMEOUT_SEC)
     for call in ready:
@@ -200,7 +188,7 @@ def _take(members: Sequence[Member], results: Sequence[RoundResult | None], roun
         if result is None:
             member.alive = False
             continue
-        member.config, member.checkpoint, member.copy_from = result.config, result.checkpoint, -1
+        member.checkpoint = result.checkpoint
         member.history.append(
             {
                 "gain": result.gain,
@@ -214,17 +202,6 @@ def _take(members: Sequence[Member], results: Sequence[RoundResult | None], roun
             member.best_round = round_
 
 
-def _exploit(members: Sequence[Member], rng: np.random.Generator) -> None:
-    """The worse third of each action mode copies one of the mode's better third."""
-    for action in sorted({member.config.action for member in members}):
-        own = [i for i, m in enumerate(members) if m.alive and m.config.action == action]
-        # By the training gain, so that the validation models only choose and never train.
-        own.sort(key=lambda i: members[i].history[-1]["train_gain"], reverse=True)
-        third = max(1, len(own) // 3) if len(own) > 1 else 0
-        for worse in own[len(own) - third :]:
-            members[worse].copy_from = int(rng.choice(own[:third]))
-
-
 def _write(directory: Path, run_id: str, done: int, members: Sequence[Member]) -> None:
     """The agents' files first, named by round; the JSON that names them makes them count."""
     described = []
@@ -235,8 +212,6 @@ def _write(directory: Path, run_id: str, done: int, members: Sequence[Member]) -
             write_atomic(directory / _file(index, done, "best"), member.best_network)
         described.append(
             {
-                "config": asdict(member.config),
-                "copy_from": member.copy_from,
                 "alive": member.alive,
                 "best_gain": member.best_gain if member.best_round else None,
                 "best_round": member.best_round,
@@ -256,8 +231,8 @@ def _file(index: int, done: int, what: str) -> str:
     return f"agent{index}.round{done}.{what}.safetensors"
 
 
-def _resume(directory: Path, run_id: str) -> tuple[list[Member], int] | None:
-    """What `_write` left behind; None where nothing was begun."""
+def _resume(directory: Path, run_id: str, members: Sequence[Member]) -> int:
+    """Puts what `_write` left behind into the members; returns how many rounds are done."""
     path = directory / RUN_NAME
     # The folder is removed at the end, so nothing of others may lie in it.
     known = re.compile(r"\.|population\.json$|agent\d+\.round\d+\.\w+\.safetensors$")
@@ -266,7 +241,7 @@ def _resume(directory: Path, run_id: str) -> tuple[list[Member], int] | None:
             f"{directory} is not a folder of checkpoints: it holds {strays[0]!r}; write elsewhere"
         )
     if not path.exists():
-        return None
+        return 0
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         if content["format"] != RUN_FORMAT or content["run_id"] != run_id:
@@ -275,24 +250,14 @@ def _resume(directory: Path, run_id: str) -> tuple[list[Member], int] | None:
                 "agents); remove it or write somewhere else"
             )
         done = int(content["done"])
-        members = []
-        for index, item in enumerate(content["members"]):
-            alive, best_round = bool(item["alive"]), int(item["best_round"])
-            checkpoint = directory / _file(index, done, "checkpoint")
-            best = directory / _file(index, best_round, "best")
-            members.append(
-                Member(
-                    config=agent_config(item["config"]),
-                    checkpoint=checkpoint.read_bytes() if alive else b"",
-                    copy_from=int(item["copy_from"]),
-                    alive=alive,
-                    best_network=best.read_bytes() if best_round else b"",
-                    best_gain=float(item["best_gain"]) if best_round else -math.inf,
-                    best_round=best_round,
-                    history=list(item["history"]),
-                )
-            )
-        return members, done
+        for index, (member, item) in enumerate(zip(members, content["members"], strict=True)):
+            member.alive, member.history = bool(item["alive"]), list(item["history"])
+            if member.alive:
+                member.checkpoint = (directory / _file(index, done, "checkpoint")).read_bytes()
+            if best_round := int(item["best_round"]):
+                member.best_network = (directory / _file(index, best_round, "best")).read_bytes()
+                member.best_gain, member.best_round = float(item["best_gain"]), best_round
+        return done
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise PolicyError(
             f"{directory} holds damaged checkpoints ({error!r}); remove it"

@@ -1,8 +1,9 @@
 """Which plans are worth an evaluation: those that planners choose, and those around them.
 
-The knapsack with bent curves, a learned policy and samples around its plans, uniform plans, random
-ones for breadth, and children of the best so far (evolution), which alone show what lies above the
-knapsack. Budgets are drawn on several devices: plans of equal MACs are not plans of equal ms.
+The knapsack with distorted curves, a learned policy and samples around its plans, uniform plans,
+random ones for breadth, and children of the best so far (evolution), which alone show what lies
+above the knapsack. Budgets are drawn on several devices: plans of equal MACs are not plans of equal
+ms.
 """
 
 from __future__ import annotations
@@ -92,15 +93,15 @@ class _Device:
         }
 
     def _knapsack(self, rng: np.random.Generator) -> Proposal:
-        """The knapsack's plan with each group's curve scaled and bent at random."""
+        """The knapsack's plan with each group's curve distorted at random."""
         budget = self._budget(rng)
         curve = loss_curve(self.task.profiles, self.task.graph)
         sigma = rng.choice([0.0, 0.3, 1.0])
         groups = (self.task.group_count, 1)
         top = np.maximum(curve.max(-1, keepdims=True), 1e-9)
-        bent = top * (curve / top) ** np.exp(0.5 * sigma * rng.standard_normal(groups))
-        bent = bent * np.exp(sigma * rng.standard_normal(groups))
-        keeps = solve(self.task, np.array([budget]), loss=bent)[0]
+        loss = top * (curve / top) ** np.exp(0.5 * sigma * rng.standard_normal(groups))
+        loss = loss * np.exp(sigma * rng.standard_normal(groups))
+        keeps = solve(self.task, np.array([budget]), loss=loss)[0]
         return Proposal(keeps, "knapsack", self.task.tables.device, budget)
 
     def _policy(self, rng: np.random.Generator) -> Proposal:

@@ -26,8 +26,8 @@ from rlprune.store.encoding import digest
 if TYPE_CHECKING:
     from torch import nn
 
-    from rlprune.training.checkpoint import EpochRecord, Score
-    from rlprune.training.finetune import Images, TrainConfig
+    from rlprune.training.checkpoint import Accuracy, EpochRecord
+    from rlprune.training.finetune import TrainConfig
 
 FORMAT = "rlprune.finetuned/1"
 WEIGHTS_NAME = "weights.safetensors"
@@ -53,11 +53,11 @@ class FinetuneReport:
 
     fingerprint: str
     """Of the graph the plan was for."""
-    unpruned: Score
-    cut: Score
+    unpruned: Accuracy
+    cut: Accuracy
     """Pruned and reconstructed (or, where no layer can be, BatchNorm re-estimated), before any
     training."""
-    tuned: Score
+    tuned: Accuracy
     """Of what was written. These images chose the epoch, so judge on others."""
     chosen_epoch: int | None
     """Counted from 1; None where no epoch was better than no training, and that was written."""
@@ -116,7 +116,8 @@ def finetune(
     from rlprune.graph.from_torch import trace_torch
     from rlprune.runtime import get_runtime
     from rlprune.surgery.torch import prune_torch
-    from rlprune.training.checkpoint import Checkpoint, tensors_of
+    from rlprune.torch_state import tensors_of
+    from rlprune.training.checkpoint import Checkpoint
     from rlprune.training.finetune import AUGMENTS, TrainConfig, fit, reestimate, score
     from rlprune.training.reconstruct import reconstruct_module
 
@@ -134,7 +135,7 @@ def finetune(
         )
     trace = trace_torch(module, torch.from_numpy(train.x[:1]))
     for images, what in ((train, "data"), (held, "validation")):
-        fit_inputs({"x": images.x}, images.y, trace.onnx, what=what, least=1)
+        fit_inputs({"x": images.x}, images.labels, trace.onnx, what=what, least=1)
     plan.check(trace.graph)
     teacher = trace.module.eval()
     small = prune_torch(trace, plan.keeps)
@@ -144,8 +145,7 @@ def finetune(
     say(f"unpruned: accuracy {unpruned.accuracy:.2%}, loss {unpruned.loss:.4f} on {len(held)}")
     # Drawn, so that images sorted by class are mixed.
     drawn = np.random.default_rng(config.seed).permutation(len(train))[:REESTIMATE_COUNT]
-    few = train.take(drawn[:RECONSTRUCT_COUNT])
-    samples = CalibrationSet.single(few.x, few.y)
+    samples = train.take(drawn[:RECONSTRUCT_COUNT])
     if not reconstruct_module(small, trace, plan.keeps, samples, get_runtime()):
         reestimate(small, train.take(drawn))
     cut = score(small, held)
@@ -153,7 +153,7 @@ def finetune(
 
     run = json.dumps([asdict(config), augment, [int(keep) for keep in plan.keeps]])
     arrays = [tensor.detach().cpu().numpy() for tensor in tensors_of(module).values()]
-    arrays += [train.x, train.y, held.x, held.y]
+    arrays += [train.x, train.labels, held.x, held.labels]
     parts = [digest(array.tobytes()) for array in arrays]  # one by one, each copied for a moment
     checkpoint = Checkpoint(
         folder / CHECKPOINT_NAME,
@@ -233,7 +233,7 @@ def _write(folder: Path, module: nn.Module, example: Any, report: FinetuneReport
     from rlprune.graph.from_torch import trace_torch
     from rlprune.profile.batching import open_batch
     from rlprune.surgery.encode import encode
-    from rlprune.training.checkpoint import tensors_of
+    from rlprune.torch_state import tensors_of
 
     # Copies, for tied weights may not stand in a file twice.
     state = {name: tensor.clone().contiguous() for name, tensor in tensors_of(module).items()}
@@ -243,18 +243,16 @@ def _write(folder: Path, module: nn.Module, example: Any, report: FinetuneReport
     write_atomic(folder / REPORT_NAME, report.to_json().encode() + b"\n")
 
 
-def _images(data: str | Path, validation: str | Path | None, seed: int) -> tuple[Images, Images]:
+def _images(
+    data: str | Path, validation: str | Path | None, seed: int
+) -> tuple[CalibrationSet, CalibrationSet]:
     """What is trained on, and what chooses the epoch."""
-    from rlprune.training.finetune import Images
-
     given = check_images(*read_images(data, what="data"), what="data")
     if validation is not None:
-        held = check_images(*read_images(validation, what="validation"), what="validation")
-        return Images(given.x, given.labels), Images(held.x, held.labels)
+        return given, check_images(*read_images(validation, what="validation"), what="validation")
     order = np.random.default_rng(seed).permutation(len(given))
-    train = Images(given.x, given.labels)
-    count = max(1, round(VALIDATION_RATIO * len(train)))
-    return train.take(order[count:]), train.take(order[:count])
+    count = max(1, round(VALIDATION_RATIO * len(given)))
+    return given.take(order[count:]), given.take(order[:count])
 
 
 def load_module(source: str, weights: str | Path | None = None, *, seed: int = 0) -> nn.Module:

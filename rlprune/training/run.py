@@ -20,15 +20,14 @@ import numpy as np
 from rlprune.errors import InputError, NotFoundError
 from rlprune.latency.types import MACS_DEVICE
 from rlprune.planning import latency_model, task_for
-from rlprune.policy.artifact import PolicyArtifact, Score
+from rlprune.policy.artifact import PolicyArtifact, PolicyScore
 from rlprune.policy.learned import LearnedPolicy
-from rlprune.task.episode import ActionMode
-from rlprune.task.objective import LEAST_RECORDS, AdditiveObjective, objective_of
-from rlprune.task.observe import OBSERVATION_VERSION
+from rlprune.task.objective import MIN_RECORDS, AdditiveObjective, objective_of
+from rlprune.task.observe import OBSERVATION_VERSION, SLOTS
 from rlprune.task.task import PruningTask
 from rlprune.task.taskdir import RecordedModel, load_model_dir
-from rlprune.training.imagined import imagined_tables
-from rlprune.training.select import NamedTask, outcomes, relative_gain, score
+from rlprune.training.imagined import synthetic_tables
+from rlprune.training.select import NamedTask, outcomes, policy_score, relative_gain
 
 if TYPE_CHECKING:
     from rlprune.store import Store
@@ -37,8 +36,6 @@ if TYPE_CHECKING:
 
 OnProgress = Callable[[str, int, int], None]
 """(what is being done, how much is done, of how much)."""
-
-ACTIONS: tuple[ActionMode, ...] = ("offset", "correction")
 
 
 @dataclass(frozen=True)
@@ -50,13 +47,13 @@ class TrainSummary:
     policy: str
     """Name with version, as plans will carry it."""
     action: str
-    """Of the winner."""
+    """How the network's output is meant (`rlprune.task.episode`)."""
     train_models: tuple[str, ...]
     validation_models: tuple[str, ...]
     devices: tuple[str, ...]
     skipped: tuple[str, ...]
     """`model on device` pairs left out because the device has not measured what they need."""
-    validation: Score
+    validation: PolicyScore
     """The winner's; optimistic, because these models chose it."""
     relative_gain: float
     """Share of the knapsack's loss that the winner saves on the validation models."""
@@ -86,8 +83,7 @@ def train(
     store: Store | None = None,
     devices: Sequence[str] = (),
     validation: Sequence[str] = (),
-    actions: Sequence[ActionMode] = ACTIONS,
-    imagined: int = 3,
+    synthetic: int = 3,
     agents: int = 2,
     steps: int = 500_000,
     rounds: int = 8,
@@ -95,7 +91,7 @@ def train(
     seed: int = 0,
     on_progress: OnProgress | None = None,
 ) -> TrainSummary:
-    """Trains a population of agents on Ray and writes the best one's artifact to `out`.
+    """Trains some agents on Ray and writes the artifact of the one that plans best to `out`.
 
     An interrupted run leaves checkpoints in `out/checkpoints`; the same call goes on from them.
 
@@ -104,9 +100,8 @@ def train(
         devices: keys whose tables are read from the store, beside `macs`, which always is.
         validation: names of the models that choose the winner and are not trained on; about a
             quarter of the models, drawn by the seed, if none is named.
-        actions: action modes tried, dealt to the agents in turn.
-        imagined: devices that do not exist, trained on beside the real ones.
-        agents: size of the population, at least 1 and each in a process of its own.
+        synthetic: devices that do not exist, trained on beside the real ones.
+        agents: how many, at least 1; each in a process of its own, with its own seed and settings.
         steps: environment steps of each agent.
 
     Raises:
@@ -120,7 +115,7 @@ def train(
         raise InputError(f"agents {agents}, steps {steps} and rounds {rounds} must be at least 1")
     models = load_models(task_dirs)
     chosen = _split(sorted(models), validation, seed)
-    tasks, skipped = training_tasks(models, store=store, devices=devices, imagined=imagined)
+    tasks, skipped = training_tasks(models, store=store, devices=devices, synthetic=synthetic)
     seen = [named for named in tasks if named.model not in chosen]
     unseen = [named for named in tasks if named.model in chosen]
     if not seen or not unseen:
@@ -129,13 +124,13 @@ def train(
     from rlprune.training.population import network_of, run_population
 
     directory = Path(out)
-    configs = population_configs(agents, actions, round_steps=steps // rounds, seed=seed)
+    configs = population_configs(agents, round_steps=steps // rounds, seed=seed)
     identity = {
         "models": {name: model.graph.fingerprint for name, model in models.items()},
         "validation": sorted(chosen),
         "devices": sorted({named.task.tables.device for named in tasks}),
-        "observation": OBSERVATION_VERSION,
-        "settings": [agents, list(actions), steps, rounds, seed],
+        "observation": [OBSERVATION_VERSION, *SLOTS],
+        "settings": [agents, steps, rounds, seed],
     }
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -156,7 +151,6 @@ def train(
             rounds=rounds,
             directory=directory / "checkpoints",
             run_id=digest,
-            seed=seed,
             on_round=on_round,
         )
     winner = max((m for m in members if m.best_round), key=lambda m: m.best_gain)
@@ -166,7 +160,7 @@ def train(
     results = outcomes(LearnedPolicy(artifact), unseen)
     artifact = replace(
         artifact,
-        validation=score(results, seed=seed),
+        validation=policy_score(results, seed=seed),
         provenance={
             "trained_on": sorted({named.model for named in seen}),
             "devices": identity["devices"],
@@ -215,11 +209,11 @@ def training_tasks(
     *,
     store: Store | None,
     devices: Sequence[str],
-    imagined: int = 0,
+    synthetic: int = 0,
 ) -> tuple[list[NamedTask], tuple[str, ...]]:
     """Every model on every device, tables as the store has them now; and the pairs left out.
 
-    With `imagined` further devices that do not exist (`rlprune.training.imagined`).
+    With `synthetic` further devices that do not exist (`rlprune.training.imagined`).
 
     Raises:
         InputError: a model has too few evaluations for an objective.
@@ -236,7 +230,7 @@ def training_tasks(
             count = len(evaluations.keeps) if (evaluations := models[name].evaluations) else 0
             raise InputError(
                 f"model {name!r} has {count} evaluations, too few to learn from; record at "
-                f"least {LEAST_RECORDS} (rlprune record --evaluations), some hundreds are better"
+                f"least {MIN_RECORDS} (rlprune record --evaluations), some hundreds are better"
             )
     for device in dict.fromkeys((MACS_DEVICE, *devices)):
         count = len(tasks)
@@ -253,18 +247,16 @@ def training_tasks(
                 f"device {device!r} has not measured what any of the models needs; known: {known}",
                 field="device",
             )
-    for seed, (name, model) in itertools.product(range(imagined), models.items()):
-        tables = imagined_tables(model.graph, model.profiles, seed)
+    for seed, (name, model) in itertools.product(range(synthetic), models.items()):
+        tables = synthetic_tables(model.graph, model.profiles, seed)
         tasks.append(
             NamedTask(name, PruningTask(model.graph, tables, model.profiles, objectives[name]))
         )
     return tasks, tuple(skipped)
 
 
-def population_configs(
-    agents: int, actions: Sequence[ActionMode], *, round_steps: int, seed: int
-) -> list[AgentConfig]:
-    """Different seeds, modes in turn, and settings spread around the middle.
+def population_configs(agents: int, *, round_steps: int, seed: int) -> list[AgentConfig]:
+    """Different seeds; the first with the settings known to work, the others around them.
 
     Short rounds get smaller rollouts, so that each round still holds a few updates.
     """
@@ -276,14 +268,8 @@ def population_configs(
     rng = np.random.default_rng([seed, 1])
     configs = []
     for index in range(agents):
-        middle = AgentConfig(
-            action=actions[index % len(actions)],
-            seed=seed * 1000 + index,
-            rows=rows,
-            n_steps=n_steps,
-        )
-        first = index < len(actions)  # every mode is tried once with the settings known to work
-        configs.append(middle if first else middle.perturbed(rng))
+        middle = AgentConfig(seed=seed * 1000 + index, rows=rows, n_steps=n_steps)
+        configs.append(middle.perturbed(rng) if index else middle)
     return configs
 
 

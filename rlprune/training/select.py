@@ -11,16 +11,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from rlprune.graph.types import FloatArray, IntArray
-from rlprune.policy.artifact import Score
+from rlprune.policy.artifact import PolicyScore
 from rlprune.policy.base import Policy
-from rlprune.policy.corrected import LEAST_LOSS, budgets_at, telling
-from rlprune.task.knapsack import solve
+from rlprune.task.knapsack import budgets_at, solve
 from rlprune.task.task import PruningTask
 
 SCORE_SHARES = tuple(round(0.1 + 0.05 * step, 2) for step in range(17))
 """Budgets that policies are scored at: b in `least + b (base - least)`, 0.1 .. 0.9."""
+INFORMATIVE_LOSS = (0.02, 2.0)
+"""Nats. Where the knapsack loses less there is nothing to win; where it loses more, plans are next
+to guessing, and their losses say nothing about what fine-tuning could bring back."""
+MIN_LOSS = 0.05
+"""Nats; shares are taken of at least this much, or noise where little is lost would be a gain."""
 
 
 @dataclass(frozen=True)
@@ -32,8 +37,8 @@ class NamedTask:
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """A policy's plans of one task, at the budgets whose losses tell something (`telling`)."""
+class TaskResult:
+    """A policy's plans of one task, at the budgets that `informative_budgets` picks."""
 
     model: str
     device: str
@@ -54,7 +59,7 @@ class Outcome:
 
 def outcomes(
     policy: Policy, tasks: Sequence[NamedTask], shares: Sequence[float] = SCORE_SHARES
-) -> list[Outcome]:
+) -> list[TaskResult]:
     """Plans every task at every budget and asks its objective."""
     results = []
     for named in tasks:
@@ -65,9 +70,9 @@ def outcomes(
         reference: IntArray = solve(task, budget_ms)
         keeps = policy.plan(task, budget_ms)
         loss, reference_loss = task.objective.loss(keeps), task.objective.loss(reference)
-        useful = telling(reference_loss)
+        useful = informative_budgets(reference_loss)
         results.append(
-            Outcome(
+            TaskResult(
                 model=named.model,
                 device=task.tables.device,
                 shares=np.asarray(shares, dtype=np.float64)[useful],
@@ -79,7 +84,16 @@ def outcomes(
     return results
 
 
-def score(results: Sequence[Outcome], *, seed: int = 0, resamples: int = 2000) -> Score:
+def informative_budgets(reference_loss: FloatArray) -> NDArray[np.bool_]:
+    """Which of the knapsack's losses [B] lie within `INFORMATIVE_LOSS`; all, where none does."""
+    low, high = INFORMATIVE_LOSS
+    useful = (reference_loss >= low) & (reference_loss <= high)
+    return useful if useful.any() else np.ones_like(useful)
+
+
+def policy_score(
+    results: Sequence[TaskResult], *, seed: int = 0, resamples: int = 2000
+) -> PolicyScore:
     """Mean gains with their 90 % bootstrap intervals over models, then over their cells."""
     models = sorted({result.model for result in results})
     cells = [
@@ -96,7 +110,7 @@ def score(results: Sequence[Outcome], *, seed: int = 0, resamples: int = 2000) -
         )
     low, high = np.quantile(means, [0.05, 0.95], axis=0)
     gain, saved = np.mean([own.mean(1) for own in cells], axis=0)
-    return Score(
+    return PolicyScore(
         gain=float(gain),
         gain_low=float(low[0]),
         gain_high=float(high[0]),
@@ -108,7 +122,7 @@ def score(results: Sequence[Outcome], *, seed: int = 0, resamples: int = 2000) -
     )
 
 
-def relative_gain(results: Sequence[Outcome]) -> float:
+def relative_gain(results: Sequence[TaskResult]) -> float:
     """Mean over models of the share of the knapsack's loss saved; what selection goes by.
 
     A share and not nats, so that one fragile model or tight budget does not choose the policy.
@@ -121,5 +135,5 @@ def relative_gain(results: Sequence[Outcome]) -> float:
     )
 
 
-def _saved(result: Outcome) -> FloatArray:
-    return np.asarray(result.gain / np.maximum(result.reference_loss, LEAST_LOSS))
+def _saved(result: TaskResult) -> FloatArray:
+    return np.asarray(result.gain / np.maximum(result.reference_loss, MIN_LOSS))

@@ -20,8 +20,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from rlprune.errors import InputError, MissingExtraError
+from rlprune.profile.calibration import CalibrationSet
 from rlprune.training.checkpoint import EpochRecord
-from rlprune.training.finetune import Images, TrainConfig, fit, shifted
+from rlprune.training.finetune import TrainConfig, fit, shifted
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,9 +44,9 @@ class NetSpec:
 class Splits:
     """Disjoint images: to train on, to calibrate and choose with, and to report on."""
 
-    train: Images
-    calibration: Images
-    report: Images
+    train: CalibrationSet
+    calibration: CalibrationSet
+    report: CalibrationSet
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -81,13 +82,13 @@ def train_net(
     All epochs but the last two see the images at half their size, which costs a quarter
     (progressive resizing).
     """
-    class_count = int(splits.train.y.max()) + 1
+    class_count = int(splits.train.labels.max()) + 1
     module = build(spec, in_channels=splits.shape[1], class_count=class_count, seed=seed)
     halved = F.avg_pool2d(torch.from_numpy(splits.train.x), 2).numpy()
     coarse = TrainConfig(epoch_count - 2, batch_size=32, learning_rate=0.1, seed=seed)
     fine = TrainConfig(min(epoch_count, 2), batch_size=32, learning_rate=0.05, seed=seed + 1)
     if epoch_count > 2:
-        images = Images(halved, splits.train.y)
+        images = CalibrationSet.single(halved, splits.train.y)
         fit(module, images, coarse, augment=partial(shifted, pixels=1), on_epoch=on_epoch)
     fit(module, splits.train, fine, augment=shifted, on_epoch=on_epoch)
     return module
@@ -111,7 +112,8 @@ def digits(*, seed: int = 0) -> Splits:
     x = ((large - 0.3) / 0.35).numpy().astype(np.float32)
     order = np.random.default_rng(seed).permutation(len(labels))
     parts = [
-        Images(x[part], labels[part].astype(np.int64)) for part in np.split(order, [900, 1350])
+        CalibrationSet.single(x[part], labels[part].astype(np.int64))
+        for part in np.split(order, [900, 1350])
     ]
     return Splits(*parts)
 
@@ -133,7 +135,9 @@ def cifar10(folder: str | Path, *, train_count: int = 45_000) -> Splits:
         train = np.setdiff1d(np.arange(len(labels["train"])), calibration)
         train = np.sort(np.random.default_rng(0).permutation(train)[:train_count])
         parts = [
-            Images(_sheets(folder, split, index), labels[split][index].astype(np.int64))
+            CalibrationSet.single(
+                _sheets(folder, split, index), labels[split][index].astype(np.int64)
+            )
             for split, index in (("train", train), ("train", calibration), ("test", reward))
         ]
     except (OSError, KeyError) as error:

@@ -35,10 +35,8 @@ RULES = (
     "taylor",
     "sensitivity",
     "knapsack",
-    "corrected",
     "learned",
     "knapsack_free",
-    "corrected_free",
     "learned_free",
 )
 """Methods that evaluate nothing beyond the profile."""

@@ -42,7 +42,6 @@ from rlprune.planning import make_plan, task_for
 from rlprune.planning.candidates import choose
 from rlprune.plans import PruningPlan
 from rlprune.policy import Policy, get_policy
-from rlprune.policy.corrected import budgets_at
 from rlprune.profile.calibration import CalibrationSet
 from rlprune.profile.energy import loss_curve
 from rlprune.profile.evaluate import Evaluation, Evaluator, evaluate_model
@@ -51,6 +50,7 @@ from rlprune.profile.types import GroupProfiles, keep_levels
 from rlprune.runtime import get_runtime
 from rlprune.store import Store
 from rlprune.store.encoding import digest
+from rlprune.task.knapsack import budgets_at
 from rlprune.task.task import PruningTask
 
 

@@ -104,7 +104,6 @@ def _headlines(grid: Grid) -> list[Row]:
         ("learned8", "candidates", MOST),
         ("learned64", "candidates64", None),
         (LEAN, "lean_candidates64", None),
-        ("corrected", "corrected", None),
         ("random", "random", None),
         ("netadapt", "netadapt", None),
         ("amc", "amc", None),
@@ -113,13 +112,9 @@ def _headlines(grid: Grid) -> list[Row]:
         if found is not None:
             full = f"{name}/share_of_evolution"
             rows.append(Row(full, found.value, "", target, "max", found.cell_count, found.interval))
-    for own, other, name in (
-        ("learned", "corrected", "zero_shot/over_corrected"),
-        ("amc", "random_policy", "amc/over_random_policy"),
-    ):
-        over = over_cells(grid.of(own), grid.of(other))
-        if over is not None:
-            rows.append(_row(name, over, 0.0))
+    over = over_cells(grid.of("amc"), grid.of("random_policy"))
+    if over is not None:
+        rows.append(_row("amc/over_random_policy", over, 0.0))
     for model in dict.fromkeys(place.model for place in grid.places):
         own_cells = _only(grid.of("learned_free"), model)
         for other in ("magnitude", "uniform", "uniform-plain"):

@@ -25,13 +25,7 @@ from rlprune.runtime import get_runtime
 from rlprune.store.encoding import digest
 from rlprune.surgery.torch import prune_torch
 from rlprune.training.checkpoint import Checkpoint
-from rlprune.training.finetune import (
-    Images,
-    TrainConfig,
-    fit,
-    flipped_and_shifted,
-    reestimate,
-)
+from rlprune.training.finetune import TrainConfig, fit, flipped_and_shifted, reestimate
 from rlprune.training.reconstruct import reconstruct_module
 from rlprune.training.recover import RECONSTRUCT_COUNT, REESTIMATE_COUNT
 
@@ -75,12 +69,12 @@ class Tuned:
         return float(self.right.mean())
 
 
-def train_images(net: zoo_nets.Loaded, pack: CifarPack, count: int, seed: int) -> Images:
+def train_images(net: zoo_nets.Loaded, pack: CifarPack, count: int, seed: int) -> CalibrationSet:
     """Train images as the network takes them, none of `train_calib`, which validates the zoo."""
     pixels, labels = pack.pixels("train")
     index = np.setdiff1d(np.arange(len(labels)), pack.splits["train_calib"])
     index = np.random.default_rng([seed, 3]).permutation(index)[:count]
-    return Images(net.preprocess(pixels[index]), labels[index].astype(np.int64))
+    return CalibrationSet.single(net.preprocess(pixels[index]), labels[index].astype(np.int64))
 
 
 class Tuner:
@@ -90,7 +84,7 @@ class Tuner:
         self._case, self._pack, self._recipe = case, pack, recipe
         self._book, self._work = book, work
         self._trace: TorchTrace | None = None
-        self._images: Images | None = None
+        self._images: CalibrationSet | None = None
 
     def unpruned(self) -> Tuned:
         """The network as it is, without further training."""
@@ -114,7 +108,7 @@ class Tuner:
             module, seconds = case.net.module, 0.0
             if keeps is not None:
                 module, seconds = self._train(np.array(keeps), key)
-            right = _right(module, Images(case.report.x, case.report.y))
+            right = _right(module, CalibrationSet.single(case.report.x, case.report.y))
             packed = np.packbits(right).tobytes().hex()
             return {"right": packed, "count": len(right), "seconds": seconds}
 
@@ -156,7 +150,9 @@ class Tuner:
         return module.eval(), sum(record.seconds for record in history)
 
 
-def _right(module: nn.Module, images: Images, *, batch_size: int = 250) -> NDArray[np.bool_]:
+def _right(
+    module: nn.Module, images: CalibrationSet, *, batch_size: int = 250
+) -> NDArray[np.bool_]:
     module.eval()
     top = []
     with torch.no_grad():

@@ -56,7 +56,7 @@ def test_a_plan_for_macs_shows_its_macs_once_and_no_interval(rlprune: Rlprune, m
     assert not any("90 % within" in line for line in shown)
 
 
-@pytest.mark.parametrize("policy", ["knapsack", "global", "uniform", "corrected", "learned"])
+@pytest.mark.parametrize("policy", ["knapsack", "global", "uniform", "learned"])
 def test_every_policy_meets_the_budget(rlprune: Rlprune, model: Path, policy: str) -> None:
     plan = answer(
         rlprune(

@@ -19,7 +19,7 @@ from rlprune.task.task import PruningTask
 from rlprune_envs import ChannelPruningEnv, ChannelPruningVectorEnv, example_task
 
 NAME = "rlprune_envs:rlprune/ChannelPruning-v0"
-MODES: tuple[ActionMode, ...] = ("offset", "correction", "ratio")
+MODES: tuple[ActionMode, ...] = ("correction", "ratio")
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -52,11 +52,11 @@ def test_same_seed_same_episode() -> None:
 
 def test_action_zero_keeps_what_the_knapsack_keeps() -> None:
     task = random_task(2)
-    env = ChannelPruningEnv([task], withheld_ratio=0.0)
+    env = ChannelPruningEnv([task], action="correction", withheld_ratio=0.0)
     _, info = env.reset(seed=0, options={"budget_ms": 1.0})
     over, total = False, 0.0
     while not over:
-        _, reward, over, _, info = env.step(np.zeros(1, np.float32))
+        _, reward, over, _, info = env.step(np.zeros(2, np.float32))
         total += reward
     assert total == 0.0
     budget = np.array([info["budget_ms"]])
@@ -155,14 +155,15 @@ def test_measured_latency_reaches_the_reward_of_both() -> None:
         return task.tables.upper_ms(keeps) * 2
 
     task = example_task()
-    env = ChannelPruningEnv([task], latency="measured", measure=twice)
+    measured: dict[str, Any] = {"action": "correction", "latency": "measured", "measure": twice}
+    env = ChannelPruningEnv([task], **measured)
     env.reset(seed=0)
     for _ in range(3):
-        assert env.step(np.zeros(1, np.float32))[1] == 0.0
-    assert env.step(np.zeros(1, np.float32))[1] < -1.0
-    vector = ChannelPruningVectorEnv([task], num_envs=3, latency="measured", measure=twice)
+        assert env.step(np.zeros(2, np.float32))[1] == 0.0
+    assert env.step(np.zeros(2, np.float32))[1] < -1.0
+    vector = ChannelPruningVectorEnv([task], num_envs=3, **measured)
     vector.reset(seed=0)
-    rewards = [vector.step(np.zeros((3, 1), np.float32))[1] for _ in range(4)]
+    rewards = [vector.step(np.zeros((3, 2), np.float32))[1] for _ in range(4)]
     assert (rewards[-1] < -1.0).all()
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 from learnable import learnable_task
@@ -18,22 +16,14 @@ from rlprune.policy.baselines import (
     PlainUniformPolicy,
     UniformPolicy,
 )
-from rlprune.policy.corrected import (
-    NUMBERS,
-    CorrectedKnapsackPolicy,
-    bend,
-    budgets_at,
-    fit_corrected,
-)
-from rlprune.task.knapsack import least_keeps, solve
+from rlprune.task.knapsack import budgets_at, least_keeps
 
 SHARES = np.array([0.1, 0.4, 0.7, 1.0])
-BENT = CorrectedKnapsackPolicy(tuple(0.1 * (-1) ** i for i in range(len(NUMBERS))))
 
 
 @pytest.mark.parametrize(
     "policy",
-    [UniformPolicy(), PlainUniformPolicy(), GlobalMagnitudePolicy(), KnapsackPolicy(), BENT],
+    [UniformPolicy(), PlainUniformPolicy(), GlobalMagnitudePolicy(), KnapsackPolicy()],
     ids=lambda p: p.name,
 )
 @pytest.mark.parametrize("seed", range(4))
@@ -91,56 +81,11 @@ def test_global_magnitude_cuts_where_energy_is_low_and_ignores_losses() -> None:
     assert min(kept) >= max(dropped)
 
 
-def test_numbers_of_zero_are_the_knapsack() -> None:
-    task = random_task(7)
-    budget = budgets_at(task, SHARES)
-    plain = CorrectedKnapsackPolicy((0.0,) * len(NUMBERS))
-    assert (plain.plan(task, budget) == solve(task, budget)).all()
-
-
-def test_bent_curves_fall_with_the_level_and_end_at_zero() -> None:
-    task = random_task(8)
-    numbers = np.random.default_rng(0).normal(0, 2, (20, len(NUMBERS)))
-    curves = bend(task, numbers)
-    assert (np.diff(curves, axis=2) <= 1e-12).all()
-    assert (curves[:, :, -1] == 0).all()
-
-
-def test_fitted_numbers_beat_the_knapsack_on_graphs_they_never_saw() -> None:
-    fitted = fit_corrected(
-        [learnable_task(seed, (1 + seed % 2, 1)) for seed in range(3)],
-        budget_count=3,
-        generations=12,
-        population=10,
-    )
-    ratios = []
-    for seed in (100, 101, 102, 103):
-        task = learnable_task(seed)
-        assert task.objective is not None
-        budget = budgets_at(task, SHARES[:3])
-        ours = task.objective.loss(fitted.plan(task, budget)).sum()
-        ratios.append(ours / task.objective.loss(solve(task, budget)).sum())
-    assert np.mean(ratios) < 0.95
-
-
-def test_corrected_knapsack_survives_its_file_and_its_name_follows_its_numbers(
-    tmp_path: Path,
-) -> None:
-    path = tmp_path / "corrected.json"
-    BENT.save(path)
-    loaded = get_policy(str(path))
-    assert loaded == BENT and loaded.name == BENT.name
-    assert CorrectedKnapsackPolicy((0.0,) * len(NUMBERS)).name != BENT.name
-
-
-@pytest.mark.parametrize("text", ["", "{}", "[1]", '{"format": "rlprune.corrected/0"}'])
-def test_damaged_numbers_are_refused(tmp_path: Path, text: str) -> None:
-    path = tmp_path / "corrected.json"
-    path.write_text(text)
-    with pytest.raises(PolicyError, match=r"corrected\.json"):
-        get_policy(str(path))
-
-
 def test_unknown_policy_is_refused_by_name() -> None:
     with pytest.raises(PolicyError, match="'amc'"):
         get_policy("amc")
+
+
+def test_a_policy_of_earlier_versions_is_refused_with_the_one_to_use_instead() -> None:
+    with pytest.raises(PolicyError, match="'corrected' is no longer there; give 'knapsack'"):
+        get_policy("corrected")

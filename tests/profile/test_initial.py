@@ -77,7 +77,7 @@ def test_plans_fit_the_budget_keep_the_least_ratio_and_say_what_they_are_for(
             initial_profiles(trace.graph, InitialScores("snip", scores), levels, count),
         )
         budget = 0.6 * task.base_ms
-        for name in ("knapsack", "corrected", "global", "uniform", "learned"):
+        for name in ("knapsack", "global", "uniform", "learned"):
             plan = make_plan(task, get_policy(name), budget, device="macs")
             assert plan.feasible and plan.predicted_interval_ms[1] <= budget, name
             assert (plan.keeps >= np.ceil(least * trace.graph.widths)).all(), name

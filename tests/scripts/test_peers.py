@@ -16,10 +16,9 @@ from peers.searches import evolution, netadapt, random_search
 from synthetic import chain_graph, random_task, task_of
 
 from rlprune.graph.types import FloatArray, IntArray
-from rlprune.policy.corrected import budgets_at
 from rlprune.profile.energy import loss_curve
 from rlprune.profile.evaluate import Evaluation
-from rlprune.task.knapsack import least_keeps, solve
+from rlprune.task.knapsack import budgets_at, least_keeps, solve
 from rlprune.task.task import PruningTask
 
 COUNT = 24

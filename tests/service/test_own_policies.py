@@ -9,24 +9,23 @@ from topologies import TOPOLOGIES
 
 from rlprune.errors import PolicyError
 from rlprune.graph.from_torch import trace_torch
-from rlprune.policy.corrected import NUMBERS, CorrectedKnapsackPolicy
+from rlprune.policy import DEFAULT_ARTIFACT, get_policy
 from rlprune.service.client import Client
 from rlprune.service.server import start
 
 
 def test_a_policy_given_to_the_server_plans_by_its_name(tmp_path: Path) -> None:
-    own = CorrectedKnapsackPolicy((0.5,) * len(NUMBERS))
-    own.save(tmp_path / "own.json")
     trace = trace_torch(*TOPOLOGIES["resnet_b"]()).onnx
-    server = start(
-        "127.0.0.1:0", str(tmp_path / "s.sqlite"), policies={"mine": tmp_path / "own.json"}
-    )
+    store = str(tmp_path / "s.sqlite")
+    server = start("127.0.0.1:0", store, policies={"mine": DEFAULT_ARTIFACT})
     try:
         with Client(server.address) as client:
-            plan = client.plan(trace, device="macs", budget_ratio=0.7, policy="mine")
-            assert plan.policy == own.name
+            plan = client.plan(trace, device="macs", budget_ratio=0.7, policy="mine", guard=False)
+            assert plan.policy == get_policy("learned").name
             with pytest.raises(PolicyError, match="mine"):
                 client.plan(trace, device="macs", budget_ratio=0.7, policy=str(tmp_path))
+            with pytest.raises(PolicyError, match="no longer there; give 'knapsack'"):
+                client.plan(trace, device="macs", budget_ratio=0.7, policy="corrected")
     finally:
         server.stop(0.5)
 

@@ -13,13 +13,13 @@ from synthetic import random_task, resnet_like, task_of
 from rlprune.graph.types import FloatArray, IntArray
 from rlprune.profile.energy import loss_curve
 from rlprune.task.dynamics import OVERSHOOT_WEIGHT, PruningDynamics
-from rlprune.task.episode import ActionMode, PlanningFrame, bend, plan_with
+from rlprune.task.episode import ActionMode, PlanningFrame, plan_with, rescale_losses
 from rlprune.task.knapsack import least_keeps, solve
 from rlprune.task.objective import AdditiveObjective
 from rlprune.task.reference import reference
 from rlprune.task.task import PruningTask
 
-MODES: tuple[ActionMode, ...] = ("offset", "correction", "ratio")
+MODES: tuple[ActionMode, ...] = ("correction", "ratio")
 
 
 def generators(rows: int, seed: int = 0) -> list[np.random.Generator]:
@@ -45,11 +45,12 @@ def walk(
     return total, dynamics.episode.keeps
 
 
-@pytest.mark.parametrize("mode", ["offset", "correction"])
 @pytest.mark.parametrize("noise", [0.0, 0.2])
-def test_action_zero_reproduces_the_knapsack(mode: ActionMode, noise: float) -> None:
+def test_corrections_of_zero_reproduce_the_knapsack(noise: float) -> None:
     for seed in range(12):
-        dynamics = PruningDynamics(random_task(seed, group_count=7, noise=noise), action=mode)
+        dynamics = PruningDynamics(
+            random_task(seed, group_count=7, noise=noise), action="correction"
+        )
         total, keeps = walk(dynamics, 6, seed, None)
         episode = dynamics.episode
         again = solve(dynamics.task, episode.budget_ms, loss=episode.loss)
@@ -97,7 +98,7 @@ def test_correction_is_paid_at_the_last_step_only() -> None:
     assert (dynamics.step(rng.uniform(-1, 1, (4, 2)))[1] != 0.0).any()
 
 
-def test_offset_reaches_least_and_full_levels_where_the_budget_lets_it() -> None:
+def test_ratio_reaches_least_and_full_levels_where_the_budget_lets_it() -> None:
     task = random_task(2, group_count=5)
     dynamics = PruningDynamics(task)
     frame = PlanningFrame.of(task)
@@ -122,6 +123,22 @@ def test_ratio_takes_the_nearest_level() -> None:
     assert np.array_equal(taken, wanted.min(1))
 
 
+def as_planned(dynamics: PruningDynamics) -> FloatArray:
+    """The ratio actions [B, 1] that keep what the current plan keeps."""
+    episode = dynamics.episode
+    kept = episode.keeps[:, episode.group] / dynamics.task.graph.widths[episode.group]
+    return 2 * kept[:, None] - 1
+
+
+def test_ratios_of_the_current_plan_reproduce_the_knapsack() -> None:
+    for seed in range(6):
+        dynamics = PruningDynamics(random_task(seed, group_count=7, noise=0.2))
+        dynamics.reset(generators(4, seed))
+        while not dynamics.step(as_planned(dynamics))[2]:
+            pass
+        assert np.array_equal(dynamics.episode.plan, dynamics.episode.reference.choice)
+
+
 def test_budget_freed_by_a_departure_is_spent_by_the_reference_on_the_rest() -> None:
     freed = 0
     for seed in range(10):
@@ -129,7 +146,7 @@ def test_budget_freed_by_a_departure_is_spent_by_the_reference_on_the_rest() -> 
         dynamics = PruningDynamics(task, withheld_ratio=0.0)
         dynamics.reset(generators(1, seed), budget_ms=None)
         dynamics.step(np.array([[-1.0]]))
-        while not dynamics.step(np.zeros((1, 1)))[2]:
+        while not dynamics.step(as_planned(dynamics))[2]:
             pass
         before, after = dynamics.episode.reference.choice[0], dynamics.episode.plan[0]
         freed += bool((after[1:] > before[1:]).any())
@@ -165,8 +182,8 @@ def test_measured_latency_over_the_budget_is_penalised_at_the_end() -> None:
         assert asked is task
         return asked.tables.upper_ms(keeps) * np.array([1.0, 1.3])
 
-    predicted = PruningDynamics(task)
-    measured = PruningDynamics(task, latency="measured", measure=slow)
+    predicted = PruningDynamics(task, action="correction")
+    measured = PruningDynamics(task, action="correction", latency="measured", measure=slow)
     free, _ = walk(predicted, 2, 5, None)
     paid, _ = walk(measured, 2, 5, None)
     outcome = measured.outcome()
@@ -199,14 +216,14 @@ def test_profiles_are_resampled_and_sometimes_withheld() -> None:
     assert (np.diff(curves, axis=2) <= 1e-12).all()
 
 
-def test_bending_by_nothing_changes_nothing_and_curves_stay_monotone() -> None:
+def test_rescaling_by_nothing_changes_nothing_and_curves_stay_monotone() -> None:
     task = random_task(5)
     curve = loss_curve(task.profiles, task.graph)[None]
     zero = np.zeros((1, task.group_count, 2))
-    assert np.array_equal(bend(curve, zero, task.levels), curve)
+    assert np.array_equal(rescale_losses(curve, zero, task.levels), curve)
     rng = np.random.default_rng(0)
-    bent = bend(curve, rng.uniform(-1, 1, (50, task.group_count, 2)), task.levels)
-    assert (np.diff(bent, axis=2) <= 0).all()
+    scaled = rescale_losses(curve, rng.uniform(-1, 1, (50, task.group_count, 2)), task.levels)
+    assert (np.diff(scaled, axis=2) <= 0).all()
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -230,7 +247,7 @@ def test_serving_does_what_training_did(mode: ActionMode) -> None:
 def test_serving_a_budget_below_the_least_gives_the_least_plan() -> None:
     task = random_task(7)
     least, base = PlanningFrame.of(task).budget_range_ms
-    keeps = plan_with(task, np.array([least / 2, base]), lambda o: np.ones((len(o), 1)), "offset")
+    keeps = plan_with(task, np.array([least / 2, base]), lambda o: np.ones((len(o), 1)), "ratio")
     assert np.array_equal(keeps[0], least_keeps(task))
 
 
@@ -266,18 +283,19 @@ def test_a_departure_that_the_objective_likes_is_rewarded() -> None:
     base = random_task(9, group_count=6)
     objective = Coupled(AdditiveObjective(base.levels, loss_curve(base.profiles, base.graph)))
     task = PruningTask(base.graph, base.tables, base.profiles, objective)
-    dynamics = PruningDynamics(task, budget_range=(0.5, 0.5), withheld_ratio=0.0)
+    dynamics = PruningDynamics(
+        task, action="correction", budget_range=(0.5, 0.5), withheld_ratio=0.0
+    )
     rng = np.random.default_rng(0)
     total, _ = walk(dynamics, 256, 0, rng)
     assert total.max() > 0.0
 
 
-@pytest.mark.parametrize("mode", ["offset", "ratio"])
-def test_a_terminal_reward_is_the_same_gain_paid_at_the_end(mode: ActionMode) -> None:
+def test_a_terminal_reward_is_the_same_gain_paid_at_the_end() -> None:
     task = random_task(3, group_count=6)
     totals = []
     for terminal in (False, True):
-        dynamics = PruningDynamics(task, action=mode, terminal_reward=terminal)
+        dynamics = PruningDynamics(task, terminal_reward=terminal)
         dynamics.reset(generators(5))
         actions, rewards, over = np.random.default_rng(1), [], False
         while not over:

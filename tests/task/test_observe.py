@@ -75,7 +75,7 @@ def test_withheld_curves_are_not_shown() -> None:
     seen = dict(zip(SLOTS, np.moveaxis(episode_observations(dynamics, 64, 4), -1, 0), strict=True))
     assert (seen["profiled"] == 0).all()
     assert (seen["log_loss_scale"] == 0).all()
-    hidden = seen["energetic"] == 0
+    hidden = seen["has_weight_norms"] == 0
     assert hidden.any() and not hidden.all()
     assert (seen["energy_50"][hidden] == 0).all()
 

@@ -11,16 +11,10 @@ import torch
 
 from rlprune.errors import InputError
 from rlprune.graph.from_torch import trace_torch
+from rlprune.profile.calibration import CalibrationSet
 from rlprune.surgery.torch import prune_torch
 from rlprune.training.checkpoint import EpochRecord
-from rlprune.training.finetune import (
-    Images,
-    TrainConfig,
-    fit,
-    reestimate,
-    score,
-    shifted,
-)
+from rlprune.training.finetune import TrainConfig, fit, reestimate, score, shifted
 from rlprune.training.zoo import KINDS, NetSpec, Splits, build, cifar10, digits
 
 SHARED = Path(os.environ.get("RLPRUNE_SHARED", Path(__file__).parents[3] / "shared"))
@@ -31,8 +25,8 @@ def splits() -> Splits:
     return digits()
 
 
-def first(images: Images, count: int) -> Images:
-    return Images(images.x[:count], images.y[:count])
+def first(images: CalibrationSet, count: int) -> CalibrationSet:
+    return CalibrationSet.single(images.x[:count], images.y[:count])
 
 
 def test_training_learns_reports_each_epoch_and_repeats_itself(splits: Splits) -> None:

@@ -19,7 +19,7 @@ from rlprune.profile.evaluate import Evaluator
 from rlprune.profile.types import keep_levels
 from rlprune.runtime import get_runtime
 from rlprune.task.taskdir import RecordedModel, load_model_dir
-from rlprune.training.imagined import imagined_tables
+from rlprune.training.imagined import synthetic_tables
 from rlprune.training.record import RecordConfig, record_model
 
 
@@ -37,7 +37,7 @@ def images(trace: OnnxTrace) -> tuple[CalibrationSet, CalibrationSet]:
 def tables(trace: OnnxTrace) -> list[LatencyTables]:
     """Of two devices on which plans are worth different things."""
     profiles = energy_profiles(trace, *keep_levels(trace.graph))
-    return [imagined_tables(trace.graph, profiles, seed) for seed in (0, 1)]
+    return [synthetic_tables(trace.graph, profiles, seed) for seed in (0, 1)]
 
 
 CONFIG = RecordConfig(evaluation_count=30, batch_size=10, seed=3)

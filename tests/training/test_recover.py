@@ -28,7 +28,7 @@ from rlprune.plans import PruningPlan
 from rlprune.profile.calibration import CalibrationSet
 from rlprune.profile.evaluate import evaluate_model
 from rlprune.runtime import get_runtime
-from rlprune.training.finetune import Images, TrainConfig, fit, loss_of, rate_at, score
+from rlprune.training.finetune import TrainConfig, fit, loss_of, rate_at, score
 from rlprune.training.recover import FinetuneReport, finetune, load_module
 
 CONFIG = TrainConfig(epoch_count=3, batch_size=32, learning_rate=0.05, distill_weight=0.5, seed=1)
@@ -41,7 +41,7 @@ class Rig:
     folder: Path
     module: torch.nn.Module
     plan: PruningPlan
-    held: Images
+    held: CalibrationSet
 
     @property
     def files(self) -> dict[str, Any]:
@@ -57,7 +57,7 @@ def rig(tmp_path_factory: pytest.TempPathFactory) -> Rig:
     x = (bunch.images[:, None] / 8 - 1).astype(np.float32)
     y = bunch.target.astype(np.int64)
     order = np.random.default_rng(0).permutation(len(y))
-    train, held = (Images(x[part], y[part]) for part in (order[:1200], order[1200:]))
+    train, held = (CalibrationSet.single(x[part], y[part]) for part in (order[:1200], order[1200:]))
     for name, part in (("train", train), ("held", held)):
         np.savez(folder / f"{name}.npz", x=part.x, y=part.y)
     module = tiny_net.make()
@@ -198,7 +198,7 @@ def test_where_no_epoch_is_better_the_untrained_cut_is_kept(rig: Rig, tmp_path: 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 def test_the_teacher_draws_the_answers_towards_its_own(rig: Rig, optimizer: str) -> None:
     """At full weight labels do not count; the teacher stays as it was, dropout off."""
-    unlabelled = Images(rig.held.x, np.zeros_like(rig.held.y))
+    unlabelled = CalibrationSet.single(rig.held.x, np.zeros_like(rig.held.y))
     config = TrainConfig(
         epoch_count=4,
         batch_size=32,

@@ -144,7 +144,7 @@ def test_training_leaves_an_artifact_that_plans(
     assert said == [(0, 2), (1, 2), (2, 2)]
     assert summary.train_models == ("net1", "net2")
     assert summary.validation_models == ("net3",)
-    assert {agent["action"] for agent in summary.agents} == {"offset", "correction"}
+    assert {agent["action"] for agent in summary.agents} == {"correction"}
     assert {path.name for path in (tmp_path / "policy").iterdir()} == {
         "policy.json",
         "policy.safetensors",
@@ -162,13 +162,13 @@ def test_imagined_devices_differ_from_each_other_and_not_from_themselves(
     store: Store, recorded: Path
 ) -> None:
     models = load_models([recorded])
-    tasks, _ = training_tasks(models, store=store, devices=[], imagined=2)
-    again, _ = training_tasks(models, store=store, devices=[], imagined=2)
+    tasks, _ = training_tasks(models, store=store, devices=[], synthetic=2)
+    again, _ = training_tasks(models, store=store, devices=[], synthetic=2)
     tables = {(t.model, t.task.tables.device): t.task.tables.flat_ms for t in tasks}
     assert len(tables) == 9
     for named in again:
         assert np.array_equal(
             named.task.tables.flat_ms, tables[named.model, named.task.tables.device]
         )
-    share = [tables["net1", f"imagined-{seed}"] / tables["net1", "macs"].sum() for seed in (0, 1)]
+    share = [tables["net1", f"synthetic-{seed}"] / tables["net1", "macs"].sum() for seed in (0, 1)]
     assert not np.allclose(share[0] / share[0].sum(), share[1] / share[1].sum(), rtol=0.1)
