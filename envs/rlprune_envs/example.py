@@ -8,7 +8,9 @@ import numpy as np
 
 from rlprune.graph.types import FloatArray, Group, IntArray, Operator, PruningGraph, Width
 from rlprune.latency.macs import macs_tables
-from rlprune.profile.types import GroupProfiles, keep_levels
+from rlprune.profile.types import GroupProfiles
+from rlprune.schemes import space_with
+from rlprune.schemes.channels import keep_levels
 from rlprune.task.objective import curve_at
 from rlprune.task.task import PruningTask
 
@@ -34,26 +36,26 @@ class CoupledObjective:
 def example_task() -> PruningTask:
     """A stem, two residual blocks and a classifier; costs are millions of MACs."""
     graph = _graph()
-    levels, level_count = keep_levels(graph, round_to=4)
-    dropped = 1.0 - levels / levels[:, -1:]
+    space = space_with(graph, *keep_levels(graph, round_to=4))
+    dropped = 1.0 - space.shares
     height = np.array([0.8, 0.15, 0.5, 0.3])[:, None]
     power = np.array([1.5, 2.5, 2.0, 3.0])[:, None]
     curve = height * dropped**power
     folds = np.array([0.8, 0.9, 1.1, 1.2])[:, None, None]
     profiles = GroupProfiles(
         fingerprint=graph.fingerprint,
-        levels=levels,
-        level_count=level_count,
+        levels=space.settings,
+        level_count=space.option_count,
         energy_loss=dropped**1.5,
         measured_loss=curve * folds,
         base_loss=0.3,
         image_count=1024,
     )
     return PruningTask(
-        graph=graph,
-        tables=macs_tables(graph, levels, level_count),
+        space=space,
+        tables=macs_tables(space),
         profiles=profiles,
-        objective=CoupledObjective(levels, curve),
+        objective=CoupledObjective(space.settings, curve),
     )
 
 

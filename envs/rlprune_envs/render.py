@@ -19,13 +19,13 @@ def table(episode: Episode) -> str:
     """One line a group: units of the whole network, of the reference plan, and kept; which were
     decided; and the plan's latency against the budget."""
     task = episode.frame.task
-    reference = task.keeps_at(episode.reference.choice)[0]
-    upper = float(task.tables.upper_ms(episode.keeps)[0])
+    reference = task.space.settings_at(episode.reference.choice)[0]
+    upper = float(task.tables.upper_ms(episode.plan)[0])
     rows = [
-        f"{group.name[:30]:30} {group.width:>6} {whole:>10} {keep:>6}"
-        f"  {'decided' if index < episode.group else 'as the reference would'}"
-        for index, (group, whole, keep) in enumerate(
-            zip(task.graph.groups, reference, episode.keeps[0], strict=True)
+        f"{site.name[:30]:30} {site.values[-1]:>6} {whole:>10} {keep:>6}"
+        f"  {'decided' if index < episode.site else 'as the reference would'}"
+        for index, (site, whole, keep) in enumerate(
+            zip(task.space.sites, reference, episode.keeps[0], strict=True)
         )
     ]
     head = f"{'group':30} {'width':>6} {'reference':>10} {'keeps':>6}"
@@ -37,17 +37,17 @@ def bars(episode: Episode) -> NDArray[np.uint8]:
     """A bar a group, uint8 [height, width, 3]: the share kept, dark where it is decided, and a
     mark at the reference plan's."""
     task = episode.frame.task
-    width = task.graph.widths
-    kept = episode.keeps[0] / width
-    reference = task.keeps_at(episode.reference.choice)[0] / width
-    picture = np.empty((_HEIGHT + 2 * _GAP, _GAP + len(width) * (_BAR + _GAP), 3), dtype=np.uint8)
+    site = np.arange(task.site_count)
+    kept = task.shares[site, episode.plan[0]]
+    reference = task.shares[site, episode.reference.choice[0]]
+    picture = np.empty((_HEIGHT + 2 * _GAP, _GAP + len(site) * (_BAR + _GAP), 3), dtype=np.uint8)
     picture[:] = _PAPER
     floor = _GAP + _HEIGHT
     for index, (share, mark) in enumerate(zip(kept, reference, strict=True)):
         columns = slice(_GAP + index * (_BAR + _GAP), (index + 1) * (_BAR + _GAP))
         picture[_GAP:floor, columns] = _WHOLE
         top = floor - max(1, round(share * _HEIGHT))
-        picture[top:floor, columns] = _DECIDED if index < episode.group else _KEPT
+        picture[top:floor, columns] = _DECIDED if index < episode.site else _KEPT
         at = min(floor - round(mark * _HEIGHT), floor - 2)
         picture[at : at + 2, columns] = _MARK
     return picture

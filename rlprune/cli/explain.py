@@ -26,8 +26,8 @@ from rlprune.cli.models import Model, load_trace
 
 if TYPE_CHECKING:
     from rlprune.constraints import BoundConstraints
-    from rlprune.graph.types import IntArray, PruningGraph
     from rlprune.latency.tables import LatencyTables
+    from rlprune.schemes import Space
 
 FIGURES = 40
 """Columns of a terminal that a group's figures take in the table."""
@@ -65,7 +65,7 @@ def trace(
     """
     from rlprune.constraints import Constraints, bind
     from rlprune.latency.device import BLOCK, preferred_multiple
-    from rlprune.planning import constrained_levels
+    from rlprune.schemes import space_of
 
     constraints = Constraints(
         round_to, min_keep, min_keep_ratio, tuple(hold or ()), tuple(pin or ())
@@ -74,8 +74,8 @@ def trace(
     graph = traced.graph
     preferred = BLOCK if device is None else preferred_multiple(device)
     bound = bind(graph, constraints, round_to=preferred)
-    levels, level_count = constrained_levels(graph, bound)
-    facts = _facts(graph, bound, levels, level_count, _tables(graph, levels, level_count, device))
+    space = space_of(graph, bound)
+    facts = _facts(space, bound, _tables(space, device))
     facts["notes"] = list(traced.notes)
     if as_json:
         print_json(facts)
@@ -98,9 +98,7 @@ def trace(
     )
 
 
-def _tables(
-    graph: PruningGraph, levels: IntArray, level_count: IntArray, device: str | None
-) -> LatencyTables:
+def _tables(space: Space, device: str | None) -> LatencyTables:
     """The device's latencies as the local store predicts them; MACs where none is given.
 
     Raises:
@@ -112,27 +110,21 @@ def _tables(
     from rlprune.profile.energy import shape_profiles
 
     if device in (None, MACS_DEVICE):
-        return macs_tables(graph, graph.widths[:, None], graph.widths**0)
+        return macs_tables(space)
     from rlprune.store import open_store
 
     store = open_store()
-    check_measured(graph, store, str(device))
-    profiles = shape_profiles(graph, levels, level_count)
-    return task_for(graph, profiles, store, str(device)).tables
+    check_measured(space.graph, store, str(device))
+    return task_for(space, shape_profiles(space), store, str(device)).tables
 
 
-def _facts(
-    graph: PruningGraph,
-    bound: BoundConstraints,
-    levels: IntArray,
-    level_count: IntArray,
-    tables: LatencyTables,
-) -> dict[str, Any]:
+def _facts(space: Space, bound: BoundConstraints, tables: LatencyTables) -> dict[str, Any]:
     """Everything that is told of a graph, as `--json` prints it."""
     from dataclasses import asdict
 
     from rlprune.planning.shares import group_shares
 
+    graph = space.graph
     shares = group_shares(graph, tables)
     return {
         "fingerprint": graph.fingerprint,
@@ -147,7 +139,7 @@ def _facts(
             {
                 "name": group.name,
                 "width": group.width,
-                "levels": levels[index, : level_count[index]].tolist(),
+                "levels": list(space.sites[index].values),
                 "macs_ratio": float(shares.macs[index]),
                 "params_ratio": float(shares.params[index]),
                 "latency_ratio": float(shares.latency[index]),

@@ -101,10 +101,12 @@ def _forms(space: Space, costs: OperatorCosts, measured: Collection[OperatorSpec
     plans = space.settings_at(choices)[:, : space.group_count]  # [N, G]
     operators: dict[OperatorSpec, list[tuple[Operator, FloatArray]]] = {}
     keys = space_keys(space)
-    for one in space.forms():
-        kind, key = keys[one.index, one.options]
+    for found in space.forms():
+        kind, key = keys[found.index, found.options]
         factor = FUSED_PRIOR if kind.endswith("+") else 1.0
-        operators.setdefault(key, []).append((one.operator, factor * one.holds(choices)))
+        operators.setdefault(key, []).append(
+            (found.operator, factor * found.holds(choices).astype(np.float64))
+        )
     grid = operator_grid(space)
     by_form: dict[OperatorSpec, list[OperatorSpec]] = {}
     for spec in itertools.chain(grid, sorted(set(measured) - set(grid))):

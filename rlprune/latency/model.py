@@ -15,8 +15,8 @@ import numpy as np
 from rlprune.graph.types import FloatArray, IntArray, PruningGraph
 from rlprune.latency.calibrate import (
     OTHER,
-    LatencyCorrection,
     Key,
+    LatencyCorrection,
     PlanRows,
     calibrate,
     operator_keys,

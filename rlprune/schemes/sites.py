@@ -11,7 +11,7 @@ import numpy as np
 from rlprune.constraints import BoundConstraints
 from rlprune.errors import InputError
 from rlprune.graph.types import IntArray, PruningGraph
-from rlprune.schemes.base import Site, as_it_is
+from rlprune.schemes.base import Site
 from rlprune.schemes.channels import CHANNELS, channel_sites
 from rlprune.schemes.registry import check_schemes, scheme_named
 from rlprune.schemes.space import Space, formed
@@ -73,7 +73,9 @@ def other_sites(graph: PruningGraph, schemes: Sequence[str]) -> list[Site]:
 
 def unpruned_settings(graph: PruningGraph, schemes: Sequence[str] = CHANNEL_ONLY) -> IntArray:
     """The settings [S] that leave a graph as it is."""
-    return np.concatenate([graph.widths, as_it_is(other_sites(graph, schemes))])
+    return np.array(
+        [*graph.widths, *(site.values[-1] for site in other_sites(graph, schemes))], dtype=np.int64
+    )
 
 
 def variants(

@@ -27,7 +27,7 @@ from rlprune.task.task import Objective, PruningTask
 
 LatencyMode = Literal["predicted", "measured"]
 Measure = Callable[[PruningTask, IntArray], FloatArray]
-"""(task, keeps [B, G]) -> real latency of every plan [B], ms; a device worker, or a stand-in."""
+"""(task, keeps [B, S]) -> real latency of every plan [B], ms; a device worker, or a stand-in."""
 
 BUDGET_RANGE = (0.1, 0.9)
 """Budgets are `least + b (base - least)` of the upper latencies, b uniform within this."""
@@ -75,8 +75,8 @@ class PruningDynamics:
             raise ValueError("latency='measured' needs `measure`, which asks a device for ms")
         if not 0.0 <= budget_range[0] <= budget_range[1] <= 1.0:
             raise ValueError(f"budget_range {budget_range} is not a range within 0..1")
-        if not task.group_count:
-            raise ValueError("the task has no groups to prune")
+        if not task.site_count:
+            raise ValueError("the task has nothing to prune")
         self.task = task
         self.action: ActionMode = action
         self.action_size = ACTION_SIZE[action]
@@ -87,12 +87,12 @@ class PruningDynamics:
         # A correction changes the plan at the end only, so there is nothing to evaluate before.
         self._terminal = terminal_reward or action == "correction"
         self._objective: Objective = task.objective or AdditiveObjective(
-            task.levels, loss_curve(task.profiles, task.graph)
+            task.space.settings, task.curve
         )
         # What data-free and shape-only requests are shown.
         data_free = task.data_free.profiles
-        self._energy_curve = loss_curve(data_free, task.graph)
-        self._shape_curve = loss_curve(replace(data_free, energy_loss=None), task.graph)
+        self._energy_curve = loss_curve(data_free, task.space)
+        self._shape_curve = loss_curve(replace(data_free, energy_loss=None), task.space)
         self._folds = 0 if task.profiles.measured_loss is None else len(task.profiles.measured_loss)
         self._has_weight_norms = task.profiles.energy_loss is not None
         self._ahead = ahead
@@ -136,9 +136,13 @@ class PruningDynamics:
         self._episode = Episode(self.frame, question, action=self.action)
         self._loss = self._objective.loss(self._episode.keeps)
         self._reference_loss = self._loss
-        self._scale = reward_scale(self._objective, self._episode.reference.keeps)
+        self._scale = reward_scale(self._objective, self._reference_keeps())
         self._latency: FloatArray | None = None
         return self._episode.observe()
+
+    def _reference_keeps(self) -> IntArray:
+        """What every site keeps by the reference plans [B, S]."""
+        return self.task.space.settings_at(self.episode.reference.choice)
 
     def _draw(self, generators: Sequence[np.random.Generator]) -> FloatArray:
         """Place of the budget, what is withheld, and fold weights [B, 2 + S]; three draws a row."""
@@ -166,7 +170,7 @@ class PruningDynamics:
         if measured is not None:
             # einsum and not a matrix product: its sums do not depend on the size of the batch.
             mixed = np.einsum("bs,sgl->bgl", drawn[:, 2:], measured)
-            curves = non_increasing(mixed, self.task.level_count)
+            curves = non_increasing(mixed, self.task.option_count)
             loss = np.where(profiled[:, None, None], curves, loss)
         return Question.of(self.frame, budget, loss, profiled, has_weight_norms)
 
@@ -181,11 +185,11 @@ class PruningDynamics:
             self._loss = self._objective.loss(episode.keeps)
         reward = (before - self._loss) / self._scale
         if episode.over:
-            keeps = episode.keeps
             if self._measure is None:
-                self._latency = self.task.tables.upper_ms(keeps)
+                self._latency = self.task.tables.upper_ms(episode.plan)
             else:
-                self._latency = np.asarray(self._measure(self.task, keeps), dtype=np.float64)
+                found = self._measure(self.task, episode.keeps)
+                self._latency = np.asarray(found, dtype=np.float64)
                 over = np.maximum(self._latency / episode.budget_ms - 1.0, 0.0)
                 reward = reward - OVERSHOOT_WEIGHT * over
         return episode.observe(), reward, episode.over

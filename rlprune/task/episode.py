@@ -1,19 +1,19 @@
-"""The walk through one model: B plans grow in lockstep, one group per step, never over budget.
+"""The walk through one model: B plans grow in lockstep, one site per step, never over budget.
 
 `Episode` is what training and serving share. It knows budgets, loss curves, the reference and the
-observation, and turns actions into levels; rewards and random draws are `PruningDynamics`'s.
+observation, and turns actions into options; rewards and random draws are `PruningDynamics`'s.
 
 Why every finished episode fits its budget, if the least plan does. Let c be the choices so far,
-and call a rest (levels for the groups to come) *sound* if c with that rest fits. Two rests are
+and call a rest (options for the sites to come) *sound* if c with that rest fits. Two rests are
 tried at every step: the least plan's and the current plan's. Claim: one of them is always sound.
   - Before step 0 the current plan is the reference, and the knapsack returns only what fits.
-  - At step t let a sound rest name level m for group t. Level m is then feasible: with m chosen and
-    the remainder of that rest, c fits. So the set of feasible levels is not empty. Any level in it
-    is there because one of the two remainders fits with it; once taken, that remainder is sound
-    before step t + 1. The current plan's rest is exchanged only for one that fits, or where it did
-    not fit, so that the least rest is the sound one.
+  - At step t let a sound rest name option m for site t. Option m is then feasible: with m chosen
+    and the remainder of that rest, c fits. So some option is feasible, and any that is, is so
+    because one of the two remainders fits with it; once taken, that remainder is sound before step
+    t + 1. The current plan's rest is exchanged only for one that fits, or where it did not fit, so
+    that the least rest is the sound one.
   - After the last step the rest is empty, and c itself fits.
-The current plan is never exchanged while all choices were the reference's, so taking its own level
+The current plan is never exchanged while all choices were the reference's, so taking its own option
 everywhere reproduces the reference.
 """
 
@@ -27,9 +27,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rlprune.graph.types import FloatArray, IntArray
-from rlprune.profile.energy import loss_curve
-from rlprune.task.costs import LevelCosts
-from rlprune.task.knapsack import latency_limit, least_keeps, solve
+from rlprune.schemes import Space
+from rlprune.task.costs import MoveCosts
+from rlprune.task.knapsack import latency_limit, least_choice, solve
 from rlprune.task.observe import Encoder, EpisodeEncoder
 from rlprune.task.reference import Reference, reference
 from rlprune.task.task import PruningTask
@@ -37,7 +37,7 @@ from rlprune.task.task import PruningTask
 ActionMode = Literal["correction", "ratio"]
 ACTION_SIZE: dict[ActionMode, int] = {"correction": 2, "ratio": 1}
 CORRECTION_SCALE = float(np.log(4.0))
-"""A correction's first action scales a group's losses by a quarter to four."""
+"""A correction's first action scales a site's losses by a quarter to four."""
 CORRECTION_TILT = float(np.log(2.0))
 """Its second halves or doubles the loss of the extreme level against that of the mild ones."""
 
@@ -47,16 +47,16 @@ class PlanningFrame:
     """What all episodes of one task share; made once per task."""
 
     task: PruningTask
-    costs: LevelCosts
+    costs: MoveCosts
     least: IntArray
-    """Level indices of the least plan [G]."""
+    """The choice of least latency [S]."""
     encoder: Encoder
 
     @staticmethod
     def of(task: PruningTask) -> PlanningFrame:
         """Takes a few milliseconds."""
-        costs = LevelCosts.of(task.tables)
-        least = task.choice_of(least_keeps(task)[None])[0]
+        costs = MoveCosts.of(task.tables)
+        least = least_choice(task)
         return PlanningFrame(task, costs, least, Encoder.of(task, costs, least))
 
     @property
@@ -74,7 +74,7 @@ class Question:
     budget_ms: FloatArray
     """[B], none below the least plan's need."""
     loss: FloatArray
-    """Curves the planner is shown [B, G, L]."""
+    """Curves the planner is shown [B, S, L]."""
     profiled: NDArray[np.bool_]
     """Whether each row's curves were measured [B]; shown to the policy."""
     has_weight_norms: NDArray[np.bool_]
@@ -106,7 +106,7 @@ class Question:
 
 
 class Episode:
-    """B budgets over one task, from the first group to the last; for one thread."""
+    """B budgets over one task, from the first site to the last; for one thread."""
 
     def __init__(self, frame: PlanningFrame, question: Question, *, action: ActionMode) -> None:
         """Starts with the reference as the current plan; `action` is how actions are meant."""
@@ -117,9 +117,9 @@ class Episode:
         self.reference = question.reference
         self._limit = latency_limit(frame.task, self.budget_ms)
         self.plan = self.reference.choice.copy()
-        """Level indices [B, G]: choices so far, and the rest as the reference would now have it."""
-        self.group = 0
-        """Whose turn it is; equal to the group count when the episode is over."""
+        """Choices [B, S]: those made so far, and the rest as the reference would now have it."""
+        self.site = 0
+        """Whose turn it is; equal to the number of sites when the episode is over."""
         self._encoder = EpisodeEncoder.of(
             frame.encoder,
             self.reference,
@@ -134,17 +134,17 @@ class Episode:
 
     @property
     def over(self) -> bool:
-        return self.group == self.frame.task.group_count
+        return self.site == self.frame.task.site_count
 
     @property
     def keeps(self) -> IntArray:
-        """Units kept by the current plan [B, G]."""
-        return self.frame.task.keeps_at(self.plan)
+        """What every site keeps by the current plan [B, S]."""
+        return self.frame.task.space.settings_at(self.plan)
 
     def observe(self) -> NDArray[np.float32]:
-        """What the policy sees [B, D]; after the end, what it saw at the last group, updated."""
+        """What the policy sees [B, D]; after the end, what it saw at the last site, updated."""
         return self._encoder.observe(
-            min(self.group, self.frame.task.group_count - 1),
+            min(self.site, self.frame.task.site_count - 1),
             self.plan,
             self._latency,
             self._moves,
@@ -157,36 +157,36 @@ class Episode:
             raise RuntimeError("the episode is over; start another")
         bounded = np.clip(np.nan_to_num(np.asarray(actions, dtype=np.float64)), -1.0, 1.0)
         if self.action == "correction":
-            self._corrections[:, self.group] = bounded
+            self._corrections[:, self.site] = bounded
         else:
-            self._take(self._levels_of(bounded[:, 0]))
-        self.group += 1
+            self._take(self._options_of(bounded[:, 0]))
+        self.site += 1
         if self.over:
             if self.action == "correction":
                 task = self.frame.task
-                loss = rescale_losses(self.loss, self._corrections, task.levels)
-                self.plan = task.choice_of(solve(task, self.budget_ms, loss=loss))
+                loss = rescale_losses(self.loss, self._corrections, task.space)
+                self.plan = solve(task, self.budget_ms, loss=loss)
             self._settle()
         self._look()
 
     def _look(self) -> None:
-        """Latencies around the current plan at the group whose turn it is."""
-        group = min(self.group, self.frame.task.group_count - 1)
-        self._latency, self._moves = self.frame.costs.group_moves_ms(self.plan, group)
-        least = self._with_least_rest(group)
-        self._least_latency, self._least_moves = self.frame.costs.group_moves_ms(least, group)
+        """Latencies around the current plan at the site whose turn it is."""
+        site = min(self.site, self.frame.task.site_count - 1)
+        self._latency, self._moves = self.frame.costs.site_moves_ms(self.plan, site)
+        least = self._with_least_rest(site)
+        self._least_latency, self._least_moves = self.frame.costs.site_moves_ms(least, site)
 
-    def _with_least_rest(self, group: int) -> IntArray:
+    def _with_least_rest(self, site: int) -> IntArray:
         plan = self.plan.copy()
-        plan[:, group:] = self.frame.least[group:]
+        plan[:, site:] = self.frame.least[site:]
         return plan
 
-    def _levels_of(self, action: FloatArray) -> IntArray:
-        """The feasible level nearest to the keep ratio that the actions [B] ask for."""
-        task, group = self.frame.task, self.group
-        count = int(task.level_count[group])
+    def _options_of(self, action: FloatArray) -> IntArray:
+        """The feasible option nearest to the share kept that the actions [B] ask for."""
+        task, site = self.frame.task, self.site
+        count = int(task.option_count[site])
         ratio = (action + 1) / 2
-        distance = np.abs(task.levels[group, :count] / task.levels[group, -1] - ratio[:, None])
+        distance = np.abs(task.shares[site, :count] - ratio[:, None])
         least = self._least_latency[:, None] + self._least_moves[:, :count]
         current = self._latency[:, None] + self._moves[:, :count]
         latency = np.minimum(least, current)
@@ -195,19 +195,19 @@ class Episode:
         fits |= ~fits.any(1, keepdims=True) & (latency <= latency.min(1, keepdims=True))
         return np.asarray(np.where(fits, distance, np.inf).argmin(1))
 
-    def _take(self, level: IntArray) -> None:
-        """Chooses levels [B] for the group, and replans the rest where that pays."""
-        group = self.group
-        self._on_reference &= level == self.reference.choice[:, group]
-        self.plan[:, group] = level
+    def _take(self, option: IntArray) -> None:
+        """Chooses options [B] for the site, and replans the rest where that pays."""
+        site = self.site
+        self._on_reference &= option == self.reference.choice[:, site]
+        self.plan[:, site] = option
         rows = np.flatnonzero(~self._on_reference)
-        if not len(rows) or group + 1 == self.frame.task.group_count:
+        if not len(rows) or site + 1 == self.frame.task.site_count:
             return
         latency = self.frame.costs.latency_ms(self.plan[rows])
         limit = self._limit[rows]
-        rest = self.reference.rest_ms(group + 1, self.plan)[rows]
+        rest = self.reference.rest_ms(site + 1, self.plan)[rows]
         other = self.plan[rows]
-        other[:, group + 1 :] = self.reference.complete(group + 1, rest + limit - latency, rows)
+        other[:, site + 1 :] = self.reference.complete(site + 1, rest + limit - latency, rows)
         other_latency = self.frame.costs.latency_ms(other)
         fits, other_fits = latency <= limit, other_latency <= limit
         # Of two that fit the better; of two that do not the nearer: then it is but a potential.
@@ -219,28 +219,30 @@ class Episode:
         self.plan[rows[better]] = other[better]
 
     def loss_of(self, plan: IntArray, rows: IntArray) -> FloatArray:
-        """Summed loss, as shown to the planner, of plans [N, G] of some rows [N]."""
-        groups = np.arange(plan.shape[1])
-        return np.asarray(self.loss[rows[:, None], groups, plan].sum(1))
+        """Summed loss, as shown to the planner, of choices [N, S] of some rows [N]."""
+        sites = np.arange(plan.shape[1])
+        return np.asarray(self.loss[rows[:, None], sites, plan].sum(1))
 
     def _settle(self) -> None:
         """The reference in place of a plan that rounding, and nothing else, put over its budget."""
-        over = self.frame.task.tables.upper_ms(self.keeps) > self.budget_ms
+        over = self.frame.task.tables.upper_ms(self.plan) > self.budget_ms
         self.plan[over] = self.reference.choice[over]
 
 
-def rescale_losses(loss: FloatArray, actions: FloatArray, levels: IntArray) -> FloatArray:
-    """Curves [B, G, L] rescaled by actions [B, G, 2] in -1..1; zeros leave them as they are.
+def rescale_losses(loss: FloatArray, actions: FloatArray, space: Space) -> FloatArray:
+    """Curves [B, S, L] rescaled by actions [B, S, 2] in -1..1; zeros leave them as they are.
 
-    A level's loss is multiplied by exp(CORRECTION_SCALE a0 + CORRECTION_TILT a1 (2 x - 1)), x = 0
-    at the full width and 1 at the least level; then made non-increasing again, as a solver may
-    assume.
+    An option's loss is multiplied by exp(CORRECTION_SCALE a0 + CORRECTION_TILT a1 (2 x - 1)), x = 0
+    where the site is left as it is and 1 where least is left of it; then made non-increasing again
+    along ordered options, as a solver may assume.
     """
-    width, least = levels[:, -1:], levels[:, :1]
-    extreme = (width - levels) / np.maximum(width - least, 1)  # [G, L]
+    dropped = 1.0 - space.shares  # [S, L]
+    most = dropped.max(1, keepdims=True)
+    extreme = dropped / np.where(most > 0.0, most, 1.0)
     tilt = actions[..., 1:] * (2 * extreme - 1)
     scaled = loss * np.exp(CORRECTION_SCALE * actions[..., :1] + CORRECTION_TILT * tilt)
-    return np.asarray(np.maximum.accumulate(scaled[..., ::-1], axis=-1)[..., ::-1])
+    chains = np.maximum.accumulate(scaled[..., ::-1], axis=-1)[..., ::-1]
+    return np.where(space.ordered[:, None], chains, scaled)
 
 
 def plan_with(
@@ -249,19 +251,19 @@ def plan_with(
     act: Callable[[NDArray[np.float32]], NDArray[np.floating]],
     action_mode: ActionMode,
 ) -> IntArray:
-    """Keeps [B, G] that a learned policy decides for budgets [B]; the same code as in training.
+    """Choices [B, S] that a learned policy decides for budgets [B]; the same code as in training.
 
     Args:
         task: its own loss curve is shown.
-        budget_ms: a row below what `least_keeps` needs gets `least_keeps`.
+        budget_ms: a row below what `least_choice` needs gets `least_choice`.
         act: observations [B, D] to actions [B, A].
         action_mode: how the actions are meant.
     """
     budget = np.asarray(budget_ms, dtype=np.float64)
-    if not task.group_count or not len(budget):
-        return np.zeros((len(budget), task.group_count), dtype=np.int64)
+    if not task.site_count or not len(budget):
+        return np.zeros((len(budget), task.site_count), dtype=np.int64)
     frame = PlanningFrame.of(task)
-    curve = loss_curve(task.profiles, task.graph)
+    curve = task.curve
     rows = len(budget)
     question = Question.of(
         frame,
@@ -274,4 +276,4 @@ def plan_with(
     while not episode.over:
         episode.act(act(episode.observe()))
     enough = budget >= frame.budget_range_ms[0]
-    return np.where(enough[:, None], episode.keeps, task.keeps_at(frame.least[None]))
+    return np.where(enough[:, None], episode.plan, frame.least)

@@ -216,7 +216,7 @@ class SurrogateObjective:
 def objective_of(recorded: RecordedModel, *, seed: int = 0) -> Objective:
     """The surrogate of what was recorded; the additive objective where that is too little."""
     profiles, evaluations = recorded.profiles, recorded.evaluations
-    curve = loss_curve(profiles, recorded.graph)
+    curve = loss_curve(profiles, recorded.space)
     if evaluations is None or len(evaluations.keeps) < MIN_RECORDS:
         return AdditiveObjective(profiles.levels, curve)
     return SurrogateObjective.fit(

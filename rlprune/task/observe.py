@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 
 from rlprune.errors import PolicyError
 from rlprune.graph.types import FloatArray, IntArray
-from rlprune.task.costs import LevelCosts
+from rlprune.task.costs import MoveCosts
 from rlprune.task.reference import Reference
-from rlprune.task.separable import at_level
+from rlprune.task.separable import at_option
 from rlprune.task.task import PruningTask
 from rlprune.task.traits import TASK_SLOTS, later, later_mean, task_block
 
@@ -116,29 +116,29 @@ class Encoder:
     """The part of the observation that only the task decides; made once per task."""
 
     task: PruningTask
-    costs: LevelCosts
+    costs: MoveCosts
     block: FloatArray
-    """[G, task slots]."""
+    """[S, task slots]."""
     energy: FloatArray
-    """Sampled energy curves [G, 4]; zeros where there are none."""
+    """Sampled energy curves [S, 4]; zeros where there are none."""
     sampling: tuple[IntArray, IntArray, FloatArray]
-    """Level below, level above and weight of the one above, at each sample [G, 4]."""
+    """Level below, level above and weight of the one above, at each sample [S, 4]."""
     base_ms: float
     least_ms: float
     """Predicted latency of the full and of the least plan."""
 
     @staticmethod
-    def of(task: PruningTask, costs: LevelCosts, least: IntArray) -> Encoder:
-        """least [G] are the level indices of the cheapest plan."""
-        full = task.level_count - 1
+    def of(task: PruningTask, costs: MoveCosts, least: IntArray) -> Encoder:
+        """least [S] is the choice of least latency."""
+        full = task.option_count - 1
         latency = costs.latency_ms(np.stack([full, least]))
-        sampling = _sampling(task.levels)
+        sampling = _sampling(task.shares)
         energy = task.profiles.energy_loss
         return Encoder(
             task=task,
             costs=costs,
             block=task_block(task, costs, float(latency[0])),
-            energy=np.zeros((task.group_count, 4)) if energy is None else _sample(energy, sampling),
+            energy=np.zeros((task.site_count, 4)) if energy is None else _sample(energy, sampling),
             sampling=sampling,
             base_ms=float(latency[0]),
             least_ms=float(latency[1]),
@@ -157,7 +157,7 @@ class EpisodeEncoder:
     encoder: Encoder
     reference: Reference
     loss: FloatArray
-    """[B, G, L]."""
+    """[B, S, L]."""
     limit_ms: FloatArray
     """What the predicted latency may be [B]."""
     block: FloatArray
@@ -189,7 +189,7 @@ class EpisodeEncoder:
 
         Args:
             group: whose turn it is.
-            plan: level indices [B, G], choices so far and the reference's rest.
+            plan: options [B, S], choices so far and the reference's rest.
             latency_ms: of `plan` [B].
             moves_ms: what each level of this group would add to it [B, L].
             least_ms: latency of the choices so far with the least rest [B].
@@ -213,10 +213,10 @@ class EpisodeEncoder:
         encoder, reference, task = self.encoder, self.reference, self.encoder.task
         row = np.arange(len(plan))
         here = plan[:, group]
-        top = int(task.level_count[group]) - 1
+        top = int(task.option_count[group]) - 1
         below, above, weight = (part[group] for part in encoder.sampling)
         sampled = moves_ms[:, below] * (1 - weight) + moves_ms[:, above] * weight  # [B, 4]
-        scale = task.group_count / encoder.range_ms
+        scale = task.site_count / encoder.range_ms
         saved = _signed_log((moves_ms[:, top, None] - sampled) * scale)
         remaining = reference.rest_ms(group, plan) + self.limit_ms - latency_ms
         _, to_go, price = reference.lookup(group, remaining)
@@ -227,15 +227,15 @@ class EpisodeEncoder:
         shrink = _value(
             rate[row, down] - rate[row, here], moves_ms[row, here] - moves_ms[row, down]
         )
-        width = task.levels[:, -1]
-        kept = (task.keeps_at(plan) - reference.keeps) / width  # [B, G]
-        before = at_level(self.loss, reference.choice).sum(1)
-        now = at_level(self.loss, plan).sum(1)
-        total = self.norm * task.group_count
+        site = np.arange(task.site_count)
+        kept = task.shares[site, plan] - task.shares[site, reference.choice]  # [B, S]
+        before = at_option(self.loss, reference.choice).sum(1)
+        now = at_option(self.loss, plan).sum(1)
+        total = self.norm * task.site_count
         return np.stack(
             [
                 *saved.T,
-                task.levels[group, here] / width[group],
+                task.shares[group, here],
                 here / max(top, 1),
                 np.log1p(price * encoder.range_ms / total),
                 np.log1p(to_go / self.norm) / 2,
@@ -251,19 +251,19 @@ class EpisodeEncoder:
         )
 
 
-def _sampling(levels: IntArray) -> tuple[IntArray, IntArray, FloatArray]:
-    width = levels[:, -1:]
-    target = np.concatenate([levels[:, :1], np.array(KEEP_RATIOS) * width], axis=1)  # [G, 4]
-    above = (levels[:, None, :] < target[:, :, None]).sum(-1)
+def _sampling(shares: FloatArray) -> tuple[IntArray, IntArray, FloatArray]:
+    wanted = np.broadcast_to(np.array(KEEP_RATIOS), (len(shares), len(KEEP_RATIOS)))
+    target = np.concatenate([shares[:, :1], wanted], axis=1)  # [S, 4]
+    above = (shares[:, None, :] < target[:, :, None]).sum(-1)
     below = np.maximum(above - 1, 0)
-    group = np.arange(len(levels))[:, None]
-    low, high = levels[group, below], levels[group, above]
-    weight = np.where(high > low, (target - low) / np.maximum(high - low, 1), 1.0)
+    site = np.arange(len(shares))[:, None]
+    low, high = shares[site, below], shares[site, above]
+    weight = np.where(high > low, (target - low) / np.where(high > low, high - low, 1.0), 1.0)
     return below, above, np.clip(weight, 0.0, 1.0)
 
 
 def _sample(curve: FloatArray, sampling: tuple[IntArray, IntArray, FloatArray]) -> FloatArray:
-    """Curves [..., G, L] at the samples [..., G, 4]."""
+    """Curves [..., S, L] at the samples [..., G, 4]."""
     below, above, weight = sampling
     group = np.arange(len(below))[:, None]
     return np.asarray(curve[..., group, below] * (1 - weight) + curve[..., group, above] * weight)
@@ -290,8 +290,8 @@ def _episode_block(
     task = encoder.task
     rows, groups = loss.shape[:2]
     sampled = np.log1p(_sample(loss, encoder.sampling) / norm[:, None, None])  # [B, G, 4]
-    keep = reference.keeps / task.levels[:, -1]
-    own = at_level(loss, reference.choice)
+    keep = task.shares[np.arange(task.site_count), reference.choice]  # [B, S]
+    own = at_option(loss, reference.choice)
     latency = encoder.costs.latency_ms(reference.choice)
     remaining = reference.rest_ms(0, reference.choice) + limit_ms - latency
     price = reference.lookup(0, remaining)[2]
@@ -312,7 +312,7 @@ def _episode_block(
         per_row(np.full(rows, encoder.least_ms / max(encoder.base_ms, _EPS))),
         per_row((limit_ms - encoder.least_ms) / encoder.range_ms),
         keep,
-        reference.choice / np.maximum(task.level_count - 1, 1),
+        reference.choice / np.maximum(task.option_count - 1, 1),
         np.log1p(own / norm[:, None]),
         per_row(own.sum(1) / total),
         per_row(np.log1p(price * encoder.range_ms / total)),

@@ -23,6 +23,7 @@ from rlprune.errors import InputError
 from rlprune.graph.types import FloatArray, PruningGraph
 from rlprune.plans import write_atomic
 from rlprune.profile.types import GroupProfiles
+from rlprune.schemes import Space, space_with
 from rlprune.task.evaluations import Evaluations, load_evaluations, save_evaluations
 
 EVALUATIONS = "evaluations.parquet"
@@ -36,6 +37,11 @@ class RecordedModel:
     profiles: GroupProfiles
     evaluations: Evaluations | None
     """None where nothing was recorded."""
+
+    @property
+    def space(self) -> Space:
+        """The options that the profile is of."""
+        return space_with(self.graph, self.profiles.levels, self.profiles.level_count)
 
 
 def save_model_dir(

@@ -11,8 +11,8 @@ import math
 import numpy as np
 
 from rlprune.graph.types import FloatArray, PruningGraph
-from rlprune.latency.tables import LatencyTables
-from rlprune.task.costs import LevelCosts
+from rlprune.latency.tables import Cells
+from rlprune.task.costs import MoveCosts
 from rlprune.task.task import PruningTask
 
 TASK_SLOTS = (
@@ -64,36 +64,37 @@ def later_mean(values: FloatArray) -> FloatArray:
     return np.asarray(later(values, np.add) / count)
 
 
-def task_block(task: PruningTask, costs: LevelCosts, base_ms: float) -> FloatArray:
-    """The slots of every group [G, task slots]."""
-    graph, tables = task.graph, task.tables
-    groups = task.group_count
-    widths = graph.widths
-    latency = tables.operator_ms(widths[None])[0]  # [O]
+def task_block(task: PruningTask, costs: MoveCosts, base_ms: float) -> FloatArray:
+    """The slots of every site [S, task slots]."""
+    graph, tables, cells = task.graph, task.tables, costs.cells
+    sites = task.site_count
+    latency = tables.operator_ms(task.space.unpruned[None])[0]  # [O]
     macs, params = _work(graph)
 
     def touched(amount: FloatArray) -> FloatArray:
         share = amount / max(float(amount.sum()), _EPS)
-        sums = np.bincount(costs.group, weights=share[costs.operator], minlength=groups)
-        return np.log1p(groups * sums) / 2
+        # Tables are numbered among the condensed ones, operators among all: shares are those of
+        # other operators than meant. The policy that ships learned on them as they are.
+        sums = np.bincount(cells.site, weights=share[cells.table], minlength=sites)
+        return np.log1p(sites * sums) / 2
 
     latency_share = touched(latency)
-    place = _place(graph)
+    place = [np.append(own, np.zeros(sites - len(own))) for own in _place(graph)]
     traits = _device_traits(task, costs, latency, macs, base_ms)
     columns = [
-        np.log2(widths) / 8,
-        (np.arange(groups) + 0.5) / max(groups, 1),
-        np.full(groups, np.log2(max(groups, 1)) / 6),
-        task.levels[:, 0] / widths,
-        task.level_count / 16,
+        np.log2(task.space.settings[:, -1]) / 8,
+        (np.arange(sites) + 0.5) / max(sites, 1),
+        np.full(sites, np.log2(max(sites, 1)) / 6),
+        task.shares[:, 0],
+        task.option_count / 16,
         *place,
         touched(macs),
         touched(params),
         latency_share,
-        _macs_saved(graph, tables, costs, macs),
+        _macs_saved(task, cells, macs),
         later_mean(latency_share),
         later(latency_share, np.maximum),
-        *(np.full(groups, trait) for trait in traits),
+        *(np.full(sites, trait) for trait in traits),
     ]
     return np.stack(columns, axis=-1)
 
@@ -151,27 +152,28 @@ def _place(graph: PruningGraph) -> list[FloatArray]:
     ]
 
 
-def _macs_saved(
-    graph: PruningGraph, tables: LatencyTables, costs: LevelCosts, macs: FloatArray
-) -> FloatArray:
-    operator, group = costs.operator, costs.group
-    half = graph.widths[group] / 2
-    in_width = tables.in_incidence @ graph.widths
-    in_total = np.array([op.in_width.const for op in graph.operators], dtype=np.int64) + in_width
-    out_total = tables.out_incidence @ graph.widths + np.array(
-        [op.out_width.const for op in graph.operators], dtype=np.int64
-    )
+def _macs_saved(task: PruningTask, cells: Cells, macs: FloatArray) -> FloatArray:
+    """The slot macs_saved_50 [S]; of operators numbered as in `task_block`."""
+    graph, operator, site = task.graph, cells.table, cells.site
+    half = task.space.settings[site, -1] / 2
+    reads, writes = np.zeros((2, len(graph.operators), task.site_count))  # [O, S]
+    for index, op in enumerate(graph.operators):
+        for repeats, width in ((reads, op.in_width), (writes, op.out_width)):
+            for group, repeat in width.terms:
+                repeats[index, group] = repeat
+    in_total = np.array([op.in_width.at(graph.widths) for op in graph.operators])
+    out_total = np.array([op.out_width.at(graph.widths) for op in graph.operators])
     dense = np.array([op.kind != "depthwise_conv" for op in graph.operators], dtype=np.bool_)
-    fewer_in = half * tables.in_incidence[operator, group] / np.maximum(in_total[operator], 1)
-    fewer_out = half * tables.out_incidence[operator, group] / np.maximum(out_total[operator], 1)
+    fewer_in = half * reads[operator, site] / np.maximum(in_total[operator], 1)
+    fewer_out = half * writes[operator, site] / np.maximum(out_total[operator], 1)
     left = (1 - fewer_in * dense[operator]) * (1 - fewer_out)
     share = macs[operator] * (1 - left) / max(float(macs.sum()), _EPS)
-    groups = len(graph.groups)
-    return np.asarray(np.log1p(groups * np.bincount(group, weights=share, minlength=groups)) / 2)
+    saved = np.bincount(site, weights=share, minlength=task.site_count)
+    return np.asarray(np.log1p(task.site_count * saved) / 2)
 
 
 def _device_traits(
-    task: PruningTask, costs: LevelCosts, latency: FloatArray, macs: FloatArray, base_ms: float
+    task: PruningTask, costs: MoveCosts, latency: FloatArray, macs: FloatArray, base_ms: float
 ) -> list[float]:
     """The slots overhead_share .. interval."""
     base = max(base_ms, _EPS)
@@ -185,11 +187,11 @@ def _device_traits(
         own = float(latency[chosen].sum() / macs[chosen].sum())
         return float(np.log(max(own, _EPS) / max(mean_rate, _EPS)) / 2)
 
-    _, moves = costs.moves_ms((task.level_count - 1)[None])
+    _, moves = costs.moves_ms((task.option_count - 1)[None])
     step = np.diff(moves[0], axis=1)  # [G, L-1]; 0 in the padding
     travelled = np.abs(step).sum()
     reversal = float(np.maximum(-step, 0).sum() / max(travelled, _EPS))
-    count = np.maximum(task.level_count - 1, 1)
+    count = np.maximum(task.option_count - 1, 1)
     mean_step = np.maximum(np.abs(step).sum(1) / count, _EPS)
     greatest = np.abs(step).max(1, initial=0.0)
     jump = float(np.log(np.maximum(greatest / mean_step, 1.0)).mean()) if len(count) else 0.0

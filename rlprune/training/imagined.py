@@ -10,16 +10,16 @@ from __future__ import annotations
 
 import numpy as np
 
-from rlprune.graph.types import FloatArray, IntArray, Operator, PruningGraph
+from rlprune.graph.types import FloatArray, IntArray
 from rlprune.latency.interval import Interval
 from rlprune.latency.tables import LatencyTables
-from rlprune.profile.types import GroupProfiles
+from rlprune.schemes import Form, Space
 
 PREFIX = "synthetic-"
 
 
-def synthetic_tables(graph: PruningGraph, profiles: GroupProfiles, seed: int) -> LatencyTables:
-    """The tables of device `synthetic-SEED`; the same device for every graph."""
+def synthetic_tables(space: Space, seed: int) -> LatencyTables:
+    """The tables of device `synthetic-SEED`; the same device for every network."""
     rng = np.random.default_rng([seed, 3])
     per_mac = {
         "conv": 1.0,
@@ -34,7 +34,8 @@ def synthetic_tables(graph: PruningGraph, profiles: GroupProfiles, seed: int) ->
     thin = rng.uniform(0.0, 12.0, 2)  # channels at which half the speed is lost, in and out
     upper = float(rng.uniform(1.0, 1.1))
 
-    def cost(op: Operator, in_width: IntArray, out_width: IntArray) -> FloatArray:
+    def cost(form: Form, in_width: IntArray, out_width: IntArray) -> FloatArray:
+        op = form.operator
         ins, outs = in_width[:, None], out_width[None, :]
         full = [-(-width // align) * align for width in (ins, outs)]
         # The image's three channels are no thin layer: runtimes treat them apart.
@@ -52,9 +53,7 @@ def synthetic_tables(graph: PruningGraph, profiles: GroupProfiles, seed: int) ->
 
     return LatencyTables.compile(
         f"{PREFIX}{seed}",
-        graph,
-        profiles.levels,
-        profiles.level_count,
+        space,
         cost,
         interval=Interval(2.0 - upper, upper),
     )

@@ -95,7 +95,7 @@ class Agent:
         self.interval = 0
         self._env = TaskVecEnv(tasks, config.rows, config.action, options=config.env)
         if normalizer is None:
-            longest = max(task.group_count for task in tasks)
+            longest = max(task.site_count for task in tasks)
             normalizer = fit_normalizer(self._env, seed=config.seed, steps=longest)
             graphs = {task.graph.fingerprint for task in tasks}
             hidden = STRUCTURE if len(graphs) < MIN_GRAPHS else ()

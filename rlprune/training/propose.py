@@ -18,9 +18,8 @@ from numpy.typing import NDArray
 
 from rlprune.graph.types import FloatArray, IntArray
 from rlprune.policy.base import Policy, SamplingPolicy
-from rlprune.profile.energy import loss_curve
 from rlprune.task.evaluations import Evaluations
-from rlprune.task.knapsack import least_keeps, solve
+from rlprune.task.knapsack import least_choice, solve
 from rlprune.task.task import PruningTask
 
 MIX = {"knapsack": 0.25, "policy": 0.2, "uniform": 0.05, "random": 0.1, "evolution": 0.4}
@@ -95,14 +94,14 @@ class _Device:
     def _knapsack(self, rng: np.random.Generator) -> Proposal:
         """The knapsack's plan with each group's curve distorted at random."""
         budget = self._budget(rng)
-        curve = loss_curve(self.task.profiles, self.task.graph)
+        curve = self.task.curve
         sigma = rng.choice([0.0, 0.3, 1.0])
-        groups = (self.task.group_count, 1)
+        sites = (self.task.site_count, 1)
         top = np.maximum(curve.max(-1, keepdims=True), 1e-9)
-        loss = top * (curve / top) ** np.exp(0.5 * sigma * rng.standard_normal(groups))
-        loss = loss * np.exp(sigma * rng.standard_normal(groups))
-        keeps = solve(self.task, np.array([budget]), loss=loss)[0]
-        return Proposal(keeps, "knapsack", self.task.tables.device, budget)
+        loss = top * (curve / top) ** np.exp(0.5 * sigma * rng.standard_normal(sites))
+        loss = loss * np.exp(sigma * rng.standard_normal(sites))
+        choice = solve(self.task, np.array([budget]), loss=loss)[0]
+        return Proposal(self._keeps(choice), "knapsack", self.task.tables.device, budget)
 
     def _policy(self, rng: np.random.Generator) -> Proposal:
         """The policy's own plan one time in four, else one near to it."""
@@ -110,50 +109,49 @@ class _Device:
         budget = self._budget(rng)
         if isinstance(self.policy, SamplingPolicy) and rng.uniform() < 0.75:
             samples = self.policy.sample(self.task, budget, SAMPLES, rng)
-            keeps = samples[rng.integers(SAMPLES)]
+            choice = samples[rng.integers(SAMPLES)]
         else:
-            keeps = self.policy.plan(self.task, np.array([budget]))[0]
-        return Proposal(keeps, f"policy:{self.policy.name}", self.task.tables.device, budget)
+            choice = self.policy.plan(self.task, np.array([budget]))[0]
+        name = f"policy:{self.policy.name}"
+        return Proposal(self._keeps(choice), name, self.task.tables.device, budget)
 
     def _uniform(self, rng: np.random.Generator) -> Proposal:
-        """Every group's level nearest to one ratio of its width."""
-        wanted = rng.uniform(0.1, 1.0) * self.task.graph.widths
-        choice = np.abs(self.task.levels - wanted[:, None]).argmin(-1)
+        """Every site's option nearest to one share kept."""
+        choice = np.abs(self.task.shares - rng.uniform(0.1, 1.0)).argmin(-1)
         return Proposal(self._keeps(choice), "uniform")
 
     def _random(self, rng: np.random.Generator) -> Proposal:
-        """Single levels down, at random, until a budget is met."""
+        """Single options down, at random, until a budget is met."""
         budget = self._budget(rng)
-        choice = self.task.level_count - 1
-        while choice.any() and self.task.tables.upper_ms(self._keeps(choice)[None])[0] > budget:
+        choice = self.task.space.unpruned
+        while choice.any() and self.task.tables.upper_ms(choice[None])[0] > budget:
             group = rng.choice(np.flatnonzero(choice))
             choice[group] = rng.integers(0, choice[group])
         return Proposal(self._keeps(choice), "random", self.task.tables.device, budget)
 
     def _evolution(self, rng: np.random.Generator) -> Proposal:
-        """A child of one or two parents: each group of either one's, or some moved a little."""
+        """A child of one or two parents: each site of either one's, or some moved a little."""
         first = int(rng.integers(len(self._parents)))
         if len(self._parents) > 1 and rng.uniform() < 0.4:
             near = np.arange(max(0, first - NEAR), min(len(self._parents), first + NEAR + 1))
             second = int(rng.choice(near[near != first]))
-            mixed = rng.uniform(size=self.task.group_count) < 0.5
+            mixed = rng.uniform(size=self.task.site_count) < 0.5
             child = np.where(mixed, self._parents[first], self._parents[second])
         else:
             child = self._mutated(self._parents[first], rng)
-        return Proposal(child, "evolution", self.task.tables.device)
+        return Proposal(self._keeps(child), "evolution", self.task.tables.device)
 
-    def _mutated(self, keeps: IntArray, rng: np.random.Generator) -> IntArray:
-        """One to three groups' levels moved by one or two."""
-        choice = self.task.choice_of(keeps)
-        count = min(int(rng.integers(1, 4)), self.task.group_count)
-        for group in rng.choice(self.task.group_count, size=count, replace=False):
+    def _mutated(self, parent: IntArray, rng: np.random.Generator) -> IntArray:
+        """One to three sites' options moved by one or two."""
+        choice = parent.copy()
+        count = min(int(rng.integers(1, 4)), self.task.site_count)
+        for site in rng.choice(self.task.site_count, size=count, replace=False):
             step = rng.choice([-2, -1, 1, 2])
-            choice[group] = np.clip(choice[group] + step, 0, self.task.level_count[group] - 1)
-        return self._keeps(choice)
+            choice[site] = np.clip(choice[site] + step, 0, self.task.option_count[site] - 1)
+        return choice
 
     def _keeps(self, choice: IntArray) -> IntArray:
-        keeps: IntArray = self.task.keeps_at(choice[None])[0]
-        return keeps
+        return self.task.space.settings_at(choice)
 
     def _budget(self, rng: np.random.Generator) -> float:
         """Between least and base; mostly above the floor, for below it plans only guess."""
@@ -165,14 +163,14 @@ class _Device:
     @cached_property
     def _ends(self) -> tuple[float, float]:
         """The least cost and the unpruned model's."""
-        plans = np.stack([least_keeps(self.task), self.task.graph.widths])
+        plans = np.stack([least_choice(self.task), self.task.space.unpruned])
         least, most = self.task.tables.upper_ms(plans)
         return float(least), float(most)
 
     @cached_property
     def _cost(self) -> FloatArray:
         """Of every known plan [N]."""
-        return self.task.tables.upper_ms(self.known.keeps)
+        return self.task.tables.upper_ms(self.task.space.choice_of(self.known.keeps))
 
     @cached_property
     def _useful(self) -> NDArray[np.bool_]:
@@ -187,9 +185,10 @@ class _Device:
 
     @cached_property
     def _parents(self) -> IntArray:
-        """Useful plans that no cheaper one beats, by cost, and the unpruned model [P, G]."""
+        """Useful plans that no cheaper one beats, by cost, and the unpruned one [P, S]."""
         order = np.lexsort((self.known.loss, self._cost))
         best = np.minimum.accumulate(self.known.loss[order])
         front = order[self.known.loss[order] <= best]
         front = front[self._useful[front]]
-        return np.concatenate([self.known.keeps[front], self.task.graph.widths[None]])
+        space = self.task.space
+        return np.concatenate([space.choice_of(self.known.keeps[front]), space.unpruned[None]])

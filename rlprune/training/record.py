@@ -32,8 +32,10 @@ from rlprune.policy.base import Policy
 from rlprune.profile.calibration import CalibrationSet
 from rlprune.profile.energy import energy_profiles
 from rlprune.profile.evaluate import Evaluation
-from rlprune.profile.measured import single_group_plans, with_losses
-from rlprune.profile.types import GroupProfiles, keep_levels
+from rlprune.profile.measured import single_site_plans, with_losses
+from rlprune.profile.types import GroupProfiles
+from rlprune.schemes import Space, space_with
+from rlprune.schemes.channels import keep_levels
 from rlprune.task.evaluations import FORMAT, Evaluations, load_evaluations, save_evaluations
 from rlprune.task.evaluations import pyarrow as require_pyarrow
 from rlprune.task.task import PruningTask
@@ -111,14 +113,14 @@ def record_model(
             f"{len(shared)} images are in both sets; profile and objective need images apart"
         )
     folder = Path(path)
-    levels, level_count = keep_levels(trace.graph, round_to=config.round_to)
-    tables = tables or [macs_tables(trace.graph, levels, level_count)]
-    if any(not np.array_equal(one.levels, levels) for one in tables):
-        raise ValueError(f"tables are not over the levels of round_to {config.round_to}")
+    space = _space(trace, config.round_to)
+    tables = tables or [macs_tables(space)]
+    if any(not np.array_equal(one.option_count, space.option_count) for one in tables):
+        raise ValueError(f"tables are not over the options of round_to {config.round_to}")
     about = {
         **(provenance or {}),
         **_conditions(profile_images, objective_images, config.seed),
-        "digest": _digest(trace, profile_images, objective_images, levels, config),
+        "digest": _digest(trace, profile_images, objective_images, space.settings, config),
     }
     known = _known(folder, trace, about)
     if known is not None and len(known.keeps) >= config.evaluation_count:
@@ -131,7 +133,7 @@ def record_model(
             folder.mkdir(parents=True, exist_ok=True)
             save_evaluations(folder / EVALUATIONS, known, trace.graph)
         profiles = _profile(folder, trace, pool, profile_images, known, config, on_progress)
-        tasks = [PruningTask(trace.graph, one, profiles) for one in tables]
+        tasks = [PruningTask(space, one, profiles) for one in tables]
         known = _evaluate(folder, tasks, pool, known, policy, config, on_progress)
     return RecordedModel(trace.graph, profiles, known)
 
@@ -146,8 +148,8 @@ def proposal_tables(
     """
     from rlprune.planning import latency_model
 
-    levels, level_count = keep_levels(trace.graph, round_to=round_to)
-    tables = [macs_tables(trace.graph, levels, level_count)]
+    space = _space(trace, round_to)
+    tables = [macs_tables(space)]
     for device in dict.fromkeys(devices):
         if device == MACS_DEVICE:
             continue
@@ -159,8 +161,13 @@ def proposal_tables(
                 f"`rlprune plan MODEL --device {device}` has it measured",
                 field="device",
             )
-        tables.append(model.compile(trace.graph, levels, level_count))
+        tables.append(model.compile(space))
     return tables
+
+
+def _space(trace: OnnxTrace, round_to: int) -> Space:
+    """The options that are recorded."""
+    return space_with(trace.graph, *keep_levels(trace.graph, round_to=round_to))
 
 
 def _profile(
@@ -176,20 +183,21 @@ def _profile(
     if (folder / "graph.json").exists():
         return load_model_dir(folder).profiles
     part = folder / "profile.part.npz"
-    levels, level_count = keep_levels(trace.graph, round_to=config.round_to)
-    plans = single_group_plans(levels, level_count)
-    done = _load_rows(part)
+    space = _space(trace, config.round_to)
+    plans = single_site_plans(space)
+    settings, done = space.settings_at(plans), _load_rows(part)
     for start in range(len(done), len(plans), config.batch_size):
         batch = []
-        for evaluation in pool.evaluate("profile", plans[start : start + config.batch_size]):
+        for evaluation in pool.evaluate("profile", settings[start : start + config.batch_size]):
             batch.append(evaluation)
             if on_progress is not None:
                 on_progress("profile", start + len(batch), len(plans))
         done += batch
         _save_rows(part, done)
-    energy = energy_profiles(trace, levels, level_count)
+    energy = energy_profiles(trace, space)
     profiles = with_losses(
         energy,
+        space,
         plans,
         np.array([evaluation.fold_divergences for evaluation in done]),
         base_loss=pool.base("profile").loss,

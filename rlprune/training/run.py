@@ -239,7 +239,7 @@ def training_tasks(
             if device != MACS_DEVICE and not latency_model(store, device).knows(model.graph):
                 skipped.append(f"{name} on {device}")
                 continue
-            task = task_for(model.graph, profiles, store, device)
+            task = task_for(model.space, profiles, store, device)
             tasks.append(NamedTask(name, replace(task, objective=objectives[name])))
         if len(tasks) == count:
             known = ", ".join(sorted({MACS_DEVICE, *(record.key for record in store.devices())}))
@@ -248,9 +248,9 @@ def training_tasks(
                 field="device",
             )
     for seed, (name, model) in itertools.product(range(synthetic), models.items()):
-        tables = synthetic_tables(model.graph, model.profiles, seed)
+        tables = synthetic_tables(model.space, seed)
         tasks.append(
-            NamedTask(name, PruningTask(model.graph, tables, model.profiles, objectives[name]))
+            NamedTask(name, PruningTask(model.space, tables, model.profiles, objectives[name]))
         )
     return tasks, tuple(skipped)
 

@@ -68,8 +68,10 @@ def outcomes(
             raise ValueError(f"task of {named.model!r} has no objective to score with")
         budget_ms = budgets_at(task, np.asarray(shares))
         reference: IntArray = solve(task, budget_ms)
-        keeps = policy.plan(task, budget_ms)
-        loss, reference_loss = task.objective.loss(keeps), task.objective.loss(reference)
+        choice = policy.plan(task, budget_ms)
+        loss, reference_loss = (
+            task.objective.loss(task.space.settings_at(one)) for one in (choice, reference)
+        )
         useful = informative_budgets(reference_loss)
         results.append(
             TaskResult(
@@ -78,7 +80,7 @@ def outcomes(
                 shares=np.asarray(shares, dtype=np.float64)[useful],
                 loss=loss[useful],
                 reference_loss=reference_loss[useful],
-                differs_ratio=(keeps != reference).mean(1)[useful],
+                differs_ratio=(choice != reference).mean(1)[useful],
             )
         )
     return results
