@@ -288,12 +288,12 @@ def apply(
         from rlprune.graph.reach import attach
         from rlprune.profile.correct import carry_out
         from rlprune.runtime.once import run_once
-        from rlprune.surgery.written import note_plan
+        from rlprune.surgery.written import note
 
-        made = carry_out(traced, plan.keeps, calibration)
+        made = carry_out(traced, plan.keeps, calibration, plan.schemes)
         run_once(traced, made.model)
         written = attach(made.model, traced.tail)
-        note_plan(written, plan)
+        note(written, plan.about)
         _tell(made, on_result)
         return written
     from rlprune.training.reconstruct import prune_module

@@ -7,12 +7,14 @@ because `rlprune.plan(...)` is the function that makes one.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
 import secrets
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -151,6 +153,20 @@ class PruningPlan:
     def schemes(self) -> tuple[str, ...]:
         """Schemes that the plan says something of."""
         return tuple(dict.fromkeys(("channel", *(entry.scheme for entry in self.groups))))
+
+    @property
+    def about(self) -> dict[str, str]:
+        """What is written into the metadata of a model that was cut by the plan; `rlprune.plan` is
+        the sha256 (hex) of the plan's JSON as `to_json()` gives it."""
+        return {
+            "rlprune.version": version("rlprune"),
+            "rlprune.graph": self.fingerprint,
+            "rlprune.plan": hashlib.sha256(self.to_json().encode()).hexdigest(),
+            "rlprune.policy": self.policy,
+            "rlprune.device": self.device,
+            "rlprune.budget_ms": repr(self.budget_ms),
+            "rlprune.predicted_latency_ms": repr(self.predicted_latency_ms),
+        }
 
     def check(self, graph: PruningGraph) -> None:
         """Refuses a plan that cannot be applied to `graph`.

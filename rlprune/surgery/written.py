@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
-from importlib.metadata import version
+from collections.abc import Mapping
 
 import onnx
 from onnx import ModelProto
 
 from rlprune.errors import ModelError
 from rlprune.graph.load import without_weights
-from rlprune.plans import PruningPlan
 
 
 def check_written(model: ModelProto) -> None:
@@ -28,20 +26,8 @@ def check_written(model: ModelProto) -> None:
         raise ModelError(f"ONNX checker, of the cut model: {why}", field="model") from error
 
 
-def note_plan(model: ModelProto, plan: PruningPlan) -> None:
-    """Writes into the model's metadata which plan it was cut by; entries of an earlier cut go.
-
-    `rlprune.plan` is the sha256 (hex) of the plan's JSON as `plan.to_json()` gives it.
-    """
-    about = {
-        "rlprune.version": version("rlprune"),
-        "rlprune.graph": plan.fingerprint,
-        "rlprune.plan": hashlib.sha256(plan.to_json().encode()).hexdigest(),
-        "rlprune.policy": plan.policy,
-        "rlprune.device": plan.device,
-        "rlprune.budget_ms": repr(plan.budget_ms),
-        "rlprune.predicted_latency_ms": repr(plan.predicted_latency_ms),
-    }
+def note(model: ModelProto, about: Mapping[str, str]) -> None:
+    """Writes into the model's metadata where it came from; entries of the same names go."""
     kept = [entry for entry in model.metadata_props if entry.key not in about]
     del model.metadata_props[:]
     model.metadata_props.extend(kept)
