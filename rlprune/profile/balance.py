@@ -29,7 +29,7 @@ def balanced(
     Raises:
         CalibrationError: the model does not run on the samples.
     """
-    classes = Evaluator(trace, samples, runtime=runtime, correction="none").top_classes()
+    classes = Evaluator(trace, samples, runtime=runtime, reconstruct=False).top_classes()
     if classes is None:
         return samples.take(np.arange(min(count, len(samples))))
     rank = np.zeros(len(classes), dtype=np.int64)  # of each sample within its class

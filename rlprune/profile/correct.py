@@ -201,7 +201,7 @@ def _corrected(
     reconstruct: bool,
 ) -> Corrected:
     apart, used = samples.split(max(1, min(MOST_HELD_OUT, round(HELD_OUT_RATIO * len(samples)))))
-    judge = Evaluator(trace, apart, runtime=runtime, correction="none")
+    judge = Evaluator(trace, apart, runtime=runtime, reconstruct=False)
     kept = kept_units(unit_scores(trace), keeps)
     pruned = cut(trace, kept)
 

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx
 
-from rlprune.errors import CalibrationError, MeasurementError
+from rlprune.errors import CalibrationError
 from rlprune.graph.types import FloatArray, IntArray, PruningGraph
 from rlprune.profile.batching import Batching, asked, open_batch, real_inputs
 from rlprune.profile.calibration import CalibrationSet
@@ -37,8 +37,6 @@ from rlprune.surgery.onnx import check_keeps, cut, kept_units
 
 if TYPE_CHECKING:
     from rlprune.graph.from_onnx import OnnxTrace
-
-Correction = Literal["reconstruct", "none"]
 
 MOST_BATCH_VALUES = 1 << 22
 """Values of the widest activation in one batch (16 MiB). Larger batches were slower on ResNet-20:
@@ -125,21 +123,19 @@ class Evaluator:
         *,
         runtime: Runtime,
         scores: list[FloatArray] | None = None,
-        correction: Correction = "reconstruct",
+        reconstruct: bool = True,
         reconstruction: Reconstruction | None = None,
     ) -> None:
         """Runs the unpruned model, to know its answers and what its layers read.
 
         Args:
             scores: importance per group and unit, as `prune_onnx` takes it.
-            correction: what is done to a plan's network after the cut.
+            reconstruct: whether a plan's network is reconstructed after the cut.
             reconstruction: from other samples than plans are judged on; of these if None.
 
         Raises:
             CalibrationError: the model cannot be run on the samples, or overflows on them.
         """
-        if correction not in get_args(Correction):
-            raise ValueError(f"no correction {correction!r}; there are {get_args(Correction)}")
         self.trace = trace
         self.calibration = calibration
         self._runtime = runtime
@@ -151,11 +147,9 @@ class Evaluator:
         self._batching = Batching.find(trace, calibration, runtime, wanted)
         self._batch_values = _batch_values(trace.graph, self._batching)
         self._judge = _Judge.of(judged, list(self._run(trace.model, calibration, judged)))
-        self._reconstruction = reconstruction
-        if correction == "reconstruct" and reconstruction is None:
-            self._reconstruction = Reconstruction.of(trace, calibration, runtime)
-        elif correction == "none":
-            self._reconstruction = None
+        self._reconstruction: Reconstruction | None = None
+        if reconstruct:
+            self._reconstruction = reconstruction or Reconstruction.of(trace, calibration, runtime)
         self.base = self._judge.same(calibration.y)
         """The unpruned model's evaluation."""
 
@@ -194,19 +188,10 @@ class Evaluator:
         self, model: onnx.ModelProto, samples: CalibrationSet, judged: Sequence[Judged]
     ) -> Iterator[tuple[IntArray, list[Array]]]:
         """Places in the set [n] and every judged answer [n, ...], batch by batch."""
-        prepared = self._batching.prepare(model, [one.tensor for one in judged])
-        try:
-            session = self._runtime.load(prepared.SerializeToString())
-            try:
-                for batch in samples.batches(self._batch_values):
-                    answers = session.run(self._batching.feeds(batch))
-                    yield batch.index, self._batching.apart(answers)
-            finally:
-                session.close()
-        except MeasurementError as error:
-            raise CalibrationError(
-                f"the model does not run on these inputs: {error}", field="calibration"
-            ) from error
+        names = [one.tensor for one in judged]
+        batches = samples.batches(self._batch_values)
+        for batch, values in self._batching.run(self._runtime, model, names, batches):
+            yield batch.index, self._batching.apart([values[name] for name in names])
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from rlprune.errors import CalibrationError, MeasurementError
+from rlprune.errors import CalibrationError
 from rlprune.graph.types import FloatArray
 from rlprune.graph.walk import Node
 from rlprune.graph.windows import explicit_pads
@@ -68,28 +68,14 @@ def input_moments(
     answers = [value.name for value in trace.model.graph.output]
     batching = Batching.find(trace, samples, runtime, answers)
     nodes = [(name, k, node) for name, own in shared.items() for k, node in enumerate(own)]
-    fed = set(batching.axes)
-    wanted = [
-        name for name in dict.fromkeys(node.inputs[0] for _, _, node in nodes) if name not in fed
-    ]
+    wanted = batching.computed(node.inputs[0] for _, _, node in nodes)
     seen: dict[str, Seen] = {}
     rng = np.random.default_rng(0)
-    model = batching.prepare(trace.model, [*wanted, answers[0]])
-    try:
-        session = runtime.load(model.SerializeToString())
-        try:
-            for batch in samples.batches(batch_values(trace, batching, wanted)):
-                feeds = batching.feeds(batch)
-                values = {**feeds, **dict(zip(wanted, session.run(feeds), strict=False))}
-                for name, k, node in nodes:
-                    rows = rows_read(trace, node, values[node.inputs[0]], len(samples), rng)
-                    _add(seen, name, (k, len(shared[name])), rows)
-        finally:
-            session.close()
-    except MeasurementError as error:
-        raise CalibrationError(
-            f"the model does not run on these inputs: {error}", field="calibration"
-        ) from error
+    batches = samples.batches(batch_values(trace, batching, wanted))
+    for _, values in batching.run(runtime, trace.model, wanted, batches):
+        for name, k, node in nodes:
+            rows = rows_read(trace, node, values[node.inputs[0]], len(samples), rng)
+            _add(seen, name, (k, len(shared[name])), rows)
     for name, one in seen.items():
         if not (np.isfinite(one.square).all() and np.isfinite(one.first).all()):
             raise CalibrationError(

@@ -17,15 +17,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx
 
-from rlprune.errors import CalibrationError, MeasurementError
 from rlprune.graph.types import FloatArray, IntArray
 from rlprune.graph.walk import Node
 from rlprune.profile.batching import Batching
-from rlprune.profile.calibration import CalibrationSet, EqualSizes
+from rlprune.profile.calibration import CalibrationSet
 from rlprune.profile.layers import LayerChange, with_layers
 from rlprune.profile.moments import RIDGE, batch_values, rows_read
 from rlprune.profile.reconstruct import Layer, Reconstruction
-from rlprune.runtime.base import Array, Runtime, Session
+from rlprune.runtime.base import Array, Runtime
 from rlprune.surgery.onnx import kept_mask
 
 if TYPE_CHECKING:
@@ -131,51 +130,22 @@ def _seen(
     readers = [
         (layer, k, nodes[output]) for layer in layers for k, output in enumerate(layer.outputs)
     ]
-    wanted = [
-        name
-        for name in dict.fromkeys(node.inputs[0] for _, _, node in readers)
-        if name not in batching.axes
-    ]
+    wanted = batching.computed(node.inputs[0] for _, _, node in readers)
     seen: dict[str, _Pair] = {}
-    try:
-        sessions = [
-            runtime.load(batching.prepare(one, wanted).SerializeToString()) if wanted else None
-            for one in (trace.model, model)
-        ]
-        for batch in samples.batches(batch_values(trace, batching, wanted)):
-            dense, own = (_read(session, batching, batch, wanted) for session in sessions)
-            for layer, k, node in readers:
-                name = node.inputs[0]
-                # The same windows of both.
-                theirs, ours = (
-                    rows_read(
-                        trace,
-                        node,
-                        values[name],
-                        len(samples),
-                        np.random.default_rng(batch.index[0]),
-                    )
-                    for values in (dense, own)
+    batches = list(samples.batches(batch_values(trace, batching, wanted)))
+    runs = [batching.run(runtime, one, wanted, batches) for one in (trace.model, model)]
+    for (batch, dense), (_, own) in zip(*runs, strict=True):
+        for layer, k, node in readers:
+            name = node.inputs[0]
+            # The same windows of both.
+            theirs, ours = (
+                rows_read(
+                    trace, node, values[name], len(samples), np.random.default_rng(batch.index[0])
                 )
-                _add(seen, layer, k, (ours, theirs))
-        for session in sessions:
-            if session is not None:
-                session.close()
-    except MeasurementError as error:
-        raise CalibrationError(
-            f"the pruned model does not run on these inputs: {error}", field="calibration"
-        ) from error
+                for values in (dense, own)
+            )
+            _add(seen, layer, k, (ours, theirs))
     return seen
-
-
-def _read(
-    session: Session | None, batching: Batching, batch: EqualSizes, wanted: Sequence[str]
-) -> dict[str, Array]:
-    """What layers read in one batch; without a session they read the inputs alone."""
-    feeds = batching.feeds(batch)
-    if session is None:
-        return feeds
-    return {**feeds, **dict(zip(wanted, session.run(feeds), strict=True))}
 
 
 def _add(seen: dict[str, _Pair], layer: Layer, k: int, rows: tuple[Array, Array]) -> None:

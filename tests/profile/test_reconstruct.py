@@ -103,8 +103,8 @@ def test_a_batch_norm_behind_something_else_stays_as_it_was_cut() -> None:
     assert len(norms) >= 3
     assert all(same(before[n.output[0]][1], after[n.output[0]][1]) for n in norms)
     evaluators = {
-        how: Evaluator(trace, own_images(trace, 128), runtime=RUNTIME, correction=how)
-        for how in ("none", "reconstruct")
+        how: Evaluator(trace, own_images(trace, 128), runtime=RUNTIME, reconstruct=how)
+        for how in (False, True)
     }
     alone, better = (one.evaluate(shrunk(trace)).divergence for one in evaluators.values())
     assert better < 0.5 * alone
@@ -217,7 +217,7 @@ def evaluators() -> Callable[[str], tuple[Evaluator, Evaluator]]:
         trace = traced(name)
         images = own_images(trace, 128)
         return (
-            Evaluator(trace, images, runtime=RUNTIME, correction="none"),
+            Evaluator(trace, images, runtime=RUNTIME, reconstruct=False),
             Evaluator(trace, images, runtime=RUNTIME),
         )
 
