@@ -24,7 +24,7 @@ from rlprune.graph.types import IntArray, PruningGraph
 
 FORMAT = "rlprune.plan/1"
 SCHEMES = ("channel",)
-"""What a keep count means; regular blocks and patterns are to come (ARCHITECTURE section 5)."""
+"""What a keep count means."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -208,7 +208,7 @@ def measure(
             ],
             left=2,
         )
-        print_line(f"{device}; ms is {clock}, the mean over the middle half of fresh sessions")
+        print_line(f"{device}; ms is {clock}, the interquartile mean over fresh sessions")
         if any(row["status"] == "unstable" for row in rows):
             print_line(
                 "unstable: the sessions differ by more than they should, mostly because the "

@@ -31,9 +31,8 @@ from rlprune.errors import (
     UnavailableError,
 )
 from rlprune.latency.measure import MeasureConfig
-from rlprune.latency.types import Measurement
+from rlprune.latency.types import Measurement, Subject
 from rlprune.store import encoding
-from rlprune.store.encoding import Subject
 
 START_SEC = 120.0
 """How long a child may take to import its runtime."""

@@ -12,9 +12,9 @@ from rlprune.errors import RlpruneError
 from rlprune.graph.from_onnx import OnnxTrace, trace_onnx
 from rlprune.graph.sizes import at_sizes
 from rlprune.graph.skeleton import fill
-from rlprune.latency.measure import MeasureConfig, Progress, Subject, measure
+from rlprune.latency.measure import MeasureConfig, Progress, measure
 from rlprune.latency.operators import operator_model
-from rlprune.latency.types import CONTROL, Measurement, ModelSubject, OperatorSpec
+from rlprune.latency.types import CONTROL, Measurement, ModelSubject, OperatorSpec, Subject
 from rlprune.runtime.base import Runtime
 from rlprune.surgery.importance import unit_scores
 from rlprune.surgery.onnx import prune_onnx

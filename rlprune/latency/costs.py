@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from rlprune.graph.types import FloatArray, IntArray, Operator, Width
+from rlprune.latency.device import BLOCK
 from rlprune.latency.operators import form
 from rlprune.latency.types import OperatorSpec
 
@@ -31,8 +32,6 @@ SHAPE_SD = 0.3
 """... and how far at one width relative to another."""
 SHAPE_LENGTH = 1.5
 """Doublings of a width over which a departure fades."""
-BLOCK = 8
-"""Channels that the regression takes to be computed together."""
 ALIGNMENTS = (16, 8, 4)
 """Widths that are whole multiples of these run on other kernels than the rest (ORT: 44 channels
 0.76 ms, 45 channels 1.21 ms, 48 channels 0.75 ms); a point says little about another alignment."""

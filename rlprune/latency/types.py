@@ -1,7 +1,7 @@
 """What is measured on a device: an operator at concrete widths, or a whole model under a plan.
 
 A measurement keeps its raw samples and the conditions they were taken under; a mean without them
-cannot be compared with anything (TVM issues 1627, 1932; service.md section 2b).
+cannot be compared with anything (TVM issues 1627, 1932).
 """
 
 from __future__ import annotations
@@ -79,16 +79,19 @@ class ModelSubject:
     Empty only where a control model is asked for by `latency.collect`: also the unpruned model."""
 
 
+Subject = OperatorSpec | ModelSubject
+
+
 @dataclass(frozen=True, slots=True)
 class Measurement:
     """Raw samples of one subject on one device, and of the control that ran interleaved with it.
 
     The millisecond that is compared with a budget is `latency_ms`; for a single-thread key the
-    thread-CPU time over blocks and fresh sessions (ARCHITECTURE section 6).
+    thread-CPU time over blocks and fresh sessions.
     """
 
     device: str
-    subject: OperatorSpec | ModelSubject
+    subject: Subject
     cpu_ms: tuple[tuple[float, ...], ...]
     """Thread-CPU ms per run: a tuple per fresh session, an entry per sample (a block mean)."""
     wall_ms: tuple[tuple[float, ...], ...]

@@ -17,10 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rlprune.errors import PolicyError
+from rlprune.graph.features import group_features
 from rlprune.graph.types import FloatArray, IntArray
 from rlprune.plans import write_atomic
 from rlprune.profile.energy import loss_curve
-from rlprune.profile.predicted import PLACE, group_features
+from rlprune.profile.predicted import PLACE, place_features
 from rlprune.task.knapsack import least_keeps, solve
 from rlprune.task.task import PruningTask
 
@@ -101,7 +102,9 @@ def bend(task: PruningTask, numbers: FloatArray) -> FloatArray:
     named = dict(zip(NUMBERS, numbers.T, strict=True))  # each [P]
     log_exponent = named["exponent_measured" if task.profiles.profiled else "exponent_data_free"]
     weights = numbers[:, 2 : 2 + len(PLACE)]  # [P, F]
-    log_weight = np.clip(weights @ group_features(task.graph).T, -4.0, 4.0)  # [P, G]
+    log_weight = np.clip(
+        weights @ place_features(task.graph, group_features(task.graph)).T, -4.0, 4.0
+    )  # [P, G]
     relative = np.maximum(curve, 0.0) / scale
     bent = relative[None] ** np.exp(log_exponent)[:, None, None] * np.exp(log_weight)[:, :, None]
     ratio = task.levels / task.levels[:, -1:]

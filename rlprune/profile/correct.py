@@ -31,7 +31,7 @@ from rlprune.surgery.written import check_written
 if TYPE_CHECKING:
     from rlprune.graph.from_onnx import OnnxTrace
 
-MOST_HELD_OUT = 128
+MAX_HELD_OUT = 128
 HELD_OUT_RATIO = 0.2
 """Samples that the corrected network is compared on, and not reconstructed from."""
 FEW_SAMPLES = 128
@@ -200,7 +200,7 @@ def _corrected(
     *,
     reconstruct: bool,
 ) -> Corrected:
-    apart, used = samples.split(max(1, min(MOST_HELD_OUT, round(HELD_OUT_RATIO * len(samples)))))
+    apart, used = samples.split(max(1, min(MAX_HELD_OUT, round(HELD_OUT_RATIO * len(samples)))))
     judge = Evaluator(trace, apart, runtime=runtime, reconstruct=False)
     kept = kept_units(unit_scores(trace), keeps)
     pruned = cut(trace, kept)

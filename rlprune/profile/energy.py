@@ -1,4 +1,4 @@
-"""Loss curves: what a planner adds up over groups, from what was measured or is foretold."""
+"""Loss curves: what a planner adds up over groups, from what was measured or predicted."""
 
 from __future__ import annotations
 
@@ -47,8 +47,8 @@ def loss_curve(profiles: GroupProfiles, graph: PruningGraph) -> FloatArray:
     """What a planner adds up over groups [G, L]: non-increasing in the level, 0 at full width.
 
     In nats where losses were measured; of a network that was not trained, what a score at
-    initialisation says (`profile.initial`); otherwise what the weights, or shapes alone, and other
-    networks' losses foretell (`profile.predicted`).
+    initialisation says (`profile.initial`); otherwise what is predicted from the weights, or
+    shapes alone, and from what other networks lost (`profile.predicted`).
     """
     if profiles.measured_loss is not None:
         loss = profiles.measured_loss.mean(0)

@@ -151,17 +151,6 @@ def check_images(x: NDArray[Any], y: NDArray[Any], *, what: str = "calibration")
     return CalibrationSet.single(x, classes)
 
 
-def check_calibration(x: NDArray[Any], y: NDArray[Any], trace: OnnxTrace) -> CalibrationSet:
-    """Images and their classes as a set, if the traced classifier can be run on them.
-
-    Raises:
-        CalibrationError: shape, type, values or labels do not fit the model's input and output.
-    """
-    images = fit_inputs({"x": x}, y, trace)
-    images.labels  # noqa: B018  (raises where the model answers with no classes)
-    return images
-
-
 def _refusal(what: str) -> Any:
     def refuse(why: str) -> CalibrationError:
         return CalibrationError(f"{what}: {why}", field=what)

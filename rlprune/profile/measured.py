@@ -22,7 +22,7 @@ from rlprune.profile.types import FOLD_COUNT, GroupProfiles
 if TYPE_CHECKING:
     from rlprune.profile.evaluate import Evaluator
 
-MOST_EVALUATED = 8
+MAX_EVALUATED = 8
 """Levels of one group that are evaluated; those between are interpolated."""
 
 
@@ -54,14 +54,14 @@ def measure_profiles(
 
 
 def single_group_plans(levels: IntArray, level_count: IntArray) -> IntArray:
-    """The plans to evaluate [N, G]: each prunes one group to one of at most `MOST_EVALUATED`
+    """The plans to evaluate [N, G]: each prunes one group to one of at most `MAX_EVALUATED`
     levels."""
     widths = levels[:, -1]
     plans = []
     for group, count in enumerate(level_count):
         below = np.arange(count - 1)
-        if len(below) > MOST_EVALUATED:
-            below = np.unique(np.linspace(0, count - 2, MOST_EVALUATED).round().astype(np.int64))
+        if len(below) > MAX_EVALUATED:
+            below = np.unique(np.linspace(0, count - 2, MAX_EVALUATED).round().astype(np.int64))
         for level in below:
             keeps = widths.copy()
             keeps[group] = levels[group, level]

@@ -26,9 +26,9 @@ ROWS_PER_INPUT = 8
 """Windows of all samples together, for every input of a layer: of few large images more are taken.
 With 16 windows of each of 32 lines of text the covariance of 576 inputs is mostly noise."""
 BATCH = 100
-MOST_VALUES = 1 << 28
+MAX_VALUES = 1 << 28
 """Of all the layers' inputs of one batch (1 GiB); large images go in smaller batches."""
-MOST_PRODUCTS = 2 * 10**10
+MAX_PRODUCTS = 2 * 10**10
 """Of a layer's covariance, beyond which no more than `PLACES` windows of a sample are taken."""
 RIDGE = 1e-3
 """Added to every input's variance, as a share of their mean, at least."""
@@ -92,7 +92,7 @@ def batch_values(trace: OnnxTrace, batching: Batching, wanted: Sequence[str]) ->
         return 1
     each = sum(int(np.prod(trace.normal.shapes[name], dtype=np.int64)) for name in wanted)
     traced = sum(int(np.prod(shape, dtype=np.int64)) for shape in trace.graph.input_shapes)
-    return max(1, min(BATCH, MOST_VALUES // max(each, 1))) * traced
+    return max(1, min(BATCH, MAX_VALUES // max(each, 1))) * traced
 
 
 def _add(seen: dict[str, Seen], name: str, place: tuple[int, int], rows: Array) -> None:
@@ -131,7 +131,7 @@ def rows_read(
     ]
     total = int(np.prod(extents))
     size = math.prod(trace.normal.shapes[node.inputs[1]][1:])  # in the dense network
-    rows = min(ROWS_PER_INPUT * size, MOST_PRODUCTS // size**2)
+    rows = min(ROWS_PER_INPUT * size, MAX_PRODUCTS // size**2)
     places = max(PLACES, -(-rows // sample_count))
     chosen = rng.choice(total, min(places, total), replace=False)
     corner = np.unravel_index(chosen, extents)  # per axis [P]

@@ -32,9 +32,9 @@ if TYPE_CHECKING:
 
 PASSES = 24
 """Runs of both networks; layers are shared out over them in the file's order."""
-MOST_MACS = 10**12
+MAX_MACS = 10**12
 """Of all runs together, half a minute of one core or so; of large networks fewer samples run."""
-LEAST_SAMPLES = 32
+MIN_SAMPLES = 32
 DRAWN = 2.0
 """How strongly weights are drawn to those that they had, for every input of a layer to every row
 that was seen. With a twentieth of that, networks became sure of what is wrong."""
@@ -96,7 +96,7 @@ def refine(
 def _affordable(trace: OnnxTrace) -> int:
     """How many samples both networks are run on, in every pass up to its last layer."""
     passed = PASSES * max(int(trace.graph.macs(trace.graph.widths)), 1)
-    return max(LEAST_SAMPLES, MOST_MACS // passed)
+    return max(MIN_SAMPLES, MAX_MACS // passed)
 
 
 def _again(layer: Layer, before: FloatArray, dense: FloatArray, seen: _Pair) -> LayerChange:

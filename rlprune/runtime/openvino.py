@@ -3,7 +3,7 @@
 By default it computes in bfloat16 where the processor can, which no other runtime here does, so
 float32 is asked for. One stream of one unpinned thread: inference runs on the calling thread, so
 the thread's CPU time is the model's. Its package `openvino-telemetry` writes an id to the home and
-reports usage; it is kept from being imported (DEPENDENCIES.md section 1.4).
+reports usage; it is kept from being imported.
 """
 
 from __future__ import annotations

@@ -10,8 +10,8 @@ import math
 from collections.abc import Iterable, Sequence
 
 from rlprune.errors import InputError
-from rlprune.latency.types import Measurement, ModelSubject, OperatorSpec
-from rlprune.store.encoding import Subject, check_fingerprint, check_measurement
+from rlprune.latency.types import Measurement, ModelSubject, OperatorSpec, Subject
+from rlprune.store.encoding import check_fingerprint, check_measurement
 from rlprune.store.records import DeviceHealth, DeviceRecord, Job, JobState
 from rlprune.v1 import devices_pb2, types_pb2
 

@@ -12,9 +12,7 @@ from typing import Any
 
 from rlprune.errors import InputError, StoreError
 from rlprune.latency.limits import fault_of
-from rlprune.latency.types import MACS_DEVICE, Measurement, ModelSubject, OperatorSpec
-
-Subject = OperatorSpec | ModelSubject
+from rlprune.latency.types import MACS_DEVICE, Measurement, ModelSubject, OperatorSpec, Subject
 
 _DEVICE = re.compile(r"[a-z0-9._-]{1,120}")
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")

@@ -18,18 +18,17 @@ from typing import Any
 import sqlalchemy as sa
 
 from rlprune.errors import InputError, LeaseError
-from rlprune.latency.types import FAULT, Measurement
+from rlprune.latency.types import FAULT, Measurement, Subject
 from rlprune.store import encoding, schema
-from rlprune.store.encoding import Subject
 from rlprune.store.jobs import (
     MAX_FAILURES,
-    conflict,
     end_leases,
     job_of_row,
     silent_leases,
     subjects_left,
 )
 from rlprune.store.lease_watch import LeaseRow
+from rlprune.store.plan_rows import conflict
 from rlprune.store.records import Job, JobState, Lease, ReportAnswer
 from rlprune.store.store import Store, insert_measurements, touch_device
 

@@ -13,9 +13,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from rlprune.graph.features import group_features
 from rlprune.graph.types import FloatArray, Group, IntArray, PruningGraph, Width
 from rlprune.profile.energy import loss_curve
-from rlprune.profile.predicted import energy_curve, layer_count
+from rlprune.profile.predicted import energy_curve
 from rlprune.profile.types import GroupProfiles
 from rlprune.task.task import Objective, PruningTask
 
@@ -121,7 +122,7 @@ def _profiles(
     if energy is not None:
         # Twice the logarithm of what passes, for a group that twice as many layers feel.
         felt = energy_curve(task.graph, energy)
-        summed = 1.0 - np.exp(-(merged.T @ felt) / layer_count(graph)[:, None])
+        summed = 1.0 - np.exp(-(merged.T @ felt) / group_features(graph).layers[:, None])
         single = merged.sum(0)[:, None] == 1
         energy = np.where(single, merged.T @ energy, summed)
     foretold = loss_curve(replace(profiles, measured_loss=None, initial_loss=None), task.graph)

@@ -89,7 +89,9 @@ def reconstruct_module(
             if uses[layer.tensor] != len(layer.outputs) or layer.tensor not in tensors:
                 continue
             shift: Shift = layer.shift if len(held) == len(layer.outputs) else "one"
-            weight, shifts = reconstruction.uncut(layer, inputs, shift if places else "none")
+            weight, shifts = reconstruction.padded_weight(
+                layer, inputs, shift if places else "none"
+            )
             whole: dict[str, FloatArray] = {layer.tensor: weight}
             for (name, factor), added in zip(places, shifts, strict=bool(places)):
                 whole[name] = factor * added

@@ -5,14 +5,16 @@ from __future__ import annotations
 import numpy as np
 import onnx
 import pytest
-from calibrated import own_images, shrunk, single_outputs, traced
+from calibrated import judged, own_images, shrunk, single_outputs, traced
 from onnx import TensorProto, helper
 from small_onnx import small_onnx
 
 from rlprune.errors import CalibrationError
 from rlprune.graph.from_onnx import trace_onnx
+from rlprune.graph.types import FloatArray, IntArray
 from rlprune.profile.calibration import CalibrationSet
-from rlprune.profile.evaluate import Evaluator, evaluate_model, score
+from rlprune.profile.divergence import Judged
+from rlprune.profile.evaluate import Evaluation, Evaluator, _Judge
 from rlprune.profile.fit import fit_inputs
 from rlprune.runtime import get_runtime
 from rlprune.surgery.onnx import prune_onnx
@@ -56,10 +58,10 @@ def test_the_corrected_model_is_what_was_evaluated(name: str) -> None:
 
     onnx.checker.check_model(corrected, full_check=True)
     loss = evaluator.evaluate(keeps).loss
-    assert evaluate_model(corrected, images, runtime=RUNTIME).loss == pytest.approx(loss, rel=1e-4)
+    assert judged(trace, corrected, images).loss == pytest.approx(loss, rel=1e-4)
     assert len(single_outputs(corrected, images.x[:2])) == 2  # its batch is fixed to 1, as before
     pruned = prune_onnx(trace, keeps)
-    assert evaluate_model(pruned, images, runtime=RUNTIME).loss != pytest.approx(loss, rel=1e-3)
+    assert judged(trace, pruned, images).loss != pytest.approx(loss, rel=1e-3)
 
 
 @pytest.mark.parametrize("opset", [13, 17, 18, 20])
@@ -78,7 +80,7 @@ def test_in_how_many_batches_a_plan_is_run_makes_no_difference(
     trace = traced("resnet_a")
     images = own_images(trace, 256)
     whole = Evaluator(trace, images, runtime=RUNTIME, reconstruct=reconstruct)
-    monkeypatch.setattr("rlprune.profile.evaluate.MOST_BATCH_VALUES", 1 << 17)
+    monkeypatch.setattr("rlprune.profile.evaluate.MAX_BATCH_VALUES", 1 << 17)
     parts = Evaluator(trace, images, runtime=RUNTIME, reconstruct=reconstruct)
     keeps = shrunk(trace)
     assert parts.corrected_model(keeps) == whole.corrected_model(keeps)
@@ -96,6 +98,14 @@ def test_the_traced_model_is_not_changed(reconstruct: bool) -> None:
     evaluator.corrected_model(shrunk(trace))
     evaluator.evaluate(shrunk(trace))
     assert trace.model.SerializeToString(deterministic=True) == before
+
+
+def score(logits: FloatArray, y: IntArray, dense: FloatArray | None = None) -> Evaluation:
+    """Logits [N, K] against classes [N] and the unpruned model's `dense` [N, K]."""
+    index = np.arange(len(y))
+    answers = logits if dense is None else dense
+    judge = _Judge.of([Judged("", "", "logits", (-1,))], [(index, [answers])])
+    return judge.score(iter([(index, [logits])]), y, 0, len(y))
 
 
 def test_cross_entropy_is_exact_where_exponentials_overflow() -> None:
