@@ -81,7 +81,7 @@ def reconstruct_module(
     uses = Counter(own[name] for node in trace.onnx.normal.nodes for name in node.inputs)
     done = 0
     with torch.no_grad():
-        for layer, inputs in reconstruction.losing(kept):
+        for layer, inputs in reconstruction.affected_layers(kept):
             places = [(own[name], factor) for name, factor in layer.places]
             held = Counter(name for name, _ in places)
             if any(uses[name] != held[name] or name not in tensors for name in held):
