@@ -226,7 +226,7 @@ class Child:
 
     def _measurements(self, message: dict[str, Any]) -> list[Measurement]:
         try:
-            return [encoding.measurement_from_json(key, body) for key, body in message["measured"]]
+            return [encoding.measurement_of(key, data) for key, data in message["measured"]]
         except (KeyError, TypeError, ValueError, RlpruneError) as error:
             raise self._nonsense(error) from error
 

@@ -39,7 +39,7 @@ from rlprune.errors import (
 )
 from rlprune.latency.device import local_device_key, model_batch
 from rlprune.latency.measure import MeasureConfig
-from rlprune.latency.types import FAULT, Measurement, ModelSubject, OperatorSpec, Subject
+from rlprune.latency.types import Measurement, ModelSubject, OperatorSpec, Subject
 from rlprune.progress import OnProgress
 from rlprune.service.device_client import DeviceClient, LeasedJob
 from rlprune.store.encoding import check_measurement
@@ -307,15 +307,8 @@ class _Worker:
         return measurement
 
     def _failed(self, subject: Subject, reason: str, *, fault: bool = False) -> Measurement:
-        return Measurement(
-            device=self._key,
-            subject=subject,
-            cpu_ms=(),
-            wall_ms=(),
-            thread_count=self._measure.thread_count,
-            status="failed",
-            reason=reason[:500],
-            conditions=((FAULT, "child"),) if fault else (),
+        return Measurement.failed(
+            self._key, subject, reason, thread_count=self._measure.thread_count, fault=fault
         )
 
 

@@ -109,6 +109,22 @@ class Measurement:
     conditions: tuple[tuple[str, str], ...] = ()
     """Name and value of what else was known: runtime version, load average, context switches."""
 
+    @staticmethod
+    def failed(
+        device: str, subject: Subject, reason: str, *, thread_count: int = 1, fault: bool = False
+    ) -> Measurement:
+        """Of what could not be measured, and why; `fault` where it took the process down."""
+        return Measurement(
+            device=device,
+            subject=subject,
+            cpu_ms=(),
+            wall_ms=(),
+            thread_count=thread_count,
+            status="failed",
+            reason=reason[:500],
+            conditions=((FAULT, "child"),) if fault else (),
+        )
+
     @property
     def session_ms(self) -> tuple[float, ...]:
         """Mean per session; CPU time for one thread, else wall time."""
