@@ -22,7 +22,7 @@ from rlprune.errors import ModelError, UnsupportedOperatorError
 from rlprune.graph.bodies import all_graphs, all_nodes
 from rlprune.graph.external import MAX_BYTES, data_files, embed, read_plain
 from rlprune.graph.kinds import QUANTISED_REMEDY
-from rlprune.graph.wire import MAX_NODES, MAX_PARTS, measure, too_many_nodes
+from rlprune.graph.size_guard import MAX_NODES, MAX_PARTS, measure, too_many_nodes
 
 MAX_ELEMENTS = 2**31
 """Largest tensor, weights and activations alike."""
@@ -35,24 +35,18 @@ OLDEST_OPSET = 7
 SKELETON_KEY = "rlprune.skeleton"
 """`metadata_props` key that marks a model whose weights were reduced to shapes (`skeleton.py`)."""
 
-_ITEM_BITS: dict[int, int] = {
-    TensorProto.FLOAT: 32,
-    TensorProto.DOUBLE: 64,
-    TensorProto.FLOAT16: 16,
-    TensorProto.BFLOAT16: 16,
-    TensorProto.INT8: 8,
-    TensorProto.UINT8: 8,
-    TensorProto.INT16: 16,
-    TensorProto.UINT16: 16,
-    TensorProto.INT32: 32,
-    TensorProto.UINT32: 32,
-    TensorProto.INT64: 64,
-    TensorProto.UINT64: 64,
-    TensorProto.BOOL: 8,
-}
 FLOAT_TYPES = frozenset(
     (TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16, TensorProto.BFLOAT16)
 )
+_ITEM_BITS: dict[int, int] = {
+    kind: 8 * helper.tensor_dtype_to_np_dtype(kind).itemsize
+    for kind in (
+        *FLOAT_TYPES,
+        *(TensorProto.INT8, TensorProto.INT16, TensorProto.INT32, TensorProto.INT64),
+        *(TensorProto.UINT8, TensorProto.UINT16, TensorProto.UINT32, TensorProto.UINT64),
+        TensorProto.BOOL,
+    )
+}
 _FIELDS = ("float_data", "int32_data", "int64_data", "double_data", "uint64_data", "string_data")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,8 +68,7 @@ def named(proto: NodeProto, node: Node) -> NodeProto:
     """The proto with the node's output names; a copy where they differ."""
     if tuple(proto.output) == node.outputs:
         return proto
-    copy = NodeProto()
-    copy.CopyFrom(proto)
+    copy = deepcopy(proto)
     copy.output[:] = node.outputs
     return copy
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 
 import numpy as np
@@ -293,7 +294,7 @@ def attach(head: ModelProto, tail: Tail | None) -> ModelProto:
         added.output[:] = [renamed.get(name, name) for name in node.output]
     stated = {value.name: value for value in graph.output}
     outputs = [stated.get(value.name, value) for value in tail.outputs]
-    kept = [ValueInfoProto.FromString(value.SerializeToString()) for value in outputs]
+    kept = [deepcopy(value) for value in outputs]
     del graph.output[:]
     graph.output.extend(kept)
     try:

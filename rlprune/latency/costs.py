@@ -17,7 +17,7 @@ import numpy as np
 from rlprune.graph.types import FloatArray, IntArray, Operator, Width
 from rlprune.latency.device import BLOCK
 from rlprune.latency.operators import form
-from rlprune.latency.types import OperatorSpec
+from rlprune.latency.types import FORM_FIELDS, OperatorSpec
 
 PRIOR_MACS_PER_MS = 1e7
 PRIOR_BYTES_PER_MS = 5e6
@@ -192,18 +192,5 @@ def _widths(points: Sequence[CostPoint]) -> tuple[IntArray, IntArray]:
 
 def operator_of(key: OperatorSpec) -> Operator:
     """The form as a graph's operator, for its MACs and parameters."""
-    return Operator(
-        name="",
-        kind=key.kind,
-        variant=key.variant,
-        inputs=(),
-        in_width=Width(),
-        out_width=Width(),
-        in_spatial=key.in_spatial,
-        out_spatial=key.out_spatial,
-        kernel=key.kernel,
-        stride=key.stride,
-        pads=key.pads,
-        dilation=key.dilation,
-        groups=key.groups,
-    )
+    rest = {name: getattr(key, name) for name in FORM_FIELDS}
+    return Operator(name="", inputs=(), in_width=Width(), out_width=Width(), **rest)

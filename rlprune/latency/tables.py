@@ -74,12 +74,6 @@ class LatencyTables:
         start = self.in_base / self.in_step * self.out_count + self.out_base / self.out_step
         return np.ascontiguousarray((rows + columns).T), self.offset + start + 0.5
 
-    def _cost(self, operators: IntArray, in_total: IntArray, out_total: IntArray) -> FloatArray:
-        rows = in_total // self.in_step[operators]
-        columns = out_total // self.out_step[operators]
-        index = self.offset[operators] + rows * self.out_count[operators] + columns
-        return np.asarray(self.flat_ms[index])
-
     def operator_ms(self, keeps: IntArray) -> FloatArray:
         """Cost of every operator for keeps [B, G] (each a level of its group) -> [B, O]."""
         matrix, start = self._places
@@ -140,22 +134,6 @@ class LatencyTables:
         """Predicted ms for keeps [B, G] (each a level of its group) -> [B]."""
         tables = self.condensed
         return np.asarray(tables.operator_ms(keeps).sum(-1) + tables.overhead_ms)
-
-    def group_ms(self, keeps: IntArray, group: int) -> FloatArray:
-        """Cost of the operators that `group` touches at each of its levels, the others as in keeps.
-
-        keeps [B, G] -> [B, L]; padded levels repeat the full width's cost. Differences along L are
-        exact differences of `latency_ms`.
-        """
-        ops = self.pair_operator[self.pair_start[group] : self.pair_start[group + 1]]  # [P]
-        shift = self.levels[group] - keeps[:, group : group + 1]  # [B, L]
-        in_total = keeps @ self.in_incidence[ops].T + self.in_base[ops]  # [B, P]
-        out_total = keeps @ self.out_incidence[ops].T + self.out_base[ops]
-        in_total = (
-            in_total[:, None, :] + shift[:, :, None] * self.in_incidence[ops, group]
-        )  # [B, L, P]
-        out_total = out_total[:, None, :] + shift[:, :, None] * self.out_incidence[ops, group]
-        return np.asarray(self._cost(ops, in_total, out_total).sum(-1))
 
     def upper_ms(self, keeps: IntArray) -> FloatArray:
         """Upper end of the 90 % interval, what budgets are held against: [B, G] -> [B]."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import statistics
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from rlprune.errors import InputError
@@ -80,6 +80,8 @@ class ModelSubject:
 
 
 Subject = OperatorSpec | ModelSubject
+FORM_FIELDS = tuple(f.name for f in fields(OperatorSpec) if not f.name.endswith("_width"))
+"""What is left of a spec without its widths; operators of a graph have fields of these names."""
 
 
 @dataclass(frozen=True, slots=True)

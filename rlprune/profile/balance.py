@@ -8,16 +8,12 @@ times as many inputs those that are left here bring ResNet-20 at 0.6 of its MACs
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 
+from rlprune.graph.from_onnx import OnnxTrace
 from rlprune.profile.calibration import CalibrationSet
 from rlprune.profile.evaluate import Evaluator
 from rlprune.runtime.base import Runtime
-
-if TYPE_CHECKING:
-    from rlprune.graph.from_onnx import OnnxTrace
 
 
 def balanced(

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
+from copy import deepcopy
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx
@@ -18,11 +18,9 @@ from onnx import TensorProto, numpy_helper
 
 from rlprune.errors import CalibrationError, MeasurementError
 from rlprune.graph.bodies import reads_of
+from rlprune.graph.from_onnx import OnnxTrace
 from rlprune.profile.calibration import CalibrationSet, EqualSizes
 from rlprune.runtime.base import Array, Runtime
-
-if TYPE_CHECKING:
-    from rlprune.graph.from_onnx import OnnxTrace
 
 AGREE = 0.02
 """Answers of one network, batched and one by one, differ by rounding: less than this share of
@@ -180,8 +178,7 @@ def _does_not_run() -> Iterator[None]:
 def asked(model: onnx.ModelProto, wanted: Sequence[str]) -> onnx.ModelProto:
     """A copy whose outputs are `wanted`, in that order, shapes left to the runtime; with only what
     computes them."""
-    made = onnx.ModelProto()
-    made.CopyFrom(model)
+    made = deepcopy(model)
     _drop_unneeded(made.graph, wanted)
     known = {value.name: value for value in model.graph.output}
     del made.graph.output[:]
@@ -201,7 +198,7 @@ def _drop_unneeded(graph: onnx.GraphProto, wanted: Sequence[str]) -> None:
         if needed.intersection(node.output):
             needed.update(reads_of(node))
             nodes.append(node)
-    kept = [type(node).FromString(node.SerializeToString()) for node in reversed(nodes)]
+    kept = [deepcopy(node) for node in reversed(nodes)]
     del graph.node[:]
     graph.node.extend(kept)
     for index in reversed(range(len(graph.initializer))):
@@ -269,8 +266,7 @@ def _opened(model: onnx.ModelProto, axes: Mapping[str, int | None]) -> onnx.Mode
 
     A Reshape to a constant shape that leads with the fixed batch is made to copy it instead.
     """
-    made = onnx.ModelProto()
-    made.CopyFrom(model)
+    made = deepcopy(model)
     fixed = False
     for value in real_inputs(made):
         axis = axes.get(value.name)

@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
-from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx
 
 from rlprune.errors import CalibrationError, MissingExtraError
+from rlprune.graph.from_onnx import OnnxTrace
 from rlprune.graph.load import is_skeleton
 from rlprune.graph.types import IntArray
 from rlprune.profile.calibration import CalibrationSet
@@ -27,9 +27,6 @@ from rlprune.runtime.base import Runtime
 from rlprune.surgery.importance import unit_scores
 from rlprune.surgery.onnx import check_keeps, cut, kept_units, prune_onnx
 from rlprune.surgery.written import check_written
-
-if TYPE_CHECKING:
-    from rlprune.graph.from_onnx import OnnxTrace
 
 MAX_HELD_OUT = 128
 HELD_OUT_RATIO = 0.2

@@ -16,18 +16,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
 from rlprune.errors import CalibrationError
+from rlprune.graph.from_onnx import OnnxTrace
 from rlprune.graph.types import FloatArray
 from rlprune.runtime.base import Array
-
-if TYPE_CHECKING:
-    from rlprune.graph.from_onnx import OnnxTrace
 
 Kind = Literal["logits", "sigmoid", "values", "labels"]
 

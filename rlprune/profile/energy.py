@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 
+from rlprune.graph.from_onnx import OnnxTrace
 from rlprune.graph.types import FloatArray, IntArray, PruningGraph
 from rlprune.profile.predicted import default_curves
 from rlprune.profile.types import GroupProfiles
 from rlprune.surgery.importance import unit_scores
-
-if TYPE_CHECKING:
-    from rlprune.graph.from_onnx import OnnxTrace
 
 
 def energy_profiles(trace: OnnxTrace, levels: IntArray, level_count: IntArray) -> GroupProfiles:

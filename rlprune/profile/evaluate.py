@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx
 
 from rlprune.errors import CalibrationError
+from rlprune.graph.from_onnx import OnnxTrace
 from rlprune.graph.types import FloatArray, IntArray, PruningGraph
 from rlprune.profile.batching import Batching
 from rlprune.profile.calibration import CalibrationSet
@@ -34,9 +34,6 @@ from rlprune.profile.types import FOLD_COUNT
 from rlprune.runtime.base import Array, Runtime
 from rlprune.surgery.importance import unit_scores
 from rlprune.surgery.onnx import check_keeps, cut, kept_units
-
-if TYPE_CHECKING:
-    from rlprune.graph.from_onnx import OnnxTrace
 
 MAX_BATCH_VALUES = 1 << 22
 """Values of the widest activation in one batch (16 MiB). Larger batches were slower on ResNet-20:

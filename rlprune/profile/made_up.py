@@ -12,19 +12,16 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx
 from onnx import helper
 
+from rlprune.graph.from_onnx import OnnxTrace
 from rlprune.graph.types import PruningGraph
 from rlprune.graph.walk import Node
 from rlprune.profile.shapes import random_shapes
 from rlprune.runtime.base import Array, Runtime
-
-if TYPE_CHECKING:
-    from rlprune.graph.from_onnx import OnnxTrace
 
 COUNT = 384
 POOL = 4

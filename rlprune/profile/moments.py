@@ -5,20 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from rlprune.errors import CalibrationError
+from rlprune.graph.from_onnx import OnnxTrace
 from rlprune.graph.types import FloatArray
 from rlprune.graph.walk import Node
 from rlprune.graph.windows import explicit_pads
 from rlprune.profile.batching import Batching
 from rlprune.profile.calibration import CalibrationSet
 from rlprune.runtime.base import Array, Runtime
-
-if TYPE_CHECKING:
-    from rlprune.graph.from_onnx import OnnxTrace
 
 PLACES = 16
 """Windows of every sample that a convolution's inputs are taken at, at least."""

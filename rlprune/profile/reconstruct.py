@@ -14,12 +14,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 import onnx
 from onnx import numpy_helper
 
+from rlprune.graph.from_onnx import OnnxTrace
 from rlprune.graph.types import FloatArray, IntArray
 from rlprune.graph.walk import Node
 from rlprune.profile.calibration import CalibrationSet
@@ -28,9 +29,6 @@ from rlprune.profile.moments import Seen, input_moments
 from rlprune.runtime.base import Runtime
 from rlprune.surgery.importance import mixing_axes
 from rlprune.surgery.onnx import BoolArray, kept_mask
-
-if TYPE_CHECKING:
-    from rlprune.graph.from_onnx import OnnxTrace
 
 MAX_INPUTS = 1 << 13
 """What a layer's outputs are each made of, at most; one that reads more stays as it was cut. The

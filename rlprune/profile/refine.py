@@ -12,11 +12,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx
 
+from rlprune.graph.from_onnx import OnnxTrace
 from rlprune.graph.types import FloatArray, IntArray
 from rlprune.graph.walk import Node
 from rlprune.profile.batching import Batching
@@ -26,9 +26,6 @@ from rlprune.profile.moments import RIDGE, batch_values, rows_read
 from rlprune.profile.reconstruct import Layer, Reconstruction
 from rlprune.runtime.base import Array, Runtime
 from rlprune.surgery.onnx import kept_mask
-
-if TYPE_CHECKING:
-    from rlprune.graph.from_onnx import OnnxTrace
 
 PASSES = 24
 """Runs of both networks; layers are shared out over them in the file's order."""

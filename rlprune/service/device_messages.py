@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 
 from rlprune.errors import InputError
 from rlprune.latency.types import Measurement, ModelSubject, OperatorSpec, Subject
@@ -39,21 +40,7 @@ def subject_to(subject: Subject) -> types_pb2.Subject:
     if isinstance(subject, ModelSubject):
         model = types_pb2.ModelSubject(fingerprint=subject.fingerprint, keeps=subject.keeps)
         return types_pb2.Subject(model=model)
-    return types_pb2.Subject(
-        operator=types_pb2.OperatorSpec(
-            kind=subject.kind,
-            variant=subject.variant,
-            in_width=subject.in_width,
-            out_width=subject.out_width,
-            in_spatial=subject.in_spatial,
-            out_spatial=subject.out_spatial,
-            kernel=subject.kernel,
-            stride=subject.stride,
-            pads=subject.pads,
-            dilation=subject.dilation,
-            groups=subject.groups,
-        )
-    )
+    return types_pb2.Subject(operator=types_pb2.OperatorSpec(**asdict(subject)))
 
 
 def subject_from(message: types_pb2.Subject, *, field: str = "subject") -> Subject:
