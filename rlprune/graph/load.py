@@ -18,7 +18,7 @@ import onnx
 from google.protobuf.message import DecodeError
 from onnx import AttributeProto, ModelProto, TensorProto, helper
 
-from rlprune.errors import ModelError, UnsupportedOperatorError
+from rlprune.errors import ModelError, UnsupportedOperatorError, one_line
 from rlprune.graph.bodies import all_graphs, all_nodes
 from rlprune.graph.external import MAX_BYTES, data_files, embed, read_plain
 from rlprune.graph.kinds import QUANTISED_REMEDY
@@ -141,10 +141,18 @@ def _check(model: ModelProto) -> None:
         if value.type.HasField("tensor_type"):
             # The checker wants a shape; what is not said is inferred later.
             value.type.tensor_type.shape.SetInParent()
+    run_checker(light)
+
+
+def run_checker(model: ModelProto, *, full: bool = False, of: str = "") -> None:
+    """Raises ModelError where ONNX's checker refuses a model; `full`: its shapes and types, too."""
     try:
-        onnx.checker.check_model(light, full_check=False)
-    except (onnx.checker.ValidationError, ValueError, RuntimeError, TypeError) as error:
-        raise ModelError(f"ONNX checker: {_one_line(error)}", field="model") from error
+        onnx.checker.check_model(model, full_check=full)
+    except (
+        *(ValueError, RuntimeError, TypeError, onnx.checker.ValidationError),
+        onnx.shape_inference.InferenceError,
+    ) as error:
+        raise ModelError(f"ONNX checker{of}: {one_line(error)}", field="model") from error
 
 
 def is_skeleton(model: ModelProto) -> bool:
@@ -308,7 +316,3 @@ def _check_names(model: ModelProto) -> None:
 
 def _count(dims: Iterable[int]) -> int:
     return math.prod(dims)
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]

@@ -12,7 +12,7 @@ from typing import Any
 import onnx
 from onnx import ModelProto, NodeProto, helper
 
-from rlprune.errors import ModelError
+from rlprune.errors import ModelError, one_line
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,9 +34,8 @@ def reading(node: Node) -> Iterator[None]:
     try:
         yield
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
-        why = " ".join(str(error).split())[:200]
         raise ModelError(
-            f"node {node.name!r} ({node.op}) is malformed: {why}", field="model"
+            f"node {node.name!r} ({node.op}) is malformed: {one_line(error)}", field="model"
         ) from error
 
 

@@ -8,7 +8,7 @@ from copy import deepcopy
 import onnx
 from onnx import ModelProto, TensorProto
 
-from rlprune.errors import ModelError
+from rlprune.errors import ModelError, one_line
 from rlprune.graph.folding import SMALL
 from rlprune.graph.load import FLOAT_TYPES, OPSETS
 
@@ -51,10 +51,9 @@ def with_known_opset(model: ModelProto) -> ModelProto:
         onnx.shape_inference.InferenceError,
         onnx.version_converter.ConvertError,
     ) as error:
-        why = " ".join(str(error).split())[:200]
         raise ModelError(
-            f"opset {version} is older than {OPSETS.start} and cannot be converted ({why}); "
-            "export again",
+            f"opset {version} is older than {OPSETS.start} and cannot be converted "
+            f"({one_line(error)}); export again",
             field="model",
         ) from error
     made = Counter(name for node in new.graph.node for name in node.output)

@@ -300,8 +300,9 @@ def attach(head: ModelProto, tail: Tail | None) -> ModelProto:
     try:
         onnx.checker.check_model(without_weights(head), full_check=False)
     except (onnx.checker.ValidationError, ValueError, RuntimeError, TypeError) as error:
-        why = " ".join(str(error).split())[:300]
-        raise ModelError(f"ONNX checker, of the cut model: {why}", field="model") from error
+        raise ModelError(
+            f"ONNX checker, of the cut model: {one_line(error)}", field="model"
+        ) from error
     return head
 
 

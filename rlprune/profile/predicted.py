@@ -16,8 +16,7 @@ plans are worth that go by it on block types left out.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from functools import cache
 from pathlib import Path
 
@@ -44,12 +43,6 @@ TRAITS = (
 """Of a group at a level; see `traits`."""
 MAX_SHARE = 0.999
 """A share of 1 would make a level infinitely bad; nothing a planner could add up."""
-MIN_NATS = 2e-3
-"""Added before the logarithm: smaller divergences are noise."""
-MIN_ENERGY = 1e-4
-"""The same of curves by energy."""
-RIDGE = 0.3
-"""Of 0.05, 0.3, 1, 3 and 10 the best on block types left out, in a trial."""
 
 
 @dataclass(frozen=True)
@@ -83,14 +76,9 @@ class CurveModel:
             share = 1.0 - levels / graph.widths[:, None]
         return np.asarray(factor * energy_curve(graph, share))
 
-    def save(self, path: str | Path) -> None:
-        """Writes JSON."""
-        data = {"format": FORMAT, "traits": list(TRAITS), **asdict(self)}
-        Path(path).write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
-
     @staticmethod
     def load(path: str | Path) -> CurveModel:
-        """Reads what `save` wrote.
+        """Reads what `scripts/fit_curves` wrote.
 
         Raises:
             ValueError: of other traits.
@@ -100,20 +88,6 @@ class CurveModel:
             raise ValueError(f"{path} is of other traits; make it again with scripts/fit_curves")
         names = (field.name for field in fields(CurveModel) if field.name != "level")
         return CurveModel(level=data["level"], **{name: tuple(data[name]) for name in names})
-
-
-@dataclass(frozen=True)
-class Example:
-    """One network whose losses were measured."""
-
-    name: str
-    graph: PruningGraph
-    levels: IntArray
-    level_count: IntArray
-    share: FloatArray
-    """[G, L]."""
-    loss: FloatArray
-    """Measured, monotone [G, L], nats."""
 
 
 @cache
@@ -130,44 +104,6 @@ def energy_curve(graph: PruningGraph, share: FloatArray) -> FloatArray:
     """
     return np.asarray(
         -np.log1p(-np.minimum(share, MAX_SHARE)) * group_features(graph).layers[:, None]
-    )
-
-
-def fit_curves(examples: Sequence[Example]) -> CurveModel:
-    """Ridge regression; every network weighs the same."""
-    found, targets = [], []
-    for one in examples:
-        below = np.arange(one.levels.shape[1]) < one.level_count[:, None] - 1
-        energy = np.maximum(energy_curve(one.graph, one.share), MIN_ENERGY)
-        found.append(traits(one.graph, one.levels)[below])  # [n, T]
-        targets.append(np.log((one.loss + MIN_NATS) / energy)[below])
-    known = np.concatenate(found)
-    mean, deviation = known.mean(0), known.std(0) + 1e-9
-    rows, rights = [], []
-    for own, target in zip(found, targets, strict=True):
-        table = (own - mean) / deviation
-        weight = 1.0 / np.sqrt(len(table))
-        rows.append((table - table.mean(0)) * weight)
-        rights.append((target - target.mean()) * weight)
-    left, right = np.concatenate(rows), np.concatenate(rights)
-    ridge = RIDGE * len(examples) * np.eye(left.shape[1])
-    weights = np.linalg.solve(left.T @ left + ridge, left.T @ right)
-    levels = [
-        (target - (own - mean) / deviation @ weights).mean()
-        for own, target in zip(found, targets, strict=True)
-    ]
-
-    def plain(values: FloatArray) -> tuple[float, ...]:
-        return tuple(float(f"{value:.7g}") for value in values)
-
-    return CurveModel(
-        plain(mean),
-        plain(deviation),
-        plain(known.min(0)),
-        plain(known.max(0)),
-        plain(weights),
-        float(np.mean(levels)),
-        tuple(one.name for one in examples),
     )
 
 

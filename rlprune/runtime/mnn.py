@@ -19,8 +19,8 @@ from typing import IO, Any
 import numpy as np
 import onnx
 
-from rlprune.errors import MeasurementError
-from rlprune.runtime.base import Array, one_line, with_closed_extents
+from rlprune.errors import MeasurementError, one_line
+from rlprune.runtime.base import Array, with_closed_extents
 from rlprune.runtime.prepared import Prepared
 
 

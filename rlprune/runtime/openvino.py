@@ -12,8 +12,8 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-from rlprune.errors import MeasurementError
-from rlprune.runtime.base import Array, one_line, with_closed_extents
+from rlprune.errors import MeasurementError, one_line
+from rlprune.runtime.base import Array, with_closed_extents
 from rlprune.runtime.prepared import Prepared
 
 # What is None here cannot be imported; OpenVINO then does without.

@@ -11,8 +11,8 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from rlprune.errors import MeasurementError
-from rlprune.runtime.base import Array, one_line
+from rlprune.errors import MeasurementError, one_line
+from rlprune.runtime.base import Array
 
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # must stand before the import; afterwards is too late
 
