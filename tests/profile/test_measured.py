@@ -8,7 +8,7 @@ from calibrated import own_images, traced
 
 from rlprune.profile.energy import loss_curve
 from rlprune.profile.evaluate import Evaluator
-from rlprune.profile.measured import MOST_EVALUATED, measure_profiles, single_group_plans
+from rlprune.profile.measured import MAX_EVALUATED, measure_profiles, single_group_plans
 from rlprune.profile.types import keep_levels
 from rlprune.runtime import get_runtime
 
@@ -41,7 +41,7 @@ def test_each_group_alone_at_each_level_is_measured_on_every_fold() -> None:
 def test_at_most_eight_levels_a_group_are_evaluated_and_ends_are_among_them() -> None:
     levels = np.array([np.arange(8, 136, 8), np.full(16, 8)])
     plans = single_group_plans(levels, np.array([16, 1]))
-    assert len(plans) == MOST_EVALUATED == 8
+    assert len(plans) == MAX_EVALUATED == 8
     assert (plans[:, 1] == 8).all()
     assert plans[0, 0] == 8 and plans[-1, 0] == 120
 

@@ -60,7 +60,7 @@ def test_merged_tables_and_graph_cost_what_the_expanded_plan_costs(seed: int, no
         moved = np.repeat(merged[:5, None], pinned.task.levels.shape[1], axis=1)
         moved[..., group] = pinned.task.levels[group]
         np.testing.assert_allclose(
-            np.diff(pinned.task.tables.group_ms(merged[:5], group)),
+            np.diff(pinned.task.tables.latency_ms(moved.reshape(-1, 3)).reshape(5, -1)),
             np.diff(task.tables.latency_ms(pinned.expand(moved).reshape(-1, 5)).reshape(5, -1)),
             atol=1e-9,
         )

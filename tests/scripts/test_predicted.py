@@ -9,19 +9,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from fit_curves import Example, fit_curves, save
 from scipy.stats import spearmanr
 from synthetic import chain_graph, random_task
 
 from rlprune.graph.types import FloatArray
 from rlprune.policy import DATA
 from rlprune.profile.energy import loss_curve, shape_profiles
-from rlprune.profile.predicted import (
-    CurveModel,
-    Example,
-    default_curves,
-    energy_curve,
-    fit_curves,
-)
+from rlprune.profile.predicted import CurveModel, default_curves, energy_curve
 from rlprune.profile.types import keep_levels
 from rlprune.task.taskdir import load_model_dir
 
@@ -113,7 +108,7 @@ def test_a_network_like_none_on_record_still_has_finite_curves() -> None:
 
 def test_curves_outlive_a_file_and_others_are_refused(tmp_path: Path) -> None:
     model = default_curves()
-    model.save(tmp_path / "curves.json")
+    save(model, tmp_path / "curves.json")
     assert CurveModel.load(tmp_path / "curves.json") == model
     data = json.loads((tmp_path / "curves.json").read_text())
     data["traits"] = data["traits"][:-1]
