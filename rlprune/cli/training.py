@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rlprune.cli.frame import (
+from rlprune.cli.inputs import InputValues
+from rlprune.cli.models import Model, load_trace
+from rlprune.cli.shared import (
     InputShapes,
     Json,
     Seed,
@@ -21,8 +23,6 @@ from rlprune.cli.frame import (
     progress,
     stoppable,
 )
-from rlprune.cli.inputs import InputValues
-from rlprune.cli.models import Model, load_trace
 from rlprune.errors import InputError
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from rlprune.latency.device import check_batch
 from rlprune.latency.tables import LatencyTables
 from rlprune.latency.types import MACS_DEVICE
 from rlprune.profile.types import GroupProfiles
-from rlprune.store.encoding import digest
+from rlprune.store.encoding import Subject, digest
 from rlprune.task.task import PruningTask
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ DONOR_COUNT = 30
 T = TypeVar("T")
 
 
-class _Recent(Generic[T]):
+class Recent(Generic[T]):
     """The values used last, at most `limit` of them; safe to share between threads."""
 
     def __init__(self, limit: int) -> None:
@@ -54,8 +54,9 @@ class _Compiled:
     """What one store's measurements were turned into."""
 
     def __init__(self) -> None:
-        self.models: _Recent[LatencyModel] = _Recent(4)
-        self.tables: _Recent[LatencyTables] = _Recent(32)
+        self.models: Recent[LatencyModel] = Recent(4)
+        self.tables: Recent[LatencyTables] = Recent(32)
+        self.missing: Recent[tuple[Subject, ...]] = Recent(128)
 
 
 # Keyed by the store object, not its URL: what was compiled ends with the store it came from.
@@ -76,12 +77,7 @@ def latency_model(store: Store, device: str) -> LatencyModel:
     """
     from rlprune.latency.model import LatencyModel
 
-    # Generations are read first: a report that arrives in between makes the entry fresher than its
-    # key says, and the next call fits again.
-    generations = store.generations()
-    generation = generations.pop(device, 0)
-    most = max(generations, key=lambda key: (generations[key], key), default=None)
-    donor = None if most is None or generations[most] < DONOR_COUNT else most
+    generation, donor = _state(store, device)
     return _compiled_of(store).models.get(
         (device, generation, donor),
         lambda: LatencyModel.fit(
@@ -91,6 +87,34 @@ def latency_model(store: Store, device: str) -> LatencyModel:
             donor=None if donor is None else _costs(store, donor),
         ),
     )
+
+
+def missing_for(
+    graph: PruningGraph, levels: IntArray, level_count: IntArray, store: Store, device: str
+) -> tuple[Subject, ...]:
+    """What the device should measure before plans for this graph are worth much: `missing` of its
+    latency model, found once per generation."""
+    key = (graph.fingerprint, _digest(levels, level_count), device, *_state(store, device))
+    return _compiled_of(store).missing.get(
+        key, lambda: tuple(latency_model(store, device).missing(graph, levels, level_count))
+    )
+
+
+def _state(store: Store, device: str) -> tuple[int, str | None]:
+    """What a device's latency model depends on: its generation, and the device whose costs stand in
+    for what it has not measured.
+
+    It is read before the measurements are: a report that arrives in between makes what is computed
+    fresher than its key says, and the next call computes it again.
+    """
+    generations = store.generations()
+    generation = generations.pop(device, 0)
+    most = max(generations, key=lambda key: (generations[key], key), default=None)
+    return generation, None if most is None or generations[most] < DONOR_COUNT else most
+
+
+def _digest(levels: IntArray, level_count: IntArray) -> str:
+    return digest(levels.tobytes(), level_count.tobytes())
 
 
 def _costs(store: Store, device: str) -> OperatorCosts:
@@ -110,7 +134,7 @@ def tables_for(
     """
     from rlprune.latency.macs import macs_tables
 
-    levels_digest = digest(levels.tobytes(), level_count.tobytes())
+    levels_digest = _digest(levels, level_count)
     if device == MACS_DEVICE:
         return _compiled_of(store).tables.get(
             (graph.fingerprint, levels_digest, device, 0),

@@ -64,6 +64,10 @@ _MAX_ATTRIBUTES = 1000
 """Bytes, of all attributes together; the detail as a whole grows by a third on its way."""
 
 
+class NotServedError(RlpruneError):
+    """The server does not know the method: it is of an earlier version, or none of ours."""
+
+
 @dataclass(frozen=True, slots=True)
 class Refusal:
     """How a call ends that is refused."""
@@ -124,7 +128,7 @@ def error_of(error: grpc.RpcError, target: str) -> RlpruneError:
     if code in (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED):
         return AuthenticationError(f"{target}: {message or 'this may not be called'}")
     if code is grpc.StatusCode.UNIMPLEMENTED:
-        return RlpruneError(f"{target} is no rlprune server, or of another version ({message})")
+        return NotServedError(f"{target} is no rlprune server, or of another version ({message})")
     return RlpruneError(f"{target}: {code.name}: {message}")
 
 

@@ -55,6 +55,10 @@ class PlanRecord:
     created_sec: float
     pending_job_ids: tuple[str, ...] = ()
     """Jobs that the device had still to do for this model when the plan was made."""
+    model_name: str = ""
+    """What the user calls the model; empty where nobody said."""
+    request: str = ""
+    """What the user asked, `PlanRequest.to_json`; empty of plans of 0.7.1 and before."""
 
 
 class JobState(StrEnum):

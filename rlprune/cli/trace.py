@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rlprune.cli.frame import (
+from rlprune.cli.inputs import InputValues
+from rlprune.cli.models import Model, load_trace
+from rlprune.cli.shared import (
     Hold,
     InputShapes,
     Json,
@@ -21,11 +23,8 @@ from rlprune.cli.frame import (
     print_line,
     print_table,
 )
-from rlprune.cli.inputs import InputValues
-from rlprune.cli.models import Model, load_trace
 
 if TYPE_CHECKING:
-    from rlprune.constraints import BoundConstraints
     from rlprune.graph.types import IntArray, PruningGraph
     from rlprune.latency.tables import LatencyTables
 
@@ -66,6 +65,7 @@ def trace(
     from rlprune.constraints import Constraints, bind
     from rlprune.latency.device import BLOCK, preferred_multiple
     from rlprune.planning import constrained_levels
+    from rlprune.reports.trace import trace_report
 
     constraints = Constraints(
         round_to, min_keep, min_keep_ratio, tuple(hold or ()), tuple(pin or ())
@@ -75,7 +75,8 @@ def trace(
     preferred = BLOCK if device is None else preferred_multiple(device)
     bound = bind(graph, constraints, round_to=preferred)
     levels, level_count = constrained_levels(graph, bound)
-    facts = _facts(graph, bound, levels, level_count, _tables(graph, levels, level_count, device))
+    tables = _tables(graph, levels, level_count, device)
+    facts = trace_report(graph, bound, levels, level_count, tables)
     facts["notes"] = list(traced.notes)
     if as_json:
         print_json(facts)
@@ -119,50 +120,6 @@ def _tables(
     check_measured(graph, store, str(device))
     profiles = shape_profiles(graph, levels, level_count)
     return task_for(graph, profiles, store, str(device)).tables
-
-
-def _facts(
-    graph: PruningGraph,
-    bound: BoundConstraints,
-    levels: IntArray,
-    level_count: IntArray,
-    tables: LatencyTables,
-) -> dict[str, Any]:
-    """Everything that is told of a graph, as `--json` prints it."""
-    from dataclasses import asdict
-
-    from rlprune.planning.shares import group_shares
-
-    shares = group_shares(graph, tables)
-    return {
-        "fingerprint": graph.fingerprint,
-        "input_shapes": graph.input_shapes,
-        "macs": int(graph.macs(graph.widths)),
-        "params": int(graph.params(graph.widths)),
-        "device": tables.device,
-        "latency_ms": shares.latency_ms,
-        "prunable_macs_ratio": graph.prunable_macs_ratio(bound.held),
-        "constraints": asdict(bound.recorded),
-        "groups": [
-            {
-                "name": group.name,
-                "width": group.width,
-                "levels": levels[index, : level_count[index]].tolist(),
-                "macs_ratio": float(shares.macs[index]),
-                "params_ratio": float(shares.params[index]),
-                "latency_ratio": float(shares.latency[index]),
-                "constraint": bound.why(index),
-                "members": [f"{m.tensor}[{m.axis}]" for m in group.members],
-                "axes": [asdict(member) for member in group.members],
-            }
-            for index, group in enumerate(graph.groups)
-        ],
-        "held": [asdict(held) for held in graph.held],
-        "uncounted": [
-            {**asdict(one), "params_ratio": one.params / max(int(graph.params(graph.widths)), 1)}
-            for one in graph.uncounted
-        ],
-    }
 
 
 def _print_tables(facts: dict[str, Any]) -> None:
