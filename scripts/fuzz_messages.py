@@ -28,8 +28,8 @@ from rlprune.service.device_messages import measurement_to, subject_to
 from rlprune.service.devices import DeviceService
 from rlprune.service.front import EventLoop, Pools, event_loop
 from rlprune.service.models import Graphs
-from rlprune.service.profile_messages import profiles_to
 from rlprune.service.plans import PlanService
+from rlprune.service.profile_messages import profiles_to
 from rlprune.store import open_store
 from rlprune.store.jobs import JobQueue
 from rlprune.store.leases import Leases
@@ -85,8 +85,8 @@ class _Served:
         store = open_store(str(self.folder / "s.sqlite"))
         jobs, graphs, pools = JobQueue(store), Graphs(store), Pools(_no_health)
         parts = {
-            "PlanService": (plans_pb2, PlanService(store, jobs, skeletons)),
-            "DeviceService": (devices_pb2, DeviceService(store, jobs, Leases(store), skeletons)),
+            "PlanService": (plans_pb2, PlanService(store, jobs, graphs)),
+            "DeviceService": (devices_pb2, DeviceService(store, jobs, Leases(store), graphs)),
         }
         for name, (module, implementation) in parts.items():
             descriptor = module.DESCRIPTOR.services_by_name[name]

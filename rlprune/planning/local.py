@@ -111,7 +111,7 @@ class LocalPlanner:
     def put(self, question: Question, plan: PruningPlan) -> None:
         """See `Planner`."""
         from rlprune.graph.skeleton import strip
-        from rlprune.store.plan_rows import Asked
+        from rlprune.store.records import Asked
 
         graph, store = question.graph, self._store
         try:

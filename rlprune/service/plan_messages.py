@@ -25,8 +25,7 @@ from rlprune.plans import (
     PlanFigures,
     PruningPlan,
 )
-from rlprune.store.plan_rows import Asked
-from rlprune.store.records import PlanRecord
+from rlprune.store.records import Asked, PlanRecord
 from rlprune.v1 import plans_pb2, types_pb2
 
 MAX_TEXT = 4096

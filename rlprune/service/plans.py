@@ -38,8 +38,7 @@ from rlprune.service.profile_messages import check_levels, profiles_from
 from rlprune.store import Store
 from rlprune.store.encoding import Subject, check_fingerprint, check_request_id, subject_key
 from rlprune.store.jobs import JobQueue
-from rlprune.store.plan_rows import Asked
-from rlprune.store.records import Job, PlanRecord
+from rlprune.store.records import Asked, Job, PlanRecord
 from rlprune.v1 import plans_pb2
 
 
@@ -82,11 +81,7 @@ class PlanService:
         missing = self._missing(graph, profiles, device, needed=plan is None)
         # All is well: now it is written, in one transaction.
         if plan is None or request.provisional:
-            queued: list[Job] = []
-            if missing or brought:
-                queued = self._jobs.enqueue(
-                    device, missing, fingerprint=graph.fingerprint, graph=brought
-                )
+            queued = self._queue(device, missing, graph, brought)
             return _answer(plan, [job.job_id for job in queued])
         record = self._jobs.put_plan(
             plan,
@@ -179,6 +174,21 @@ class PlanService:
             max_params=asked.max_params,
         )
         return with_reasons(made, task, bound, self._store)
+
+    def _queue(
+        self,
+        device: str,
+        missing: Sequence[Subject],
+        graph: PruningGraph,
+        brought: tuple[PruningGraph, bytes] | None,
+    ) -> list[Job]:
+        """The open jobs of what is missing, and keeps the graph; writes nothing where nothing is
+        new."""
+        if missing:
+            return self._jobs.enqueue(device, missing, fingerprint=graph.fingerprint, graph=brought)
+        if brought is not None:
+            self._store.put_graph(*brought)
+        return []
 
     def _missing(
         self, graph: PruningGraph, profiles: GroupProfiles, device: str, *, needed: bool

@@ -19,6 +19,7 @@ from rlprune.errors import (
     InputError,
     MeasurementError,
     NotFoundError,
+    NotServedError,
     RlpruneError,
     UnavailableError,
 )
@@ -34,7 +35,6 @@ from rlprune.service.device_messages import subject_to
 from rlprune.service.plan_messages import plan_from, plan_to, request_to
 from rlprune.service.profile_messages import profiles_to
 from rlprune.service.waiting import LONG_TIMEOUT_SEC, find_job, wait_for_jobs
-from rlprune.service.wire import NotServedError
 from rlprune.store.records import JobState
 from rlprune.v1 import devices_pb2, plans_pb2
 

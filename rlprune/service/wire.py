@@ -38,6 +38,7 @@ STATUS: dict[type[RlpruneError], tuple[str, grpc.StatusCode]] = {
     errors.StoreError: ("STORE", grpc.StatusCode.DATA_LOSS),
     errors.UnavailableError: ("UNAVAILABLE", grpc.StatusCode.UNAVAILABLE),
     errors.OverloadedError: ("OVERLOADED", grpc.StatusCode.RESOURCE_EXHAUSTED),
+    errors.NotServedError: ("NOT_SERVED", grpc.StatusCode.UNIMPLEMENTED),
     errors.MeasurementError: ("MEASUREMENT", grpc.StatusCode.FAILED_PRECONDITION),
 }
 """Reason (as ErrorDetail.reason has it) and status of every class of the error tree."""
@@ -62,10 +63,6 @@ _MAX_MESSAGE = 2000
 """Bytes. Headers may have 8 kB in all; a longer message would lose the refusal altogether."""
 _MAX_ATTRIBUTES = 1000
 """Bytes, of all attributes together; the detail as a whole grows by a third on its way."""
-
-
-class NotServedError(RlpruneError):
-    """The server does not know the method: it is of an earlier version, or none of ours."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +125,9 @@ def error_of(error: grpc.RpcError, target: str) -> RlpruneError:
     if code in (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED):
         return AuthenticationError(f"{target}: {message or 'this may not be called'}")
     if code is grpc.StatusCode.UNIMPLEMENTED:
-        return NotServedError(f"{target} is no rlprune server, or of another version ({message})")
+        return errors.NotServedError(
+            f"{target} is no rlprune server, or of another version ({message})"
+        )
     return RlpruneError(f"{target}: {code.name}: {message}")
 
 

@@ -21,8 +21,8 @@ from rlprune.plans import PruningPlan
 from rlprune.store import encoding, schema
 from rlprune.store.encoding import Subject
 from rlprune.store.lease_watch import LeaseRow, LeaseWatch
-from rlprune.store.plan_rows import UNSAID, Asked, plan_of_request, plan_row, read_plan
-from rlprune.store.records import Job, JobState, PlanRecord
+from rlprune.store.plan_rows import plan_of_request, plan_row, read_plan
+from rlprune.store.records import UNSAID, Asked, Job, JobState, PlanRecord
 from rlprune.store.store import Store, insert_graph
 
 MAX_FAILURES = 3

@@ -6,7 +6,6 @@ import base64
 import itertools
 import json
 import uuid
-from dataclasses import dataclass
 from typing import Any
 
 import sqlalchemy as sa
@@ -14,24 +13,11 @@ import sqlalchemy as sa
 from rlprune.errors import ConflictError, InputError, NotFoundError
 from rlprune.plans import PruningPlan
 from rlprune.store import encoding, schema
-from rlprune.store.records import PlanRecord
+from rlprune.store.records import UNSAID, Asked, PlanRecord
 
 MAX_PAGE_BYTES = 2 * 2**20
 """Of plans on one page, as they are kept; on the wire they are shorter, and gRPC's own clients take
 4 MB at most."""
-
-
-@dataclass(frozen=True, slots=True)
-class Asked:
-    """How a plan was asked for, in the user's words; empty where nobody said."""
-
-    model_name: str = ""
-    """What the user calls the model."""
-    request: str = ""
-    """`PlanRequest.to_json`."""
-
-
-UNSAID = Asked()
 
 
 def plan_row(

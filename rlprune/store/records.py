@@ -61,6 +61,19 @@ class PlanRecord:
     """What the user asked, `PlanRequest.to_json`; empty of plans of 0.7.1 and before."""
 
 
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """How a plan was asked for, in the user's words; empty where nobody said."""
+
+    model_name: str = ""
+    """What the user calls the model."""
+    request: str = ""
+    """`PlanRequest.to_json`."""
+
+
+UNSAID = Asked()
+
+
 class JobState(StrEnum):
     """Where a job stands; done, failed and parked are final."""
 

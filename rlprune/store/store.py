@@ -20,8 +20,8 @@ from rlprune.plans import PruningPlan
 from rlprune.store import encoding, schema
 from rlprune.store.database import Database
 from rlprune.store.lease_watch import LeaseWatch
-from rlprune.store.plan_rows import UNSAID, Asked, plan_of_request, plan_page, plan_row, read_plan
-from rlprune.store.records import DeviceRecord, PlanRecord
+from rlprune.store.plan_rows import plan_of_request, plan_page, plan_row, read_plan
+from rlprune.store.records import UNSAID, Asked, DeviceRecord, PlanRecord
 
 Clock = Callable[[], float]
 """Seconds since the epoch."""
