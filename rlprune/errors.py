@@ -109,6 +109,10 @@ class OverloadedError(UnavailableError):
     """The server has as many calls as it takes; nothing was done."""
 
 
+class NotServedError(RlpruneError):
+    """The server knows no such call: it is of an earlier version, or no server of ours."""
+
+
 class MeasurementError(RlpruneError):
     """A device could not run what it was asked to measure."""
 

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from rlprune.cli.frame import (
+from rlprune.cli.shared import (
     Json,
     Seed,
     print_json,

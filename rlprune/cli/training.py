@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rlprune.cli.fleet import StoreUrl
-from rlprune.cli.frame import (
+from rlprune.cli.inputs import InputValues
+from rlprune.cli.models import Model, load_trace
+from rlprune.cli.service import StoreUrl
+from rlprune.cli.shared import (
     InputShapes,
     Json,
     Seed,
@@ -22,8 +24,6 @@ from rlprune.cli.frame import (
     progress,
     stoppable,
 )
-from rlprune.cli.inputs import InputValues
-from rlprune.cli.models import Model, load_trace
 from rlprune.errors import InputError
 
 if TYPE_CHECKING:

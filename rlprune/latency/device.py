@@ -63,6 +63,19 @@ def threads_of(device: str) -> int:
     return max(1, int(named[1])) if named else 1
 
 
+def with_threads(device: str, threads: int) -> str:
+    """The key of the same device with so many threads.
+
+    Raises:
+        InputError: the key names no threads, as `macs` does not.
+    """
+    if not re.search(r"\.t\d+\.", device):
+        raise InputError(
+            f"device {device!r} names no threads to choose; leave threads out", field="threads"
+        )
+    return re.sub(r"\.t\d+\.", f".t{threads}.", device, count=1)
+
+
 def check_batch(device: str, input_shapes: Iterable[Sequence[int]]) -> None:
     """Refuses a model of another batch than the device key's, where the key names one.
 

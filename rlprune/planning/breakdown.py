@@ -91,7 +91,7 @@ def explain_latency(
     """A traced model's latency, operator by operator, and what a plan makes of it.
 
     For the plan's device where none is named. What the model needs is measured now where that is
-    this machine and the store does not have it, as `plan_model` does.
+    this machine and the store does not have it, as `LocalPlanner` does.
 
     Raises:
         PlanError: the plan is for another graph, or asks for what it cannot give.

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from rlprune.errors import InputError
 from rlprune.graph.types import FloatArray, IntArray
 from rlprune.plans import PruningPlan
 from rlprune.policy import Policy, SamplingPolicy, get_policy
@@ -50,24 +49,6 @@ ENOUGH_IMAGES = 500
 """Calibration images from which on half of them tell plans apart at the price of some fifteen
 evaluations; at 2,000, of seven."""
 PENDING = "the knapsack reference, until the candidates are evaluated where the weights are"
-
-
-def check_count(count: int, *, calibrated: bool) -> None:
-    """Refuses a count of candidates that cannot be chosen between; 0 asks for none.
-
-    Raises:
-        InputError: 1 or negative or too many, or nothing to evaluate them on.
-    """
-    if count and not 2 <= count <= MAX_CANDIDATES:
-        raise InputError(
-            f"{count} candidates; give 2 to {MAX_CANDIDATES}, the knapsack's plan among them, or "
-            "0 for none",
-            field="candidates",
-        )
-    if count and not calibrated:
-        raise InputError(
-            "candidates are evaluated on calibration images; give calibration", field="candidates"
-        )
 
 
 def default_count(images: CalibrationSet | None, *, policy: str, guard: bool) -> int:

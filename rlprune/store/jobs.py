@@ -21,7 +21,7 @@ from rlprune.plans import PruningPlan
 from rlprune.store import encoding, schema
 from rlprune.store.lease_watch import LeaseRow, LeaseWatch
 from rlprune.store.plan_rows import conflict, plan_of_request, plan_row, read_plan
-from rlprune.store.records import Job, JobState, PlanRecord
+from rlprune.store.records import UNSAID, Asked, Job, JobState, PlanRecord
 from rlprune.store.store import Store, insert_graph
 
 MAX_FAILURES = 3
@@ -72,6 +72,7 @@ class JobQueue:
         request_id: str = "",
         content: bytes | None = None,
         graph: tuple[PruningGraph, bytes] | None = None,
+        asked: Asked = UNSAID,
     ) -> PlanRecord:
         """Keeps a plan and, in the same transaction, queues what it should still be measured by.
 
@@ -79,7 +80,7 @@ class JobQueue:
 
         Args:
             missing: subjects for the plan's device, as `enqueue` takes them.
-            request_id, content, graph: as `Store.put_plan` has them.
+            request_id, content, graph, asked: as `Store.put_plan` has them.
 
         Raises:
             NotFoundError: the device is unknown, and something is missing.
@@ -88,7 +89,9 @@ class JobQueue:
         _check_subjects(missing, plan.fingerprint)
         if missing:
             self._store.last_seen_sec(plan.device)
-        row = plan_row(plan, self._store.clock(), request_id=request_id, content=content)
+        row = plan_row(
+            plan, self._store.clock(), request_id=request_id, content=content, asked=asked
+        )
         with self._database.write() as connection:
             if not self._database.insert_new(connection, schema.plans, row):
                 first = plan_of_request(connection, request_id, row["content_digest"])
@@ -105,7 +108,9 @@ class JobQueue:
                 .where(schema.plans.c.plan_id == row["plan_id"])
                 .values(pending_job_ids=json.dumps(pending))
             )
-        return PlanRecord(row["plan_id"], plan, row["created_sec"], pending)
+        return PlanRecord(
+            row["plan_id"], plan, row["created_sec"], pending, asked.model_name, asked.request
+        )
 
     def _queue(
         self,

@@ -7,8 +7,6 @@ at once.
 
 from __future__ import annotations
 
-import base64
-import itertools
 import json
 import time
 from collections import Counter
@@ -24,17 +22,14 @@ from rlprune.plans import PruningPlan
 from rlprune.store import encoding, schema
 from rlprune.store.database import Database
 from rlprune.store.lease_watch import LeaseWatch
-from rlprune.store.plan_rows import plan_of_request, plan_of_row, plan_row, read_plan
-from rlprune.store.records import DeviceRecord, PlanRecord
+from rlprune.store.plan_rows import plan_of_request, plan_page, plan_row, read_plan
+from rlprune.store.records import UNSAID, Asked, DeviceRecord, PlanRecord
 
 Clock = Callable[[], float]
 """Seconds since the epoch."""
 
 DEFAULT_PAGE_SIZE = 50
 MAX_PAGE_SIZE = 1000
-MAX_PAGE_BYTES = 2 * 2**20
-"""Of plans on one page, as they are kept; on the wire they are shorter, and gRPC's own clients take
-4 MB at most."""
 
 
 class Store:
@@ -70,6 +65,13 @@ class Store:
         row = self._graph_row(fingerprint)
         with encoding.stored(f"graph {fingerprint[:12]}"):
             return PruningGraph.from_json(row.graph)
+
+    def has_graph(self, fingerprint: str) -> bool:
+        """Whether the graph of a fingerprint is kept."""
+        rows = schema.graphs.c
+        query = sa.select(rows.fingerprint).where(rows.fingerprint == fingerprint)
+        with self.database.read() as connection:
+            return connection.scalar(query) is not None
 
     def skeleton(self, fingerprint: str) -> bytes:
         """The skeleton of a fingerprint.
@@ -224,6 +226,7 @@ class Store:
         request_id: str = "",
         content: bytes | None = None,
         graph: tuple[PruningGraph, bytes] | None = None,
+        asked: Asked = UNSAID,
     ) -> str:
         """Keeps a plan; returns its id.
 
@@ -233,11 +236,12 @@ class Store:
             content: what was asked, to tell a repeated request from another one under the same id;
                 the plan itself where None.
             graph: put in the same transaction, with its skeleton.
+            asked: by whom and how, in the user's words.
 
         Raises:
             ConflictError: the same request_id came with other content.
         """
-        row = plan_row(plan, self.clock(), request_id=request_id, content=content)
+        row = plan_row(plan, self.clock(), request_id=request_id, content=content, asked=asked)
         with self.database.write() as connection:
             if self.database.insert_new(connection, schema.plans, row):
                 if graph is not None:
@@ -285,22 +289,8 @@ class Store:
         """
         limit = page_limit(page_size)
         encoding.check_id(device, field="device")
-        own = schema.plans.c
-        # A plan with candidates has 150 kB: first the sizes, then as many as go on a page.
-        sizes = sa.select(own.seq, sa.func.length(own.body)).order_by(own.seq.desc())
-        if device:
-            sizes = sizes.where(own.device == device)
-        if page_token:
-            sizes = sizes.where(own.seq < _before(page_token, device))
         with self.database.read() as connection:
-            found = connection.execute(sizes.limit(limit + 1)).all()
-            total = itertools.accumulate(size for _, size in found)
-            fitting = sum(size <= MAX_PAGE_BYTES for size in total)
-            page = [seq for seq, _ in found[: min(max(fitting, 1), limit)]]
-            query = sa.select(schema.plans).where(own.seq.in_(page)).order_by(own.seq.desc())
-            rows = connection.execute(query).mappings().all()
-        token = _token(int(page[-1]), device) if len(found) > len(page) else ""
-        return [plan_of_row(row) for row in rows], token
+            return plan_page(connection, limit, page_token, device)
 
 
 def page_limit(page_size: int) -> int:
@@ -383,20 +373,3 @@ def insert_measurements(
     if rows:
         more = {"job_id": job_id, "accepted_sec": now_sec}
         connection.execute(sa.insert(schema.measurements), [row | more for row in rows])
-
-
-def _token(seq: int, device: str) -> str:
-    return base64.urlsafe_b64encode(json.dumps([seq, device]).encode()).decode()
-
-
-def _before(page_token: str, device: str) -> int:
-    try:
-        seq, token_device = json.loads(base64.urlsafe_b64decode(page_token[:1000].encode()))
-        if token_device != device or type(seq) is not int or not 0 <= seq < 2**63:
-            raise ValueError
-    except (RecursionError, TypeError, ValueError) as error:
-        raise InputError(
-            "page_token was not given out for this request; start from the first page",
-            field="page_token",
-        ) from error
-    return seq

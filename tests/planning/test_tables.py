@@ -8,13 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from planning_here import plan_here
 from small_onnx import small_onnx
 
 from rlprune.errors import InputError, NotFoundError
 from rlprune.graph.from_onnx import OnnxTrace, trace_onnx
 from rlprune.graph.skeleton import strip
 from rlprune.latency.types import Measurement, ModelSubject, OperatorSpec
-from rlprune.planning import latency_model, make_plan, plan_model, task_for
+from rlprune.planning import latency_model, make_plan, task_for
 from rlprune.policy import get_policy
 from rlprune.profile.energy import energy_profiles
 from rlprune.profile.types import GroupProfiles, keep_levels
@@ -126,11 +127,11 @@ def test_another_device_is_planned_for_from_the_store_but_not_measured(
     store: Store, trace: OnnxTrace, profiles: GroupProfiles
 ) -> None:
     report(store, trace, profiles)
-    plan = plan_model(trace, budget_ratio=0.8, device=DEVICE, policy="knapsack", store=store)
+    plan = plan_here(trace, store, budget_ratio=0.8, device=DEVICE, policy="knapsack")
     assert plan.device == DEVICE and plan.feasible
     stranger = trace_onnx(small_onnx(widths=(24, 40)))
     with pytest.raises(NotFoundError, match="has not measured this model"):
-        plan_model(stranger, budget_ratio=0.8, device=DEVICE, policy="knapsack", store=store)
+        plan_here(stranger, store, budget_ratio=0.8, device=DEVICE, policy="knapsack")
 
 
 def test_a_device_of_another_batch_is_refused(store: Store) -> None:
@@ -141,4 +142,4 @@ def test_a_device_of_another_batch_is_refused(store: Store) -> None:
         with pytest.raises(InputError, match=f"{known}, this one is of batch 4"):
             task_for(trace.graph, profiles, store, device)
         with pytest.raises(InputError, match="work --batch 4"):
-            plan_model(trace, budget_ratio=0.5, device=device, store=store)
+            plan_here(trace, store, budget_ratio=0.5, device=device)

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rlprune.cli.fleet import StoreUrl
-from rlprune.cli.frame import InputShapes, Json, print_json, print_line, print_table, progress
 from rlprune.cli.inputs import InputValues
 from rlprune.cli.models import Model, load_trace
+from rlprune.cli.service import StoreUrl
+from rlprune.cli.shared import InputShapes, Json, print_json, print_line, print_table, progress
 
 if TYPE_CHECKING:
     from rlprune.planning.breakdown import LatencyBreakdown, OperatorLatency, WholeLatency

@@ -69,6 +69,15 @@ MinKeep = Annotated[int, typer.Option(min=1, help="No group keeps fewer.")]
 MinKeepRatio = Annotated[
     float, typer.Option(min=0, max=1, help="No group keeps a smaller share (0-1).")
 ]
+SchemeNames = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--scheme",
+        metavar="NAME",
+        show_default=False,
+        help="What else may be done than cutting channels; repeatable.",
+    ),
+]
 Hold = Annotated[
     list[str] | None,
     typer.Option(

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rlprune.cli.frame import (
+from rlprune.cli.inputs import InputValues
+from rlprune.cli.models import Model, load_trace
+from rlprune.cli.shared import (
     Hold,
     InputShapes,
     Json,
@@ -16,16 +18,14 @@ from rlprune.cli.frame import (
     MinKeepRatio,
     Pin,
     RoundTo,
+    SchemeNames,
     console,
     print_json,
     print_line,
     print_table,
 )
-from rlprune.cli.inputs import InputValues
-from rlprune.cli.models import Model, load_trace
 
 if TYPE_CHECKING:
-    from rlprune.constraints import BoundConstraints
     from rlprune.latency.tables import LatencyTables
     from rlprune.schemes import Space
 
@@ -57,6 +57,7 @@ def trace(
     min_keep_ratio: MinKeepRatio = 0.0,
     hold: Hold = None,
     pin: Pin = None,
+    scheme: SchemeNames = None,
     as_json: Json = False,
 ) -> None:
     """Show what of a model can be pruned, and why the rest cannot.
@@ -65,7 +66,8 @@ def trace(
     """
     from rlprune.constraints import Constraints, bind
     from rlprune.latency.device import BLOCK, preferred_multiple
-    from rlprune.schemes import space_of
+    from rlprune.reports.trace import trace_report
+    from rlprune.schemes import check_schemes, space_of
 
     constraints = Constraints(
         round_to, min_keep, min_keep_ratio, tuple(hold or ()), tuple(pin or ())
@@ -74,8 +76,8 @@ def trace(
     graph = traced.graph
     preferred = BLOCK if device is None else preferred_multiple(device)
     bound = bind(graph, constraints, round_to=preferred)
-    space = space_of(graph, bound)
-    facts = _facts(space, bound, _tables(space, device))
+    space = space_of(graph, bound, check_schemes(scheme or ()))
+    facts = trace_report(space, bound, _tables(space, device))
     facts["notes"] = list(traced.notes)
     if as_json:
         print_json(facts)
@@ -87,6 +89,8 @@ def trace(
         f"{facts['params']:,} parameters{latency}"
     )
     (_print_tree if tree else _print_tables)(facts)
+    for site in facts["sites"]:
+        print_line(f"{site['scheme']} {site['name']}: {', '.join(site['options'])}")
     for note in traced.notes:
         print_line(f"note: {note}")
     if facts["uncounted"]:
@@ -116,45 +120,6 @@ def _tables(space: Space, device: str | None) -> LatencyTables:
     store = open_store()
     check_measured(space.graph, store, str(device))
     return task_for(space, shape_profiles(space), store, str(device)).tables
-
-
-def _facts(space: Space, bound: BoundConstraints, tables: LatencyTables) -> dict[str, Any]:
-    """Everything that is told of a graph, as `--json` prints it."""
-    from dataclasses import asdict
-
-    from rlprune.planning.shares import group_shares
-
-    graph = space.graph
-    shares = group_shares(graph, tables)
-    return {
-        "fingerprint": graph.fingerprint,
-        "input_shapes": graph.input_shapes,
-        "macs": int(graph.macs(graph.widths)),
-        "params": int(graph.params(graph.widths)),
-        "device": tables.device,
-        "latency_ms": shares.latency_ms,
-        "prunable_macs_ratio": graph.prunable_macs_ratio(bound.held),
-        "constraints": asdict(bound.recorded),
-        "groups": [
-            {
-                "name": group.name,
-                "width": group.width,
-                "levels": list(space.sites[index].values),
-                "macs_ratio": float(shares.macs[index]),
-                "params_ratio": float(shares.params[index]),
-                "latency_ratio": float(shares.latency[index]),
-                "constraint": bound.why(index),
-                "members": [f"{m.tensor}[{m.axis}]" for m in group.members],
-                "axes": [asdict(member) for member in group.members],
-            }
-            for index, group in enumerate(graph.groups)
-        ],
-        "held": [asdict(held) for held in graph.held],
-        "uncounted": [
-            {**asdict(one), "params_ratio": one.params / max(int(graph.params(graph.widths)), 1)}
-            for one in graph.uncounted
-        ],
-    }
 
 
 def _print_tables(facts: dict[str, Any]) -> None:

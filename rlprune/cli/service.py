@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rlprune.cli.frame import (
+from rlprune.cli.shared import (
     Json,
     RuntimeName,
     Threads,
@@ -23,7 +23,6 @@ from rlprune.cli.frame import (
 
 if TYPE_CHECKING:
     from rlprune.service.client import Client
-    from rlprune.store import DeviceRecord
 
 TOKEN_VARIABLE = "RLPRUNE_TOKEN"
 """Where commands find the token: an option would show it in the list of processes."""
@@ -131,7 +130,7 @@ def work(
     job back and ends with exit code 0. Models run in a child process: what crashes or hangs the
     runtime is reported, and the work goes on.
     """
-    from rlprune.cli.models import measure
+    from rlprune.cli.measure import measure
     from rlprune.device.worker import work
 
     if dry_run and models and server is None:
@@ -169,6 +168,7 @@ def devices(
     Error is the half-width of the predictions' 90 % interval; drift, how much slower the device
     runs since its last change; stale, that it has measured too little since.
     """
+    from rlprune.reports.devices import device_report
     from rlprune.store import open_store
 
     if server is not None:
@@ -179,8 +179,9 @@ def devices(
 
         with closing(open_store(store)) as opened:
             found = [with_health(opened, record) for record in opened.devices()]
+    reports = [device_report(record) for record in found]
     if as_json:
-        print_json([_device_facts(record) for record in found])
+        print_json(reports)
         return
     if not found:
         print_line(
@@ -190,53 +191,28 @@ def devices(
     now_sec = time.time()
     columns = ("measurements", "measured", "seen", "error", "drift", "stale", "parked jobs")
     print_table(
-        ("device", "runtime", *columns), [_device_row(record, now_sec) for record in found], left=2
+        ("device", "runtime", *columns),
+        [_device_row(report, now_sec) for report in reports],
+        left=2,
     )
-    for record in found:
-        for line in record.health.dropped if record.health is not None else ():
-            print_line(f"{record.key}: not used: {line}")
+    for report in reports:
+        for line in report["dropped"]:
+            print_line(f"{report['key']}: not used: {line}")
 
 
-def _device_facts(record: DeviceRecord) -> dict[str, Any]:
-    from rlprune.store import DeviceHealth
-
-    # A server of an earlier version sends none.
-    health = record.health or DeviceHealth(float("nan"), float("nan"), stale=False)
-    return {
-        "key": record.key,
-        "device": record.key,  # as 0.6 called it
-        "runtime": _runtime(record),
-        "measurement_count": record.measurement_count,
-        "last_measured_sec": record.last_measured_sec,
-        "last_seen_sec": record.last_seen_sec,
-        "error_ratio": health.error_ratio,
-        "drift_ratio": health.drift_ratio,
-        "stale": health.stale,
-        "parked_job_count": health.parked_job_count,
-        "dropped": health.dropped,
-        "description": record.description,
-    }
-
-
-def _device_row(record: DeviceRecord, now_sec: float) -> list[str]:
-    facts = _device_facts(record)
-    error, drift = facts["error_ratio"], facts["drift_ratio"]
+def _device_row(report: dict[str, Any], now_sec: float) -> list[str]:
+    error, drift = report["error_ratio"], report["drift_ratio"]
     return [
-        record.key,
-        facts["runtime"],
-        str(record.measurement_count),
-        _age(record.last_measured_sec, now_sec),
-        _age(record.last_seen_sec, now_sec),
+        report["key"],
+        report["runtime"],
+        str(report["measurement_count"]),
+        _age(report["last_measured_sec"], now_sec),
+        _age(report["last_seen_sec"], now_sec),
         "-" if math.isnan(error) else f"{error:.1%}",
         "-" if math.isnan(drift) else f"{drift - 1.0:+.0%}",
-        "yes" if facts["stale"] else "no",
-        str(facts["parked_job_count"]),
+        "yes" if report["stale"] else "no",
+        str(report["parked_job_count"]),
     ]
-
-
-def _runtime(record: DeviceRecord) -> str:
-    """As the device's worker says; a key begins with it, too."""
-    return record.description.get("runtime") or record.key.partition("-")[0]
 
 
 def _age(then_sec: float | None, now_sec: float) -> str:
