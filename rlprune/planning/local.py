@@ -114,19 +114,11 @@ class LocalPlanner:
 
     def put(self, question: Question, plan: PruningPlan) -> None:
         """See `Planner`."""
-        from rlprune.graph.skeleton import strip
         from rlprune.store.records import Asked
 
-        graph, store = question.graph, self._store
         try:
-            brought = None
-            if not store.has_graph(graph.fingerprint):
-                brought = (graph, strip(question.trace.model))
-            store.put_plan(
-                plan,
-                graph=brought,
-                asked=Asked(question.model_name, question.request.to_json()),
-            )
+            asked = Asked(question.model_name, question.request.to_json())
+            self._store.put_plan(plan, asked=asked)
         except RlpruneError as error:
             LOG.warning("the plan is not kept in the local store: %s", error)
 
