@@ -23,16 +23,16 @@ if TYPE_CHECKING:
     import onnx
     from torch import nn
 
+    from rlprune.finetuning.run import finetune
     from rlprune.graph.any_trace import OnnxModel, TorchModel
     from rlprune.graph.from_onnx import OnnxTrace
     from rlprune.graph.from_torch import TorchTrace
     from rlprune.planning.profiles import OnProgress
     from rlprune.planning.request import OneBudget, SeveralBudgets
     from rlprune.plans import PruningPlan
-    from rlprune.profile.correct import Correction
-    from rlprune.profile.sources import CalibrationData, CalibrationSource
+    from rlprune.sensitivity.correct import Correction
+    from rlprune.sensitivity.sources import CalibrationData, CalibrationSource
     from rlprune.service.client import Client
-    from rlprune.training.recover import finetune
 
 __all__ = [
     "CalibrationData",
@@ -52,11 +52,11 @@ def __getattr__(name: str) -> Any:
 
         return Client
     if name == "finetune":
-        from rlprune.training.recover import finetune
+        from rlprune.finetuning.run import finetune
 
         return finetune
     if name == "CalibrationData":
-        from rlprune.profile.sources import CalibrationData
+        from rlprune.sensitivity.sources import CalibrationData
 
         return CalibrationData
     if name == "PruningPlan":
@@ -230,8 +230,8 @@ def apply(
     plan.check(traced.graph)
     if isinstance(traced, OnnxTrace):
         from rlprune.graph.reach import attach
-        from rlprune.profile.correct import carry_out
         from rlprune.runtime.once import run_once
+        from rlprune.sensitivity.correct import carry_out
         from rlprune.surgery.written import note
 
         made = carry_out(traced, plan.keeps, calibration, plan.schemes)
@@ -240,7 +240,7 @@ def apply(
         note(written, plan.about)
         _tell(made, on_result)
         return written
-    from rlprune.training.reconstruct import prune_module
+    from rlprune.sensitivity.torch_reconstruct import prune_module
 
     small, correction = prune_module(traced, plan.keeps, calibration)
     _tell(correction, on_result)

@@ -22,7 +22,7 @@ from rlprune.cli.shared import InputShapes, Json, check_output, print_json, prin
 
 if TYPE_CHECKING:
     from rlprune.plans import PruningPlan
-    from rlprune.profile.correct import Correction
+    from rlprune.sensitivity.correct import Correction
 
 
 def apply(
@@ -46,7 +46,8 @@ def apply(
     made-up ones, and it is told how far the answers moved. With --calibration none it is only cut.
     """
     import rlprune
-    from rlprune.plans import PruningPlan, write_atomic
+    from rlprune.files import write_atomic
+    from rlprune.plans import PruningPlan
     from rlprune.surgery.encode import encode
 
     source = calibration_data(calibration, judged_by, pixels, sounds)

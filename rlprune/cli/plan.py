@@ -329,13 +329,13 @@ def _check_source(model: Path | None, at_init: bool, module: str | None) -> None
 
 def _untrained(module: str, input_shape: list[str] | None, calibration: str | None) -> TorchTrace:
     """The trace of a module that is not trained yet."""
-    from rlprune.training.recover import load_module
+    from rlprune.finetuning.run import load_module
 
     made = load_module(module)
     import torch
 
     from rlprune.graph.from_torch import trace_torch
-    from rlprune.profile.fit import read_images
+    from rlprune.sensitivity.fit import read_images
 
     if input_shape:
         if len(input_shape) > 1:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 def print_plan(report: PlanReport) -> None:
     """A plan for a person: a row per group, then the figures, a line each."""
-    from rlprune.profile.correct import MUCH_DIVERGENCE
+    from rlprune.sensitivity.correct import MUCH_DIVERGENCE
 
     plan, unit = report.plan, report.unit
     print_line(f"graph {plan.fingerprint[:12]}   device {plan.device}   policy {plan.policy}")

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from rlprune.profile.initial import InitialScores
+from rlprune.sensitivity.initial import InitialScores
 
 if TYPE_CHECKING:
     from rlprune.graph.from_torch import TorchTrace
-    from rlprune.profile.sources import CalibrationSource
+    from rlprune.sensitivity.sources import CalibrationSource
 
 
 def score_units(
@@ -25,7 +25,7 @@ def score_units(
         CalibrationError: the file is refused.
         ModelError: the module cannot be scored.
     """
-    from rlprune.profile.sources import open_calibration
+    from rlprune.sensitivity.sources import open_calibration
     from rlprune.surgery.torch_saliency import check_score, initial_scores
 
     check_score(score, with_images=calibration is not None)

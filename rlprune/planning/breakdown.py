@@ -16,9 +16,9 @@ from rlprune.planning.local import device_task, which_device
 from rlprune.planning.profiles import OnProgress
 from rlprune.planning.tables import latency_model
 from rlprune.plans import PruningPlan
-from rlprune.profile.energy import energy_profiles
 from rlprune.schemes import CHANNEL_ONLY, space_of
-from rlprune.task.task import PruningTask
+from rlprune.sensitivity.energy import energy_profiles
+from rlprune.solver.task import PruningTask
 
 if TYPE_CHECKING:
     from rlprune.graph.from_onnx import OnnxTrace

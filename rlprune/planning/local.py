@@ -19,9 +19,9 @@ from rlprune.planning.reasons import with_reasons
 from rlprune.planning.request import PlanRequest, Unit
 from rlprune.planning.tables import latency_model, nothing_measured, task_for
 from rlprune.plans import PruningPlan
-from rlprune.profile.types import GroupProfiles
 from rlprune.schemes import Space
-from rlprune.task.task import PruningTask
+from rlprune.sensitivity.types import GroupProfiles
+from rlprune.solver.task import PruningTask
 
 if TYPE_CHECKING:
     from rlprune.graph.from_onnx import OnnxTrace

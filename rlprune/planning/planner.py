@@ -13,8 +13,8 @@ from rlprune.latency.types import Measurement, ModelSubject
 from rlprune.planning.profiles import OnProgress
 from rlprune.planning.request import PlanRequest, Unit
 from rlprune.plans import PruningPlan
-from rlprune.profile.types import GroupProfiles
 from rlprune.schemes import Space
+from rlprune.sensitivity.types import GroupProfiles
 
 if TYPE_CHECKING:
     from rlprune.graph.from_onnx import OnnxTrace

@@ -30,13 +30,13 @@ from rlprune.planning.profiles import (
 )
 from rlprune.planning.request import PlanRequest
 from rlprune.plans import PruningPlan
-from rlprune.profile.initial import InitialScores, initial_profiles
 from rlprune.schemes import space_of
+from rlprune.sensitivity.initial import InitialScores, initial_profiles
 
 if TYPE_CHECKING:
     from rlprune.graph.from_torch import TorchTrace
-    from rlprune.profile.calibration import CalibrationSet
-    from rlprune.profile.sources import CalibrationSource
+    from rlprune.sensitivity.calibration import CalibrationSet
+    from rlprune.sensitivity.sources import CalibrationSource
 
 Pick = Callable[[PruningPlan], PruningPlan]
 """Of a plan with candidates, the best of them."""
@@ -107,7 +107,7 @@ def _initial_scores(
         raise InputError(
             "at_init needs a torch module: an ONNX file cannot be trained", field="at_init"
         )
-    from rlprune.planning.at_init import score_units
+    from rlprune.sensitivity.at_init import score_units
 
     return score_units(trace, request.at_init, calibration)
 

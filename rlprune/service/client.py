@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from rlprune.graph.any_trace import OnnxModel, TorchModel
     from rlprune.planning.profiles import OnProgress
     from rlprune.planning.request import OneBudget, SeveralBudgets
-    from rlprune.profile.sources import CalibrationSource
+    from rlprune.sensitivity.sources import CalibrationSource
 
 
 class Client:

@@ -22,9 +22,9 @@ from rlprune.planning import (
 from rlprune.planning.tables import missing_for
 from rlprune.plans import PruningPlan
 from rlprune.policy import POLICY_NAMES, REMOVED_POLICIES, Policy, get_policy
-from rlprune.profile.energy import shape_profiles
-from rlprune.profile.types import GroupProfiles
 from rlprune.schemes import Space, space_of
+from rlprune.sensitivity.energy import shape_profiles
+from rlprune.sensitivity.types import GroupProfiles
 from rlprune.service.models import Graphs
 from rlprune.service.plan_messages import (
     asked_from,

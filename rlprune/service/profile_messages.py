@@ -15,9 +15,9 @@ import numpy.typing as npt
 from rlprune.constraints import BoundConstraints
 from rlprune.errors import InputError
 from rlprune.graph.types import FloatArray, PruningGraph
-from rlprune.profile.types import GroupProfiles
 from rlprune.schemes import CHANNEL_ONLY, Space, other_sites, space_with
 from rlprune.schemes.channels import MAX_OPTIONS
+from rlprune.sensitivity.types import GroupProfiles
 from rlprune.v1 import types_pb2
 
 MAX_WIDTH = 1 << 20

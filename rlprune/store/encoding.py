@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Iterator
@@ -153,13 +152,3 @@ def measurement_to_json(measurement: Measurement) -> str:
 def measurement_from_json(subject: str, body: str) -> Measurement:
     """The inverse of `measurement_to_json`, given the subject's key."""
     return measurement_of(subject, json.loads(body))
-
-
-def digest(*parts: str | bytes) -> str:
-    """sha256 over parts with their lengths, so that ("ab", "c") and ("a", "bc") differ."""
-    whole = hashlib.sha256()
-    for part in parts:
-        data = part.encode() if isinstance(part, str) else part
-        whole.update(len(data).to_bytes(8, "big"))
-        whole.update(data)
-    return whole.hexdigest()

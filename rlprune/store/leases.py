@@ -18,6 +18,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from rlprune.errors import InputError, LeaseError
+from rlprune.files import digest
 from rlprune.latency.types import FAULT, Measurement, Subject
 from rlprune.store import encoding, schema
 from rlprune.store.jobs import (
@@ -165,7 +166,7 @@ class Leases:
             raise InputError("a report either finishes the job or releases it", field="release")
         rows = measurement_rows(measurements)
         told = (row[name] for row in rows for name in ("device", "subject", "body"))
-        content = encoding.digest(lease_id, f"{done},{release}", *told)
+        content = digest(lease_id, f"{done},{release}", *told)
         now = self._store.clock()
         with self._database.write() as connection:
             lock = sa.select(schema.jobs.c.seq).where(schema.jobs.c.lease_id == lease_id)

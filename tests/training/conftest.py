@@ -22,7 +22,7 @@ def _ray_environment() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def ray_cluster(_ray_environment: None) -> Iterator[None]:
-    from rlprune.training.cluster import ray_session
+    from rlprune.cluster import ray_session
 
     with ray_session(None):
         yield
