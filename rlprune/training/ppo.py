@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 from stable_baselines3 import PPO
 
 from rlprune.errors import PolicyError
+from rlprune.mdp.episode import ActionMode
+from rlprune.mdp.observe import SLOTS
 from rlprune.policy.network import Float32Array, Network, Normalizer
-from rlprune.task.episode import ActionMode
-from rlprune.task.observe import SLOTS
-from rlprune.task.task import PruningTask
+from rlprune.solver.task import PruningTask
 from rlprune.torch_state import load_module, load_optimizer, pack, part, unpack
 from rlprune.training.vec import TaskVecEnv
 
