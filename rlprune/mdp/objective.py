@@ -7,17 +7,13 @@ where nobody looked. It has no say in planning; it is the reward of training.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
-from pathlib import Path
+from dataclasses import dataclass
 
 import numpy as np
 
-from rlprune.errors import InputError
-from rlprune.files import read_npz, write_npz
 from rlprune.graph.types import FloatArray, IntArray
 from rlprune.solver.task import Objective
 
-FORMAT = "rlprune.objective/1"
 FEATURE_SETS = ("sum", "widths", "curves", "coupled")
 """Each holds the summed profile losses; then keep ratios and squares; own losses; both, and each
 ratio times the mean ratio."""
@@ -79,11 +75,6 @@ class SurrogateObjective:
     """Mean squared keep ratio and log loss of the plans on record [N, 2]."""
     pessimism: float
     """Deviations of the ensemble added to its mean."""
-    ridge: float
-    spearman: float
-    """Held-out rank correlation, cross-validated."""
-    r2: float
-    """Held-out share of the variance of the log loss, cross-validated."""
 
     @staticmethod
     def fit(
@@ -120,13 +111,12 @@ class SurrogateObjective:
         fold = rng.permutation(len(keeps)) % _FOLDS
         tables = {name: _features(name, levels, curve, keeps, offset) for name in FEATURE_SETS}
         best_error, best_name, best_ridge = np.inf, FEATURE_SETS[0], _RIDGES[0]
-        held_out = np.zeros_like(target)
         for name, table in tables.items():
             guesses = _cross_validate(table, target, weight, fold)  # [ridges, N]
             errors = (weight * (guesses - target) ** 2).mean(1)
             if errors.min() < best_error:
                 best_error, best_name = float(errors.min()), name
-                best_ridge, held_out = _RIDGES[int(errors.argmin())], guesses[errors.argmin()]
+                best_ridge = _RIDGES[int(errors.argmin())]
         table = tables[best_name]
         mean, deviation = _moments(table)
         scaled = (table - mean) / deviation
@@ -145,9 +135,6 @@ class SurrogateObjective:
             bias=np.concatenate([member[1] for member in members]),
             recorded=np.stack([_kept(levels, keeps), target], axis=1),
             pessimism=pessimism,
-            ridge=best_ridge,
-            spearman=_correlation(_ranks(held_out), _ranks(target)),
-            r2=1.0 - float(((held_out - target) ** 2).mean() / max(target.var(), 1e-12)),
         )
 
     def _members(self, keeps: IntArray) -> FloatArray:
@@ -182,34 +169,6 @@ class SurrogateObjective:
         own = self._members(keeps).mean(1)
         half = np.clip((quartiles[1] - quartiles[0]) / 2, 0.05, 1.0)
         return np.asarray(np.exp(own) * half)
-
-    def save(self, path: str | Path) -> None:
-        """Writes the objective as one npz file, whole or not at all."""
-        arrays = {field.name: np.array(getattr(self, field.name)) for field in fields(self)}
-        write_npz(Path(path), {"format": np.array(FORMAT), **arrays})
-
-    @staticmethod
-    def load(path: str | Path) -> SurrogateObjective:
-        """Reads what `save` wrote; nothing is unpickled.
-
-        Raises:
-            InputError: missing, damaged, or of another format.
-        """
-        try:
-            data = read_npz(Path(path))
-            if str(data.pop("format")) != FORMAT:
-                raise ValueError(f"not of format {FORMAT!r}")
-            values = {
-                name: data[name] for name in (field.name for field in fields(SurrogateObjective))
-            }
-            plain = {
-                name: str(value) if name == "feature_set" else float(value)
-                for name, value in values.items()
-                if value.ndim == 0
-            }
-            return SurrogateObjective(**{**values, **plain})  # type: ignore[arg-type]
-        except (OSError, KeyError, ValueError) as error:
-            raise InputError(f"{path} is no objective ({error}); fit it again") from error
 
 
 def curve_at(levels: IntArray, curve: FloatArray, keeps: IntArray) -> FloatArray:
@@ -283,14 +242,3 @@ def _cross_validate(
         weights, bias = _ridge(scaled[train], target[train], weight[train], _RIDGES)
         guesses[:, test] = (scaled[test] @ weights + bias).T
     return guesses
-
-
-def _ranks(values: FloatArray) -> FloatArray:
-    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
-    return np.asarray((np.cumsum(counts) - (counts - 1) / 2)[inverse])  # ties share a rank
-
-
-def _correlation(one: FloatArray, other: FloatArray) -> float:
-    one, other = one - one.mean(), other - other.mean()
-    size = float(np.sqrt((one**2).sum() * (other**2).sum()))
-    return float((one * other).sum() / size) if size > 0 else 0.0

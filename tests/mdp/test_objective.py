@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 from synthetic import evaluations_of, random_task, resnet_like, task_of
 
-from rlprune.errors import InputError
 from rlprune.graph.types import FloatArray, IntArray
 from rlprune.mdp.objective import AdditiveObjective, SurrogateObjective, curve_at, reward_scale
 from rlprune.recording.model_dir import RecordedModel, objective_of
@@ -61,7 +58,6 @@ def test_surrogate_ranks_unseen_plans_better_than_the_sum(
     additive_rank = np.corrcoef(ranks(additive.loss(keeps)), truth)[0, 1]
     assert surrogate_rank > 0.97
     assert surrogate_rank > additive_rank
-    assert fitted.spearman > 0.95 and fitted.r2 > 0.9
 
 
 def test_surrogate_is_pessimistic_where_it_is_unsure(
@@ -87,25 +83,6 @@ def test_loss_is_answered_row_by_row(task: PruningTask, fitted: SurrogateObjecti
     keeps, _ = recorded(task, 20, 3)
     apart = np.concatenate([fitted.loss(keeps[row : row + 1]) for row in range(20)])
     assert np.allclose(fitted.loss(keeps), apart)
-
-
-def test_objective_survives_the_disk(
-    task: PruningTask, fitted: SurrogateObjective, tmp_path: Path
-) -> None:
-    fitted.save(tmp_path / "objective.npz")
-    again = SurrogateObjective.load(tmp_path / "objective.npz")
-    keeps, _ = recorded(task, 20, 4)
-    assert np.array_equal(again.loss(keeps), fitted.loss(keeps))
-    assert again.feature_set == fitted.feature_set and again.spearman == fitted.spearman
-    assert [path.name for path in tmp_path.iterdir()] == ["objective.npz"]
-
-
-def test_damaged_objective_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "objective.npz").write_bytes(b"PK\x03\x04 cut short")
-    with pytest.raises(InputError, match="fit it again"):
-        SurrogateObjective.load(tmp_path / "objective.npz")
-    with pytest.raises(InputError):
-        SurrogateObjective.load(tmp_path / "missing.npz")
 
 
 def test_too_few_evaluations_fall_back_to_the_sum(task: PruningTask) -> None:
