@@ -46,8 +46,7 @@ def check_finite(model: ModelProto) -> None:
             nan = bool(np.isnan(_wide(array)).any())
             if nan or name in in_layers:
                 raise ModelError(
-                    f"weight {name!r} holds NaN or infinite values; export a sound model",
-                    field="model",
+                    f"weight {name!r} holds NaN or infinite values; export a sound model"
                 )
         norm = variances.get(name)
         if norm is not None and array.size:
@@ -56,8 +55,7 @@ def check_finite(model: ModelProto) -> None:
             if least + epsilon < 0:
                 raise ModelError(
                     f"weight {name!r}, a variance of {norm.name!r}, holds {least:.4g}: its root "
-                    "is NaN; export a sound model",
-                    field="model",
+                    "is NaN; export a sound model"
                 )
 
 

@@ -53,8 +53,7 @@ def with_known_opset(model: ModelProto) -> ModelProto:
     ) as error:
         raise ModelError(
             f"opset {version} is older than {OPSETS.start} and cannot be converted "
-            f"({one_line(error)}); export again",
-            field="model",
+            f"({one_line(error)}); export again"
         ) from error
     made = Counter(name for node in new.graph.node for name in node.output)
     constants = {tensor.name for tensor in new.graph.initializer} | set(weights)

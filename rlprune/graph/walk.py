@@ -167,9 +167,7 @@ class Walk:
         check_shape(name, array.shape)
         self.folded += array.size
         if self.folded > MAX_ALL_FOLDED:
-            raise ModelError(
-                f"the model computes more than {MAX_ALL_FOLDED} constant numbers", field="model"
-            )
+            raise ModelError(f"the model computes more than {MAX_ALL_FOLDED} constant numbers")
         self.types[name] = (elem, array.shape)
         self.weights[name] = Weight(array.shape, elem, array=array)
         if readable(array.dtype, array.size):

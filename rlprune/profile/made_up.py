@@ -1,10 +1,8 @@
 """Inputs made up for a model whose user gave none.
 
-Reconstruction and divergence need inputs, not labels, and not the user's own: for networks that
-look at images, random shapes (`shapes`) do nearly as well. Their scale is not written in an ONNX
-file; it is found from what the first layer makes of them: the scale whose outputs come nearest to
-the statistics of the BatchNorm behind it, or to a standard normal where the exporter folded that
-away. Other inputs are noise, found to scale in the same way.
+For networks that look at images, random shapes (`shapes`) do nearly as well as real ones. Their
+scale is found from what the first layer makes of them: outputs nearest to the statistics of the
+BatchNorm behind it, or to a standard normal. Other inputs are noise, scaled in the same way.
 """
 
 from __future__ import annotations

@@ -1,12 +1,11 @@
-"""Least-squares reconstruction: the channels that stay stand in for those that go, without data
-being run again.
+"""Least-squares reconstruction: channels that stay stand in for those that go, without running data
+again.
 
-A layer that reads fewer channels cannot answer as before, but what went correlates with what
-stayed. With the mean and covariance of a layer's inputs in the dense network, taken once, the
-weights that come nearest to its old answers from any subset of its inputs are one linear solve
-(channel pruning by reconstruction, He et al. 2017, section 3.1; here with the dense network's
-inputs, so that a solution depends on nothing but the subset and is kept for the next plan). Layers
-that share a weight share the solve: their moments are summed. No labels are read.
+With the mean and covariance of a layer's inputs in the dense network, taken once, the weights that
+come nearest to its old answers from any subset of its inputs are one linear solve (channel pruning
+by reconstruction, He et al. 2017, section 3.1; here with the dense network's inputs, so that a
+solution depends on the subset alone and is kept). Layers that share a weight share the solve: their
+moments are summed. No labels are read.
 """
 
 from __future__ import annotations

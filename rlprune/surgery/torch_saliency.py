@@ -1,14 +1,11 @@
 """What every weight of an untrained module is worth: SynFlow, SNIP, GraSP, per weight and per unit.
 
-- SynFlow (Tanaka et al., NeurIPS 2020) takes no data. R is the sum of the outputs for inputs of
-  ones, all weights made positive: the sum over all paths of the product of their weights. A weight
-  is worth w dR/dw, the flow through it. In a chain of layers that conserves flow: what enters a
-  unit leaves it, and every layer carries R.
-- SNIP (Lee et al., ICLR 2019) is |w dL/dw|, L the cross-entropy on a batch or a few.
-- GraSP (Wang et al., ICLR 2020) asks for the gradient's norm, not the loss: |w (Hg)|. Its sign is
-  dropped, as Frankle et al. (ICLR 2021, "Missing the mark") found no worse, and because before a
-  normalisation, which does not see a layer's scale, Hw = -g: the signed scores of all the layer's
-  weights add up to minus its gradient's squared norm, whatever its units are like.
+- SynFlow (Tanaka et al., NeurIPS 2020) takes no data: w dR/dw, R the sum of the outputs for inputs
+  of ones with all weights made positive.
+- SNIP (Lee et al., ICLR 2019): |w dL/dw|, L the cross-entropy on a batch or a few.
+- GraSP (Wang et al., ICLR 2020): |w (Hg)|, of the gradient's norm. Its sign is dropped, as Frankle
+  et al. (ICLR 2021) found no worse, and because before a normalisation Hw = -g: the signed scores
+  of a layer then add up to the same whatever its units are like.
 
 A unit is worth the sum over the weights that make or read it. The module is copied, not changed.
 """
