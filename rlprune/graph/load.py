@@ -31,7 +31,7 @@ MAX_NAME = 4096
 OPSETS = range(11, 27)
 """Those whose operators are followed."""
 OLDEST_OPSET = 7
-"""Older ones than `OPSETS` are converted from here on (`opsets.py`)."""
+"""Older ones than `OPSETS` are converted from here on (`prepare.py`)."""
 SKELETON_KEY = "rlprune.skeleton"
 """`metadata_props` key that marks a model whose weights were reduced to shapes (`skeleton.py`)."""
 

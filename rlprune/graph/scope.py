@@ -9,8 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from rlprune.graph.channels import Block, Channels
-from rlprune.graph.foreign import FOREIGN, QUANTISERS, plain, why_held
-from rlprune.graph.kinds import QUANTISED_REMEDY
+from rlprune.graph.kinds import FOREIGN, QUANTISED_REMEDY, QUANTISERS, plain, why_held
 from rlprune.graph.normal import NormalModel
 from rlprune.graph.walk import Node, reading
 

@@ -5,7 +5,7 @@ hardly which of them to keep (Frankle et al., ICLR 2021). With units worth s, so
 are as good as n(k) = (sum s)^2 / sum s^2 equal ones, and the group loses S (n(k)^-2 - n(width)^-2),
 a power of the inverse width, as outputs and gradients fluctuate with the sum over layers of 1/n
 (Hanin and Nica, 2020). So the last units of a wide layer are nearly free and no layer collapses. S
-is the group's share of the score: alike for all layers with SynFlow, of its own with SNIP and GraSP.
+is the group's share of the score: alike for all layers with SynFlow, not so with SNIP and GraSP.
 
 In networks of separable convolutions (MobileNet) that ranks plans of one cost *against* what they
 reach after training (rank correlation -0.50 over the recorded networks of a public MobileNet

@@ -23,7 +23,7 @@ from rlprune.runtime.base import Array, Runtime
 
 COUNT = 384
 POOL = 4
-"""Times as many are drawn where those that are kept are chosen (`balance`)."""
+"""Times as many are drawn where those that are kept are chosen (`sources.balanced`)."""
 MIN_COUNT = 64
 MAX_VALUES = 1 << 25
 """Values of all inputs together (128 MiB of float32); of large inputs there are fewer."""

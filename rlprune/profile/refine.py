@@ -20,9 +20,8 @@ from rlprune.graph.types import FloatArray, IntArray
 from rlprune.graph.walk import Node
 from rlprune.profile.batching import Batching
 from rlprune.profile.calibration import CalibrationSet
-from rlprune.profile.layers import LayerChange, with_layers
 from rlprune.profile.moments import RIDGE, Seen, batch_values, rows_read
-from rlprune.profile.reconstruct import Layer, Reconstruction
+from rlprune.profile.reconstruct import Layer, LayerChange, Reconstruction, with_layers
 from rlprune.runtime.base import Runtime
 from rlprune.surgery.onnx import kept_mask
 

@@ -184,7 +184,7 @@ def check_levels(profiles: GroupProfiles, graph: PruningGraph, bound: BoundConst
     Raises:
         InputError: names the constraint.
     """
-    stated = bound.stated
+    stated = bound.requested
     ratio = profiles.levels / graph.widths[:, None]
     for index, group in enumerate(graph.groups):
         own = profiles.levels[index, : profiles.level_count[index] - 1]  # those that prune
