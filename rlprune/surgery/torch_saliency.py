@@ -199,27 +199,29 @@ class _Batches:
 
 def _snip(twin: nn.Module, batches: _Batches) -> Saliency:
     names, weights = _weights(twin)
-    total = [torch.zeros_like(weight) for weight in weights]
-    for loss in batches.losses():
-        for sum_, part in zip(total, _gradients(loss, weights), strict=True):
-            sum_ += part
-    return _worth(names, weights, total)
+    return _worth(names, weights, _summed(batches.losses(), weights))
 
 
 def _grasp(twin: nn.Module, batches: _Batches) -> Saliency:
     """Two passes, as in the paper's code: g of all images, then H g batch by batch."""
     names, weights = _weights(twin)
-    gradient = [torch.zeros_like(weight) for weight in weights]
-    for loss in batches.losses(TEMPERATURE):
-        for sum_, part in zip(gradient, _gradients(loss, weights), strict=True):
+    gradient = _summed(batches.losses(TEMPERATURE), weights)
+
+    def along() -> Iterator[Tensor]:
+        for loss in batches.losses(TEMPERATURE):
+            own = _gradients(loss, weights, create_graph=True)
+            yield torch.stack([(g * h).sum() for g, h in zip(gradient, own, strict=True)]).sum()
+
+    return _worth(names, weights, _summed(along(), weights))
+
+
+def _summed(values: Iterable[Tensor], weights: list[Tensor]) -> list[Tensor]:
+    """The gradients of all values together."""
+    total = [torch.zeros_like(weight) for weight in weights]
+    for value in values:
+        for sum_, part in zip(total, _gradients(value, weights), strict=True):
             sum_ += part
-    product = [torch.zeros_like(weight) for weight in weights]
-    for loss in batches.losses(TEMPERATURE):
-        own = _gradients(loss, weights, create_graph=True)
-        along = torch.stack([(g * h).sum() for g, h in zip(gradient, own, strict=True)]).sum()
-        for sum_, part in zip(product, _gradients(along, weights), strict=True):
-            sum_ += part
-    return _worth(names, weights, product)
+    return total
 
 
 def _gradients(
