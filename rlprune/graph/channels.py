@@ -178,8 +178,7 @@ class Channels:
 
     def made(self, node: str, name: str, axis: int, ids: IntArray) -> IntArray:
         """A weight axis that makes channels: claims it with new `ids`, or those of an earlier
-        reader.
-        """
+        reader."""
         self.claim(name, (axis,), ids)
         self.producers.append(Producer(node, name, axis))
         # Where an earlier reader saw the axis jointly with others, `claim` held both.
@@ -309,8 +308,7 @@ def _components(count: int, left: list[IntArray], right: list[IntArray]) -> IntA
 @dataclass(frozen=True)
 class ChannelMap:
     """For every axis of every tensor of a traced model, which unit of which group each position
-    is.
-    """
+    is."""
 
     shapes: Mapping[str, tuple[int, ...]]
     blocks: Mapping[str, tuple[Block, ...]]

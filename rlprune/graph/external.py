@@ -120,8 +120,7 @@ def embed(tensor: TensorProto, model: Path | None, length: int, budget: int) -> 
 
 def data_files(tensors: Iterable[TensorProto], model: Path) -> set[Path]:
     """The files that a model's tensors keep their data in, links resolved; those that would be
-    refused are left out.
-    """
+    refused are left out."""
     found = set()
     for tensor in tensors:
         if tensor.data_location == TensorProto.EXTERNAL:

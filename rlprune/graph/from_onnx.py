@@ -31,15 +31,13 @@ class OnnxTrace:
     graph: PruningGraph
     model: ModelProto
     """In normal form (`normal.normalise`): equal to the file traced, every constant an
-    initializer.
-    """
+    initializer."""
     channels: ChannelMap
     normal: NormalModel
     """Nodes, extents and known values of `model`."""
     tail: Tail | None = None
     """What follows the analysed part in the file and is kept as it is: `reach.attach` puts it
-    behind a cut model.
-    """
+    behind a cut model."""
 
     closed: tuple[str, ...] = ()
     """What the file leaves open and a branch closes, a sentence each."""

@@ -63,8 +63,7 @@ def _inputs_behind(
     model: ModelProto, names: Iterable[str], before: Sequence[NodeProto]
 ) -> list[str]:
     """The graph inputs that tensors are computed from, in the file's order; empty where one of them
-    is computed through a layer, since no input alone decides then.
-    """
+    is computed through a layer, since no input alone decides then."""
     maker = {name: node for node in before for name in node.output}
     seen: set[str] = set()
     todo = list(names)

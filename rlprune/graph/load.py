@@ -74,8 +74,7 @@ def load_onnx(source: str | Path | bytes) -> ModelProto:
 
 def files_read(path: Path) -> set[Path]:
     """The files that a model at `path` is read from, links resolved: itself and its external data;
-    itself alone where it is no ONNX file.
-    """
+    itself alone where it is no ONNX file."""
     found = {path.resolve()}
     try:
         return found | data_files(_tensors(_parse(read_plain(path), str(path))), path)

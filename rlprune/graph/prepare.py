@@ -121,8 +121,7 @@ _LAYERS = frozenset(
 
 def check_finite(model: ModelProto) -> None:
     """Raises ModelError for a weight that holds NaN, a layer's that holds infinity, or a
-    BatchNormalization's variance so far below zero that it has no root. Skeletons pass.
-    """
+    BatchNormalization's variance so far below zero that it has no root. Skeletons pass."""
     weights = list(model.graph.initializer)
     names = [tensor.name for tensor in weights]
     in_layers: set[str] = set()

@@ -243,8 +243,7 @@ class _Scout:
         self, name: str, maker: Mapping[str, NodeProto], inputs: Inputs
     ) -> list[NodeProto] | None:
         """The nodes that compute a tensor of integers from the graph inputs alone, such as the size
-        of the image; None where there is more to it.
-        """
+        of the image; None where there is more to it."""
         found: dict[str, NodeProto] = {}
         todo = [name]
         while todo:

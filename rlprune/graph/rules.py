@@ -14,7 +14,7 @@ import numpy as np
 from rlprune.errors import ModelError
 from rlprune.graph.channels import Block
 from rlprune.graph.folding import axes_of
-from rlprune.graph.scope import Scope, carries, hold_all, hold_layer, rule
+from rlprune.graph.scope import Scope, carries, hold_all, hold_inputs, hold_layer, rule
 from rlprune.graph.types import IntArray
 from rlprune.graph.walk import Node
 
@@ -46,8 +46,7 @@ def _shape(node: Node, scope: Scope) -> None:
 @rule("Conv ConvTranspose")
 def _conv(node: Node, scope: Scope) -> None:
     """Reads and makes channels; a depthwise one carries them; of a grouped one the same positions
-    of every group live and die together.
-    """
+    of every group live and die together."""
     data, weight = node.inputs[:2]
     channels = scope.channels
     transposed = node.op == "ConvTranspose"
@@ -85,10 +84,7 @@ def claim_bias(node: Node, scope: Scope, place: int, ids: IntArray) -> None:
         return
     if not scope.is_weight(name):
         scope.channels.hold(ids, f"{node.op} {node.name} has a computed bias")
-        block = scope.channels.block(name)
-        if block is not None:
-            scope.channels.hold(block.ids, f"{node.op} {node.name} has a computed bias")
-        return
+        return hold_inputs(node, scope, (name,), "has a computed bias")
     shape = scope.shape(name)
     if shape and shape[-1] == len(ids):
         scope.channels.claim(name, (len(shape) - 1,), ids)
@@ -144,10 +140,7 @@ def _layer_norm(node: Node, scope: Scope) -> None:
     axes = list(range(int(node.attrs.get("axis", -1)) % rank, rank))
     first = Node(node.name, node.op, node.inputs, node.outputs[:1], node.attrs)
     _hold_axes(first, scope, axes, "normalises over these channels")
-    for name in node.inputs[1:]:
-        block = scope.channels.block(name) if name and not scope.is_weight(name) else None
-        if block is not None:
-            scope.channels.hold(block.ids, f"{node.op} {node.name} is scaled by these channels")
+    hold_inputs(node, scope, node.inputs[1:], "is scaled by these channels")
 
 
 @rule("GroupNormalization LRN")

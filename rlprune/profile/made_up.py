@@ -227,8 +227,7 @@ def _first_layer(
     trace: OnnxTrace, value: onnx.ValueInfoProto
 ) -> tuple[onnx.ModelProto, tuple[Array, Array] | None] | None:
     """The model up to the first layer that mixes this input's values, and the mean and variance
-    that a BatchNorm behind it expects; None where there is no such layer.
-    """
+    that a BatchNorm behind it expects; None where there is no such layer."""
     reached = {value.name}
     before: dict[str, Node] = {}
     for node in trace.normal.nodes:

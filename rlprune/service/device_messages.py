@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 
 from rlprune.errors import InputError
-from rlprune.latency.types import Measurement, ModelSubject, OperatorSpec, Subject
+from rlprune.latency.types import EXTENTS, Measurement, ModelSubject, OperatorSpec, Subject
 from rlprune.store.encoding import check_fingerprint, check_measurement
 from rlprune.store.records import DeviceHealth, DeviceRecord, Job, JobState
 from rlprune.v1 import devices_pb2, types_pb2
@@ -22,8 +22,6 @@ MAX_ELEMENTS = 1 << 28
 
 MOST_DROPPED = 20
 """Lines told of what a device reported in vain; an answer stays small whatever it reports."""
-
-_EXTENTS = ("in_spatial", "out_spatial", "kernel", "stride", "pads", "dilation")
 
 _JOB_STATES: dict[JobState, devices_pb2.JobState] = {
     JobState.PENDING: devices_pb2.JOB_STATE_PENDING,
@@ -62,7 +60,7 @@ def subject_from(message: types_pb2.Subject, *, field: str = "subject") -> Subje
 
 
 def _operator_from(message: types_pb2.OperatorSpec, field: str) -> OperatorSpec:
-    extents = {name: tuple(getattr(message, name)) for name in _EXTENTS}
+    extents = {name: tuple(getattr(message, name)) for name in EXTENTS}
     for name, values in extents.items():
         if len(values) > 8 or not all(0 <= value <= MAX_WIDTH for value in values):
             raise InputError("at most 8 extents, none negative", field=f"{field}.{name}")

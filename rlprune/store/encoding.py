@@ -11,7 +11,7 @@ from dataclasses import fields
 from typing import Any
 
 from rlprune.errors import InputError, StoreError
-from rlprune.latency.limits import fault_of
+from rlprune.latency.limits import SAMPLES, fault_of
 from rlprune.latency.types import MACS_DEVICE, Measurement, ModelSubject, OperatorSpec, Subject
 
 _DEVICE = re.compile(r"[a-z0-9._-]{1,120}")
@@ -20,7 +20,6 @@ _FINGERPRINT = re.compile(r"[0-9a-f]{64}")
 MAX_ID = 200
 _ID = re.compile(rf"[^\x00-\x1f\x7f\ud800-\udfff]{{0,{MAX_ID}}}")
 _STATUSES = ("ok", "unstable", "failed")
-_SAMPLES = ("cpu_ms", "wall_ms", "control_cpu_ms", "control_wall_ms")
 
 
 @contextmanager
@@ -133,7 +132,7 @@ def measurement_data(measurement: Measurement) -> dict[str, Any]:
 def measurement_of(subject: str, data: dict[str, Any]) -> Measurement:
     """The inverse of `measurement_data`, given the subject's key; lists may stand for tuples."""
     found = dict(data)
-    for name in _SAMPLES:
+    for name in SAMPLES:
         found[name] = tuple(tuple(session) for session in data[name])
     found["conditions"] = tuple((str(name), str(value)) for name, value in data["conditions"])
     return Measurement(subject=subject_from_key(subject), **found)
