@@ -168,29 +168,28 @@ def measure(
     else:
         measured = _interleaved(models, runtime, threads, input_shape, input_value)
     device, first = measured[0].device, measured[0].latency_ms
-    unknown = (float("nan"), float("nan"))
+
+    def ratio(place: int, one: Measurement) -> tuple[float, tuple[float, float]]:
+        if not place:  # the first in turns with itself tells how far two equal models are apart
+            return 1.0, (1.0, 1.0)
+        if isolated:
+            return one.latency_ms / first, (float("nan"), float("nan"))
+        return one.control_ratio, one.ratio_interval
+
+    ratios = [ratio(place, one) for place, one in enumerate(measured)]
     rows: list[dict[str, Any]] = [
         {
             "model": str(path),
             "latency_ms": one.latency_ms,
-            # The first in turns with itself tells how far two equal models come out apart.
-            "ratio_to_first": 1.0
-            if not place
-            else one.latency_ms / first
-            if isolated
-            else one.control_ratio,
-            "ratio_interval": (1.0, 1.0)
-            if not place
-            else unknown
-            if isolated
-            else one.ratio_interval,
+            "ratio_to_first": to_first,
+            "ratio_interval": interval,
             "wall_ms": float(np.median([np.median(session) for session in one.wall_ms]))
             if one.wall_ms
             else float("nan"),
             "status": one.status,
             "reason": one.reason,
         }
-        for place, (path, one) in enumerate(zip(models, measured, strict=True))
+        for path, one, (to_first, interval) in zip(models, measured, ratios, strict=True)
     ]
     clock = "thread CPU time" if threads == 1 else "wall time"
     if as_json:
@@ -204,7 +203,9 @@ def measure(
                     f"{row['status']}: {row['reason']}" if row["reason"] else str(row["status"]),
                     f"{row['latency_ms']:.3f}",
                     f"{row['ratio_to_first']:.3f}",
-                    f"{row['ratio_interval'][0]:.3f} .. {row['ratio_interval'][1]:.3f}",
+                    "-"
+                    if np.isnan(row["ratio_interval"][0])
+                    else f"{row['ratio_interval'][0]:.3f} .. {row['ratio_interval'][1]:.3f}",
                     f"{row['wall_ms']:.3f}",
                 )
                 for row in rows

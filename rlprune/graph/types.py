@@ -185,7 +185,7 @@ class Operator:
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """An axis kept whole, and why."""
+    """An axis that is not prunable, and why."""
 
     node: str
     tensor: str
