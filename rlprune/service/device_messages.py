@@ -197,15 +197,9 @@ def device_to(record: DeviceRecord, open_job_count: int) -> devices_pb2.Device:
         last_measured_sec=record.last_measured_sec,
     )
     if record.health is not None:
-        message.health.CopyFrom(
-            devices_pb2.DeviceHealth(
-                error_ratio=_known(record.health.error_ratio),
-                drift_ratio=_known(record.health.drift_ratio),
-                stale=record.health.stale,
-                parked_job_count=record.health.parked_job_count,
-                dropped=_few(record.health.dropped),
-            )
-        )
+        known = {k: v for k, v in asdict(record.health).items() if v == v}  # NaN is left out
+        known["dropped"] = _few(record.health.dropped)
+        message.health.CopyFrom(devices_pb2.DeviceHealth(**known))
     return message
 
 
@@ -214,11 +208,6 @@ def _few(dropped: Sequence[str]) -> list[str]:
     if len(dropped) <= MOST_DROPPED:
         return list(dropped)
     return [*dropped[: MOST_DROPPED - 1], f"{len(dropped) - MOST_DROPPED + 1} more"]
-
-
-def _known(value: float) -> float | None:
-    """NaN as what the wire leaves out."""
-    return None if math.isnan(value) else value
 
 
 def device_from(message: devices_pb2.Device) -> DeviceRecord:
