@@ -83,6 +83,8 @@ class ModelSubject:
 
 
 Subject = OperatorSpec | ModelSubject
+EXTENTS = ("in_spatial", "out_spatial", "kernel", "stride", "pads", "dilation")
+"""Fields of a spec with an entry per axis."""
 FORM_FIELDS = tuple(f.name for f in fields(OperatorSpec) if not f.name.endswith("_width"))
 """What is left of a spec without its widths; operators of a graph have fields of these names."""
 

@@ -120,7 +120,7 @@ def make_plan(
             budget_ms,
             least,
             feasible,
-            bool(constraints and constraints.beyond_rounding),
+            bool(constraints and constraints.has_constraints),
             max_params,
         ),
     )

@@ -100,10 +100,6 @@ class Batching:
         """Those of the tensors `names` that are not fed, once each."""
         return [name for name in dict.fromkeys(names) if name not in self.axes]
 
-    def size(self, most: int) -> int:
-        """Samples that go in one batch where `most` would be best."""
-        return 1 if self.answer_axes is None else max(1, most)
-
     def prepare(self, model: onnx.ModelProto, wanted: Sequence[str]) -> onnx.ModelProto:
         """A copy of the model, cut or not, that takes batches and answers with `wanted`."""
         model = asked(model, wanted)
@@ -132,7 +128,7 @@ class Batching:
                 yield batch, {**feeds, **dict(zip(wanted, session.run(feeds), strict=True))}
 
     def feeds(self, batch: EqualSizes) -> dict[str, Array]:
-        """What a session is fed for a batch: one sample, or as many as `size` allows."""
+        """What a session is fed for a batch: one sample, or several where samples are batched."""
         names = list(self.axes)
         given = dict(batch.arrays)
         if len(names) == 1 and len(given) == 1:  # whatever its name
@@ -159,7 +155,7 @@ class Batching:
         self, runtime: Runtime, model: onnx.ModelProto, batch: EqualSizes
     ) -> list[Array]:
         if self.answer_axes is not None and not _alike(batch, self.axes):
-            raise CalibrationError("an input without a batch differs", field="calibration")
+            raise CalibrationError("an input without a batch differs")
         with closing(runtime.load(model.SerializeToString())) as session:
             return [np.array(answer) for answer in session.run(self.feeds(batch))]
 
@@ -170,9 +166,7 @@ def _does_not_run() -> Iterator[None]:
     try:
         yield
     except MeasurementError as error:
-        raise CalibrationError(
-            f"the model does not run on these inputs: {error}", field="calibration"
-        ) from error
+        raise CalibrationError(f"the model does not run on these inputs: {error}") from error
 
 
 def asked(model: onnx.ModelProto, wanted: Sequence[str]) -> onnx.ModelProto:

@@ -67,9 +67,7 @@ class CalibrationSet:
             CalibrationError: there are several inputs or sizes.
         """
         if len(self.parts) != 1 or len(self.parts[0].arrays) != 1:
-            raise CalibrationError(
-                "this needs samples of one input and one size", field="calibration"
-            )
+            raise CalibrationError("this needs samples of one input and one size")
         [array] = self.parts[0].arrays.values()
         return array
 
@@ -83,8 +81,7 @@ class CalibrationSet:
         if self.y is None:
             raise CalibrationError(
                 "calibration has no 'y'; this needs labels: save the file with "
-                "np.savez(path, x=images, y=labels)",
-                field="calibration",
+                "np.savez(path, x=images, y=labels)"
             )
         return self.y
 
@@ -106,8 +103,7 @@ class CalibrationSet:
         if len(self) < 2 * MIN_SAMPLES:
             raise CalibrationError(
                 f"calibration: {len(self)} samples are too few to halve; give at least "
-                f"{2 * MIN_SAMPLES}",
-                field="calibration",
+                f"{2 * MIN_SAMPLES}"
             )
         return self.split(len(self) // 2, seed=seed)
 

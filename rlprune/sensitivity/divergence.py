@@ -1,15 +1,13 @@
 """How far a network's answers lie from the unpruned one's, whatever kind of answers they are.
 
-- Where an output ends in a Softmax (LogSoftmax, Exp over its sum, ArgMax), or is the logits of a
-  classifier: the KL divergence KL(unpruned || this) of what is chosen between, nats.
-- Where it ends in a Sigmoid: that of every yes or no, nats, their mean.
-- Else 0.5 log(1 + e / v) of every output channel, e the squared error and v what the channel varies
-  by in the unpruned network: for small errors the squared error in units of the channel, so that a
-  detector's boxes in pixels do not drown its scores; for large ones its logarithm, so that neither
-  does a channel that hardly varies.
+- Outputs behind a Softmax (LogSoftmax, ArgMax ...), or a classifier's logits: the KL divergence
+  KL(unpruned || this), nats.
+- Behind a Sigmoid: the mean of that of every yes or no, nats.
+- Else 0.5 log(1 + e / v) of every output channel, e the squared error and v the channel's variance
+  in the unpruned network, so that no channel drowns another by its scale.
 
-The first two are read before the Softmax or Sigmoid, where nothing is rounded to 0 or 1; layers
-that only move values are seen through. Positions of one output are averaged, and then outputs.
+The first two are read before the Softmax or Sigmoid, where nothing is rounded to 0 or 1. Positions
+of one output are averaged, and then outputs.
 """
 
 from __future__ import annotations

@@ -232,8 +232,7 @@ class _Judge:
                 if np.isnan(kinds).any() or (kinds == np.inf).any():
                     raise CalibrationError(
                         f"the unpruned model answers with NaN or infinite values ({one.output!r}) "
-                        "on these inputs; give them as the model takes them",
-                        field="calibration",
+                        "on these inputs; give them as the model takes them"
                     )
         count = sum(len(index) for index, _ in answers)
         widest = sum(
@@ -309,8 +308,7 @@ class _Judge:
         if self.judged[0].kind != "logits" or answer.shape[1] != 1 or answer.shape[2] < 2:
             raise CalibrationError(
                 f"labels go with logits [N, classes]; output {self.judged[0].output!r} answers "
-                f"{list(answer.shape[1:])} for each sample: leave y out",
-                field="calibration",
+                f"{list(answer.shape[1:])} for each sample: leave y out"
             )
         return np.asarray(answer[:, 0], dtype=np.float64)
 
@@ -339,6 +337,8 @@ def _drawn(answer: Array, most: int) -> Array:
 
 def _batch_values(graph: PruningGraph, batching: Batching) -> int:
     """Input values that go in one batch, so that the widest activation fits the cache."""
+    if batching.answer_axes is None:
+        return 1
     widest = max(
         (
             int(op.out_width.at(graph.widths)) * int(np.prod(op.out_spatial, dtype=np.int64))
@@ -347,8 +347,4 @@ def _batch_values(graph: PruningGraph, batching: Batching) -> int:
         default=1,
     )
     each = sum(int(np.prod(shape, dtype=np.int64)) for shape in graph.input_shapes)
-    return batching.size(MAX_BATCH_VALUES // max(widest, 1)) * each if _batched(batching) else 1
-
-
-def _batched(batching: Batching) -> bool:
-    return batching.answer_axes is not None
+    return max(1, MAX_BATCH_VALUES // max(widest, 1)) * each

@@ -1,27 +1,16 @@
-"""Loss curves of a network that has not been trained, from what a score says its units are worth.
+"""Sensitivity of a network that has not been trained, from a score of its units.
 
-At initialisation the units of a group are much alike, so a score says how much the group matters
-and among how many units that is spread, and hardly which of them to keep (Frankle et al., ICLR
-2021: shuffling a mask within layers does no harm). Two things follow.
+At initialisation a score says how much a group matters and over how many units that is spread, and
+hardly which of them to keep (Frankle et al., ICLR 2021). With units worth s, sorted, the first k
+are as good as n(k) = (sum s)^2 / sum s^2 equal ones, and the group loses S (n(k)^-2 - n(width)^-2),
+a power of the inverse width, as outputs and gradients fluctuate with the sum over layers of 1/n
+(Hanin and Nica, 2020). So the last units of a wide layer are nearly free and no layer collapses. S
+is the group's share of the score: alike for all layers with SynFlow, not so with SNIP and GraSP.
 
-The curve is of counts: with units worth s, sorted, the first k of them are as good as
-n(k) = (sum s)^2 / sum s^2 equal ones, and the group loses S (n(k)^-2 - n(width)^-2). A power of the
-inverse width, since what a finite width costs before training goes with it: a network's output and
-gradients fluctuate with the sum over layers of 1/n (Hanin and Nica, 2020). So the last units of a
-wide layer are nearly free, those of a narrow one dear, and no layer collapses, as it does when
-units are ranked across layers once; SynFlow's authors score again after every few units to that
-end. (With scores always up to date SynFlow's own loss, -log of the flow that is left, is -log of
-the share that each group keeps: a plan then spends evenly on all layers, however wide they were.)
-
-S is the group's share of the score. SynFlow, which every layer of a chain carries alike, gives one
-share to each layer that makes or reads the group; SNIP and GraSP tell layers apart.
-
-Where a network is built of separable convolutions (MobileNet's inverted residuals among them) this
-ranks plans of one cost *against* what they reach after training (rank correlation -0.50 over the
-recorded networks of a public MobileNet space; plans 0.4 to 1.0 points below
-uniform ones): by the score a residual stream weighs four to five times an expansion, after training
-about as much. There every group loses -log of the share it keeps, whatever its score (+0.58; 0.13
-to 0.45 points above uniform). On networks of dense convolutions it is the other way round.
+In networks of separable convolutions (MobileNet) that ranks plans of one cost *against* what they
+reach after training (rank correlation -0.50 over the recorded networks of a public MobileNet
+space). There every group loses -log of the share it keeps, whatever its score (+0.58). On networks
+of dense convolutions it is the other way round.
 """
 
 from __future__ import annotations

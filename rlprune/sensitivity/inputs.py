@@ -121,9 +121,7 @@ def collect_inputs(source: Any, *, what: str = "calibration") -> tuple[Inputs, A
     """
     if (array := _array(source)) is not None:
         return {"": array}, None
-    if isinstance(source, Mapping):
-        return _one_batch(source, what)
-    if isinstance(source, tuple) and len(source) == 2:
+    if isinstance(source, Mapping) or (isinstance(source, tuple) and len(source) == 2):
         return _one_batch(source, what)
     if isinstance(source, str | bytes) or not isinstance(source, Iterable):
         raise CalibrationError(

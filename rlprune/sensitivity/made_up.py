@@ -1,10 +1,8 @@
 """Inputs made up for a model whose user gave none.
 
-Reconstruction and divergence need inputs, not labels, and not the user's own: for networks that
-look at images, random shapes (`shapes`) do nearly as well. Their scale is not written in an ONNX
-file; it is found from what the first layer makes of them: the scale whose outputs come nearest to
-the statistics of the BatchNorm behind it, or to a standard normal where the exporter folded that
-away. Other inputs are noise, found to scale in the same way.
+For networks that look at images, random shapes (`shapes`) do nearly as well as real ones. Their
+scale is found from what the first layer makes of them: outputs nearest to the statistics of the
+BatchNorm behind it, or to a standard normal. Other inputs are noise, scaled in the same way.
 """
 
 from __future__ import annotations
@@ -25,7 +23,7 @@ from rlprune.sensitivity.shapes import random_shapes
 
 COUNT = 384
 POOL = 4
-"""Times as many are drawn where those that are kept are chosen (`balance`)."""
+"""Times as many are drawn where those that are kept are chosen (`sources.balanced`)."""
 MIN_COUNT = 64
 MAX_VALUES = 1 << 25
 """Values of all inputs together (128 MiB of float32); of large inputs there are fewer."""
@@ -229,8 +227,7 @@ def _first_layer(
     trace: OnnxTrace, value: onnx.ValueInfoProto
 ) -> tuple[onnx.ModelProto, tuple[Array, Array] | None] | None:
     """The model up to the first layer that mixes this input's values, and the mean and variance
-    that a BatchNorm behind it expects; None where there is no such layer.
-    """
+    that a BatchNorm behind it expects; None where there is no such layer."""
     reached = {value.name}
     before: dict[str, Node] = {}
     for node in trace.normal.nodes:

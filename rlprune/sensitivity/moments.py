@@ -44,6 +44,17 @@ class Seen:
     count: FloatArray
     """Rows seen by each [layers]."""
 
+    @staticmethod
+    def nothing(layers: int, size: int) -> Seen:
+        return Seen(np.zeros((layers, size)), np.zeros((size, size)), np.zeros(layers))
+
+    def add(self, layer: int, rows: Array) -> None:
+        """Counts rows [R, D] that one of the layers reads."""
+        with np.errstate(over="ignore", invalid="ignore"):
+            self.square += rows.T @ rows
+            self.first[layer] += rows.sum(0, dtype=np.float64)
+        self.count[layer] += len(rows)
+
     def covariance(self) -> FloatArray:
         """About the layers' own means, with the ridge."""
         total = self.count.sum()
@@ -72,13 +83,14 @@ def input_moments(
     for _, values in batching.run(runtime, trace.model, wanted, batches):
         for name, k, node in nodes:
             rows = rows_read(trace, node, values[node.inputs[0]], len(samples), rng)
-            _add(seen, name, (k, len(shared[name])), rows)
+            if name not in seen:
+                seen[name] = Seen.nothing(len(shared[name]), rows.shape[1])
+            seen[name].add(k, rows)
     for name, one in seen.items():
         if not (np.isfinite(one.square).all() and np.isfinite(one.first).all()):
             raise CalibrationError(
                 f"on these inputs the layers with weight {name!r} read NaN, infinite or far too "
-                "large values; give them as the model takes them",
-                field="calibration",
+                "large values; give them as the model takes them"
             )
     return seen
 
@@ -90,19 +102,6 @@ def batch_values(trace: OnnxTrace, batching: Batching, wanted: Sequence[str]) ->
     each = sum(int(np.prod(trace.normal.shapes[name], dtype=np.int64)) for name in wanted)
     traced = sum(int(np.prod(shape, dtype=np.int64)) for shape in trace.graph.input_shapes)
     return max(1, min(BATCH, MAX_VALUES // max(each, 1))) * traced
-
-
-def _add(seen: dict[str, Seen], name: str, place: tuple[int, int], rows: Array) -> None:
-    """Counts rows [R, D] that layer `place[0]` of `place[1]` with a weight reads."""
-    layer, of = place
-    size = rows.shape[1]
-    if name not in seen:
-        seen[name] = Seen(np.zeros((of, size)), np.zeros((size, size)), np.zeros(of))
-    one = seen[name]
-    with np.errstate(over="ignore", invalid="ignore"):
-        one.square += rows.T @ rows
-        one.first[layer] += rows.sum(0, dtype=np.float64)
-    one.count[layer] += len(rows)
 
 
 def rows_read(

@@ -1,16 +1,12 @@
-"""Loss curves of a network that nothing was measured on: of its weights, corrected by others.
+"""Sensitivity predicted without data: from weight energy, corrected by what other networks lost.
 
-The energy of a unit is what the effective weights that make and read it pass through it
-(`surgery.importance`). A group that keeps its best units loses the share of its energy that lay in
-the others; `-log(1 - share)` makes the shares of groups in series add, as the sum's exponential is
-the product of what passes; and a group that more layers make or read is felt as often.
-
-What measuring says differs from that by much the same in all networks on record
-(`rlprune/policy/data/recorded`), by where a group is and how deep the cut: a factor, log-linear in
-a few traits. It is fitted with a ridge, which draws it to 1 where the record says nothing. Only
-ratios within one network matter to a planner, so every network's mean is taken out. Products of the
-traits fit the record better and unseen block types worse. `scripts/fit_curves` fits, and says what
-plans are worth that go by it on block types left out.
+The energy of a unit is what the weights that make and read it pass through it
+(`surgery.importance`). A group that drops a share of its energy loses `-log(1 - share)`, so that
+losses of groups in series add up, times the number of layers that make or read it. Measured losses
+differ from that by a factor that is much the same in all recorded networks
+(`rlprune/policy/data/recorded`): log-linear in a few traits of the group and the cut. Only ratios
+within one network matter to a planner, so every network's mean is taken out. `scripts/fit_curves`
+fits, and says what such plans are worth on block types left out.
 """
 
 from __future__ import annotations

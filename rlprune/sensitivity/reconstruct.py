@@ -1,31 +1,31 @@
-"""Least-squares reconstruction: the channels that stay stand in for those that go, without data
-being run again.
+"""Least-squares reconstruction: channels that stay stand in for those that go, without running data
+again.
 
-A layer that reads fewer channels cannot answer as before, but what went correlates with what
-stayed. With the mean and covariance of a layer's inputs in the dense network, taken once, the
-weights that come nearest to its old answers from any subset of its inputs are one linear solve
-(channel pruning by reconstruction, He et al. 2017, section 3.1; here with the dense network's
-inputs, so that a solution depends on nothing but the subset and is kept for the next plan). Layers
-that share a weight share the solve: their moments are summed. No labels are read.
+With the mean and covariance of a layer's inputs in the dense network, taken once, the weights that
+come nearest to its old answers from any subset of its inputs are one linear solve (channel pruning
+by reconstruction, He et al. 2017, section 3.1; here with the dense network's inputs, so that a
+solution depends on the subset alone and is kept). Layers that share a weight share the solve: their
+moments are summed. No labels are read.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import onnx
-from onnx import numpy_helper
+from numpy.typing import NDArray
+from onnx import helper, numpy_helper
 
 from rlprune.graph.from_onnx import OnnxTrace
 from rlprune.graph.types import FloatArray, IntArray
 from rlprune.graph.walk import Node
 from rlprune.runtime.base import Runtime
 from rlprune.sensitivity.calibration import CalibrationSet
-from rlprune.sensitivity.layers import LayerChange, with_layers
 from rlprune.sensitivity.moments import Seen, input_moments
 from rlprune.surgery.importance import mixing_axes
 from rlprune.surgery.onnx import BoolArray, kept_mask
@@ -273,3 +273,41 @@ def _place(trace: OnnxTrace, node: Node) -> tuple[str, float] | None:
 def _ends(over: tuple[int, ...], shape: tuple[int, ...]) -> bool:
     """Whether a constant of `shape`, laid over [.., C, ..], has a number for every channel."""
     return over[len(over) - len(shape) :] == shape and math.prod(over) == math.prod(shape)
+
+
+@dataclass(frozen=True, slots=True)
+class LayerChange:
+    """Other values for a weight, and what is added to the constants behind it."""
+
+    weight: FloatArray
+    """In the file's layout."""
+    added: Mapping[str, FloatArray]
+    """By the name of a bias, of a BatchNorm's mean or of an Add's constant [C]."""
+
+
+def with_layers(model: onnx.ModelProto, changes: Mapping[str, LayerChange]) -> onnx.ModelProto:
+    """A copy of `model` in which the weights named have other values.
+
+    Every tensor keeps its name, shape and type, however many layers read it, and none is added. A
+    change that the type cannot hold is left out.
+    """
+    made = deepcopy(model)
+    constants = {tensor.name: tensor for tensor in made.graph.initializer}
+    for name, change in changes.items():
+        new = {name: _cast(change.weight, constants[name])}
+        for behind, added in change.added.items():
+            old = np.asarray(numpy_helper.to_array(constants[behind]), dtype=np.float64)
+            new[behind] = _cast(old + added.reshape(old.shape), constants[behind])
+        if any(values is None for values in new.values()):
+            continue
+        for tensor, values in new.items():
+            constants[tensor].CopyFrom(numpy_helper.from_array(np.asarray(values), tensor))
+    return made
+
+
+def _cast(values: FloatArray, like: onnx.TensorProto) -> NDArray[Any] | None:
+    """In the type of another tensor; None where that overflows."""
+    kind = helper.tensor_dtype_to_np_dtype(like.data_type)
+    with np.errstate(over="ignore"):
+        cast = np.ascontiguousarray(values).astype(kind)
+    return cast if np.isfinite(cast.astype(np.float64)).all() else None

@@ -1,11 +1,10 @@
-"""A second look: layers solved again for what they read in the pruned network itself.
+"""Layers solved a second time, for what they read in the pruned network itself.
 
-Reconstruction solves every layer for its inputs in the dense network, so that a solution can be
-kept for the next plan. In the network of one plan the inputs carry the errors of all layers before.
-Here the layers are solved again, from the first to the last, for their inputs as they then are and
-their outputs in the dense network (the asymmetric reconstruction of Zhang et al. 2015,
-arXiv 1505.06798 section 3.3, and of He et al. 2017). That takes some runs of both networks, which
-only the plan that is carried out is worth.
+Reconstruction solves every layer for its inputs in the dense network, so that a solution serves
+every plan. Here the layers are solved again, from the first to the last, for their inputs as they
+then are and their outputs in the dense network (the asymmetric reconstruction of Zhang et al. 2015,
+arXiv 1505.06798 section 3.3, and of He et al. 2017). It takes some runs of both networks, and so is
+for the plan that is carried out.
 """
 
 from __future__ import annotations
@@ -19,12 +18,11 @@ import onnx
 from rlprune.graph.from_onnx import OnnxTrace
 from rlprune.graph.types import FloatArray, IntArray
 from rlprune.graph.walk import Node
-from rlprune.runtime.base import Array, Runtime
+from rlprune.runtime.base import Runtime
 from rlprune.sensitivity.batching import Batching
 from rlprune.sensitivity.calibration import CalibrationSet
-from rlprune.sensitivity.layers import LayerChange, with_layers
-from rlprune.sensitivity.moments import RIDGE, batch_values, rows_read
-from rlprune.sensitivity.reconstruct import Layer, Reconstruction
+from rlprune.sensitivity.moments import RIDGE, Seen, batch_values, rows_read
+from rlprune.sensitivity.reconstruct import Layer, LayerChange, Reconstruction, with_layers
 from rlprune.surgery.onnx import kept_mask
 
 PASSES = 24
@@ -41,16 +39,11 @@ that was seen. With a twentieth of that, networks became sure of what is wrong."
 class _Pair:
     """Sums over what the layers of one weight read: pruned [D'], and dense [D]."""
 
-    first: FloatArray
-    """[layers, D']."""
+    own: Seen
     dense: FloatArray
     """[layers, D]."""
-    square: FloatArray
-    """[D', D']."""
     cross: FloatArray
     """[D', D]."""
-    count: FloatArray
-    """[layers]."""
 
 
 def refine(
@@ -98,14 +91,15 @@ def _affordable(trace: OnnxTrace) -> int:
 
 def _again(layer: Layer, before: FloatArray, dense: FloatArray, seen: _Pair) -> LayerChange:
     """The layer solved for its inputs as they are, drawn to the weight that it has."""
-    total = seen.count.sum()
-    share = seen.count / total
-    means, dense_means = seen.first / seen.count[:, None], seen.dense / seen.count[:, None]
+    count = seen.own.count
+    total = count.sum()
+    share = count / total
+    means, dense_means = seen.own.first / count[:, None], seen.dense / count[:, None]
     if layer.shift == "one":
         means, dense_means, share = (share @ means)[None], (share @ dense_means)[None], np.ones(1)
     elif layer.shift == "none":
         means, dense_means = np.zeros_like(means), np.zeros_like(dense_means)
-    moment = seen.square / total - (means.T * share) @ means
+    moment = seen.own.square / total - (means.T * share) @ means
     cross = seen.cross / total - (means.T * share) @ dense_means
     size = len(moment)
     ridge = max(RIDGE, DRAWN * size / total) * np.diag(moment).mean() + 1e-12
@@ -141,24 +135,14 @@ def _seen(
                 )
                 for values in (dense, own)
             )
-            _add(seen, layer, k, (ours, theirs))
+            if layer.tensor not in seen:
+                count, size, whole = len(layer.outputs), ours.shape[1], theirs.shape[1]
+                cross = np.zeros((size, whole))
+                seen[layer.tensor] = _Pair(
+                    Seen.nothing(count, size), np.zeros((count, whole)), cross
+                )
+            one = seen[layer.tensor]
+            one.own.add(k, ours)
+            one.cross += ours.T @ theirs
+            one.dense[k] += theirs.sum(0, dtype=np.float64)
     return seen
-
-
-def _add(seen: dict[str, _Pair], layer: Layer, k: int, rows: tuple[Array, Array]) -> None:
-    ours, theirs = rows
-    if layer.tensor not in seen:
-        count, size, whole = len(layer.outputs), ours.shape[1], theirs.shape[1]
-        seen[layer.tensor] = _Pair(
-            np.zeros((count, size)),
-            np.zeros((count, whole)),
-            np.zeros((size, size)),
-            np.zeros((size, whole)),
-            np.zeros(count),
-        )
-    one = seen[layer.tensor]
-    one.square += ours.T @ ours
-    one.cross += ours.T @ theirs
-    one.first[k] += ours.sum(0, dtype=np.float64)
-    one.dense[k] += theirs.sum(0, dtype=np.float64)
-    one.count[k] += len(ours)

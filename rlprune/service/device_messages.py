@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 
 from rlprune.errors import InputError
-from rlprune.latency.types import Measurement, ModelSubject, OperatorSpec, Subject
+from rlprune.latency.types import EXTENTS, Measurement, ModelSubject, OperatorSpec, Subject
 from rlprune.schemes import CHANNEL_ONLY, check_schemes
 from rlprune.store.encoding import check_fingerprint, check_measurement
 from rlprune.store.records import DeviceHealth, DeviceRecord, Job, JobState
@@ -23,8 +23,6 @@ MAX_ELEMENTS = 1 << 28
 
 MOST_DROPPED = 20
 """Lines told of what a device reported in vain; an answer stays small whatever it reports."""
-
-_EXTENTS = ("in_spatial", "out_spatial", "kernel", "stride", "pads", "dilation")
 
 _JOB_STATES: dict[JobState, devices_pb2.JobState] = {
     JobState.PENDING: devices_pb2.JOB_STATE_PENDING,
@@ -67,7 +65,7 @@ def subject_from(message: types_pb2.Subject, *, field: str = "subject") -> Subje
 
 
 def _operator_from(message: types_pb2.OperatorSpec, field: str) -> OperatorSpec:
-    extents = {name: tuple(getattr(message, name)) for name in _EXTENTS}
+    extents = {name: tuple(getattr(message, name)) for name in EXTENTS}
     for name, values in extents.items():
         if len(values) > 8 or not all(0 <= value <= MAX_WIDTH for value in values):
             raise InputError("at most 8 extents, none negative", field=f"{field}.{name}")
@@ -204,15 +202,9 @@ def device_to(record: DeviceRecord, open_job_count: int) -> devices_pb2.Device:
         last_measured_sec=record.last_measured_sec,
     )
     if record.health is not None:
-        message.health.CopyFrom(
-            devices_pb2.DeviceHealth(
-                error_ratio=_known(record.health.error_ratio),
-                drift_ratio=_known(record.health.drift_ratio),
-                stale=record.health.stale,
-                parked_job_count=record.health.parked_job_count,
-                dropped=_few(record.health.dropped),
-            )
-        )
+        known = {k: v for k, v in asdict(record.health).items() if v == v}  # NaN is left out
+        known["dropped"] = _few(record.health.dropped)
+        message.health.CopyFrom(devices_pb2.DeviceHealth(**known))
     return message
 
 
@@ -221,11 +213,6 @@ def _few(dropped: Sequence[str]) -> list[str]:
     if len(dropped) <= MOST_DROPPED:
         return list(dropped)
     return [*dropped[: MOST_DROPPED - 1], f"{len(dropped) - MOST_DROPPED + 1} more"]
-
-
-def _known(value: float) -> float | None:
-    """NaN as what the wire leaves out."""
-    return None if math.isnan(value) else value
 
 
 def device_from(message: devices_pb2.Device) -> DeviceRecord:

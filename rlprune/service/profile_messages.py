@@ -46,7 +46,7 @@ def check_levels(space: Space, bound: BoundConstraints) -> None:
     Raises:
         InputError: names the constraint.
     """
-    stated, graph = bound.stated, space.graph
+    stated, graph = bound.requested, space.graph
     ratio = space.shares
     for index, group in enumerate(graph.groups):
         own = space.settings[index, : space.option_count[index] - 1]  # those that prune
