@@ -1,4 +1,4 @@
-"""The Ray cluster that a population trains on: one that runs, or one of this machine."""
+"""The Ray cluster that training and recording run on: one that runs, or one of this machine."""
 
 from __future__ import annotations
 

@@ -61,7 +61,7 @@ class PolicyArtifact:
     """How its output is meant; see `rlprune.mdp.episode`."""
     seed: int
     validation: PolicyScore | None = None
-    """On the models that chose it among its population; optimistic for that reason."""
+    """On the models that chose it among the agents; optimistic for that reason."""
     provenance: Mapping[str, Any] = field(default_factory=dict)
     """What it was trained on and how; JSON values only."""
     digest: str = ""

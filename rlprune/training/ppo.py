@@ -35,7 +35,7 @@ CHECKPOINT_FORMAT = "rlprune.checkpoint/2"
 
 @dataclass(frozen=True)
 class AgentConfig:
-    """What tells one agent of a population from another."""
+    """What tells one agent from another."""
 
     action: ActionMode = "correction"
     seed: int = 0
