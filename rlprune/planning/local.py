@@ -109,20 +109,12 @@ class LocalPlanner:
         return found
 
     def put(self, question: Question, plan: PruningPlan) -> None:
-        """See `Planner`."""
-        from rlprune.graph.skeleton import strip
+        """See `Planner`. The graph is in the store where anything was measured of it."""
         from rlprune.store.records import Asked
 
-        graph, store = question.graph, self._store
+        asked = Asked(question.model_name, question.request.to_json())
         try:
-            brought = None
-            if not store.has_graph(graph.fingerprint):
-                brought = (graph, strip(question.trace.model))
-            store.put_plan(
-                plan,
-                graph=brought,
-                asked=Asked(question.model_name, question.request.to_json()),
-            )
+            self._store.put_plan(plan, asked=asked)
         except RlpruneError as error:
             LOG.warning("the plan is not kept in the local store: %s", error)
 
