@@ -113,11 +113,11 @@ class LocalPlanner:
         return found
 
     def put(self, question: Question, plan: PruningPlan) -> None:
-        """See `Planner`."""
+        """See `Planner`. The graph is in the store where anything was measured of it."""
         from rlprune.store.records import Asked
 
+        asked = Asked(question.model_name, question.request.to_json())
         try:
-            asked = Asked(question.model_name, question.request.to_json())
             self._store.put_plan(plan, asked=asked)
         except RlpruneError as error:
             LOG.warning("the plan is not kept in the local store: %s", error)

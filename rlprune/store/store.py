@@ -67,13 +67,6 @@ class Store:
         with encoding.stored(f"graph {fingerprint[:12]}"):
             return PruningGraph.from_json(row.graph)
 
-    def has_graph(self, fingerprint: str) -> bool:
-        """Whether the graph of a fingerprint is kept."""
-        rows = schema.graphs.c
-        query = sa.select(rows.fingerprint).where(rows.fingerprint == fingerprint)
-        with self.database.read() as connection:
-            return connection.scalar(query) is not None
-
     def skeleton(self, fingerprint: str) -> bytes:
         """The skeleton of a fingerprint.
 
