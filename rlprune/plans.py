@@ -21,7 +21,7 @@ from rlprune.constraints import Constraints
 from rlprune.errors import InputError, PlanError, PlanMismatchError
 from rlprune.files import write_atomic
 from rlprune.graph.types import IntArray, PruningGraph
-from rlprune.schemes import SCHEMES, other_sites, scheme_named
+from rlprune.schemes import other_sites, scheme_named
 from rlprune.schemes.channels import CHANNELS
 
 FORMAT = "rlprune.plan/1"
@@ -201,11 +201,10 @@ class PruningPlan:
     def _check_others(self, graph: PruningGraph, entries: list[PlanEntry]) -> None:
         """Refuses entries of other schemes that the graph has no sites for."""
         for entry in entries:
-            if entry.scheme not in SCHEMES:
-                raise PlanError(
-                    f"site {entry.name!r}: no scheme {entry.scheme!r} in this version",
-                    field="plan.groups",
-                )
+            try:
+                scheme_named(entry.scheme)
+            except InputError as error:
+                raise PlanError(f"site {entry.name!r}: {error}", field="plan.groups") from error
         sites = other_sites(graph, self.schemes)
         if [entry.name for entry in entries] != [site.name for site in sites]:
             raise PlanError(
