@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache
 
 from rlprune.constraints import BoundConstraints, bind
+from rlprune.device_keys import canonical_key
 from rlprune.errors import InputError, MeasurementError, PolicyError
 from rlprune.graph.types import PruningGraph
 from rlprune.latency.device import check_batch, preferred_multiple
@@ -72,7 +73,7 @@ class PlanService:
         policy = self._policy_of(request)
         asked = request_from(request)
         graph, brought = self._graph_of(request)
-        device = request.device
+        device = asked.device or ""
         if device != MACS_DEVICE:
             self._store.last_seen_sec(device)  # refuses unknown ones
         bound = bind(graph, asked.constraints, round_to=preferred_multiple(device))
@@ -118,7 +119,9 @@ class PlanService:
     def list_plans(self, request: plans_pb2.ListPlansRequest) -> plans_pb2.ListPlansResponse:
         """See plans.proto."""
         records, token = self._store.plans(
-            page_size=request.page_size, page_token=request.page_token, device=request.device
+            page_size=request.page_size,
+            page_token=request.page_token,
+            device=canonical_key(request.device),
         )
         return plans_pb2.ListPlansResponse(
             plans=[record_to(record) for record in records], next_page_token=token

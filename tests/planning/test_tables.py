@@ -138,7 +138,7 @@ def test_a_device_of_another_batch_is_refused(store: Store) -> None:
     """By what a model of one image takes, one of four would be planned as four times too fast."""
     trace = trace_onnx(small_onnx(shape=(4, 3, 16, 16)))
     profiles = energy_profiles(trace, *keep_levels(trace.graph))
-    for device, known in (("board.t1.f32.b1", "batch 1"), ("board.t1.f32.b16", "batch 16")):
+    for device, known in (("board.t1.b1", "batch 1"), ("board.t1.b16", "batch 16")):
         with pytest.raises(InputError, match=f"{known}, this one is of batch 4"):
             task_for(trace.graph, profiles, store, device)
         with pytest.raises(InputError, match="work --batch 4"):
