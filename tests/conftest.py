@@ -4,6 +4,8 @@
 """
 
 import os
+import shutil
+import tempfile
 
 import pytest
 
@@ -13,6 +15,15 @@ for _name, _value in {
     "RAY_USAGE_STATS_ENABLED": "0",
 }.items():
     os.environ.setdefault(_name, _value)
+
+
+# No test reads or writes what this machine's user has measured and planned.
+_DATA = tempfile.mkdtemp(prefix="rlprune-tests-")
+os.environ["XDG_DATA_HOME"] = _DATA
+
+
+def pytest_unconfigure() -> None:
+    shutil.rmtree(_DATA, ignore_errors=True)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
