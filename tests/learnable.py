@@ -44,4 +44,4 @@ def learnable_task(seed: int, blocks: tuple[int, ...] = (2, 2)) -> PruningTask:
     assert task.profiles.energy_loss is not None
     foretold = energy_curve(graph, task.profiles.energy_loss)
     task = replace(task, profiles=replace(task.profiles, predicted_loss=foretold))
-    return replace(task, objective=BentObjective(task.levels, curve, np.exp(1.2 * depth)))
+    return replace(task, objective=BentObjective(task.space.settings, curve, np.exp(1.2 * depth)))

@@ -23,7 +23,7 @@ from rlprune.latency.costs import OperatorCosts
 from rlprune.latency.model import CALIBRATION_COUNT, LatencyModel
 from rlprune.latency.operators import OVERHEAD
 from rlprune.latency.types import Measurement, ModelSubject, OperatorSpec
-from rlprune.profile.types import keep_levels
+from rlprune.schemes.channels import keep_levels
 
 GRAPH = residual_graph()
 LEVELS, COUNTS = keep_levels(GRAPH)

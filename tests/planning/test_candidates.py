@@ -30,7 +30,6 @@ from rlprune.policy import DEFAULT_ARTIFACT, SamplingPolicy, get_policy
 from rlprune.policy.artifact import PolicyArtifact, PolicyScore
 from rlprune.policy.guard import recorded_gain, refusal_reason
 from rlprune.policy.learned import LearnedPolicy
-from rlprune.profile.energy import loss_curve
 from rlprune.profile.evaluate import Evaluation, Evaluator
 from rlprune.runtime import get_runtime
 from rlprune.service.client import Client
@@ -56,7 +55,7 @@ def test_candidates_differ_and_keep_the_budget(seed: int) -> None:
     keeps = [one.keeps for one in plan.candidates]
     assert len(set(keeps)) == len(keeps) <= 8
     assert (task.tables.upper_ms(np.array(keeps)) <= plan.budget_ms).all()
-    assert all(k in task.levels[g] for row in keeps for g, k in enumerate(row))
+    assert all(k in task.space.settings[g] for row in keeps for g, k in enumerate(row))
     assert plan.candidates[0].policy == "knapsack"
     assert plan.reference is not None and keeps[0] == plan.reference.keeps == tuple(plan.keeps)
 
@@ -92,10 +91,10 @@ def test_samples_lie_around_the_policys_plan_within_the_budget() -> None:
 def test_what_is_proposed_loses_by_prediction_about_as_little_as_the_knapsack() -> None:
     task = task_of(chain_graph([64, 96, 128, 64, 96, 128]), seed=5)
     plan = proposed(task, 16)
-    curve = loss_curve(task.profiles, task.graph)
-    chosen = task.choice_of(np.array([one.keeps for one in plan.candidates if "~" in one.policy]))
+    curve = task.curve
+    chosen = task.space.choice_of(np.array([one.keeps for one in plan.candidates if "~" in one.policy]))
     predicted = curve[np.arange(len(curve)), chosen].sum(1)
-    least = curve[np.arange(len(curve)), task.choice_of(np.array([plan.keeps]))[0]].sum()
+    least = curve[np.arange(len(curve)), task.space.choice_of(np.array([plan.keeps]))[0]].sum()
     assert len(predicted) > 4 and np.median(predicted) < 1.25 * least
 
 

@@ -13,7 +13,7 @@ from rlprune.graph.types import FloatArray, IntArray, Width
 from rlprune.planning import make_plan
 from rlprune.plans import PruningPlan
 from rlprune.policy import get_policy
-from rlprune.task.knapsack import least_keeps, solve
+from rlprune.task.knapsack import least_choice, solve
 from rlprune.task.task import PruningTask
 
 
@@ -44,7 +44,7 @@ def test_figures_are_those_of_the_task_tables(task: PruningTask) -> None:
     assert plan.predicted_latency_ms == predicted
     assert plan.predicted_interval_ms == (predicted * low, predicted * high)
     assert plan.base_latency_ms == task.base_ms
-    least = float(task.tables.latency_ms(least_keeps(task)[None])[0])
+    least = float(task.tables.latency_ms(least_choice(task)[None])[0])
     assert plan.least_latency_ms == least < predicted
     assert plan.macs == task.graph.macs(keeps)
     assert plan.params == task.graph.params(keeps)
@@ -56,7 +56,7 @@ def test_figures_are_those_of_the_task_tables(task: PruningTask) -> None:
 def test_reference_is_the_knapsack_plan_of_the_same_budget(task: PruningTask) -> None:
     budget = 0.7 * task.base_ms
     expected = solve(task, np.array([budget]))[0]
-    plan = make_plan(task, Fixed(least_keeps(task)), budget, device="synthetic")
+    plan = make_plan(task, Fixed(least_choice(task)), budget, device="synthetic")
     assert plan.reference is not None
     assert plan.reference.keeps == tuple(expected)
     assert plan.reference.macs == task.graph.macs(expected)
@@ -67,12 +67,12 @@ def test_a_policy_that_chose_the_reference_says_so(task: PruningTask) -> None:
     budget = 0.7 * task.base_ms
     same = Fixed(solve(task, np.array([budget]))[0])
     assert "the same as the knapsack reference" in make_plan(task, same, budget, device="d").note
-    other = Fixed(least_keeps(task))
+    other = Fixed(least_choice(task))
     assert "the same" not in make_plan(task, other, budget, device="d").note
 
 
 def test_infeasible_budget_is_answered_with_the_least_plan(task: PruningTask) -> None:
-    least = least_keeps(task)
+    least = least_choice(task)
     floor = float(task.tables.upper_ms(least[None])[0])
     plan = make_plan(task, Fixed(task.graph.widths), 0.99 * floor, device="d")
     assert not plan.feasible
@@ -89,7 +89,7 @@ def test_budget_that_is_no_budget_is_refused(task: PruningTask, budget: float) -
 
 
 def test_note_says_what_the_losses_were_estimated_from(task: PruningTask) -> None:
-    policy = Fixed(least_keeps(task))
+    policy = Fixed(least_choice(task))
     measured = make_plan(task, policy, task.base_ms, device="d")
     assert measured.profiled and measured.note == ""
     weights = replace(task, profiles=replace(task.profiles, measured_loss=None))

@@ -21,7 +21,7 @@ from rlprune.policy.learned import LearnedPolicy
 from rlprune.policy.network import Network, Normalizer
 from rlprune.task import observe
 from rlprune.task.episode import ACTION_SIZE, ActionMode
-from rlprune.task.knapsack import budgets_at, least_keeps
+from rlprune.task.knapsack import budgets_at, least_choice
 from rlprune.task.observe import SLOTS, SlotReader
 
 
@@ -68,8 +68,8 @@ def test_even_a_random_network_plans_within_the_budget(action: ActionMode) -> No
         budget = np.append(budgets_at(task, np.array([0.1, 0.5, 0.9])), 1e-6)
         keeps = policy.plan(task, budget)
         assert (task.tables.upper_ms(keeps)[:3] <= budget[:3]).all()
-        assert (keeps[3] == least_keeps(task)).all()
-        assert all(keep in task.levels[g] for row in keeps for g, keep in enumerate(row))
+        assert (keeps[3] == least_choice(task)).all()
+        assert all(keep in task.space.settings[g] for row in keeps for g, keep in enumerate(row))
 
 
 def edited(change: Callable[[dict[str, Any]], None]) -> Callable[[Path], None]:

@@ -16,7 +16,7 @@ from rlprune.policy.baselines import (
     PlainUniformPolicy,
     UniformPolicy,
 )
-from rlprune.task.knapsack import budgets_at, least_keeps
+from rlprune.task.knapsack import budgets_at, least_choice
 
 SHARES = np.array([0.1, 0.4, 0.7, 1.0])
 
@@ -31,10 +31,10 @@ def test_plans_are_levels_within_the_budget_or_the_least(policy: Policy, seed: i
     task = random_task(seed, noise=0.1 * seed, folds=4 * (seed % 2))
     budget = np.append(budgets_at(task, SHARES), 1e-6)
     keeps = policy.plan(task, budget)
-    assert keeps.shape == (5, task.group_count)
-    assert all(keep in task.levels[g] for row in keeps for g, keep in enumerate(row))
+    assert keeps.shape == (5, task.site_count)
+    assert all(keep in task.space.settings[g] for row in keeps for g, keep in enumerate(row))
     assert (task.tables.upper_ms(keeps)[:4] <= budget[:4]).all()
-    assert (keeps[4] == least_keeps(task)).all()  # nothing fits a nanosecond
+    assert (keeps[4] == least_choice(task)).all()  # nothing fits a nanosecond
 
 
 @pytest.mark.parametrize("policy", [UniformPolicy(), GlobalMagnitudePolicy(), KnapsackPolicy()])
@@ -48,8 +48,8 @@ def test_plain_uniform_keeps_one_ratio_rounded_to_the_nearest_level() -> None:
     task = learnable_task(0)
     keeps = PlainUniformPolicy().plan(task, budgets_at(task, np.array([0.5])))[0]
     width = task.graph.widths
-    nearest = [np.abs(task.levels / width[:, None] - r) for r in np.linspace(0, 1, 4001)]
-    plans = {tuple(task.keeps_at(gap.argmin(1))) for gap in nearest}
+    nearest = [np.abs(task.space.settings / width[:, None] - r) for r in np.linspace(0, 1, 4001)]
+    plans = {tuple(task.space.settings_at(gap.argmin(1))) for gap in nearest}
     assert tuple(keeps) in plans
 
 
@@ -59,12 +59,12 @@ def test_filled_uniform_keeps_what_the_plain_one_does_until_nothing_more_fits(se
     budget = budgets_at(task, SHARES)
     plain, filled = PlainUniformPolicy().plan(task, budget), UniformPolicy().plan(task, budget)
     assert (filled >= plain).all()
-    choice = task.choice_of(filled)
+    choice = task.space.choice_of(filled)
     for row, limit in zip(choice, budget, strict=True):
-        for group in np.flatnonzero(row < task.level_count - 1):
+        for group in np.flatnonzero(row < task.option_count - 1):
             more = row.copy()
             more[group] += 1
-            assert task.tables.upper_ms(task.keeps_at(more[None]))[0] > limit
+            assert task.tables.upper_ms(task.space.settings_at(more[None]))[0] > limit
 
 
 def test_global_magnitude_cuts_where_energy_is_low_and_ignores_losses() -> None:
@@ -72,12 +72,12 @@ def test_global_magnitude_cuts_where_energy_is_low_and_ignores_losses() -> None:
     energy = task.profiles.energy_loss
     assert energy is not None
     keeps = GlobalMagnitudePolicy().plan(task, budgets_at(task, np.array([0.5])))[0]
-    choice = (task.levels < keeps[:, None]).sum(1)
-    units = np.diff(task.levels, axis=1)
-    score = (energy[:, :-1] - energy[:, 1:]) / np.maximum(units, 1) * task.levels[:, -1:]
+    choice = (task.space.settings < keeps[:, None]).sum(1)
+    units = np.diff(task.space.settings, axis=1)
+    score = (energy[:, :-1] - energy[:, 1:]) / np.maximum(units, 1) * task.space.settings[:, -1:]
     score = np.minimum.accumulate(np.where(units > 0, score, np.inf), axis=1)
     kept = [score[g, c - 1] for g, c in enumerate(choice) if c > 0]
-    dropped = [score[g, c] for g, c in enumerate(choice) if c < task.level_count[g] - 1]
+    dropped = [score[g, c] for g, c in enumerate(choice) if c < task.option_count[g] - 1]
     assert min(kept) >= max(dropped)
 
 

@@ -13,7 +13,8 @@ from small_onnx import small_onnx
 
 from rlprune.graph.from_onnx import OnnxTrace, trace_onnx
 from rlprune.profile.energy import energy_profiles, loss_curve, non_increasing, shape_profiles
-from rlprune.profile.types import GroupProfiles, keep_levels
+from rlprune.profile.types import GroupProfiles
+from rlprune.schemes.channels import keep_levels
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from rlprune.planning import make_plan
 from rlprune.policy import get_policy
 from rlprune.profile.energy import loss_curve
 from rlprune.profile.initial import InitialScores, initial_profiles
-from rlprune.profile.types import keep_levels
+from rlprune.schemes.channels import keep_levels
 from rlprune.task.pinned import PinnedTask
 from rlprune.task.task import PruningTask
 
@@ -91,6 +91,6 @@ def test_pinned_groups_lose_together_what_they_lose_alone(trace: OnnxTrace) -> N
     profiles = initial_profiles(trace.graph, InitialScores("synflow", alike(trace)), levels, count)
     task = PruningTask(trace.graph, macs_tables(trace.graph, levels, count), profiles)
     pinned = PinnedTask.of(task, ((0, 1),)).task
-    alone, together = (loss_curve(one.profiles, one.graph) for one in (task, pinned))
+    alone, together = (one.curve for one in (task, pinned))
     np.testing.assert_allclose(together[0], alone[0] + alone[1])
     assert pinned.profiles.initial_score == "synflow at initialisation"

@@ -9,7 +9,7 @@ from calibrated import own_images, traced
 from rlprune.profile.energy import loss_curve
 from rlprune.profile.evaluate import Evaluator
 from rlprune.profile.measured import MOST_EVALUATED, measure_profiles, single_group_plans
-from rlprune.profile.types import keep_levels
+from rlprune.schemes.channels import keep_levels
 from rlprune.runtime import get_runtime
 
 

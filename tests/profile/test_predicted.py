@@ -22,7 +22,7 @@ from rlprune.profile.predicted import (
     energy_curve,
     fit_curves,
 )
-from rlprune.profile.types import keep_levels
+from rlprune.schemes.channels import keep_levels
 from rlprune.task.taskdir import load_model_dir
 
 EVERY_FIFTH = sorted(path.parent for path in (DATA / "recorded").glob("*/graph.json"))[::5]
@@ -96,7 +96,7 @@ def test_a_factor_that_follows_from_the_traits_is_learned_up_to_scale() -> None:
 
 def test_dead_units_cost_nothing() -> None:
     task = random_task(1)
-    share = np.where(task.levels == task.graph.widths[:, None], 0.0, 0.5)
+    share = np.where(task.space.settings == task.graph.widths[:, None], 0.0, 0.5)
     share[0] = 0.0
     blind = replace(task.profiles, measured_loss=None, energy_loss=share)
     curve = loss_curve(blind, task.graph)

@@ -12,7 +12,7 @@ from rlprune.graph.types import FloatArray
 from rlprune.latency.types import ModelSubject, OperatorSpec
 from rlprune.planning import task_for
 from rlprune.profile.energy import energy_profiles
-from rlprune.profile.types import keep_levels
+from rlprune.schemes.channels import keep_levels
 from rlprune.store import Store, open_store
 from rlprune.store.encoding import Subject
 from rlprune.task.dynamics import PruningDynamics

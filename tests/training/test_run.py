@@ -32,7 +32,7 @@ def record(folder: Path, seed: int) -> tuple[PruningGraph, GroupProfiles]:
     task = learnable_task(seed, (1, 1))
     assert task.objective is not None
     rng = np.random.default_rng(seed)
-    keeps = task.keeps_at(rng.integers(0, task.level_count, (80, task.group_count)))
+    keeps = task.space.settings_at(rng.integers(0, task.option_count, (80, task.site_count)))
     evaluations = evaluations_of(keeps, task.objective.loss(keeps))
     save_model_dir(folder / f"net{seed}", task.graph, task.profiles, evaluations)
     return task.graph, task.profiles
@@ -75,7 +75,7 @@ def rewards(store: Store, recorded: Path) -> FloatArray:
     dynamics = PruningDynamics(task)
     dynamics.reset([np.random.default_rng(seed) for seed in range(16)])
     rng = np.random.default_rng(0)
-    steps = [dynamics.step(rng.uniform(-1, 1, (16, 1)))[1] for _ in range(task.group_count)]
+    steps = [dynamics.step(rng.uniform(-1, 1, (16, 1)))[1] for _ in range(task.site_count)]
     return np.sum(steps, axis=0)
 
 
