@@ -130,8 +130,8 @@ def bind(graph: PruningGraph, constraints: Constraints, *, round_to: int) -> Bou
         }
         if not found:
             raise InputError(
-                f"pin {pattern!r} matches no channels that may be pruned, only what is held whole "
-                "or read; `rlprune trace --tree` shows which",
+                f"pin {pattern!r} matches no channels that may be pruned, only what is fixed or "
+                "merely read; `rlprune trace --tree` shows which",
                 field="pin",
             )
         for index in found:

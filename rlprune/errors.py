@@ -115,3 +115,8 @@ class MeasurementError(RlpruneError):
 
 class AccuracyWarning(UserWarning):
     """A model was written whose answers are likely to be far from the original's."""
+
+
+def one_line(reason: object, most: int = 300) -> str:
+    """What something said, fit for an error message."""
+    return " ".join(str(reason).split())[:most]

@@ -151,6 +151,8 @@ def bench_network(bench: Bench, name: str) -> list[Row]:
     levels, level_count = keep_levels(trace.graph)
     _measure_missing(trace, levels, level_count, bench.store, device)
     report = pack.images(name, split.report[: setting.report_count], trace)
+    judge = Evaluator(trace, report, runtime=get_runtime(), reconstruct=False)
+    dense = judge.base
     outcomes: list[Outcome] = []
     for seed in range(bench.seed, bench.seed + setting.seed_count):
         order = np.random.default_rng([seed, 2]).permutation(split.calibrate)
@@ -159,8 +161,7 @@ def bench_network(bench: Bench, name: str) -> list[Row]:
         profiles = kept_profiles(evaluator, levels, level_count, bench.work)
         task = task_for(trace.graph, profiles, bench.store, device)
         print(f"{short} seed {seed}: profile of {len(images)} images", flush=True)
-        outcomes += _judge(evaluator, task, policies, setting.shares, seed, report)
-    dense = evaluate_model(trace.model, report, runtime=get_runtime())
+        outcomes += _judge(evaluator, task, policies, setting.shares, seed, judge)
     measured = _measure_plans(trace, outcomes, device)
     rows = plan_rows(short, outcomes, measured, task.base_ms, len(report))
     print_table(short, rows, f"{dense.loss:.3f} nats, {dense.accuracy:.2%} of {len(report)}")
@@ -175,7 +176,7 @@ def _judge(
     policies: dict[str, Policy],
     shares: Sequence[float],
     seed: int,
-    report: CalibrationSet,
+    judge: Evaluator,
 ) -> Iterator[Outcome]:
     budgets = budgets_at(task, np.array(shares))
     judged: dict[tuple[int, ...], Evaluation] = {}
@@ -185,7 +186,7 @@ def _judge(
             key = tuple(int(keep) for keep in keeps)
             if key not in judged:
                 corrected = evaluator.corrected_model(keeps)
-                judged[key] = evaluate_model(corrected, report, runtime=get_runtime())
+                judged[key] = judge.evaluate_model(corrected)
             found = judged[key]
             folds = tuple(float(loss) for loss in found.fold_losses)
             yield Outcome(policy_name, share, seed, key, folds, found.accuracy, float(budget))

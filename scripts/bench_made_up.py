@@ -20,7 +20,7 @@ from bench_rows import Row, write_rows
 from cifar_pack import CifarPack, shared_data
 
 import rlprune
-from rlprune.profile.evaluate import evaluate_model
+from rlprune.profile.evaluate import Evaluator
 from rlprune.runtime import get_runtime
 
 NETWORKS = (
@@ -55,13 +55,14 @@ def main() -> None:
         trace = pack.traced(name)
         real = pack.images(name, order[:256], trace)
         report = pack.images(name, judged, trace)
-        whole = evaluate_model(trace.model, report, runtime=runtime).accuracy
+        judge = Evaluator(trace, report, runtime=runtime, reconstruct=False)
+        whole = judge.base.accuracy
         for share in SHARES[1:] if options.quick else SHARES:
             plan = rlprune.plan(trace, device="macs", budget_ratio=share)
             kept = {}
             for source, given in (("real", real.x), ("made_up", None), ("cut", "none")):
                 pruned = rlprune.apply(plan, trace, calibration=given, on_result=lambda _: None)
-                kept[source] = evaluate_model(pruned, report, runtime=runtime).accuracy
+                kept[source] = judge.evaluate_model(pruned).accuracy
             figures = [("unpruned", whole), *kept.items()]
             for what, value in figures:
                 label = f"{name}/m{share}/{what}"

@@ -18,7 +18,7 @@ from rlprune.planning.profiles import PROFILE_FORMAT
 from rlprune.profile.calibration import CalibrationSet
 from rlprune.profile.energy import energy_profiles
 from rlprune.profile.evaluate import Evaluator
-from rlprune.profile.fit import check_calibration
+from rlprune.profile.fit import fit_inputs
 from rlprune.profile.measured import measure_profiles
 from rlprune.profile.types import GroupProfiles
 from rlprune.store.encoding import digest
@@ -59,7 +59,7 @@ def network_images(
     """Test images of these indices, as the network takes them."""
     pixels, labels = pack.pixels("test")
     x = net.preprocess(pixels[index])
-    return check_calibration(x, labels[index].astype(np.int64), trace)
+    return fit_inputs({"x": x}, labels[index].astype(np.int64), trace)
 
 
 def context_of(evaluator: Evaluator, levels: IntArray, level_count: IntArray) -> str:

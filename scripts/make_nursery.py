@@ -35,7 +35,7 @@ from rlprune.errors import RlpruneError
 from rlprune.graph.from_onnx import OnnxTrace, trace_onnx
 from rlprune.policy import DATA
 from rlprune.profile.calibration import CalibrationSet
-from rlprune.profile.fit import check_calibration
+from rlprune.profile.fit import fit_inputs
 from rlprune.task.taskdir import load_model_dir
 from rlprune.training.finetune import score
 from rlprune.training.record import RecordConfig, record_model
@@ -241,7 +241,7 @@ def images(
     """To profile on, and to judge plans on; validation images did not train the network."""
     order = np.random.default_rng(seed).permutation(len(validation.y))
     profile, objective = (
-        check_calibration(validation.x[index], validation.y[index], trace)
+        fit_inputs({"x": validation.x[index]}, validation.y[index], trace)
         for index in (order[:IMAGES], order[IMAGES : 2 * IMAGES])
     )
     return profile, objective

@@ -35,7 +35,7 @@ from rlprune.graph.from_onnx import OnnxTrace
 from rlprune.latency.tables import LatencyTables
 from rlprune.policy import DATA, Policy, get_policy
 from rlprune.profile.calibration import CalibrationSet
-from rlprune.profile.fit import check_calibration
+from rlprune.profile.fit import fit_inputs
 from rlprune.profile.measured import single_group_plans
 from rlprune.profile.types import keep_levels
 from rlprune.store import Store, open_store
@@ -86,7 +86,7 @@ class Zoo:
         order = np.random.default_rng(self.seed).permutation(self.pack.splits[split_of(name)])
         count = self.image_count
         profile, objective = (
-            check_calibration(net.preprocess(pixels[index]), labels[index].astype(np.int64), trace)
+            fit_inputs({"x": net.preprocess(pixels[index])}, labels[index].astype(np.int64), trace)
             for index in (order[:count], order[count : 2 * count])
         )
         return profile, objective

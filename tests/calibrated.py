@@ -13,7 +13,8 @@ from topologies import TOPOLOGIES
 from rlprune.graph.from_onnx import OnnxTrace, trace_onnx
 from rlprune.graph.types import IntArray
 from rlprune.profile.calibration import CalibrationSet
-from rlprune.profile.fit import check_calibration
+from rlprune.profile.evaluate import Evaluation, Evaluator
+from rlprune.profile.fit import fit_inputs
 from rlprune.runtime import get_runtime
 
 
@@ -31,7 +32,7 @@ def own_images(trace: OnnxTrace, count: int = 64, *, seed: int = 0) -> Calibrati
     """Random images, labelled by the model itself, one image at a time."""
     shape = trace.graph.input_shapes[0][1:]
     x = np.random.default_rng(seed).standard_normal((count, *shape)).astype(np.float32)
-    return check_calibration(x, single_outputs(trace.model, x).argmax(1), trace)
+    return fit_inputs({"x": x}, single_outputs(trace.model, x).argmax(1), trace)
 
 
 def single_outputs(model: onnx.ModelProto, x: np.ndarray) -> np.ndarray:
@@ -39,6 +40,12 @@ def single_outputs(model: onnx.ModelProto, x: np.ndarray) -> np.ndarray:
     session = get_runtime().load(model.SerializeToString())
     name = session.input_names[0]
     return np.concatenate([session.run({name: x[i : i + 1]})[0] for i in range(len(x))])
+
+
+def judged(trace: OnnxTrace, model: onnx.ModelProto, samples: CalibrationSet) -> Evaluation:
+    """A model cut from the traced one as it stands, on samples with labels."""
+    judge = Evaluator(trace, samples, runtime=get_runtime(), reconstruct=False)
+    return judge.evaluate_model(model)
 
 
 def shrunk(trace: OnnxTrace, ratio: float = 0.75) -> IntArray:

@@ -61,7 +61,7 @@ def trace(
 ) -> None:
     """Show what of a model can be pruned, and why the rest cannot.
 
-    One row per group of channels that live or die together, then what is held whole and why.
+    One row per group of channels that live or die together, then what is not prunable and why.
     """
     from rlprune.constraints import Constraints, bind
     from rlprune.latency.device import BLOCK, preferred_multiple
@@ -173,7 +173,7 @@ def _print_tables(facts: dict[str, Any]) -> None:
         columns.insert(1, "constraint")
     print_table(columns, rows, left=2 + constrained)
     if facts["held"]:
-        print_table(("held whole", "why", "width", "times"), held_rows(facts["held"]), left=2)
+        print_table(("not prunable", "why", "width", "times"), held_rows(facts["held"]), left=2)
 
 
 def held_rows(held: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, str, str]]:
@@ -247,7 +247,7 @@ def _print_tree(facts: dict[str, Any]) -> None:
     console().print(root)
     if not facts["held"]:
         return
-    whole = Tree(Text("held whole"))
+    whole = Tree(Text("not prunable"))
     reasons: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for held in facts["held"]:
         reasons.setdefault((held["reason"], held["forced_by"]), []).append(held)

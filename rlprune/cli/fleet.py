@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from rlprune.cli.frame import (
-    InputShapes,
     Json,
     RuntimeName,
     Threads,
@@ -20,7 +19,6 @@ from rlprune.cli.frame import (
     print_line,
     print_table,
     progress,
-    say,
 )
 
 if TYPE_CHECKING:
@@ -111,7 +109,7 @@ def serve(
 
 def work(
     models: Annotated[
-        list[Path] | None, typer.Argument(metavar="[MODEL.onnx...]", help="With --dry-run.")
+        list[Path] | None, typer.Argument(metavar="[MODEL.onnx...]", hidden=True)
     ] = None,
     server: Annotated[
         str | None, typer.Option(metavar="HOST:PORT", help="Who asks for measurements.")
@@ -121,9 +119,9 @@ def work(
     batch: Annotated[int, typer.Option(min=1, help="Batch of the models measured here.")] = 1,
     once: Annotated[bool, typer.Option("--once", help="End when nothing is left to do.")] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Measure the models as a worker would, and print.")
+        bool, typer.Option("--dry-run", hidden=True, help="As measure --isolated; until 0.9.")
     ] = False,
-    input_shape: InputShapes = None,
+    input_shape: Annotated[list[str] | None, typer.Option("--input-shape", hidden=True)] = None,
     tls_ca: TlsCa = None,
     as_json: Json = False,
 ) -> None:
@@ -133,14 +131,13 @@ def work(
     job back and ends with exit code 0. Models run in a child process: what crashes or hangs the
     runtime is reported, and the work goes on.
     """
+    from rlprune.cli.models import measure
     from rlprune.device.worker import work
 
-    if dry_run != bool(models) or dry_run == (server is not None):
-        raise typer.BadParameter("give either --server HOST:PORT, or --dry-run and MODEL.onnx...")
-    if models:
-        _dry_run(models, runtime, threads, input_shape, as_json)
-        return
-    assert server is not None
+    if dry_run and models and server is None:
+        return measure(models, runtime, threads, True, input_shape, as_json=as_json)
+    if server is None or dry_run or models:
+        raise typer.BadParameter("give --server HOST:PORT; `measure --isolated` needs none")
     _log_to_stderr()
     with progress() as on_progress:
         finished = work(
@@ -157,45 +154,6 @@ def work(
         print_json({"jobs_finished": finished})
     else:
         print_line(f"{finished} jobs finished")
-
-
-def _dry_run(
-    models: list[Path],
-    runtime: str,
-    threads: int,
-    input_shape: list[str] | None,
-    as_json: bool,
-) -> None:
-    from rlprune.cli.models import load_trace
-    from rlprune.device.dry_run import measure_like_a_worker
-
-    traces = {str(path): load_trace(path, input_shape) for path in models}
-    found = measure_like_a_worker(traces, runtime=runtime, thread_count=threads)
-    device = next(iter(found.values())).device
-    rows = [
-        {"model": name, "latency_ms": one.latency_ms, "status": one.status, "reason": one.reason}
-        for name, one in found.items()
-    ]
-    if as_json:
-        print_json({"device": device, "models": rows})
-    else:
-        print_table(
-            ("model", "status", "ms"),
-            [
-                (
-                    name,
-                    f"{one.status}: {one.reason}" if one.reason else one.status,
-                    f"{one.latency_ms:.3f}",
-                )
-                for name, one in found.items()
-            ],
-            left=2,
-        )
-        print_line(f"{device}; weights are made up, as on any device")
-    failed = [one for one in found.values() if one.status == "failed"]
-    if failed:
-        say(f"error: {len(failed)} of {len(found)} models could not be measured")
-        raise typer.Exit(1)
 
 
 def devices(

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     import onnx
 
     from rlprune.graph.from_onnx import OnnxTrace
+    from rlprune.latency.types import Measurement
     from rlprune.plans import PruningPlan
     from rlprune.profile.correct import Correction
 
@@ -139,6 +140,14 @@ def measure(
     models: Annotated[list[Path], typer.Argument(metavar="MODEL.onnx...", show_default=False)],
     runtime: RuntimeName = "ort",
     threads: Threads = 1,
+    isolated: Annotated[
+        bool,
+        typer.Option(
+            "--isolated",
+            help="Each in a process of its own that it may crash, with made-up weights: as a "
+            "worker measures.",
+        ),
+    ] = False,
     input_shape: InputShapes = None,
     input_value: InputValues = None,
     as_json: Json = False,
@@ -146,41 +155,35 @@ def measure(
     """Measure models on this machine in one table.
 
     Every model runs in turns with the first one, so their ratio holds though the machine drifts.
-    A ratio's interval is where another such measurement would come out, 90 %.
+    A ratio's interval is where another such measurement would come out, 90 %. Isolated models run
+    one after the other: their ratios are of their milliseconds alone.
     """
     import numpy as np
 
-    from rlprune.graph.given import with_input_values
-    from rlprune.graph.load import load_onnx
-    from rlprune.latency.device import local_device_key, model_batch
-    from rlprune.latency.measure import MeasureConfig, measure
-    from rlprune.latency.types import ModelSubject
-    from rlprune.runtime import get_runtime
+    if isolated:
+        from rlprune.device.isolated import measure_isolated
 
-    executing = get_runtime(runtime)
-    values = parse_input_values(input_value)
-    loaded = [
-        _with_shapes(with_input_values(load_onnx(path), values or {}), path, input_shape)
-        for path in models
-    ]
-    device = local_device_key(executing, thread_count=threads, batch=model_batch(loaded[0]))
-    with progress() as on_progress:
-        measured = measure(
-            # Files need not be traceable to be measured; nothing of this is stored.
-            [(ModelSubject(str(path), ()), one) for path, one in zip(models, loaded, strict=True)],
-            device=device,
-            runtime=executing,
-            control=loaded[0] if len(loaded) > 1 else None,
-            config=MeasureConfig(thread_count=threads, sample_count=10),
-            on_progress=lambda done, total: on_progress("measuring", done, total),
-        )
+        traces = [load_trace(path, input_shape, input_value) for path in models]
+        measured = measure_isolated(traces, runtime=runtime, thread_count=threads)
+    else:
+        measured = _interleaved(models, runtime, threads, input_shape, input_value)
+    device, first = measured[0].device, measured[0].latency_ms
+    unknown = (float("nan"), float("nan"))
     rows: list[dict[str, Any]] = [
         {
             "model": str(path),
             "latency_ms": one.latency_ms,
             # The first in turns with itself tells how far two equal models come out apart.
-            "ratio_to_first": one.control_ratio if place else 1.0,
-            "ratio_interval": one.ratio_interval if place else (1.0, 1.0),
+            "ratio_to_first": 1.0
+            if not place
+            else one.latency_ms / first
+            if isolated
+            else one.control_ratio,
+            "ratio_interval": (1.0, 1.0)
+            if not place
+            else unknown
+            if isolated
+            else one.ratio_interval,
             "wall_ms": float(np.median([np.median(session) for session in one.wall_ms]))
             if one.wall_ms
             else float("nan"),
@@ -208,7 +211,7 @@ def measure(
             ],
             left=2,
         )
-        print_line(f"{device}; ms is {clock}, the mean over the middle half of fresh sessions")
+        print_line(f"{device}; ms is {clock}, the interquartile mean over fresh sessions")
         if any(row["status"] == "unstable" for row in rows):
             print_line(
                 "unstable: the sessions differ by more than they should, mostly because the "
@@ -218,6 +221,40 @@ def measure(
     if failed:
         say(f"error: {len(failed)} of {len(rows)} models could not be measured")
         raise typer.Exit(1)
+
+
+def _interleaved(
+    models: list[Path],
+    runtime: str,
+    threads: int,
+    input_shape: list[str] | None,
+    input_value: list[str] | None,
+) -> list[Measurement]:
+    """The models in this process, each in turns with the first."""
+    from rlprune.graph.given import with_input_values
+    from rlprune.graph.load import load_onnx
+    from rlprune.latency.device import local_device_key, model_batch
+    from rlprune.latency.measure import MeasureConfig, measure
+    from rlprune.latency.types import ModelSubject
+    from rlprune.runtime import get_runtime
+
+    executing = get_runtime(runtime)
+    values = parse_input_values(input_value)
+    loaded = [
+        _with_shapes(with_input_values(load_onnx(path), values or {}), path, input_shape)
+        for path in models
+    ]
+    device = local_device_key(executing, thread_count=threads, batch=model_batch(loaded[0]))
+    with progress() as on_progress:
+        return measure(
+            # Files need not be traceable to be measured; nothing of this is stored.
+            [(ModelSubject(str(path), ()), one) for path, one in zip(models, loaded, strict=True)],
+            device=device,
+            runtime=executing,
+            control=loaded[0] if len(loaded) > 1 else None,
+            config=MeasureConfig(thread_count=threads, sample_count=10),
+            on_progress=lambda done, total: on_progress("measuring", done, total),
+        )
 
 
 def _with_shapes(

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from rlprune.cli.fleet import StoreUrl
 from rlprune.cli.frame import (
     InputShapes,
     Json,
@@ -27,10 +28,6 @@ from rlprune.errors import InputError
 
 if TYPE_CHECKING:
     from rlprune.task.evaluations import Evaluations
-
-StoreUrl = Annotated[
-    str | None, typer.Option(metavar="URL", help="Store with the devices' measurements.")
-]
 
 
 def record(

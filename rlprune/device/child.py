@@ -31,9 +31,8 @@ from rlprune.errors import (
     UnavailableError,
 )
 from rlprune.latency.measure import MeasureConfig
-from rlprune.latency.types import Measurement
+from rlprune.latency.types import Measurement, Subject
 from rlprune.store import encoding
-from rlprune.store.encoding import Subject
 
 START_SEC = 120.0
 """How long a child may take to import its runtime."""
@@ -227,7 +226,7 @@ class Child:
 
     def _measurements(self, message: dict[str, Any]) -> list[Measurement]:
         try:
-            return [encoding.measurement_from_json(key, body) for key, body in message["measured"]]
+            return [encoding.measurement_of(key, data) for key, data in message["measured"]]
         except (KeyError, TypeError, ValueError, RlpruneError) as error:
             raise self._nonsense(error) from error
 

@@ -22,7 +22,7 @@ from rlprune.errors import MissingExtraError, RlpruneError
 from rlprune.latency.collect import ModelOf, measure_subjects, skeleton_models
 from rlprune.latency.measure import MeasureConfig
 from rlprune.runtime import Runtime, get_runtime
-from rlprune.store import encoding
+from rlprune.store.encoding import measurement_data, subject_from_key, subject_key
 
 try:
     import resource
@@ -75,7 +75,7 @@ def _serve(connection: Connection[Any, Any], runtime: Runtime, cpu_sec: float) -
 
         try:
             measured = measure_subjects(
-                [encoding.subject_from_key(key) for key in request["subjects"]],
+                [subject_from_key(key) for key in request["subjects"]],
                 model_of=model_of,
                 device=request["device"],
                 runtime=runtime,
@@ -91,15 +91,8 @@ def _serve(connection: Connection[Any, Any], runtime: Runtime, cpu_sec: float) -
         except Exception as error:  # a runtime may raise anything
             _send(connection, {"crashed": f"{type(error).__name__}: {error}"})
         else:
-            _send(
-                connection,
-                {
-                    "measured": [
-                        [encoding.subject_key(one.subject), encoding.measurement_to_json(one)]
-                        for one in measured
-                    ]
-                },
-            )
+            found = [[subject_key(one.subject), measurement_data(one)] for one in measured]
+            _send(connection, {"measured": found})
 
 
 def _send(connection: Connection[Any, Any], message: dict[str, Any]) -> None:

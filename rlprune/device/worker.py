@@ -18,7 +18,7 @@ import signal
 import threading
 import uuid
 from collections import Counter, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -39,18 +39,16 @@ from rlprune.errors import (
 )
 from rlprune.latency.device import local_device_key, model_batch
 from rlprune.latency.measure import MeasureConfig
-from rlprune.latency.types import FAULT, Measurement, ModelSubject, OperatorSpec
+from rlprune.latency.types import Measurement, ModelSubject, OperatorSpec, Subject
+from rlprune.progress import OnProgress
 from rlprune.service.device_client import DeviceClient, LeasedJob
-from rlprune.store.encoding import Subject, check_measurement
+from rlprune.store.encoding import check_measurement
 from rlprune.store.records import JobState
 
 LOG = logging.getLogger("rlprune.device")
 
 MAX_REFUSALS = 3
 """Reports of one job that may be refused before it is reported as failed."""
-
-OnProgress = Callable[[str, int, int], None]
-"""(what is being done, how much is done, of how much)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -309,15 +307,8 @@ class _Worker:
         return measurement
 
     def _failed(self, subject: Subject, reason: str, *, fault: bool = False) -> Measurement:
-        return Measurement(
-            device=self._key,
-            subject=subject,
-            cpu_ms=(),
-            wall_ms=(),
-            thread_count=self._measure.thread_count,
-            status="failed",
-            reason=reason[:500],
-            conditions=((FAULT, "child"),) if fault else (),
+        return Measurement.failed(
+            self._key, subject, reason, thread_count=self._measure.thread_count, fault=fault
         )
 
 

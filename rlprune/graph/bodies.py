@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from copy import deepcopy
 
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, helper
 
@@ -110,22 +111,19 @@ def inline(
     ]
     weights = []
     for tensor in branch.initializer:
-        copy = TensorProto()
-        copy.CopyFrom(tensor)
+        copy = deepcopy(tensor)
         copy.name = renamed[tensor.name]
         weights.append(copy)
     stated = []
     for value in branch.value_info:
-        info = ValueInfoProto()
-        info.CopyFrom(value)
+        info = deepcopy(value)
         info.name = renamed.get(value.name, value.name)
         stated.append(info)
     return nodes, weights, stated
 
 
 def _renamed(node: NodeProto, names: Mapping[str, str]) -> NodeProto:
-    copy = NodeProto()
-    copy.CopyFrom(node)
+    copy = deepcopy(node)
     copy.output[:] = [names.get(name, name) for name in node.output]
     rename_reads(copy, names)
     return copy

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -93,8 +94,7 @@ def compute_weights(model: ModelProto) -> ModelProto:
                 results.pop(name, None)
             read.update(reads_of(node))
         kept.append(node)
-    own = ModelProto()
-    own.CopyFrom(model)
+    own = deepcopy(model)
     del own.graph.node[:]
     own.graph.node.extend(reversed(kept))
     own.graph.initializer.extend(make_tensor(name, array) for name, array in results.items())

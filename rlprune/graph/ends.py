@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from copy import deepcopy
 
 from onnx import ValueInfoProto
 
@@ -17,8 +18,7 @@ def true_outputs(stated: Iterable[ValueInfoProto], walks: Sequence[Walk]) -> lis
     """
     found = []
     for value in stated:
-        true = ValueInfoProto()
-        true.CopyFrom(value)
+        true = deepcopy(value)
         known = [walk.types.get(value.name) for walk in walks]
         shapes = [entry[1] for entry in known if entry is not None]
         if known[0] is not None and len(shapes) == len(walks):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from copy import deepcopy
 from typing import Any
 
 import numpy as np
@@ -23,8 +24,7 @@ def with_input_values(model: ModelProto, values: Mapping[str, Any]) -> ModelProt
     Raises:
         ModelError: no such input; a value that the input's type or shape cannot hold.
     """
-    own = ModelProto()
-    own.CopyFrom(model)
+    own = deepcopy(model)
     constants = {tensor.name for tensor in own.graph.initializer}
     inputs = {v.name: v for v in own.graph.input if v.name not in constants}
     for name, value in values.items():

@@ -18,11 +18,11 @@ import onnx
 from google.protobuf.message import DecodeError
 from onnx import AttributeProto, ModelProto, TensorProto, helper
 
-from rlprune.errors import ModelError, UnsupportedOperatorError
+from rlprune.errors import ModelError, UnsupportedOperatorError, one_line
 from rlprune.graph.bodies import all_graphs, all_nodes
 from rlprune.graph.external import MAX_BYTES, data_files, embed, read_plain
 from rlprune.graph.kinds import QUANTISED_REMEDY
-from rlprune.graph.wire import MAX_NODES, MAX_PARTS, measure, too_many_nodes
+from rlprune.graph.size_guard import MAX_NODES, MAX_PARTS, measure, too_many_nodes
 
 MAX_ELEMENTS = 2**31
 """Largest tensor, weights and activations alike."""
@@ -35,24 +35,18 @@ OLDEST_OPSET = 7
 SKELETON_KEY = "rlprune.skeleton"
 """`metadata_props` key that marks a model whose weights were reduced to shapes (`skeleton.py`)."""
 
-_ITEM_BITS: dict[int, int] = {
-    TensorProto.FLOAT: 32,
-    TensorProto.DOUBLE: 64,
-    TensorProto.FLOAT16: 16,
-    TensorProto.BFLOAT16: 16,
-    TensorProto.INT8: 8,
-    TensorProto.UINT8: 8,
-    TensorProto.INT16: 16,
-    TensorProto.UINT16: 16,
-    TensorProto.INT32: 32,
-    TensorProto.UINT32: 32,
-    TensorProto.INT64: 64,
-    TensorProto.UINT64: 64,
-    TensorProto.BOOL: 8,
-}
 FLOAT_TYPES = frozenset(
     (TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16, TensorProto.BFLOAT16)
 )
+_ITEM_BITS: dict[int, int] = {
+    kind: 8 * helper.tensor_dtype_to_np_dtype(kind).itemsize
+    for kind in (
+        *FLOAT_TYPES,
+        *(TensorProto.INT8, TensorProto.INT16, TensorProto.INT32, TensorProto.INT64),
+        *(TensorProto.UINT8, TensorProto.UINT16, TensorProto.UINT32, TensorProto.UINT64),
+        TensorProto.BOOL,
+    )
+}
 _FIELDS = ("float_data", "int32_data", "int64_data", "double_data", "uint64_data", "string_data")
 
 
@@ -147,10 +141,18 @@ def _check(model: ModelProto) -> None:
         if value.type.HasField("tensor_type"):
             # The checker wants a shape; what is not said is inferred later.
             value.type.tensor_type.shape.SetInParent()
+    run_checker(light)
+
+
+def run_checker(model: ModelProto, *, full: bool = False, of: str = "") -> None:
+    """Raises ModelError where ONNX's checker refuses a model; `full`: its shapes and types, too."""
     try:
-        onnx.checker.check_model(light, full_check=False)
-    except (onnx.checker.ValidationError, ValueError, RuntimeError, TypeError) as error:
-        raise ModelError(f"ONNX checker: {_one_line(error)}", field="model") from error
+        onnx.checker.check_model(model, full_check=full)
+    except (
+        *(ValueError, RuntimeError, TypeError, onnx.checker.ValidationError),
+        onnx.shape_inference.InferenceError,
+    ) as error:
+        raise ModelError(f"ONNX checker{of}: {one_line(error)}", field="model") from error
 
 
 def is_skeleton(model: ModelProto) -> bool:
@@ -314,7 +316,3 @@ def _check_names(model: ModelProto) -> None:
 
 def _count(dims: Iterable[int]) -> int:
     return math.prod(dims)
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
 import onnx
 from onnx import ModelProto, NodeProto, helper
 
-from rlprune.errors import ModelError
+from rlprune.errors import ModelError, one_line
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,9 +34,8 @@ def reading(node: Node) -> Iterator[None]:
     try:
         yield
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
-        why = " ".join(str(error).split())[:200]
         raise ModelError(
-            f"node {node.name!r} ({node.op}) is malformed: {why}", field="model"
+            f"node {node.name!r} ({node.op}) is malformed: {one_line(error)}", field="model"
         ) from error
 
 
@@ -67,8 +67,7 @@ def named(proto: NodeProto, node: Node) -> NodeProto:
     """The proto with the node's output names; a copy where they differ."""
     if tuple(proto.output) == node.outputs:
         return proto
-    copy = NodeProto()
-    copy.CopyFrom(proto)
+    copy = deepcopy(proto)
     copy.output[:] = node.outputs
     return copy
 

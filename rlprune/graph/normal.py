@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -182,8 +183,7 @@ def _build(
     new_nodes: list[Node] = []
     for index in kept:
         node, proto = nodes[index], model.graph.node[index]
-        copy = NodeProto()
-        copy.CopyFrom(named(proto, node))
+        copy = deepcopy(named(proto, node))
         del copy.metadata_props[:]
         copy.ClearField("doc_string")
         copy.name = node.name

@@ -8,6 +8,7 @@ own variant: it costs time and sums nothing up.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -29,17 +30,11 @@ _FREE = frozenset(
     ("Identity", "Dropout", "Cast", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Shape", "Size")
 )
 _ACTIVATIONS = {
-    "Relu": "relu",
-    "LeakyRelu": "leaky_relu",
-    "PRelu": "prelu",
-    "Sigmoid": "sigmoid",
-    "Tanh": "tanh",
-    "HardSwish": "hard_swish",
-    "HardSigmoid": "hard_sigmoid",
-    "Elu": "elu",
-    "Gelu": "gelu",
-    "Softplus": "softplus",
-    "Mish": "mish",
+    op: re.sub("(?<=[a-z])(?=[A-Z])", "_", op).lower()
+    for op in (
+        *("Relu", "LeakyRelu", "PRelu", "Sigmoid", "Tanh", "HardSwish", "HardSigmoid", "Elu"),
+        *("Gelu", "Softplus", "Mish"),
+    )
 }
 _NORMS = {
     "BatchNormalization": "batch",

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
+from copy import deepcopy
 
 import onnx
 from onnx import ModelProto, TensorProto
 
-from rlprune.errors import ModelError
+from rlprune.errors import ModelError, one_line
 from rlprune.graph.folding import SMALL
 from rlprune.graph.load import FLOAT_TYPES, OPSETS
 
@@ -21,15 +22,14 @@ def with_known_opset(model: ModelProto) -> ModelProto:
     version = next(e.version for e in model.opset_import if e.domain in ("", "ai.onnx"))
     if version in OPSETS:
         return model
-    old = ModelProto()
-    old.CopyFrom(model)
+    old = deepcopy(model)
     graph = old.graph
     # The converter copies what it is given several times: large weights go beside it.
     weights = {t.name: t for t in model.graph.initializer if _is_large(t)}
     given = {value.name for value in graph.input}
     del graph.value_info[:]  # inferred anew; where it is false the converter gives up
     kept = [tensor for tensor in graph.initializer if tensor.name not in weights]
-    small = [TensorProto.FromString(tensor.SerializeToString()) for tensor in kept]
+    small = [deepcopy(tensor) for tensor in kept]
     del graph.initializer[:]
     graph.initializer.extend(small)
     for name, tensor in weights.items():
@@ -51,16 +51,15 @@ def with_known_opset(model: ModelProto) -> ModelProto:
         onnx.shape_inference.InferenceError,
         onnx.version_converter.ConvertError,
     ) as error:
-        why = " ".join(str(error).split())[:200]
         raise ModelError(
-            f"opset {version} is older than {OPSETS.start} and cannot be converted ({why}); "
-            "export again",
+            f"opset {version} is older than {OPSETS.start} and cannot be converted "
+            f"({one_line(error)}); export again",
             field="model",
         ) from error
     made = Counter(name for node in new.graph.node for name in node.output)
     constants = {tensor.name for tensor in new.graph.initializer} | set(weights)
     inputs = [value for value in new.graph.input if value.name not in constants]
-    real = [onnx.ValueInfoProto.FromString(value.SerializeToString()) for value in inputs]
+    real = [deepcopy(value) for value in inputs]
     del new.graph.input[:]
     new.graph.input.extend(real)
     new.graph.initializer.extend(t for name, t in weights.items() if not made[name])

@@ -8,6 +8,7 @@ of unknown output shape is set aside (`reach.py`), and weights computed from con
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,8 +57,7 @@ def prepare(
         UnsupportedOperatorError: the extents of no layer can be told.
     """
     if any(d.dim_value < 0 for v in _ends(model) for d in v.type.tensor_type.shape.dim):
-        own = ModelProto()
-        own.CopyFrom(model)
+        own = deepcopy(model)
         open_negative(own)
         model = own
     if input_values:
@@ -86,8 +86,7 @@ def followed(
     Raises:
         ModelError, UnsupportedOperatorError: see `reach.follow`.
     """
-    own = ModelProto()
-    own.CopyFrom(model)
+    own = deepcopy(model)
     inputs = read_inputs(own, dict(input_shapes or {}))
     tail, labels = follow(own, some_sizes(inputs))
     values = {value.name: value.type.tensor_type.shape for value in own.graph.input}

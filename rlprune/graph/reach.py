@@ -11,13 +11,14 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 
 import numpy as np
 import onnx
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, helper
 
-from rlprune.errors import ModelError, UnsupportedOperatorError
+from rlprune.errors import ModelError, UnsupportedOperatorError, one_line
 from rlprune.graph.bodies import bodies_of, count_names, inline, reads_of, rename_reads
 from rlprune.graph.folding import make_tensor
 from rlprune.graph.kinds import why_opaque
@@ -293,14 +294,15 @@ def attach(head: ModelProto, tail: Tail | None) -> ModelProto:
         added.output[:] = [renamed.get(name, name) for name in node.output]
     stated = {value.name: value for value in graph.output}
     outputs = [stated.get(value.name, value) for value in tail.outputs]
-    kept = [ValueInfoProto.FromString(value.SerializeToString()) for value in outputs]
+    kept = [deepcopy(value) for value in outputs]
     del graph.output[:]
     graph.output.extend(kept)
     try:
         onnx.checker.check_model(without_weights(head), full_check=False)
     except (onnx.checker.ValidationError, ValueError, RuntimeError, TypeError) as error:
-        why = " ".join(str(error).split())[:300]
-        raise ModelError(f"ONNX checker, of the cut model: {why}", field="model") from error
+        raise ModelError(
+            f"ONNX checker, of the cut model: {one_line(error)}", field="model"
+        ) from error
     return head
 
 

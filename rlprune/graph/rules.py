@@ -14,7 +14,7 @@ import numpy as np
 from rlprune.errors import ModelError
 from rlprune.graph.channels import Block
 from rlprune.graph.folding import axes_of
-from rlprune.graph.scope import Scope, hold_all, hold_layer, rule
+from rlprune.graph.scope import Scope, carries, hold_all, hold_layer, rule
 from rlprune.graph.types import IntArray
 from rlprune.graph.walk import Node
 
@@ -127,12 +127,9 @@ def _batch_norm(node: Node, scope: Scope) -> None:
         scope.channels.put(statistic, (0,), ids)
 
 
-@rule("InstanceNormalization")
-def _instance_norm(node: Node, scope: Scope) -> None:
+@carries("InstanceNormalization")
+def _instance_norm(node: Node, scope: Scope, block: Block) -> None:
     """Carries channels, each normalised alone; scale and bias are cut with them."""
-    block = scope.channels.block(node.inputs[0])
-    if block is None:
-        return
     if block.axes == (1,) and all(scope.is_weight(name) for name in node.inputs[1:]):
         for name in node.inputs[1:]:
             scope.channels.claim(name, (0,), block.ids)
@@ -221,15 +218,12 @@ def _pool(node: Node, scope: Scope) -> None:
         hold_all(node, scope, "tells positions counted over these channels")
 
 
-@rule(
+@carries(
     "ReduceMean ReduceSum ReduceMax ReduceMin ReduceProd ReduceL1 ReduceL2 ReduceLogSum "
     "ReduceLogSumExp ReduceSumSquare"
 )
-def _reduce(node: Node, scope: Scope) -> None:
+def _reduce(node: Node, scope: Scope, block: Block) -> None:
     """What it reduces over is held; the rest goes through."""
-    block = scope.channels.block(node.inputs[0])
-    if block is None:
-        return
     rank = len(scope.shape(node.inputs[0]))
     known = [scope.normal.values.get(name) for name in node.inputs]
     if len(node.inputs) > 1 and node.inputs[1] and known[1] is None:

@@ -14,7 +14,7 @@ from rlprune.graph.channels import MAX_IDS, Block
 from rlprune.graph.folding import ints, slice_index
 from rlprune.graph.normal import NormalModel
 from rlprune.graph.rules import pass_on
-from rlprune.graph.scope import Scope, hold_all, rule
+from rlprune.graph.scope import Scope, carries, hold_all, rule
 from rlprune.graph.walk import Node
 
 MAX_SPREAD = 2**16
@@ -101,12 +101,9 @@ def _is_told(node: Node, scope: Scope, block: Block, stated: list[int] | None) -
     return True
 
 
-@rule("Pad")
-def _pad(node: Node, scope: Scope) -> None:
+@carries("Pad")
+def _pad(node: Node, scope: Scope, block: Block) -> None:
     """Carries channels; zero channels that it adds are channels of their own."""
-    block = scope.channels.block(node.inputs[0])
-    if block is None:
-        return
     rank = len(scope.shape(node.inputs[0]))
     counts = pad_counts(node, scope.normal, rank)
     stated = ints(scope.normal.value(node.inputs[3])) if len(node.inputs) > 3 else None
@@ -192,12 +189,9 @@ def _spread(node: Node, scope: Scope) -> bool:
     return True
 
 
-@rule("Tile")
-def _tile(node: Node, scope: Scope) -> None:
+@carries("Tile")
+def _tile(node: Node, scope: Scope, block: Block) -> None:
     """Carries channels, repeated."""
-    block = scope.channels.block(node.inputs[0])
-    if block is None:
-        return
     repeats = ints(scope.normal.value(node.inputs[1]))
     if repeats is None or not scope.normal.is_steady(node.inputs[1], *block.axes):
         return hold_all(node, scope, "has computed repeats")

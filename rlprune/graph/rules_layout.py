@@ -7,17 +7,14 @@ import numpy as np
 from rlprune.graph.channels import MAX_IDS, Block, varying_axes
 from rlprune.graph.folding import axes_of, ints
 from rlprune.graph.rules_extents import nameless
-from rlprune.graph.scope import Scope, hold_all, rule
+from rlprune.graph.scope import Scope, carries, hold_all, rule
 from rlprune.graph.types import IntArray
 from rlprune.graph.walk import Node
 
 
-@rule("Reshape Flatten")
-def _reshape(node: Node, scope: Scope) -> None:
+@carries("Reshape Flatten")
+def _reshape(node: Node, scope: Scope, block: Block) -> None:
     """Carries channels to where the reshape puts them."""
-    block = scope.channels.block(node.inputs[0])
-    if block is None:
-        return
     before, after = node.inputs[0], node.outputs[0]
     moved = reshape_block(block, scope.shape(before), scope.shape(after))
     if moved is None:
@@ -106,12 +103,9 @@ def _runs(before: tuple[int, ...], after: tuple[int, ...]) -> list[tuple[list[in
     return runs
 
 
-@rule("Transpose")
-def _transpose(node: Node, scope: Scope) -> None:
+@carries("Transpose")
+def _transpose(node: Node, scope: Scope, block: Block) -> None:
     """Carries channels to where their axes go."""
-    block = scope.channels.block(node.inputs[0])
-    if block is None:
-        return
     rank = len(scope.shape(node.inputs[0]))
     perm = [int(p) for p in node.attrs.get("perm", range(rank - 1, -1, -1))]
     axes = tuple(k for k in range(rank) if perm[k] in block.axes)
@@ -119,12 +113,9 @@ def _transpose(node: Node, scope: Scope) -> None:
     scope.channels.put(node.outputs[0], axes, block.ids.transpose(order))
 
 
-@rule("Squeeze")
-def _squeeze(node: Node, scope: Scope) -> None:
+@carries("Squeeze")
+def _squeeze(node: Node, scope: Scope, block: Block) -> None:
     """Carries channels; an axis of channels that it drops is held."""
-    block = scope.channels.block(node.inputs[0])
-    if block is None:
-        return
     shape = scope.shape(node.inputs[0])
     known = [scope.normal.values.get(name) for name in node.inputs]
     axes = axes_of(dict(node.attrs), known, 1)
@@ -141,12 +132,9 @@ def _squeeze(node: Node, scope: Scope) -> None:
     scope.channels.put(node.outputs[0], places, ids)
 
 
-@rule("Unsqueeze")
-def _unsqueeze(node: Node, scope: Scope) -> None:
+@carries("Unsqueeze")
+def _unsqueeze(node: Node, scope: Scope, block: Block) -> None:
     """Carries channels."""
-    block = scope.channels.block(node.inputs[0])
-    if block is None:
-        return
     rank = len(scope.shape(node.outputs[0]))
     known = [scope.normal.values.get(name) for name in node.inputs]
     new = {axis % rank for axis in axes_of(dict(node.attrs), known, 1) or []}
@@ -192,12 +180,9 @@ def _concat(node: Node, scope: Scope) -> None:
     channels.put(node.outputs[0], axes, parts[0])
 
 
-@rule("Split")
-def _split(node: Node, scope: Scope) -> None:
+@carries("Split")
+def _split(node: Node, scope: Scope, block: Block) -> None:
     """Every part carries its own channels; sizes are counted anew."""
-    block = scope.channels.block(node.inputs[0])
-    if block is None:
-        return
     axis = int(node.attrs.get("axis", 0)) % len(scope.shape(node.inputs[0]))
     if nameless(node, scope, axis):
         return
@@ -255,12 +240,9 @@ def _grid_sample(node: Node, scope: Scope) -> None:
     channels.hold(block.ids, f"{node.op} {node.name} samples over these channels")
 
 
-@rule("DepthToSpace")
-def _depth_to_space(node: Node, scope: Scope) -> None:
+@carries("DepthToSpace")
+def _depth_to_space(node: Node, scope: Scope, block: Block) -> None:
     """Of every output channel, the blocksize^2 inputs live and die together."""
-    block = scope.channels.block(node.inputs[0])
-    if block is None:
-        return
     if block.axes != (1,):
         return hold_all(node, scope)
     cells = int(node.attrs["blocksize"]) ** 2
@@ -273,12 +255,9 @@ def _depth_to_space(node: Node, scope: Scope) -> None:
     scope.channels.put(node.outputs[0], (1,), ids)
 
 
-@rule("SpaceToDepth")
-def _space_to_depth(node: Node, scope: Scope) -> None:
+@carries("SpaceToDepth")
+def _space_to_depth(node: Node, scope: Scope, block: Block) -> None:
     """Carries channels, repeated for every position of a block."""
-    block = scope.channels.block(node.inputs[0])
-    if block is None:
-        return
     if block.axes != (1,):
         return hold_all(node, scope)
     scope.channels.put(node.outputs[0], (1,), np.tile(block.ids, int(node.attrs["blocksize"]) ** 2))

@@ -85,6 +85,7 @@ _KEEPING = frozenset(
 """Operators through which a mask gets to the scores that it is added to."""
 
 Rule = Callable[[Node, Scope], None]
+BlockRule = Callable[[Node, Scope, Block], None]
 RULES: dict[str, Rule] = {}
 
 
@@ -94,6 +95,21 @@ def rule(operators: str) -> Callable[[Rule], Rule]:
     def register(function: Rule) -> Rule:
         for op in operators.split():
             RULES[op] = function
+        return function
+
+    return register
+
+
+def carries(operators: str) -> Callable[[BlockRule], BlockRule]:
+    """Registers a rule of what moves the channels of its first input; without any it has no say."""
+
+    def register(function: BlockRule) -> BlockRule:
+        def checked(node: Node, scope: Scope) -> None:
+            block = scope.channels.block(node.inputs[0])
+            if block is not None:
+                function(node, scope, block)
+
+        rule(operators)(checked)
         return function
 
     return register

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 
 from onnx import ModelProto, ValueInfoProto
@@ -287,8 +288,7 @@ def at_sizes(model: ModelProto) -> ModelProto:
     noted = _noted(model)
     if not noted:
         return model
-    closed = ModelProto()
-    closed.CopyFrom(model)
+    closed = deepcopy(model)
     for value in closed.graph.input:
         extents = noted.get(value.name, ())
         for dim, extent in zip(value.type.tensor_type.shape.dim, extents, strict=False):

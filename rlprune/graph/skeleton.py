@@ -9,6 +9,7 @@ stay, so that groups are called alike on both sides; notes, source paths and doc
 from __future__ import annotations
 
 import math
+from copy import deepcopy
 
 import numpy as np
 from numpy.typing import NDArray
@@ -86,8 +87,7 @@ def fill(skeleton: bytes, *, seed: int = 0) -> ModelProto:
 
 
 def _bare_node(node: NodeProto) -> NodeProto:
-    copy = NodeProto()
-    copy.CopyFrom(node)
+    copy = deepcopy(node)
     copy.ClearField("doc_string")
     notes = [entry for entry in copy.metadata_props if entry.key == _NOTE_KEPT]
     del copy.metadata_props[:]

@@ -301,6 +301,7 @@ def _width(data: dict[str, Any]) -> Width:
 
 
 def _operator(data: dict[str, Any]) -> Operator:
+    extents = ("in_spatial", "out_spatial", "kernel", "stride", "pads", "dilation")
     return Operator(
         name=str(data["name"]),
         kind=str(data["kind"]),
@@ -308,11 +309,6 @@ def _operator(data: dict[str, Any]) -> Operator:
         inputs=_ints(data["inputs"]),
         in_width=_width(data["in_width"]),
         out_width=_width(data["out_width"]),
-        in_spatial=_ints(data["in_spatial"]),
-        out_spatial=_ints(data["out_spatial"]),
-        kernel=_ints(data["kernel"]),
-        stride=_ints(data["stride"]),
-        pads=_ints(data["pads"]),
-        dilation=_ints(data["dilation"]),
         groups=int(data["groups"]),
+        **{name: _ints(data[name]) for name in extents},
     )

@@ -20,7 +20,7 @@ from onnx import (
     shape_inference,
 )
 
-from rlprune.errors import ModelError, UnsupportedOperatorError
+from rlprune.errors import ModelError, UnsupportedOperatorError, one_line
 from rlprune.graph.folding import (
     ARITHMETIC,
     LAYOUT,
@@ -283,8 +283,9 @@ class Walk:
             RuntimeError,
             ValueError,
         ) as error:
-            why = " ".join(str(error).split())[:200]
-            raise ModelError(f"node {node.name!r} ({node.op}): shapes do not fit: {why}") from error
+            raise ModelError(
+                f"node {node.name!r} ({node.op}): shapes do not fit: {one_line(error)}"
+            ) from error
         for name in node.outputs:
             if name:
                 shape = _shape(found.get(name))

@@ -23,6 +23,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+from rlprune.graph.features import WEIGHTED
 from rlprune.graph.types import FloatArray, IntArray, Operator, PruningGraph
 from rlprune.latency.costs import ALIGNMENTS, OperatorCosts
 from rlprune.latency.interval import MAX_HALF_WIDTH, Interval
@@ -64,8 +65,6 @@ OTHER = "other"
 Key = tuple[str, OperatorSpec]
 """(class, form)."""
 
-_WEIGHTED = ("conv", "depthwise_conv", "conv_transpose", "linear")
-
 
 def operator_keys(graph: PruningGraph) -> list[Key]:
     """Class and form of every operator. `+` marks what a runtime may fuse into its producer: an
@@ -73,7 +72,7 @@ def operator_keys(graph: PruningGraph) -> list[Key]:
     keys: list[Key] = []
     for op in graph.operators:
         producers = [keys[index] for index in op.inputs if index >= 0]
-        after_weights = any(cls in _WEIGHTED for cls, _ in producers)
+        after_weights = any(cls in WEIGHTED for cls, _ in producers)
         after_fused_sum = any(cls == "add+" for cls, _ in producers)
         fusable = (op.kind in ("add", "activation") and after_weights) or (
             op.kind == "activation" and after_fused_sum

@@ -28,7 +28,7 @@ MAX_COUNT = 150
 PLAN_COUNT = 32
 POINT_SD = 0.05
 """What one measured operator is uncertain by (natural logarithm)."""
-LEAST_SD = 0.005
+MIN_SD = 0.005
 """Share of a plan's latency that a further operator must make certain to be worth its time."""
 
 
@@ -45,7 +45,7 @@ def operator_specs(
     room = MAX_COUNT - sum(len(one.known) for one in forms)
     while forms and len(chosen) < room:
         best = max(forms, key=lambda one: one.best_gain)
-        if best.best_gain < LEAST_SD**2:
+        if best.best_gain < MIN_SD**2:
             break
         chosen.append(best.take())
     return chosen

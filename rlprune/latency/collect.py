@@ -12,9 +12,9 @@ from rlprune.errors import RlpruneError
 from rlprune.graph.from_onnx import OnnxTrace, trace_onnx
 from rlprune.graph.sizes import at_sizes
 from rlprune.graph.skeleton import fill
-from rlprune.latency.measure import MeasureConfig, Progress, Subject, measure
+from rlprune.latency.measure import MeasureConfig, Progress, measure
 from rlprune.latency.operators import operator_model
-from rlprune.latency.types import CONTROL, Measurement, ModelSubject, OperatorSpec
+from rlprune.latency.types import CONTROL, Measurement, ModelSubject, OperatorSpec, Subject
 from rlprune.runtime.base import Runtime
 from rlprune.schemes import carry_out
 from rlprune.surgery.importance import unit_scores
@@ -69,12 +69,16 @@ def measure_subjects(
         config=brief,
         on_progress=progress(),
     )
+
+    def failed(subject: ModelSubject, reason: object) -> Measurement:
+        return Measurement.failed(device, subject, str(reason), thread_count=config.thread_count)
+
     for fingerprint in dict.fromkeys(subject.fingerprint for subject in models):
         own = [subject for subject in models if subject.fingerprint == fingerprint]
         try:
             control = model_of(ModelSubject(fingerprint, ()))
         except RlpruneError as error:
-            results += [_failed(device, subject, f"{CONTROL}{error}", config) for subject in own]
+            results += [failed(subject, f"{CONTROL}{error}") for subject in own]
             continue
         for start in range(0, len(own), MODELS_AT_ONCE):
             built: list[tuple[Subject, onnx.ModelProto]] = []
@@ -83,7 +87,7 @@ def measure_subjects(
                 try:
                     built.append((subject, model_of(subject)))
                 except RlpruneError as error:
-                    refused.append(_failed(device, subject, str(error), config))
+                    refused.append(failed(subject, error))
             results += refused
             results += measure(
                 built,
@@ -134,10 +138,4 @@ def _brief(config: MeasureConfig) -> MeasureConfig:
         session_count=min(config.session_count, 6),
         extra_session_count=min(config.extra_session_count, 2),
         max_error_ratio=max(config.max_error_ratio, 0.06),
-    )
-
-
-def _failed(device: str, subject: ModelSubject, reason: str, config: MeasureConfig) -> Measurement:
-    return Measurement(
-        device, subject, (), (), thread_count=config.thread_count, status="failed", reason=reason
     )

@@ -15,8 +15,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from rlprune.graph.types import FloatArray, IntArray, Operator, Width
+from rlprune.latency.device import BLOCK
 from rlprune.latency.operators import form
-from rlprune.latency.types import OperatorSpec
+from rlprune.latency.types import FORM_FIELDS, OperatorSpec
 
 PRIOR_MACS_PER_MS = 1e7
 PRIOR_BYTES_PER_MS = 5e6
@@ -31,8 +32,6 @@ SHAPE_SD = 0.3
 """... and how far at one width relative to another."""
 SHAPE_LENGTH = 1.5
 """Doublings of a width over which a departure fades."""
-BLOCK = 8
-"""Channels that the regression takes to be computed together."""
 ALIGNMENTS = (16, 8, 4)
 """Widths that are whole multiples of these run on other kernels than the rest (ORT: 44 channels
 0.76 ms, 45 channels 1.21 ms, 48 channels 0.75 ms); a point says little about another alignment."""
@@ -193,18 +192,5 @@ def _widths(points: Sequence[CostPoint]) -> tuple[IntArray, IntArray]:
 
 def operator_of(key: OperatorSpec) -> Operator:
     """The form as a graph's operator, for its MACs and parameters."""
-    return Operator(
-        name="",
-        kind=key.kind,
-        variant=key.variant,
-        inputs=(),
-        in_width=Width(),
-        out_width=Width(),
-        in_spatial=key.in_spatial,
-        out_spatial=key.out_spatial,
-        kernel=key.kernel,
-        stride=key.stride,
-        pads=key.pads,
-        dilation=key.dilation,
-        groups=key.groups,
-    )
+    rest = {name: getattr(key, name) for name in FORM_FIELDS}
+    return Operator(name="", inputs=(), in_width=Width(), out_width=Width(), **rest)

@@ -19,10 +19,10 @@ _NOISE = re.compile(r"\((r|tm)\)|\bcpu\b|\bprocessor\b|@.*$|\b\d+-core\b", re.IG
 
 _SMOOTH = ("mnn-", "openvino-")
 """How keys begin of what likes all widths alike; ncnn and ONNX Runtime lose more to odd widths than
-they save (ARCHITECTURE section 6). `macs` counts as theirs: it is taken for a device that is not at
+they save. `macs` counts as theirs: it is taken for a device that is not at
 hand, and unrounded plans of 0.8 of the MACs ran at 0.8 to 1.42 of the latency."""
 BLOCK = 8
-"""Channels that the kernels of all others compute at a time."""
+"""Channels that kernels compute at a time."""
 
 
 def preferred_multiple(device: str) -> int:

@@ -18,8 +18,8 @@ Picking out "quiet" samples by their control was tried and made it worse (1.5 % 
 throws away more than it cleans. Only samples that were preempted are taken again.
 
 A model the runtime refuses, or one that will not hold still, is a result with a status and a
-reason; nothing here raises for what a device did. Sources: TVM's min_repeat_ms, Google Benchmark's
-interleaving, `anchors/service.md` sections 2.4 and 3.5.
+reason; nothing here raises for what a device did. Sources: TVM's min_repeat_ms, and Google
+Benchmark's interleaving of repetitions.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ import onnx
 from rlprune.errors import MeasurementError
 from rlprune.graph.types import FloatArray
 from rlprune.latency.operators import canary_model
-from rlprune.latency.types import CONTROL, Measurement, ModelSubject, OperatorSpec
+from rlprune.latency.types import CONTROL, Measurement, Subject
 from rlprune.runtime.base import Array, Runtime, Session
 
 try:
@@ -47,7 +47,6 @@ except ImportError:  # Windows has no context-switch counts; wall against CPU ti
 MIN_SHARE = 0.2
 """A subject's sample takes at least about this share of its control's."""
 
-Subject = OperatorSpec | ModelSubject
 Progress = Callable[[int, int], None]
 """(sessions done, sessions planned); the plan grows when an unstable subject gets more of them."""
 

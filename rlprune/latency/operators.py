@@ -15,7 +15,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from rlprune.graph.types import GATES, Operator
-from rlprune.latency.types import OperatorSpec
+from rlprune.latency.types import FORM_FIELDS, OperatorSpec
 
 OPSET = 20
 IR_VERSION = 9
@@ -26,62 +26,18 @@ HEAD = 64
 OVERHEAD = OperatorSpec("overhead", "", 1, 1, (), ())
 """A model of one operator on one number: what a call of the runtime costs besides its kernels."""
 
-ACTIVATIONS = {
-    "relu": "Relu",
-    "clip": "Clip",
-    "relu6": "Clip",
-    "sigmoid": "Sigmoid",
-    "tanh": "Tanh",
-    "leakyrelu": "LeakyRelu",
-    "prelu": "PRelu",
-    "elu": "Elu",
-    "selu": "Selu",
-    "celu": "Celu",
-    "hardswish": "HardSwish",
-    "hardsigmoid": "HardSigmoid",
-    "gelu": "Gelu",
-    "erf": "Erf",
-    "exp": "Exp",
-    "mish": "Mish",
-    "softplus": "Softplus",
-    "softsign": "Softsign",
-    "sqrt": "Sqrt",
-    "silu": "Sigmoid",
-}
-
+_NAMED = (
+    *("Relu", "Clip", "Sigmoid", "Tanh", "LeakyRelu", "PRelu", "Elu", "Selu", "Celu", "HardSwish"),
+    *("HardSigmoid", "Gelu", "Erf", "Exp", "Mish", "Softplus", "Softsign", "Sqrt"),
+)
+ACTIVATIONS = {name.lower(): name for name in _NAMED} | {"relu6": "Clip", "silu": "Sigmoid"}
 ELEMENTWISE = frozenset(
-    {
-        "abs",
-        "and",
-        "ceil",
-        "cos",
-        "equal",
-        "floor",
-        "greater",
-        "greaterorequal",
-        "isinf",
-        "isnan",
-        "less",
-        "lessorequal",
-        "log",
-        "max",
-        "min",
-        "mod",
-        "neg",
-        "not",
-        "or",
-        "pow",
-        "reciprocal",
-        "round",
-        "scale",
-        "shrink",
-        "sign",
-        "sin",
-        "sum",
-        "thresholdedrelu",
-        "where",
-        "xor",
-    }
+    (
+        *("abs", "and", "ceil", "cos", "equal", "floor", "greater", "greaterorequal", "isinf"),
+        *("isnan", "less", "lessorequal", "log", "max", "min", "mod", "neg", "not", "or", "pow"),
+        *("reciprocal", "round", "scale", "shrink", "sign", "sin", "sum", "thresholdedrelu"),
+        *("where", "xor"),
+    )
 )
 """Variants of `activation` that cost about what a copy does."""
 
@@ -101,19 +57,8 @@ def form(spec: OperatorSpec) -> OperatorSpec:
 
 def spec_at(op: Operator, in_width: int, out_width: int) -> OperatorSpec:
     """The operator at concrete widths."""
-    return OperatorSpec(
-        kind=op.kind,
-        variant=op.variant,
-        in_width=in_width,
-        out_width=out_width,
-        in_spatial=op.in_spatial,
-        out_spatial=op.out_spatial,
-        kernel=op.kernel,
-        stride=op.stride,
-        pads=op.pads,
-        dilation=op.dilation,
-        groups=op.groups,
-    )
+    rest = {name: getattr(op, name) for name in FORM_FIELDS}
+    return OperatorSpec(in_width=in_width, out_width=out_width, **rest)
 
 
 @dataclass

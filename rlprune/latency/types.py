@@ -1,7 +1,7 @@
 """What is measured on a device: an operator at concrete widths, or a whole model under a plan.
 
 A measurement keeps its raw samples and the conditions they were taken under; a mean without them
-cannot be compared with anything (TVM issues 1627, 1932; service.md section 2b).
+cannot be compared with anything (TVM issues 1627, 1932).
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import statistics
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from rlprune.errors import InputError
@@ -82,16 +82,21 @@ class ModelSubject:
     """Whose sites `settings` tells of; the sites of all others are as they are."""
 
 
+Subject = OperatorSpec | ModelSubject
+FORM_FIELDS = tuple(f.name for f in fields(OperatorSpec) if not f.name.endswith("_width"))
+"""What is left of a spec without its widths; operators of a graph have fields of these names."""
+
+
 @dataclass(frozen=True, slots=True)
 class Measurement:
     """Raw samples of one subject on one device, and of the control that ran interleaved with it.
 
     The millisecond that is compared with a budget is `latency_ms`; for a single-thread key the
-    thread-CPU time over blocks and fresh sessions (ARCHITECTURE section 6).
+    thread-CPU time over blocks and fresh sessions.
     """
 
     device: str
-    subject: OperatorSpec | ModelSubject
+    subject: Subject
     cpu_ms: tuple[tuple[float, ...], ...]
     """Thread-CPU ms per run: a tuple per fresh session, an entry per sample (a block mean)."""
     wall_ms: tuple[tuple[float, ...], ...]
@@ -108,6 +113,22 @@ class Measurement:
     """Why it is not `ok`."""
     conditions: tuple[tuple[str, str], ...] = ()
     """Name and value of what else was known: runtime version, load average, context switches."""
+
+    @staticmethod
+    def failed(
+        device: str, subject: Subject, reason: str, *, thread_count: int = 1, fault: bool = False
+    ) -> Measurement:
+        """Of what could not be measured, and why; `fault` where it took the process down."""
+        return Measurement(
+            device=device,
+            subject=subject,
+            cpu_ms=(),
+            wall_ms=(),
+            thread_count=thread_count,
+            status="failed",
+            reason=reason[:500],
+            conditions=((FAULT, "child"),) if fault else (),
+        )
 
     @property
     def session_ms(self) -> tuple[float, ...]:

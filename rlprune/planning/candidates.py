@@ -225,7 +225,7 @@ def _race(
             left = [first, *(index for index in left if index != first)][:count]
         for index in left:
             part = evaluate(plans[index], start, stop)
-            found[index] = found[index].then(part) if index in found else part
+            found[index] = found[index].merged_with(part) if index in found else part
         left.sort(key=divergence)
     return [found[index] for index in range(len(plans))], left
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from rlprune.graph.types import PruningGraph
 from rlprune.profile.types import GroupProfiles
+from rlprune.progress import OnProgress as OnProgress
 from rlprune.schemes import Space
 from rlprune.store.encoding import digest
 from rlprune.task.taskdir import read_npz, write_npz
@@ -19,9 +20,6 @@ if TYPE_CHECKING:
     from rlprune.graph.from_onnx import OnnxTrace
     from rlprune.profile.calibration import CalibrationSet
     from rlprune.profile.sources import CalibrationSource
-
-OnProgress = Callable[[str, int, int], None]
-"""(what is being done, how much is done, of how much)."""
 
 MACS_PER_SEC = 2e10
 """Of one core of an x86-64 server in ONNX Runtime; other machines take twice or half the time."""
@@ -93,9 +91,9 @@ def made_up_profile_sec(graph: PruningGraph) -> float:
     """CPU time, roughly, that measuring a profile on made-up inputs takes: one evaluation per group
     and level, at `MACS_PER_SEC`."""
     from rlprune.profile.made_up import default_count
-    from rlprune.profile.measured import MOST_EVALUATED
+    from rlprune.profile.measured import MAX_EVALUATED
 
-    plan_count = sum(min(MOST_EVALUATED, int(width) - 1) for width in graph.widths)
+    plan_count = sum(min(MAX_EVALUATED, int(width) - 1) for width in graph.widths)
     sample_count = default_count(graph)
     return plan_count * sample_count * int(graph.macs(graph.widths)) / MACS_PER_SEC
 

@@ -8,16 +8,12 @@ times as many inputs those that are left here bring ResNet-20 at 0.6 of its MACs
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 
+from rlprune.graph.from_onnx import OnnxTrace
 from rlprune.profile.calibration import CalibrationSet
 from rlprune.profile.evaluate import Evaluator
 from rlprune.runtime.base import Runtime
-
-if TYPE_CHECKING:
-    from rlprune.graph.from_onnx import OnnxTrace
 
 
 def balanced(
@@ -29,7 +25,7 @@ def balanced(
     Raises:
         CalibrationError: the model does not run on the samples.
     """
-    classes = Evaluator(trace, samples, runtime=runtime, correction="none").top_classes()
+    classes = Evaluator(trace, samples, runtime=runtime, reconstruct=False).top_classes()
     if classes is None:
         return samples.take(np.arange(min(count, len(samples))))
     rank = np.zeros(len(classes), dtype=np.int64)  # of each sample within its class

@@ -7,9 +7,10 @@ together, and only where the answers agree are samples batched afterwards.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from copy import deepcopy
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx
@@ -17,11 +18,9 @@ from onnx import TensorProto, numpy_helper
 
 from rlprune.errors import CalibrationError, MeasurementError
 from rlprune.graph.bodies import reads_of
+from rlprune.graph.from_onnx import OnnxTrace
 from rlprune.profile.calibration import CalibrationSet, EqualSizes
 from rlprune.runtime.base import Array, Runtime
-
-if TYPE_CHECKING:
-    from rlprune.graph.from_onnx import OnnxTrace
 
 AGREE = 0.02
 """Answers of one network, batched and one by one, differ by rounding: less than this share of
@@ -78,15 +77,11 @@ class Batching:
         alone = Batching(axes, None)
         pair = _pair(samples)
         model = asked(trace.model, wanted)
-        try:
+        with _does_not_run():
             one_by_one = [
                 alone._run_whole(runtime, model, pair.take(row, row))
                 for row in (np.array([k]) for k in range(len(pair.index)))
             ]
-        except MeasurementError as error:
-            raise CalibrationError(
-                f"the model does not run on these inputs: {error}", field="calibration"
-            ) from error
         if len(one_by_one) < 2:
             return alone
         try:
@@ -101,6 +96,10 @@ class Batching:
             answer_axes.append(axis)
         return Batching(axes, tuple(answer_axes))
 
+    def computed(self, names: Iterable[str]) -> list[str]:
+        """Those of the tensors `names` that are not fed, once each."""
+        return [name for name in dict.fromkeys(names) if name not in self.axes]
+
     def size(self, most: int) -> int:
         """Samples that go in one batch where `most` would be best."""
         return 1 if self.answer_axes is None else max(1, most)
@@ -109,6 +108,28 @@ class Batching:
         """A copy of the model, cut or not, that takes batches and answers with `wanted`."""
         model = asked(model, wanted)
         return model if self.answer_axes is None else _opened(model, self.axes)
+
+    def run(
+        self,
+        runtime: Runtime,
+        model: onnx.ModelProto,
+        wanted: Sequence[str],
+        batches: Iterable[EqualSizes],
+    ) -> Iterator[tuple[EqualSizes, dict[str, Array]]]:
+        """Runs a model, cut or not, batch by batch: each batch, and by name what was fed and what
+        the tensors `wanted` hold. Where nothing is wanted nothing is run.
+
+        Raises:
+            CalibrationError: it does not run, with what the runtime says.
+        """
+        if not wanted:
+            yield from ((batch, self.feeds(batch)) for batch in batches)
+            return
+        prepared = self.prepare(model, wanted)
+        with _does_not_run(), closing(runtime.load(prepared.SerializeToString())) as session:
+            for batch in batches:
+                feeds = self.feeds(batch)
+                yield batch, {**feeds, **dict(zip(wanted, session.run(feeds), strict=True))}
 
     def feeds(self, batch: EqualSizes) -> dict[str, Array]:
         """What a session is fed for a batch: one sample, or as many as `size` allows."""
@@ -139,18 +160,25 @@ class Batching:
     ) -> list[Array]:
         if self.answer_axes is not None and not _alike(batch, self.axes):
             raise CalibrationError("an input without a batch differs", field="calibration")
-        session = runtime.load(model.SerializeToString())
-        try:
+        with closing(runtime.load(model.SerializeToString())) as session:
             return [np.array(answer) for answer in session.run(self.feeds(batch))]
-        finally:
-            session.close()
+
+
+@contextmanager
+def _does_not_run() -> Iterator[None]:
+    """Names the failure of a runtime as what it is: inputs that the model does not take."""
+    try:
+        yield
+    except MeasurementError as error:
+        raise CalibrationError(
+            f"the model does not run on these inputs: {error}", field="calibration"
+        ) from error
 
 
 def asked(model: onnx.ModelProto, wanted: Sequence[str]) -> onnx.ModelProto:
     """A copy whose outputs are `wanted`, in that order, shapes left to the runtime; with only what
     computes them."""
-    made = onnx.ModelProto()
-    made.CopyFrom(model)
+    made = deepcopy(model)
     _drop_unneeded(made.graph, wanted)
     known = {value.name: value for value in model.graph.output}
     del made.graph.output[:]
@@ -170,7 +198,7 @@ def _drop_unneeded(graph: onnx.GraphProto, wanted: Sequence[str]) -> None:
         if needed.intersection(node.output):
             needed.update(reads_of(node))
             nodes.append(node)
-    kept = [type(node).FromString(node.SerializeToString()) for node in reversed(nodes)]
+    kept = [deepcopy(node) for node in reversed(nodes)]
     del graph.node[:]
     graph.node.extend(kept)
     for index in reversed(range(len(graph.initializer))):
@@ -238,8 +266,7 @@ def _opened(model: onnx.ModelProto, axes: Mapping[str, int | None]) -> onnx.Mode
 
     A Reshape to a constant shape that leads with the fixed batch is made to copy it instead.
     """
-    made = onnx.ModelProto()
-    made.CopyFrom(model)
+    made = deepcopy(model)
     fixed = False
     for value in real_inputs(made):
         axis = axes.get(value.name)

@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx
 
 from rlprune.errors import CalibrationError, MissingExtraError
+from rlprune.graph.from_onnx import OnnxTrace
 from rlprune.graph.load import is_skeleton
 from rlprune.graph.types import IntArray
 from rlprune.profile.calibration import CalibrationSet
@@ -29,10 +29,7 @@ from rlprune.surgery.importance import unit_scores
 from rlprune.surgery.onnx import check_keeps, cut, kept_units, prune_onnx
 from rlprune.surgery.written import check_written
 
-if TYPE_CHECKING:
-    from rlprune.graph.from_onnx import OnnxTrace
-
-MOST_HELD_OUT = 128
+MAX_HELD_OUT = 128
 HELD_OUT_RATIO = 0.2
 """Samples that the corrected network is compared on, and not reconstructed from."""
 FEW_SAMPLES = 128
@@ -209,8 +206,8 @@ def _corrected(
     reconstruct: bool,
 ) -> Corrected:
     original, trace = traces  # the user's network, and what channels are cut from
-    apart, used = samples.split(max(1, min(MOST_HELD_OUT, round(HELD_OUT_RATIO * len(samples)))))
-    judge = Evaluator(original, apart, runtime=runtime, correction="none")
+    apart, used = samples.split(max(1, min(MAX_HELD_OUT, round(HELD_OUT_RATIO * len(samples)))))
+    judge = Evaluator(original, apart, runtime=runtime, reconstruct=False)
     kept = kept_units(unit_scores(trace), keeps)
     pruned = cut(trace, kept)
 

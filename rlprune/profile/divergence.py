@@ -16,28 +16,26 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
 from rlprune.errors import CalibrationError
+from rlprune.graph.from_onnx import OnnxTrace
 from rlprune.graph.types import FloatArray
 from rlprune.runtime.base import Array
 
-if TYPE_CHECKING:
-    from rlprune.graph.from_onnx import OnnxTrace
-
 Kind = Literal["logits", "sigmoid", "values", "labels"]
 
-MOST_DIVERGENCE = 1e4
+MAX_DIVERGENCE = 1e4
 """Nats; also where an answer is no number."""
 MOVED = ("Identity", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Transpose", "Cast", "Dropout")
 """Operators that only move, or round, what they are given."""
 LOGITS_AHEAD = ("Gemm", "MatMul", "GlobalAveragePool", "ReduceMean", "AveragePool")
 """What makes logits [N, classes] where nothing follows."""
-LEAST_SPREAD = 1e-6
+MIN_SPREAD = 1e-6
 """Of a channel, as a share of its mean square."""
 
 
@@ -120,7 +118,7 @@ def with_channels(one: Judged, answers: Sequence[Array]) -> Judged:
         if extent < 2 or any(answer.shape[axis] != extent for answer in answers):
             continue
         rows = np.moveaxis(first, axis, 0).reshape(extent, -1).astype(np.float64)
-        spread = np.log(rows.var(1) + LEAST_SPREAD * np.square(rows).mean() + 1e-30)
+        spread = np.log(rows.var(1) + MIN_SPREAD * np.square(rows).mean() + 1e-30)
         # An axis of many positions splits into few values each, whose spread is chance.
         score = float(spread.var()) - 2.0 / rows.shape[1]
         if score > most:
@@ -131,13 +129,13 @@ def with_channels(one: Judged, answers: Sequence[Array]) -> Judged:
 def channel_spread(answers: Sequence[Array]) -> FloatArray:
     """What every channel of answers [P, C] varies by [C]."""
     rows = np.concatenate([np.asarray(answer, dtype=np.float64) for answer in answers])
-    floor = LEAST_SPREAD * np.square(rows).mean(0) + 1e-12
+    floor = MIN_SPREAD * np.square(rows).mean(0) + 1e-12
     return np.asarray(rows.var(0) + floor)
 
 
 def divergence(one: Judged, dense: Array, own: Array, spread: FloatArray) -> FloatArray:
     """Of each sample [n], from answers [n, P, C]; `spread` [C] of values. Never above
-    `MOST_DIVERGENCE`."""
+    `MAX_DIVERGENCE`."""
     a, b = np.asarray(dense, dtype=np.float64), np.asarray(own, dtype=np.float64)
     with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
         if one.kind == "logits":
@@ -154,7 +152,7 @@ def divergence(one: Judged, dense: Array, own: Array, spread: FloatArray) -> Flo
         else:
             each = 0.5 * np.log1p(np.square(a - b).mean(1) / spread).mean(1)
     return np.asarray(
-        np.clip(np.nan_to_num(each, nan=MOST_DIVERGENCE), 0.0, MOST_DIVERGENCE), dtype=np.float64
+        np.clip(np.nan_to_num(each, nan=MAX_DIVERGENCE), 0.0, MAX_DIVERGENCE), dtype=np.float64
     )
 
 

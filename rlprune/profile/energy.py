@@ -1,19 +1,15 @@
-"""Loss curves: what a planner adds up over groups, from what was measured or is foretold."""
+"""Loss curves: what a planner adds up over groups, from what was measured or predicted."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 
+from rlprune.graph.from_onnx import OnnxTrace
 from rlprune.graph.types import FloatArray, IntArray
 from rlprune.profile.predicted import default_curves
 from rlprune.profile.types import GroupProfiles
 from rlprune.schemes import Space, scheme_named
 from rlprune.surgery.importance import unit_scores
-
-if TYPE_CHECKING:
-    from rlprune.graph.from_onnx import OnnxTrace
 
 
 def energy_profiles(trace: OnnxTrace, space: Space) -> GroupProfiles:
@@ -50,8 +46,8 @@ def loss_curve(profiles: GroupProfiles, space: Space) -> FloatArray:
     options of an ordered site non-increasing.
 
     In nats where losses were measured; of a network that was not trained, what a score at
-    initialisation says (`profile.initial`); otherwise what the weights, or shapes alone, and other
-    networks' losses foretell (`profile.predicted`).
+    initialisation says (`profile.initial`); otherwise what is predicted from the weights, or
+    shapes alone, and from what other networks lost (`profile.predicted`).
     """
     if profiles.measured_loss is not None:
         loss = profiles.measured_loss.mean(0)

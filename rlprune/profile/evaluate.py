@@ -9,14 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
 import onnx
 
-from rlprune.errors import CalibrationError, MeasurementError
+from rlprune.errors import CalibrationError
+from rlprune.graph.from_onnx import OnnxTrace
 from rlprune.graph.types import FloatArray, IntArray, PruningGraph
-from rlprune.profile.batching import Batching, asked, open_batch, real_inputs
+from rlprune.profile.batching import Batching
 from rlprune.profile.calibration import CalibrationSet
 from rlprune.profile.divergence import (
     Judged,
@@ -36,18 +36,13 @@ from rlprune.schemes import CHANNEL_ONLY, without_channels
 from rlprune.surgery.importance import unit_scores
 from rlprune.surgery.onnx import check_keeps, cut, kept_units
 
-if TYPE_CHECKING:
-    from rlprune.graph.from_onnx import OnnxTrace
-
-Correction = Literal["reconstruct", "none"]
-
-MOST_BATCH_VALUES = 1 << 22
+MAX_BATCH_VALUES = 1 << 22
 """Values of the widest activation in one batch (16 MiB). Larger batches were slower on ResNet-20:
 they then no longer fit the cache."""
-MOST_ANSWERS = 1 << 22
+MAX_ANSWERS = 1 << 22
 """Values of all answers that are kept to compare with; of larger answers some positions stand for
 all. A recogniser with 6,625 letters spent as long on comparing as on running with 16 times more."""
-LEAST_POSITIONS = 8
+MIN_POSITIONS = 8
 """Of one sample's answer, however many samples there are."""
 
 
@@ -101,7 +96,7 @@ class Evaluation:
             agreement=agreement,
         )
 
-    def then(self, further: Evaluation) -> Evaluation:
+    def merged_with(self, further: Evaluation) -> Evaluation:
         """This on its samples and `further` on others, as one."""
         own, others = len(self.image_losses), len(further.image_losses)
 
@@ -126,21 +121,19 @@ class Evaluator:
         *,
         runtime: Runtime,
         scores: list[FloatArray] | None = None,
-        correction: Correction = "reconstruct",
+        reconstruct: bool = True,
         reconstruction: Reconstruction | None = None,
     ) -> None:
         """Runs the unpruned model, to know its answers and what its layers read.
 
         Args:
             scores: importance per group and unit, as `prune_onnx` takes it.
-            correction: what is done to a plan's network after the cut.
+            reconstruct: whether a plan's network is reconstructed after the cut.
             reconstruction: from other samples than plans are judged on; of these if None.
 
         Raises:
             CalibrationError: the model cannot be run on the samples, or overflows on them.
         """
-        if correction not in get_args(Correction):
-            raise ValueError(f"no correction {correction!r}; there are {get_args(Correction)}")
         self.trace = trace
         self.calibration = calibration
         self._runtime = runtime
@@ -152,11 +145,9 @@ class Evaluator:
         self._batching = Batching.find(trace, calibration, runtime, wanted)
         self._batch_values = _batch_values(trace.graph, self._batching)
         self._judge = _Judge.of(judged, list(self._run(trace.model, calibration, judged)))
-        self._reconstruction = reconstruction
-        if correction == "reconstruct" and reconstruction is None:
-            self._reconstruction = Reconstruction.of(trace, calibration, runtime)
-        elif correction == "none":
-            self._reconstruction = None
+        self._reconstruction: Reconstruction | None = None
+        if reconstruct:
+            self._reconstruction = reconstruction or Reconstruction.of(trace, calibration, runtime)
         self.base = self._judge.same(calibration.y)
         """The unpruned model's evaluation."""
 
@@ -206,19 +197,10 @@ class Evaluator:
         self, model: onnx.ModelProto, samples: CalibrationSet, judged: Sequence[Judged]
     ) -> Iterator[tuple[IntArray, list[Array]]]:
         """Places in the set [n] and every judged answer [n, ...], batch by batch."""
-        prepared = self._batching.prepare(model, [one.tensor for one in judged])
-        try:
-            session = self._runtime.load(prepared.SerializeToString())
-            try:
-                for batch in samples.batches(self._batch_values):
-                    answers = session.run(self._batching.feeds(batch))
-                    yield batch.index, self._batching.apart(answers)
-            finally:
-                session.close()
-        except MeasurementError as error:
-            raise CalibrationError(
-                f"the model does not run on these inputs: {error}", field="calibration"
-            ) from error
+        names = [one.tensor for one in judged]
+        batches = samples.batches(self._batch_values)
+        for batch, values in self._batching.run(self._runtime, model, names, batches):
+            yield batch.index, self._batching.apart([values[name] for name in names])
 
 
 @dataclass(frozen=True)
@@ -257,7 +239,7 @@ class _Judge:
         widest = sum(
             arranged(answer, one).shape[2] for one, answer in zip(found, answers[0][1], strict=True)
         )
-        positions = max(LEAST_POSITIONS, MOST_ANSWERS // max(1, count * widest))
+        positions = max(MIN_POSITIONS, MAX_ANSWERS // max(1, count * widest))
         dense: list[list[Array]] = [[] for _ in range(count)]
         for index, batch in answers:
             kept = [
@@ -333,42 +315,6 @@ class _Judge:
         return np.asarray(answer[:, 0], dtype=np.float64)
 
 
-def evaluate_model(
-    model: onnx.ModelProto, calibration: CalibrationSet, *, runtime: Runtime, batch: int = 250
-) -> Evaluation:
-    """Loss and accuracy of a classifier as it stands, e.g. a corrected one on images kept apart."""
-    [one, *_] = labelled(judged_outputs(model))
-    opened = asked(open_batch(model), [one.tensor])
-    [feed] = [value.name for value in real_inputs(opened)]
-    x, y = calibration.x, calibration.labels
-    session = runtime.load(opened.SerializeToString())
-    try:
-        logits = [
-            session.run({feed: np.ascontiguousarray(x[start : start + batch])})[0]
-            for start in range(0, len(x), batch)
-        ]
-    finally:
-        session.close()
-    return score(arranged(np.concatenate(logits), Judged("", "", "logits", (-1,)))[:, 0], y)
-
-
-def score(logits: FloatArray, y: IntArray, dense: FloatArray | None = None) -> Evaluation:
-    """Cross-entropy and accuracy of logits [N, K] against classes [N].
-
-    With the unpruned model's logits `dense` [N, K] also the divergence from them.
-    """
-    losses, right = _cross_entropy(np.asarray(logits, dtype=np.float64), y)
-    theirs = logits if dense is None else dense
-    one = Judged("", "", "logits", (-1,))
-    diverge = divergence(one, theirs[:, None], logits[:, None], np.ones(1))
-    return Evaluation.of(
-        losses,
-        diverge,
-        float(right.mean()),
-        float((logits.argmax(1) == theirs.argmax(1)).mean()),
-    )
-
-
 def _cross_entropy(logits: FloatArray, y: IntArray) -> tuple[FloatArray, FloatArray]:
     """Of each sample, and whether its top class is right (1 or 0) [n]."""
     own = log_softmax(logits)
@@ -401,7 +347,7 @@ def _batch_values(graph: PruningGraph, batching: Batching) -> int:
         default=1,
     )
     each = sum(int(np.prod(shape, dtype=np.int64)) for shape in graph.input_shapes)
-    return batching.size(MOST_BATCH_VALUES // max(widest, 1)) * each if _batched(batching) else 1
+    return batching.size(MAX_BATCH_VALUES // max(widest, 1)) * each if _batched(batching) else 1
 
 
 def _batched(batching: Batching) -> bool:

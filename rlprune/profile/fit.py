@@ -5,22 +5,20 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from onnx import helper
 
 from rlprune.errors import CalibrationError
+from rlprune.graph.from_onnx import OnnxTrace
 from rlprune.graph.types import IntArray
 from rlprune.profile.batching import batch_axes, declared_dims, real_inputs
 from rlprune.profile.calibration import MIN_SAMPLES, CalibrationSet, EqualSizes
 from rlprune.profile.divergence import class_counts
 from rlprune.profile.inputs import Reading, read_inputs
 from rlprune.runtime.base import Array
-
-if TYPE_CHECKING:
-    from rlprune.graph.from_onnx import OnnxTrace
 
 Given = Array | Sequence[Array]
 """One array for all samples, or one for each, of whatever sizes."""
@@ -149,17 +147,6 @@ def check_images(x: NDArray[Any], y: NDArray[Any], *, what: str = "calibration")
     if not np.isfinite(x).all():
         raise refuse("x holds NaN or infinite values")
     return CalibrationSet.single(x, classes)
-
-
-def check_calibration(x: NDArray[Any], y: NDArray[Any], trace: OnnxTrace) -> CalibrationSet:
-    """Images and their classes as a set, if the traced classifier can be run on them.
-
-    Raises:
-        CalibrationError: shape, type, values or labels do not fit the model's input and output.
-    """
-    images = fit_inputs({"x": x}, y, trace)
-    images.labels  # noqa: B018  (raises where the model answers with no classes)
-    return images
 
 
 def _refusal(what: str) -> Any:

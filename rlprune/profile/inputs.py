@@ -19,9 +19,9 @@ from rlprune.errors import CalibrationError, MissingExtraError
 from rlprune.runtime.base import Array
 
 IMAGES = frozenset((".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff"))
-MOST_FILES = 4096
+MAX_FILES = 4096
 """Files read of a folder; more add nothing that calibration would notice."""
-MOST_SAMPLES = 4096
+MAX_SAMPLES = 4096
 """Samples taken from an iterable, which may have no end."""
 
 Inputs = Mapping[str, Array | Sequence[Array]]
@@ -136,7 +136,7 @@ def collect_inputs(source: Any, *, what: str = "calibration") -> tuple[Inputs, A
     for batch in source:
         batches.append(_one_batch(batch, what))
         seen += max((len(array) for array in batches[-1][0].values()), default=0)
-        if seen >= MOST_SAMPLES:
+        if seen >= MAX_SAMPLES:
             break
     if not batches:
         raise CalibrationError(f"{what} has no batches", field=what)
@@ -202,7 +202,7 @@ def _folder(path: Path, reading: Reading, what: str) -> Array | list[Array]:
             f"{what} folder {path} holds both images and sounds; give one kind", field=what
         )
     samples: list[Array] = []
-    for file in (images or sounds)[:MOST_FILES]:
+    for file in (images or sounds)[:MAX_FILES]:
         samples += [_image(file, reading, what)] if images else _sound(file, reading, what)
     if len({sample.shape for sample in samples}) == 1:
         return np.stack(samples)

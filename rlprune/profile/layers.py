@@ -7,6 +7,7 @@ a reconstructed model has exactly the parameters of the one that was only cut.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,8 +35,7 @@ def with_layers(model: onnx.ModelProto, changes: Mapping[str, LayerChange]) -> o
     Every tensor keeps its name, shape and type, however many layers read it. A change that the type
     cannot hold is left out.
     """
-    made = onnx.ModelProto()
-    made.CopyFrom(model)
+    made = deepcopy(model)
     constants = {tensor.name: tensor for tensor in made.graph.initializer}
     for name, change in changes.items():
         new = {name: _cast(change.weight, constants[name])}

@@ -12,27 +12,24 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx
 from onnx import helper
 
+from rlprune.graph.from_onnx import OnnxTrace
 from rlprune.graph.types import PruningGraph
 from rlprune.graph.walk import Node
 from rlprune.profile.shapes import random_shapes
 from rlprune.runtime.base import Array, Runtime
 
-if TYPE_CHECKING:
-    from rlprune.graph.from_onnx import OnnxTrace
-
 COUNT = 384
 POOL = 4
 """Times as many are drawn where those that are kept are chosen (`balance`)."""
-LEAST_COUNT = 64
-MOST_VALUES = 1 << 25
+MIN_COUNT = 64
+MAX_VALUES = 1 << 25
 """Values of all inputs together (128 MiB of float32); of large inputs there are fewer."""
-MOST_RUN_MACS = 2 * 10**10
+MAX_RUN_MACS = 2 * 10**10
 """Of one run of the model on all inputs: carrying out a plan takes some fifty such runs."""
 SAMPLES = 16
 """Inputs that a scale is judged by."""
@@ -83,8 +80,8 @@ def default_count(graph: PruningGraph, *, pool: int = 1) -> int:
     much; `pool` times as many to choose from."""
     values = sum(math.prod(shape) for shape in graph.input_shapes)
     macs = int(graph.macs(graph.widths))
-    affordable = pool * max(LEAST_COUNT, MOST_RUN_MACS // max(macs, 1))
-    return int(np.clip(min(MOST_VALUES // max(values, 1), affordable), LEAST_COUNT, pool * COUNT))
+    affordable = pool * max(MIN_COUNT, MAX_RUN_MACS // max(macs, 1))
+    return int(np.clip(min(MAX_VALUES // max(values, 1), affordable), MIN_COUNT, pool * COUNT))
 
 
 def made_up_inputs(

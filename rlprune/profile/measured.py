@@ -23,7 +23,7 @@ from rlprune.schemes import Space
 if TYPE_CHECKING:
     from rlprune.profile.evaluate import Evaluator
 
-MOST_EVALUATED = 8
+MAX_EVALUATED = 8
 """Levels of one group that are evaluated; those between are interpolated."""
 
 
@@ -55,13 +55,13 @@ def measure_profiles(
 
 
 def single_site_plans(space: Space) -> IntArray:
-    """The choices to evaluate [N, S]: each changes one site, to one of at most `MOST_EVALUATED`
+    """The choices to evaluate [N, S]: each changes one site, to one of at most `MAX_EVALUATED`
     options where those are a chain."""
     plans = []
     for site, count in enumerate(space.option_count):
         below = np.arange(count - 1)
-        if len(below) > MOST_EVALUATED and space.ordered[site]:
-            below = np.unique(np.linspace(0, count - 2, MOST_EVALUATED).round().astype(np.int64))
+        if len(below) > MAX_EVALUATED and space.ordered[site]:
+            below = np.unique(np.linspace(0, count - 2, MAX_EVALUATED).round().astype(np.int64))
         for option in below:
             choice = space.unpruned.copy()
             choice[site] = option

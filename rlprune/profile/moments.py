@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-from rlprune.errors import CalibrationError, MeasurementError
+from rlprune.errors import CalibrationError
+from rlprune.graph.from_onnx import OnnxTrace
 from rlprune.graph.types import FloatArray
 from rlprune.graph.walk import Node
 from rlprune.graph.windows import explicit_pads
@@ -17,18 +17,15 @@ from rlprune.profile.batching import Batching
 from rlprune.profile.calibration import CalibrationSet
 from rlprune.runtime.base import Array, Runtime
 
-if TYPE_CHECKING:
-    from rlprune.graph.from_onnx import OnnxTrace
-
 PLACES = 16
 """Windows of every sample that a convolution's inputs are taken at, at least."""
 ROWS_PER_INPUT = 8
 """Windows of all samples together, for every input of a layer: of few large images more are taken.
 With 16 windows of each of 32 lines of text the covariance of 576 inputs is mostly noise."""
 BATCH = 100
-MOST_VALUES = 1 << 28
+MAX_VALUES = 1 << 28
 """Of all the layers' inputs of one batch (1 GiB); large images go in smaller batches."""
-MOST_PRODUCTS = 2 * 10**10
+MAX_PRODUCTS = 2 * 10**10
 """Of a layer's covariance, beyond which no more than `PLACES` windows of a sample are taken."""
 RIDGE = 1e-3
 """Added to every input's variance, as a share of their mean, at least."""
@@ -68,28 +65,14 @@ def input_moments(
     answers = [value.name for value in trace.model.graph.output]
     batching = Batching.find(trace, samples, runtime, answers)
     nodes = [(name, k, node) for name, own in shared.items() for k, node in enumerate(own)]
-    fed = set(batching.axes)
-    wanted = [
-        name for name in dict.fromkeys(node.inputs[0] for _, _, node in nodes) if name not in fed
-    ]
+    wanted = batching.computed(node.inputs[0] for _, _, node in nodes)
     seen: dict[str, Seen] = {}
     rng = np.random.default_rng(0)
-    model = batching.prepare(trace.model, [*wanted, answers[0]])
-    try:
-        session = runtime.load(model.SerializeToString())
-        try:
-            for batch in samples.batches(batch_values(trace, batching, wanted)):
-                feeds = batching.feeds(batch)
-                values = {**feeds, **dict(zip(wanted, session.run(feeds), strict=False))}
-                for name, k, node in nodes:
-                    rows = rows_read(trace, node, values[node.inputs[0]], len(samples), rng)
-                    _add(seen, name, (k, len(shared[name])), rows)
-        finally:
-            session.close()
-    except MeasurementError as error:
-        raise CalibrationError(
-            f"the model does not run on these inputs: {error}", field="calibration"
-        ) from error
+    batches = samples.batches(batch_values(trace, batching, wanted))
+    for _, values in batching.run(runtime, trace.model, wanted, batches):
+        for name, k, node in nodes:
+            rows = rows_read(trace, node, values[node.inputs[0]], len(samples), rng)
+            _add(seen, name, (k, len(shared[name])), rows)
     for name, one in seen.items():
         if not (np.isfinite(one.square).all() and np.isfinite(one.first).all()):
             raise CalibrationError(
@@ -106,7 +89,7 @@ def batch_values(trace: OnnxTrace, batching: Batching, wanted: Sequence[str]) ->
         return 1
     each = sum(int(np.prod(trace.normal.shapes[name], dtype=np.int64)) for name in wanted)
     traced = sum(int(np.prod(shape, dtype=np.int64)) for shape in trace.graph.input_shapes)
-    return max(1, min(BATCH, MOST_VALUES // max(each, 1))) * traced
+    return max(1, min(BATCH, MAX_VALUES // max(each, 1))) * traced
 
 
 def _add(seen: dict[str, Seen], name: str, place: tuple[int, int], rows: Array) -> None:
@@ -145,7 +128,7 @@ def rows_read(
     ]
     total = int(np.prod(extents))
     size = math.prod(trace.normal.shapes[node.inputs[1]][1:])  # in the dense network
-    rows = min(ROWS_PER_INPUT * size, MOST_PRODUCTS // size**2)
+    rows = min(ROWS_PER_INPUT * size, MAX_PRODUCTS // size**2)
     places = max(PLACES, -(-rows // sample_count))
     chosen = rng.choice(total, min(places, total), replace=False)
     corner = np.unravel_index(chosen, extents)  # per axis [P]

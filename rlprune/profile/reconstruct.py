@@ -14,12 +14,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 import onnx
 from onnx import numpy_helper
 
+from rlprune.graph.from_onnx import OnnxTrace
 from rlprune.graph.types import FloatArray, IntArray
 from rlprune.graph.walk import Node
 from rlprune.profile.calibration import CalibrationSet
@@ -29,10 +30,7 @@ from rlprune.runtime.base import Runtime
 from rlprune.surgery.importance import mixing_axes
 from rlprune.surgery.onnx import BoolArray, kept_mask
 
-if TYPE_CHECKING:
-    from rlprune.graph.from_onnx import OnnxTrace
-
-MOST_INPUTS = 1 << 13
+MAX_INPUTS = 1 << 13
 """What a layer's outputs are each made of, at most; one that reads more stays as it was cut. The
 covariance of VGG-16's first linear layer, 25,088 inputs, would take 5 GiB and never have images
 enough."""
@@ -135,13 +133,15 @@ class Reconstruction:
     def changes(self, kept: Sequence[IntArray]) -> dict[str, LayerChange]:
         """By weight, what becomes of the layers that lose inputs to the units `kept`."""
         changes = {}
-        for layer, inputs in self.losing(kept):
+        for layer, inputs in self.affected_layers(kept):
             weight, shifts = self._solve(layer, inputs, layer.shift)
             outputs = kept_mask(*layer.made, kept)
             changes[layer.tensor] = layer.change(weight[outputs], shifts[:, outputs])
         return changes
 
-    def uncut(self, layer: Layer, inputs: BoolArray, shift: Shift) -> tuple[FloatArray, FloatArray]:
+    def padded_weight(
+        self, layer: Layer, inputs: BoolArray, shift: Shift
+    ) -> tuple[FloatArray, FloatArray]:
         """Weight (laid out and as wide as in the file, 0 where inputs go) and shifts
         [layers, C_out] of a layer that keeps `inputs` [C_in], for who cuts it another way.
 
@@ -152,7 +152,7 @@ class Reconstruction:
         whole[:, np.repeat(inputs, whole.shape[1] // len(inputs))] = weight
         return np.moveaxis(whole.reshape(layer.shape), (0, 1), layer.axes), shifts
 
-    def losing(self, kept: Sequence[IntArray]) -> Iterator[tuple[Layer, BoolArray]]:
+    def affected_layers(self, kept: Sequence[IntArray]) -> Iterator[tuple[Layer, BoolArray]]:
         """Layers that lose inputs to the units `kept` of every group, and what they keep [C_in]."""
         for layer in self.layers:
             inputs = kept_mask(*layer.read, kept)
@@ -209,7 +209,7 @@ def _reads_groups(trace: OnnxTrace, node: Node, constants: Mapping[str, onnx.Ten
     if len(node.inputs) > 2 and node.inputs[2] and node.inputs[2] not in constants:
         return False
     shape = trace.normal.shapes[node.inputs[1]]
-    if int(np.prod(shape, dtype=np.int64)) // shape[axes[1]] > MOST_INPUTS:
+    if int(np.prod(shape, dtype=np.int64)) // shape[axes[1]] > MAX_INPUTS:
         return False
     return bool((trace.channels.axis_units(node.inputs[1], axes[0])[0] >= 0).any())
 

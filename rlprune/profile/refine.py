@@ -12,30 +12,26 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx
 
-from rlprune.errors import CalibrationError, MeasurementError
+from rlprune.graph.from_onnx import OnnxTrace
 from rlprune.graph.types import FloatArray, IntArray
 from rlprune.graph.walk import Node
 from rlprune.profile.batching import Batching
-from rlprune.profile.calibration import CalibrationSet, EqualSizes
+from rlprune.profile.calibration import CalibrationSet
 from rlprune.profile.layers import LayerChange, with_layers
 from rlprune.profile.moments import RIDGE, batch_values, rows_read
 from rlprune.profile.reconstruct import Layer, Reconstruction
-from rlprune.runtime.base import Array, Runtime, Session
+from rlprune.runtime.base import Array, Runtime
 from rlprune.surgery.onnx import kept_mask
-
-if TYPE_CHECKING:
-    from rlprune.graph.from_onnx import OnnxTrace
 
 PASSES = 24
 """Runs of both networks; layers are shared out over them in the file's order."""
-MOST_MACS = 10**12
+MAX_MACS = 10**12
 """Of all runs together, half a minute of one core or so; of large networks fewer samples run."""
-LEAST_SAMPLES = 32
+MIN_SAMPLES = 32
 DRAWN = 2.0
 """How strongly weights are drawn to those that they had, for every input of a layer to every row
 that was seen. With a twentieth of that, networks became sure of what is wrong."""
@@ -97,7 +93,7 @@ def refine(
 def _affordable(trace: OnnxTrace) -> int:
     """How many samples both networks are run on, in every pass up to its last layer."""
     passed = PASSES * max(int(trace.graph.macs(trace.graph.widths)), 1)
-    return max(LEAST_SAMPLES, MOST_MACS // passed)
+    return max(MIN_SAMPLES, MAX_MACS // passed)
 
 
 def _again(layer: Layer, before: FloatArray, dense: FloatArray, seen: _Pair) -> LayerChange:
@@ -131,51 +127,22 @@ def _seen(
     readers = [
         (layer, k, nodes[output]) for layer in layers for k, output in enumerate(layer.outputs)
     ]
-    wanted = [
-        name
-        for name in dict.fromkeys(node.inputs[0] for _, _, node in readers)
-        if name not in batching.axes
-    ]
+    wanted = batching.computed(node.inputs[0] for _, _, node in readers)
     seen: dict[str, _Pair] = {}
-    try:
-        sessions = [
-            runtime.load(batching.prepare(one, wanted).SerializeToString()) if wanted else None
-            for one in (trace.model, model)
-        ]
-        for batch in samples.batches(batch_values(trace, batching, wanted)):
-            dense, own = (_read(session, batching, batch, wanted) for session in sessions)
-            for layer, k, node in readers:
-                name = node.inputs[0]
-                # The same windows of both.
-                theirs, ours = (
-                    rows_read(
-                        trace,
-                        node,
-                        values[name],
-                        len(samples),
-                        np.random.default_rng(batch.index[0]),
-                    )
-                    for values in (dense, own)
+    batches = list(samples.batches(batch_values(trace, batching, wanted)))
+    runs = [batching.run(runtime, one, wanted, batches) for one in (trace.model, model)]
+    for (batch, dense), (_, own) in zip(*runs, strict=True):
+        for layer, k, node in readers:
+            name = node.inputs[0]
+            # The same windows of both.
+            theirs, ours = (
+                rows_read(
+                    trace, node, values[name], len(samples), np.random.default_rng(batch.index[0])
                 )
-                _add(seen, layer, k, (ours, theirs))
-        for session in sessions:
-            if session is not None:
-                session.close()
-    except MeasurementError as error:
-        raise CalibrationError(
-            f"the pruned model does not run on these inputs: {error}", field="calibration"
-        ) from error
+                for values in (dense, own)
+            )
+            _add(seen, layer, k, (ours, theirs))
     return seen
-
-
-def _read(
-    session: Session | None, batching: Batching, batch: EqualSizes, wanted: Sequence[str]
-) -> dict[str, Array]:
-    """What layers read in one batch; without a session they read the inputs alone."""
-    feeds = batching.feeds(batch)
-    if session is None:
-        return feeds
-    return {**feeds, **dict(zip(wanted, session.run(feeds), strict=True))}
 
 
 def _add(seen: dict[str, _Pair], layer: Layer, k: int, rows: tuple[Array, Array]) -> None:

@@ -19,7 +19,7 @@ GRAIN = 6.0
 """Deviation of the sharp images' noise; pixels are 0..255."""
 TEXTURE = 25.0
 """Of how strong the texture of a soft image is."""
-MOST_BLUR = 1.5
+MAX_BLUR = 1.5
 """Deviation in pixels of the strongest blur."""
 SLOPE = 1.2
 """Amplitude falls with the frequency to this power."""
@@ -35,7 +35,7 @@ def random_shapes(count: int, height: int, width: int, rng: np.random.Generator)
         image = _leaves(height, width, rng)
         if index % 2:
             image = image + rng.normal(0, TEXTURE) * _texture(height, width, rng)
-            image = _blurred(image, rng.uniform(0, MOST_BLUR)) + rng.normal(0, 3, image.shape)
+            image = _blurred(image, rng.uniform(0, MAX_BLUR)) + rng.normal(0, 3, image.shape)
         else:
             image = image + rng.normal(0, GRAIN, image.shape)
         images[index] = np.clip(image, 0, 255)

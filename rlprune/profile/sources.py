@@ -5,23 +5,21 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from onnx import helper
 
 from rlprune.errors import CalibrationError, MeasurementError
+from rlprune.graph.from_onnx import OnnxTrace
 from rlprune.profile.balance import balanced
 from rlprune.profile.calibration import CalibrationSet
 from rlprune.profile.divergence import class_counts, judged_outputs
 from rlprune.profile.fit import fit_inputs, fit_read, load_calibration
 from rlprune.profile.inputs import Reading, collect_inputs
-from rlprune.profile.made_up import LEAST_COUNT, POOL, default_count, made_up_inputs
+from rlprune.profile.made_up import MIN_COUNT, POOL, default_count, made_up_inputs
 from rlprune.runtime import get_runtime
 from rlprune.runtime.base import Array, Runtime
-
-if TYPE_CHECKING:
-    from rlprune.graph.from_onnx import OnnxTrace
 
 MADE_UP = "made-up"
 """In place of data: inputs that this project draws."""
@@ -103,7 +101,7 @@ def made_up_sets(
             yield replace(found, source=source, made_up=True)
         except (CalibrationError, MeasurementError):
             continue
-    yield noise_set(trace, LEAST_COUNT)
+    yield noise_set(trace, MIN_COUNT)
 
 
 def noise_set(trace: OnnxTrace, count: int, *, seed: int = 0) -> CalibrationSet:

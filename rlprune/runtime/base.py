@@ -13,7 +13,7 @@ import onnx
 from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 
-from rlprune.errors import MeasurementError
+from rlprune.errors import MeasurementError, one_line
 
 Array = NDArray[Any]
 
@@ -96,8 +96,3 @@ def with_closed_extents(model: bytes) -> bytes:
     for output in parsed.graph.output:
         output.type.tensor_type.ClearField("shape")
     return parsed.SerializeToString()
-
-
-def one_line(reason: object) -> str:
-    """What a runtime said, fit for an error message."""
-    return " ".join(str(reason).split())[:300]

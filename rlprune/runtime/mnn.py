@@ -1,7 +1,7 @@
 """MNN on the CPU, set up so that its time can be measured.
 
 A model is converted in this process by the wheel's own converter module. The command `mnnconvert`
-must never be run: it installs packages and uploads a usage log (DEPENDENCIES.md section 1.4).
+must never be run: it installs packages and uploads a usage log.
 Converter and interpreter print what they do, and their reasons for refusing are found nowhere else,
 so standard output and error are caught while they work.
 """
@@ -19,8 +19,8 @@ from typing import IO, Any
 import numpy as np
 import onnx
 
-from rlprune.errors import MeasurementError
-from rlprune.runtime.base import Array, one_line, with_closed_extents
+from rlprune.errors import MeasurementError, one_line
+from rlprune.runtime.base import Array, with_closed_extents
 from rlprune.runtime.prepared import Prepared
 
 

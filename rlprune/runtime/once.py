@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 import numpy as np
 from onnx import ModelProto, helper
 
 from rlprune.errors import MeasurementError, MissingExtraError, ModelError
+from rlprune.graph.from_onnx import OnnxTrace
 from rlprune.runtime import get_runtime
 from rlprune.runtime.base import Array
-
-if TYPE_CHECKING:
-    from rlprune.graph.from_onnx import OnnxTrace
 
 
 def run_once(

@@ -3,7 +3,7 @@
 By default it computes in bfloat16 where the processor can, which no other runtime here does, so
 float32 is asked for. One stream of one unpinned thread: inference runs on the calling thread, so
 the thread's CPU time is the model's. Its package `openvino-telemetry` writes an id to the home and
-reports usage; it is kept from being imported (DEPENDENCIES.md section 1.4).
+reports usage; it is kept from being imported.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-from rlprune.errors import MeasurementError
-from rlprune.runtime.base import Array, one_line, with_closed_extents
+from rlprune.errors import MeasurementError, one_line
+from rlprune.runtime.base import Array, with_closed_extents
 from rlprune.runtime.prepared import Prepared
 
 # What is None here cannot be imported; OpenVINO then does without.

@@ -2,7 +2,7 @@
 
 Sequential execution and no spinning: with one thread every kernel runs on the calling thread, so
 the thread's CPU time is the model's. The wheel carries a telemetry client that writes files and
-starts a thread at import; it is switched off before (DEPENDENCIES.md section 1.4).
+starts a thread at import; it is switched off before.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from rlprune.errors import MeasurementError
-from rlprune.runtime.base import Array, one_line
+from rlprune.errors import MeasurementError, one_line
+from rlprune.runtime.base import Array
 
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # must stand before the import; afterwards is too late
 

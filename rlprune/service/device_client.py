@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from rlprune.latency.types import Measurement
+from rlprune.latency.types import Measurement, Subject
 from rlprune.service.channel import Channel
 from rlprune.service.device_messages import (
     device_from,
@@ -15,7 +15,6 @@ from rlprune.service.device_messages import (
     state_from,
     subjects_from,
 )
-from rlprune.store.encoding import Subject
 from rlprune.store.records import DeviceRecord, Job, ReportAnswer
 from rlprune.v1 import devices_pb2
 

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 
 from rlprune.errors import InputError
-from rlprune.latency.types import Measurement, ModelSubject, OperatorSpec
+from rlprune.latency.types import Measurement, ModelSubject, OperatorSpec, Subject
 from rlprune.schemes import CHANNEL_ONLY, check_schemes
-from rlprune.store.encoding import Subject, check_fingerprint, check_measurement
+from rlprune.store.encoding import check_fingerprint, check_measurement
 from rlprune.store.records import DeviceHealth, DeviceRecord, Job, JobState
 from rlprune.v1 import devices_pb2, types_pb2
 
@@ -44,21 +45,7 @@ def subject_to(subject: Subject) -> types_pb2.Subject:
             schemes=() if subject.schemes == CHANNEL_ONLY else subject.schemes,
         )
         return types_pb2.Subject(model=model)
-    return types_pb2.Subject(
-        operator=types_pb2.OperatorSpec(
-            kind=subject.kind,
-            variant=subject.variant,
-            in_width=subject.in_width,
-            out_width=subject.out_width,
-            in_spatial=subject.in_spatial,
-            out_spatial=subject.out_spatial,
-            kernel=subject.kernel,
-            stride=subject.stride,
-            pads=subject.pads,
-            dilation=subject.dilation,
-            groups=subject.groups,
-        )
-    )
+    return types_pb2.Subject(operator=types_pb2.OperatorSpec(**asdict(subject)))
 
 
 def subject_from(message: types_pb2.Subject, *, field: str = "subject") -> Subject:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from rlprune.errors import InputError, PlanError
 from rlprune.graph.types import PruningGraph
 from rlprune.latency.subjects import check_settings
-from rlprune.latency.types import ModelSubject
+from rlprune.latency.types import ModelSubject, Subject
 from rlprune.planning.health import with_health
 from rlprune.service.device_messages import (
     device_to,
@@ -17,7 +17,7 @@ from rlprune.service.device_messages import (
 )
 from rlprune.service.models import Skeletons
 from rlprune.store import Store
-from rlprune.store.encoding import Subject, check_fingerprint, check_request_id
+from rlprune.store.encoding import check_fingerprint, check_request_id
 from rlprune.store.jobs import JobQueue
 from rlprune.store.leases import Leases
 from rlprune.store.store import page_limit

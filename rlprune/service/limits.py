@@ -2,8 +2,8 @@
 
 Two bytes of a message can become a hundred in memory: an empty measurement is an object of its own,
 and a number of one byte is kept in eight. So the fields of a request are counted on its raw bytes
-first; `graph.wire` does the same for the models that requests carry. On the same way texts with a
-NUL are refused, which no name has, no log should, and PostgreSQL cannot keep.
+first; `graph.size_guard` does the same for the models that requests carry. On the same way texts
+with a NUL are refused, which no name has, no log should, and PostgreSQL cannot keep.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import DecodeError, Message
 
 from rlprune.errors import InputError
-from rlprune.graph.wire import read_varint
+from rlprune.graph.size_guard import read_varint
 
 SMALL_BYTES = 64 * 2**10
 """A question or a worker's heartbeat; the longest, a device's description, has half as much."""

@@ -12,7 +12,7 @@ from rlprune.constraints import BoundConstraints, bind
 from rlprune.errors import BudgetError, InputError, MeasurementError, PolicyError
 from rlprune.graph.types import PruningGraph
 from rlprune.latency.device import check_batch, preferred_multiple
-from rlprune.latency.types import MACS_DEVICE
+from rlprune.latency.types import MACS_DEVICE, Subject
 from rlprune.planning import (
     check_budget,
     check_count,
@@ -35,7 +35,7 @@ from rlprune.service.plan_messages import (
     record_to,
 )
 from rlprune.store import Store
-from rlprune.store.encoding import Subject, check_fingerprint, check_request_id, subject_key
+from rlprune.store.encoding import check_fingerprint, check_request_id, subject_key
 from rlprune.store.jobs import JobQueue
 from rlprune.store.records import PlanRecord
 from rlprune.v1 import plans_pb2

@@ -11,13 +11,11 @@ from collections.abc import Callable, Sequence
 
 from rlprune.errors import UnavailableError
 from rlprune.latency.types import Measurement
+from rlprune.progress import OnProgress as OnProgress
 from rlprune.service.channel import CALL_TIMEOUT_SEC, Channel
 from rlprune.service.device_messages import job_from
 from rlprune.store.records import Job
 from rlprune.v1 import devices_pb2
-
-OnProgress = Callable[[str, int, int], None]
-"""(what is being done, how much is done, of how much)."""
 
 SILENT_SEC = 120.0
 """A device not seen for so long may have no worker; the server's clock and ours may differ."""

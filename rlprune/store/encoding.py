@@ -12,10 +12,8 @@ from typing import Any
 
 from rlprune.errors import InputError, StoreError
 from rlprune.latency.limits import fault_of
-from rlprune.latency.types import MACS_DEVICE, Measurement, ModelSubject, OperatorSpec
+from rlprune.latency.types import MACS_DEVICE, Measurement, ModelSubject, OperatorSpec, Subject
 from rlprune.schemes import CHANNEL_ONLY
-
-Subject = OperatorSpec | ModelSubject
 
 _DEVICE = re.compile(r"[a-z0-9._-]{1,120}")
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
@@ -131,21 +129,30 @@ def subject_from_key(key: str) -> Subject:
         raise InputError(f"not a subject key: {key[:80]!r} ({error})") from error
 
 
-def measurement_to_json(measurement: Measurement) -> str:
-    """Everything but the subject, which has a column of its own; floats survive exactly."""
-    data = {
+def measurement_data(measurement: Measurement) -> dict[str, Any]:
+    """Everything but the subject, which has a column of its own; floats survive exactly in JSON."""
+    return {
         f.name: getattr(measurement, f.name) for f in fields(measurement) if f.name != "subject"
     }
-    return json.dumps(data, separators=(",", ":"))
+
+
+def measurement_of(subject: str, data: dict[str, Any]) -> Measurement:
+    """The inverse of `measurement_data`, given the subject's key; lists may stand for tuples."""
+    found = dict(data)
+    for name in _SAMPLES:
+        found[name] = tuple(tuple(session) for session in data[name])
+    found["conditions"] = tuple((str(name), str(value)) for name, value in data["conditions"])
+    return Measurement(subject=subject_from_key(subject), **found)
+
+
+def measurement_to_json(measurement: Measurement) -> str:
+    """`measurement_data` as JSON."""
+    return json.dumps(measurement_data(measurement), separators=(",", ":"))
 
 
 def measurement_from_json(subject: str, body: str) -> Measurement:
     """The inverse of `measurement_to_json`, given the subject's key."""
-    data: dict[str, Any] = json.loads(body)
-    for name in _SAMPLES:
-        data[name] = tuple(tuple(session) for session in data[name])
-    data["conditions"] = tuple((str(name), str(value)) for name, value in data["conditions"])
-    return Measurement(subject=subject_from_key(subject), **data)
+    return measurement_of(subject, json.loads(body))
 
 
 def digest(*parts: str | bytes) -> str:

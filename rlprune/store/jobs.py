@@ -14,14 +14,13 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from rlprune.errors import ConflictError, InputError, NotFoundError
+from rlprune.errors import InputError, NotFoundError
 from rlprune.graph.types import PruningGraph
-from rlprune.latency.types import Measurement, ModelSubject
+from rlprune.latency.types import Measurement, ModelSubject, Subject
 from rlprune.plans import PruningPlan
 from rlprune.store import encoding, schema
-from rlprune.store.encoding import Subject
 from rlprune.store.lease_watch import LeaseRow, LeaseWatch
-from rlprune.store.plan_rows import plan_of_request, plan_row, read_plan
+from rlprune.store.plan_rows import conflict, plan_of_request, plan_row, read_plan
 from rlprune.store.records import Job, JobState, PlanRecord
 from rlprune.store.store import Store, insert_graph
 
@@ -342,11 +341,3 @@ def _check_subjects(subjects: Iterable[Subject], fingerprint: str) -> None:
                 f"a variant of graph {subject.fingerprint[:12]!r} in a job of {fingerprint[:12]!r}",
                 field=f"subjects[{index}].fingerprint",
             )
-
-
-def conflict(request_id: str) -> ConflictError:
-    """The refusal of a request_id that was used for something else."""
-    return ConflictError(
-        f"request_id {request_id!r} was used for another request; take a new one",
-        field="request_id",
-    )

@@ -18,20 +18,19 @@ from typing import Any
 import sqlalchemy as sa
 
 from rlprune.errors import InputError, LeaseError
-from rlprune.latency.types import FAULT, Measurement
+from rlprune.latency.types import FAULT, Measurement, Subject
 from rlprune.store import encoding, schema
-from rlprune.store.encoding import Subject
 from rlprune.store.jobs import (
     MAX_FAILURES,
-    conflict,
     end_leases,
     job_of_row,
     silent_leases,
     subjects_left,
 )
 from rlprune.store.lease_watch import LeaseRow
+from rlprune.store.plan_rows import conflict
 from rlprune.store.records import Job, JobState, Lease, ReportAnswer
-from rlprune.store.store import Store, insert_measurements, touch_device
+from rlprune.store.store import Store, insert_measurements, measurement_rows, touch_device
 
 _SEEN_SEC = 10.0  # an idle worker is noted no more often; every note is a write
 
@@ -148,36 +147,25 @@ class Leases:
         the lease has ended.
 
         Args:
-            measurements: where the third of the job's subjects took the measuring process down,
-                an unfinished job is parked and the lease ends; the answer's state says so.
+            measurements: checked (`encoding.check_measurement`). Where the third of the job's
+                subjects took the measuring process down, an unfinished job is parked and the lease
+                ends; the answer's state says so.
             done: the job is finished; every subject must have been reported, as failed if need be.
             release: the worker stops; the job may be leased by another at once.
 
         Raises:
             LeaseError: the lease has ended or never was; nothing changed.
             ConflictError: the request_id was used for another report.
-            InputError: a measurement is malformed, of another device or of a subject that the job
-                does not have or was reported before, or `done` with subjects left.
+            InputError: a measurement is of another device or of a subject that the job does not
+                have or was reported before, or `done` with subjects left.
         """
         encoding.check_request_id(request_id)
         encoding.check_id(lease_id, field="lease_id")
         if done and release:
             raise InputError("a report either finishes the job or releases it", field="release")
-        for index, measurement in enumerate(measurements):
-            encoding.check_measurement(measurement, field=f"measurements[{index}]")
-        content = encoding.digest(
-            lease_id,
-            f"{done},{release}",
-            *(
-                part
-                for m in measurements
-                for part in (
-                    m.device,
-                    encoding.subject_key(m.subject),
-                    encoding.measurement_to_json(m),
-                )
-            ),
-        )
+        rows = measurement_rows(measurements)
+        told = (row[name] for row in rows for name in ("device", "subject", "body"))
+        content = encoding.digest(lease_id, f"{done},{release}", *told)
         now = self._store.clock()
         with self._database.write() as connection:
             lock = sa.select(schema.jobs.c.seq).where(schema.jobs.c.lease_id == lease_id)
@@ -188,7 +176,7 @@ class Leases:
             row = self._leased(connection, lease_id)
             job = job_of_row(row)
             _check_of_job(measurements, job, subjects_left(connection, job))
-            insert_measurements(self._database, connection, measurements, now, job_id=job.job_id)
+            insert_measurements(self._database, connection, rows, now, job_id=job.job_id)
             touch_device(self._database, connection, job.device, now)
             changes = _after(connection, job, done=done, release=release)
             if not changes and any(_is_fault(m.conditions) for m in measurements):

@@ -48,11 +48,16 @@ def plan_of_request(connection: sa.Connection, request_id: str, content_digest: 
     if found is None:
         return None
     if found.content_digest != content_digest:
-        raise ConflictError(
-            f"request_id {request_id!r} was used for another request; take a new one",
-            field="request_id",
-        )
+        raise conflict(request_id)
     return str(found.plan_id)
+
+
+def conflict(request_id: str) -> ConflictError:
+    """The refusal of a request_id that was used for something else."""
+    return ConflictError(
+        f"request_id {request_id!r} was used for another request; take a new one",
+        field="request_id",
+    )
 
 
 def plan_of_row(row: sa.RowMapping) -> PlanRecord:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
+from rlprune.latency.types import Subject
 from rlprune.plans import PruningPlan
-from rlprune.store.encoding import Subject
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,9 @@ import base64
 import itertools
 import json
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import sqlalchemy as sa
 
@@ -192,9 +194,10 @@ class Store:
         """
         for index, measurement in enumerate(measurements):
             encoding.check_measurement(measurement, field=f"measurements[{index}]")
-        if measurements:
+        rows = measurement_rows(measurements)
+        if rows:
             with self.database.write() as connection:
-                insert_measurements(self.database, connection, measurements, self.clock())
+                insert_measurements(self.database, connection, rows, self.clock())
 
     def measurements(self, device: str) -> list[Measurement]:
         """All measurements of a device, in the order in which they were accepted."""
@@ -348,37 +351,38 @@ def touch_device(
     )
 
 
+def measurement_rows(measurements: Sequence[Measurement]) -> list[dict[str, Any]]:
+    """Checked measurements as they are kept."""
+    return [
+        {
+            "device": measurement.device,
+            "subject": encoding.subject_key(measurement.subject),
+            "status": measurement.status,
+            "body": encoding.measurement_to_json(measurement),
+        }
+        for measurement in measurements
+    ]
+
+
 def insert_measurements(
     database: Database,
     connection: sa.Connection,
-    measurements: Sequence[Measurement],
+    rows: Sequence[dict[str, Any]],
     now_sec: float,
     *,
     job_id: str | None = None,
 ) -> None:
-    """Inserts checked measurements within a transaction and moves their devices' generations on."""
-    for device in sorted({measurement.device for measurement in measurements}):
-        own = [measurement for measurement in measurements if measurement.device == device]
+    """Inserts `measurement_rows` within a transaction and moves their devices' generations on."""
+    for device, count in sorted(Counter(row["device"] for row in rows).items()):
         touch_device(database, connection, device, now_sec)
-        connection.execute(
-            sa.insert(schema.measurements),
-            [
-                {
-                    "device": device,
-                    "subject": encoding.subject_key(measurement.subject),
-                    "status": measurement.status,
-                    "job_id": job_id,
-                    "body": encoding.measurement_to_json(measurement),
-                    "accepted_sec": now_sec,
-                }
-                for measurement in own
-            ],
-        )
         connection.execute(
             sa.update(schema.devices)
             .where(schema.devices.c.device == device)
-            .values(generation=schema.devices.c.generation + len(own))
+            .values(generation=schema.devices.c.generation + count)
         )
+    if rows:
+        more = {"job_id": job_id, "accepted_sec": now_sec}
+        connection.execute(sa.insert(schema.measurements), [row | more for row in rows])
 
 
 def _token(seq: int, device: str) -> str:

@@ -5,9 +5,10 @@ rewritten.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import deepcopy
 
 import numpy as np
-from onnx import ModelProto, NodeProto
+from onnx import ModelProto
 
 from rlprune.errors import PlanError
 from rlprune.graph.from_onnx import OnnxTrace
@@ -74,8 +75,7 @@ def cut(trace: OnnxTrace, kept: Sequence[IntArray]) -> ModelProto:
     graph.input.extend(source.graph.input)
     graph.output.extend(source.graph.output)
     for proto, node in zip(source.graph.node, trace.normal.nodes, strict=True):
-        copy = NodeProto()
-        copy.CopyFrom(proto)
+        copy = deepcopy(proto)
         rewrite = REWRITES.get(node.op)
         if rewrite is not None:
             with reading(node):

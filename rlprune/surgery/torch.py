@@ -4,8 +4,8 @@ Weights and buffers are cut by name with the ONNX trace's channel map; the attri
 widths follow. Where forward code has widths written into it that no attribute moves (a padded
 shortcut, `view(-1, 1024)`, split sizes, channel slices) that module alone becomes a `torch.fx`
 graph module in which the numbers are replaced (surgery.torch_graph). Every result is checked, on
-random weights, against the uncut module with the consumers of dropped channels zeroed; what differs
-is refused.
+random weights, against the unpruned module with the consumers of dropped channels zeroed; what
+differs is refused.
 """
 
 from __future__ import annotations
@@ -224,7 +224,7 @@ def _shrink(module: nn.Module, cut: Cut) -> None:
 
 
 def _fill(small: nn.Module, true: nn.Module, cut: Cut, kept_whole: set[str]) -> None:
-    """Gives `small` the values, types, devices and modes of the uncut module, in place."""
+    """Gives `small` the values, types, devices and modes of the unpruned module, in place."""
     values = dict(named_tensors(true))
     done: dict[int, Tensor] = {}
     for path, part in small.named_modules():

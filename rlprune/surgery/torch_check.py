@@ -1,6 +1,6 @@
 """The check that every cut of a module passes, and what is said where one does not.
 
-The oracle is the uncut module, on random weights, with the consumers of dropped channels zeroed.
+The oracle is the unpruned module, on random weights, with the consumers of dropped channels zeroed.
 """
 
 from __future__ import annotations

@@ -36,7 +36,7 @@ WITH_IMAGES = ("snip", "grasp")
 """Scores that are taken of images."""
 
 BATCH_SIZE = 128
-MOST_IMAGES = 512
+MAX_IMAGES = 512
 """The first so many are looked at; SNIP's own paper takes one batch of 128."""
 TEMPERATURE = 200.0
 """GraSP divides the logits by it, so that their scale at initialisation does not matter."""
@@ -60,7 +60,7 @@ def initial_scores(
         InputError: no such score, or images missing or given for nothing.
         ModelError: the module cannot be run forwards and backwards so, or gives no logits.
     """
-    given = None if x is None or y is None else (x[:MOST_IMAGES], y[:MOST_IMAGES])
+    given = None if x is None or y is None else (x[:MAX_IMAGES], y[:MAX_IMAGES])
     trace = unpacked(trace)
     worth = weight_saliency(trace.module, trace.call, score, given)
     return _per_unit(trace, worth)

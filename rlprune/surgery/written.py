@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import onnx
 from onnx import ModelProto
 
-from rlprune.errors import ModelError
-from rlprune.graph.load import without_weights
+from rlprune.graph.load import run_checker, without_weights
 
 
 def check_written(model: ModelProto) -> None:
@@ -18,12 +16,8 @@ def check_written(model: ModelProto) -> None:
         ModelError: ONNX's checker refuses it; the extents that the file states for its outputs are
             wrong, or what it means is not what the operators' shapes say.
     """
-    try:
-        # Without the weights, which the checker would copy twice: 3 x the model at 100 MB.
-        onnx.checker.check_model(without_weights(model), full_check=True)
-    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        why = " ".join(str(error).split())[:300]
-        raise ModelError(f"ONNX checker, of the cut model: {why}", field="model") from error
+    # Without the weights, which the checker would copy twice: 3 x the model at 100 MB.
+    run_checker(without_weights(model), full=True, of=", of the cut model")
 
 
 def note(model: ModelProto, about: Mapping[str, str]) -> None:

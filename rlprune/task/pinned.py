@@ -14,9 +14,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from rlprune.graph.features import group_features
 from rlprune.graph.types import Group, IntArray, PruningGraph, WeightCount, Width
 from rlprune.profile.energy import loss_curve
-from rlprune.profile.predicted import energy_curve, layer_count
+from rlprune.profile.predicted import energy_curve
 from rlprune.profile.types import GroupProfiles
 from rlprune.schemes import Space
 from rlprune.task.task import PruningTask
@@ -128,7 +129,7 @@ def _profiles(task: PruningTask, space: Space, first: IntArray, place: IntArray)
         own = merged[:groups, :count]
         # Twice the logarithm of what passes, for a group that twice as many layers feel.
         felt = energy_curve(task.graph, energy[:groups])
-        summed = 1.0 - np.exp(-(own.T @ felt) / layer_count(space.graph)[:, None])
+        summed = 1.0 - np.exp(-(own.T @ felt) / group_features(space.graph).layers[:, None])
         single = own.sum(0)[:, None] == 1
         together = np.where(single, own.T @ energy[:groups], summed)
         energy = np.concatenate([together, energy[groups:]])

@@ -6,10 +6,9 @@ The device shows only in traits derived from its tables: a name would be memoris
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 
+from rlprune.graph.features import group_features
 from rlprune.graph.types import FloatArray, PruningGraph
 from rlprune.latency.tables import Cells
 from rlprune.task.costs import MoveCosts
@@ -47,7 +46,6 @@ TASK_SLOTS = (
     "jump",  # device: greatest step of a group's latency over its mean step, log, mean over groups
     "interval",  # device: relative upper end of the prediction interval - 1
 )
-_WEIGHTED = ("conv", "conv_transpose", "depthwise_conv", "linear")
 _EPS = 1e-12
 
 
@@ -110,45 +108,19 @@ def _work(graph: PruningGraph) -> tuple[FloatArray, FloatArray]:
 
 def _place(graph: PruningGraph) -> list[FloatArray]:
     """The slots kernel .. log_cells, each [G]."""
-    groups = len(graph.groups)
-    kernel, stride, cells = np.ones(groups), np.ones(groups), np.ones(groups)
-    depthwise, siblings = np.zeros(groups), np.zeros(groups)
-    producers, consumers = np.zeros(groups), np.zeros(groups)
-    first, last = np.zeros(groups), np.zeros(groups)
-    written: list[set[int]] = [set() for _ in range(groups)]  # by what reads each group
-    for op in graph.operators:
-        extent = float(math.prod(op.out_spatial))
-        for group, _ in op.out_width.terms:
-            cells[group] = max(cells[group], extent)
-            if op.kind == "depthwise_conv":
-                depthwise[group] = 1.0
-            if op.kind in _WEIGHTED:
-                kernel[group] = max(kernel[group], *op.kernel, 1)
-                stride[group] = max(stride[group], *op.stride, 1)
-                producers[group] += op.kind != "depthwise_conv"
-                first[group] = max(first[group], float(not op.in_width.terms))
-        whole = float(op.in_width.at(graph.widths))
-        for group, count in op.in_width.terms:
-            if op.kind in _WEIGHTED and op.kind != "depthwise_conv":
-                consumers[group] += 1
-                siblings[group] = max(siblings[group], 1 - count * graph.widths[group] / whole)
-                last[group] = max(last[group], float(not op.out_width.terms))
-                written[group] |= {other for other, _ in op.out_width.terms} or {-1}
-    streams = set(np.flatnonzero(producers > 1).tolist())
-    bypassed = [bool(others) and g not in others and others <= streams
-                for g, others in enumerate(written)]  # fmt: skip
+    found = group_features(graph)
     return [
-        kernel / 7,
-        np.log2(stride),
-        depthwise,
-        np.log2(1 + producers) / 3,
-        np.log2(1 + consumers) / 3,
-        (producers > 1).astype(np.float64),
-        np.array(bypassed, dtype=np.float64),
-        siblings,
-        first,
-        last,
-        np.log2(cells) / 16,
+        found.kernel / 7,
+        np.log2(found.stride),
+        found.depthwise,
+        np.log2(1 + found.producers) / 3,
+        np.log2(1 + found.consumers) / 3,
+        found.stream,
+        found.bypassed,
+        found.siblings,
+        found.first,
+        found.last,
+        np.log2(found.cells) / 16,
     ]
 
 

@@ -81,7 +81,7 @@ def reconstruct_module(
     uses = Counter(own[name] for node in trace.onnx.normal.nodes for name in node.inputs)
     done = 0
     with torch.no_grad():
-        for layer, inputs in reconstruction.losing(kept):
+        for layer, inputs in reconstruction.affected_layers(kept):
             places = [(own[name], factor) for name, factor in layer.places]
             held = Counter(name for name, _ in places)
             if any(uses[name] != held[name] or name not in tensors for name in held):
@@ -89,7 +89,9 @@ def reconstruct_module(
             if uses[layer.tensor] != len(layer.outputs) or layer.tensor not in tensors:
                 continue
             shift: Shift = layer.shift if len(held) == len(layer.outputs) else "one"
-            weight, shifts = reconstruction.uncut(layer, inputs, shift if places else "none")
+            weight, shifts = reconstruction.padded_weight(
+                layer, inputs, shift if places else "none"
+            )
             whole: dict[str, FloatArray] = {layer.tensor: weight}
             for (name, factor), added in zip(places, shifts, strict=bool(places)):
                 whole[name] = factor * added

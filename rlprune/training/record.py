@@ -12,7 +12,7 @@ the later ones are stands in their rows.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -34,6 +34,7 @@ from rlprune.profile.energy import energy_profiles
 from rlprune.profile.evaluate import Evaluation
 from rlprune.profile.measured import single_site_plans, with_losses
 from rlprune.profile.types import GroupProfiles
+from rlprune.progress import OnProgress
 from rlprune.schemes import Space, space_with
 from rlprune.schemes.channels import keep_levels
 from rlprune.task.evaluations import FORMAT, Evaluations, load_evaluations, save_evaluations
@@ -52,9 +53,6 @@ from rlprune.training.propose import PlanProposer, Proposal
 
 if TYPE_CHECKING:
     from rlprune.store import Store
-
-OnProgress = Callable[[str, int, int], None]
-"""(`profile` or `evaluations`, done, of)."""
 
 PACKAGES = ("rlprune", "numpy", "onnx", "onnxruntime")
 """Whose versions are written beside what was recorded."""

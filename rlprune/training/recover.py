@@ -21,6 +21,7 @@ from rlprune.errors import InputError, MissingExtraError
 from rlprune.plans import PruningPlan, write_atomic
 from rlprune.profile.calibration import CalibrationSet
 from rlprune.profile.fit import check_images, fit_inputs, read_images
+from rlprune.progress import OnProgress
 from rlprune.store.encoding import digest
 
 if TYPE_CHECKING:
@@ -42,9 +43,6 @@ REESTIMATE_COUNT = 8192
 
 RECONSTRUCT_COUNT = 1024
 """Images that layers are reconstructed on, at most."""
-
-OnProgress = Callable[[str, int, int], None]
-"""(what is being done, how much is done, of how much)."""
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import hashlib
 import itertools
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,6 +22,7 @@ from rlprune.latency.types import MACS_DEVICE
 from rlprune.planning import latency_model, task_for
 from rlprune.policy.artifact import PolicyArtifact, PolicyScore
 from rlprune.policy.learned import LearnedPolicy
+from rlprune.progress import OnProgress
 from rlprune.task.objective import MIN_RECORDS, AdditiveObjective, objective_of
 from rlprune.task.observe import OBSERVATION_VERSION, SLOTS
 from rlprune.task.task import PruningTask
@@ -33,9 +34,6 @@ if TYPE_CHECKING:
     from rlprune.store import Store
     from rlprune.training.population import Member
     from rlprune.training.ppo import AgentConfig
-
-OnProgress = Callable[[str, int, int], None]
-"""(what is being done, how much is done, of how much)."""
 
 
 @dataclass(frozen=True)

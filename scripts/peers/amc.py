@@ -89,7 +89,12 @@ def _embedding(task: PruningTask) -> FloatArray:
     rows[:, 0], rows[:, 1] = np.arange(len(rows)), widths
     scaled = (rows - rows.min(0)) / np.maximum(np.ptp(rows, axis=0), 1e-9)
     base = task.tables.latency_ms(widths[None])[0]
-    cost = [np.ptp(task.tables.group_ms(widths[None], g)[0]) for g in range(len(rows))]
+    moved = np.repeat(widths[None], len(rows) * task.levels.shape[1], 0).reshape(
+        len(rows), -1, len(rows)
+    )
+    for g, own in enumerate(task.levels):
+        moved[g, :, g] = own
+    cost = [np.ptp(task.tables.latency_ms(plans)) for plans in moved]
     scaled[:, 7] = np.asarray(cost) / base
     return scaled
 

@@ -44,7 +44,7 @@ from rlprune.plans import PruningPlan
 from rlprune.policy import Policy, get_policy
 from rlprune.profile.calibration import CalibrationSet
 from rlprune.profile.energy import loss_curve
-from rlprune.profile.evaluate import Evaluation, Evaluator, evaluate_model
+from rlprune.profile.evaluate import Evaluation, Evaluator
 from rlprune.profile.measured import single_group_plans
 from rlprune.profile.types import GroupProfiles, keep_levels
 from rlprune.runtime import get_runtime
@@ -83,6 +83,10 @@ class Case:
 
     def _images(self, index: NDArray[np.integer]) -> CalibrationSet:
         return network_images(self.net, self._pack, index, self.trace)
+
+    @cached_property
+    def _report_judge(self) -> Evaluator:
+        return Evaluator(self.trace, self.report, runtime=get_runtime(), reconstruct=False)
 
     @cached_property
     def report(self) -> CalibrationSet:
@@ -139,7 +143,7 @@ class Case:
                 model = self.trace.model
             else:
                 model = self.objective.corrected_model(np.asarray(keeps))
-            return evaluate_model(model, self.report, runtime=get_runtime())
+            return self._report_judge.evaluate_model(model)
 
         return self._book.evaluation(self.report_context, keeps, made)
 

@@ -61,7 +61,7 @@ def test_the_tree_names_members_readers_holds_and_ends_with_the_prunable_share(
     assert "% of MACs" in first and "% of params" in first and "% of latency" in first
     assert any("conv0.weight[0]" in line for line in lines)
     assert any("read by conv1[1]" in line for line in lines)
-    held = lines[lines.index("held whole") :]
+    held = lines[lines.index("not prunable") :]
     assert "graph output 'y'" in held[1] and "fc x 10" in held[2]
     assert "100.0% of the MACs are prunable" in lines[-1]
 

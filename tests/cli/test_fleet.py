@@ -95,15 +95,19 @@ def test_plan_from_a_server_whose_worker_measures(
     assert rlprune(*ask).exit_code == 2  # which device?
 
 
-def test_a_worker_measures_dry_without_a_server(rlprune: Rlprune, folder: Path) -> None:
+@pytest.mark.parametrize("command", [("measure", "--isolated"), ("work", "--dry-run")])
+def test_models_are_measured_as_a_worker_does_without_a_server(
+    rlprune: Rlprune, folder: Path, command: tuple[str, str]
+) -> None:
     (folder / "model.onnx").write_bytes(small_onnx(shape=(1, 3, 8, 8)).SerializeToString())
-    found = answer(rlprune("work", "--dry-run", "model.onnx", "--runtime", "mnn", "--json"))
+    found = answer(rlprune(*command, "model.onnx", "--runtime", "mnn", "--json"))
     assert found["device"] == local_device_key(get_runtime("mnn"))
     (model,) = found["models"]
     assert model["model"] == "model.onnx" and model["latency_ms"] > 0
-    assert "tract" in refusal(
-        rlprune("work", "--dry-run", "model.onnx", "--runtime", "tract"), folder
-    )
+    assert "tract" in refusal(rlprune(*command, "model.onnx", "--runtime", "tract"), folder)
+
+
+def test_a_worker_needs_a_server(rlprune: Rlprune, folder: Path) -> None:
     for wrong in ((), ("--dry-run",), ("model.onnx",), ("--dry-run", "--server", "a:1", "m.onnx")):
         assert rlprune("work", *wrong).exit_code == 2
 

@@ -16,7 +16,7 @@ from faulty_child import SLOW
 
 from rlprune.device.worker import MAX_REFUSALS, work
 from rlprune.errors import AuthenticationError, RlpruneError
-from rlprune.latency.measure import Subject
+from rlprune.latency.types import Subject
 from rlprune.service.device_messages import subject_to
 from rlprune.v1 import devices_pb2, devices_pb2_grpc, types_pb2
 

@@ -15,7 +15,7 @@ from onnx_oracle import Net, assert_pruned_right, run, some_keeps
 
 import rlprune
 from rlprune.errors import ModelError
-from rlprune.graph.wire import measure
+from rlprune.graph.size_guard import measure
 
 
 def network(opset: int = 18) -> ModelProto:

@@ -15,7 +15,7 @@ from rlprune.errors import ModelError, UnsupportedOperatorError
 from rlprune.graph import skeleton
 from rlprune.graph.from_onnx import trace_onnx
 from rlprune.graph.load import load_onnx
-from rlprune.graph.wire import MAX_NODES, MAX_PARTS
+from rlprune.graph.size_guard import MAX_NODES, MAX_PARTS
 
 
 def good() -> onnx.ModelProto:

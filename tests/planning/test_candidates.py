@@ -194,7 +194,9 @@ def test_a_plan_by_parts_of_the_images_is_evaluated_as_by_all() -> None:
     evaluator = Evaluator(TRACE, images, runtime=get_runtime())
     keeps = np.maximum(1, TRACE.graph.widths // 2)
     whole = evaluator.evaluate(keeps)
-    parts = evaluator.evaluate_part(keeps, 0, 50).then(evaluator.evaluate_part(keeps, 50, 90))
+    parts = evaluator.evaluate_part(keeps, 0, 50).merged_with(
+        evaluator.evaluate_part(keeps, 50, 90)
+    )
     for name in ("image_losses", "image_divergences", "fold_losses", "fold_divergences"):
         np.testing.assert_allclose(getattr(parts, name), getattr(whole, name), atol=1e-5)
     assert parts.accuracy == pytest.approx(whole.accuracy)

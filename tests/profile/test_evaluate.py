@@ -5,14 +5,16 @@ from __future__ import annotations
 import numpy as np
 import onnx
 import pytest
-from calibrated import own_images, shrunk, single_outputs, traced
+from calibrated import judged, own_images, shrunk, single_outputs, traced
 from onnx import TensorProto, helper
 from small_onnx import small_onnx
 
 from rlprune.errors import CalibrationError
 from rlprune.graph.from_onnx import trace_onnx
+from rlprune.graph.types import FloatArray, IntArray
 from rlprune.profile.calibration import CalibrationSet
-from rlprune.profile.evaluate import Correction, Evaluator, evaluate_model, score
+from rlprune.profile.divergence import Judged
+from rlprune.profile.evaluate import Evaluation, Evaluator, _Judge
 from rlprune.profile.fit import fit_inputs
 from rlprune.runtime import get_runtime
 from rlprune.surgery.onnx import prune_onnx
@@ -30,15 +32,14 @@ NETS = [
 ]
 
 
-CORRECTIONS: tuple[Correction, ...] = ("reconstruct", "none")
-each_correction = pytest.mark.parametrize("correction", CORRECTIONS)
+reconstructed_or_not = pytest.mark.parametrize("reconstruct", [True, False])
 
 
-@each_correction
+@reconstructed_or_not
 @pytest.mark.parametrize("name", NETS)
-def test_the_unpruned_model_is_its_own_correction(name: str, correction: Correction) -> None:
+def test_the_unpruned_model_is_its_own_correction(name: str, reconstruct: bool) -> None:
     trace = traced(name)
-    evaluator = Evaluator(trace, own_images(trace), runtime=RUNTIME, correction=correction)
+    evaluator = Evaluator(trace, own_images(trace), runtime=RUNTIME, reconstruct=reconstruct)
     same = evaluator.evaluate(trace.graph.widths)
     assert evaluator.base.accuracy == 1.0  # labels are the file's own answers, one by one
     assert evaluator.base.divergence == 0.0
@@ -57,10 +58,10 @@ def test_the_corrected_model_is_what_was_evaluated(name: str) -> None:
 
     onnx.checker.check_model(corrected, full_check=True)
     loss = evaluator.evaluate(keeps).loss
-    assert evaluate_model(corrected, images, runtime=RUNTIME).loss == pytest.approx(loss, rel=1e-4)
+    assert judged(trace, corrected, images).loss == pytest.approx(loss, rel=1e-4)
     assert len(single_outputs(corrected, images.x[:2])) == 2  # its batch is fixed to 1, as before
     pruned = prune_onnx(trace, keeps)
-    assert evaluate_model(pruned, images, runtime=RUNTIME).loss != pytest.approx(loss, rel=1e-3)
+    assert judged(trace, pruned, images).loss != pytest.approx(loss, rel=1e-3)
 
 
 @pytest.mark.parametrize("opset", [13, 17, 18, 20])
@@ -72,15 +73,15 @@ def test_corrections_are_spelt_as_the_opset_wants(opset: int) -> None:
     assert evaluator.evaluate(shrunk(trace)).loss > 0.0
 
 
-@pytest.mark.parametrize("correction", ["reconstruct", "none"])
+@reconstructed_or_not
 def test_in_how_many_batches_a_plan_is_run_makes_no_difference(
-    monkeypatch: pytest.MonkeyPatch, correction: Correction
+    monkeypatch: pytest.MonkeyPatch, reconstruct: bool
 ) -> None:
     trace = traced("resnet_a")
     images = own_images(trace, 256)
-    whole = Evaluator(trace, images, runtime=RUNTIME, correction=correction)
-    monkeypatch.setattr("rlprune.profile.evaluate.MOST_BATCH_VALUES", 1 << 17)
-    parts = Evaluator(trace, images, runtime=RUNTIME, correction=correction)
+    whole = Evaluator(trace, images, runtime=RUNTIME, reconstruct=reconstruct)
+    monkeypatch.setattr("rlprune.profile.evaluate.MAX_BATCH_VALUES", 1 << 17)
+    parts = Evaluator(trace, images, runtime=RUNTIME, reconstruct=reconstruct)
     keeps = shrunk(trace)
     assert parts.corrected_model(keeps) == whole.corrected_model(keeps)
     one, many = whole.evaluate(keeps), parts.evaluate(keeps)
@@ -89,14 +90,22 @@ def test_in_how_many_batches_a_plan_is_run_makes_no_difference(
         np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-5, err_msg=name)
 
 
-@each_correction
-def test_the_traced_model_is_not_changed(correction: Correction) -> None:
+@reconstructed_or_not
+def test_the_traced_model_is_not_changed(reconstruct: bool) -> None:
     trace = traced("resnet_a")
     before = trace.model.SerializeToString(deterministic=True)
-    evaluator = Evaluator(trace, own_images(trace), runtime=RUNTIME, correction=correction)
+    evaluator = Evaluator(trace, own_images(trace), runtime=RUNTIME, reconstruct=reconstruct)
     evaluator.corrected_model(shrunk(trace))
     evaluator.evaluate(shrunk(trace))
     assert trace.model.SerializeToString(deterministic=True) == before
+
+
+def score(logits: FloatArray, y: IntArray, dense: FloatArray | None = None) -> Evaluation:
+    """Logits [N, K] against classes [N] and the unpruned model's `dense` [N, K]."""
+    index = np.arange(len(y))
+    answers = logits if dense is None else dense
+    judge = _Judge.of([Judged("", "", "logits", (-1,))], [(index, [answers])])
+    return judge.score(iter([(index, [logits])]), y, 0, len(y))
 
 
 def test_cross_entropy_is_exact_where_exponentials_overflow() -> None:
@@ -111,14 +120,8 @@ def test_cross_entropy_is_exact_where_exponentials_overflow() -> None:
 
 def test_without_correction_a_plan_is_only_cut() -> None:
     trace = traced("resnet_a")
-    evaluator = Evaluator(trace, own_images(trace), runtime=RUNTIME, correction="none")
+    evaluator = Evaluator(trace, own_images(trace), runtime=RUNTIME, reconstruct=False)
     assert evaluator.corrected_model(shrunk(trace)) == prune_onnx(trace, shrunk(trace))
-
-
-def test_an_unknown_correction_is_refused() -> None:
-    trace = trace_onnx(small_onnx())
-    with pytest.raises(ValueError, match=r"'bias'.*reconstruct"):
-        Evaluator(trace, own_images(trace), runtime=RUNTIME, correction="bias")  # type: ignore[arg-type]
 
 
 def test_divergence_is_kl_from_the_dense_answers_whatever_the_labels() -> None:

@@ -118,7 +118,7 @@ def test_a_classifiers_inputs_are_of_all_classes_that_it_sees() -> None:
 
     def of_rare_classes(samples: CalibrationSet) -> int:
         """How many are of another class than the commonest."""
-        judge = Evaluator(trace, samples, runtime=get_runtime(), correction="none")
+        judge = Evaluator(trace, samples, runtime=get_runtime(), reconstruct=False)
         classes = judge.top_classes()
         assert classes is not None
         return len(classes) - int(np.bincount(classes).max())

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from calibrated import judged
 
-from rlprune.profile.evaluate import Evaluator, evaluate_model
+from rlprune.profile.evaluate import Evaluator
 from rlprune.runtime import get_runtime
 from rlprune.surgery.onnx import prune_onnx
 
@@ -44,9 +45,9 @@ def test_resnet20_keeps_most_of_its_accuracy_once_corrected(
     own = np.array([len(group.members) <= 4 for group in trace.graph.groups])
     keeps = np.where(own, widths * 3 // 4, widths)
 
-    dense = evaluate_model(trace.model, other, runtime=runtime).accuracy
-    cut = evaluate_model(prune_onnx(trace, keeps), other, runtime=runtime).accuracy
-    corrected = evaluate_model(evaluator.corrected_model(keeps), other, runtime=runtime).accuracy
+    dense = judged(trace, trace.model, other).accuracy
+    cut = judged(trace, prune_onnx(trace, keeps), other).accuracy
+    corrected = judged(trace, evaluator.corrected_model(keeps), other).accuracy
 
     # The sidecar says 91.92 % on all of test_reward; 300 and 400 images are within 5 points of it.
     assert abs(evaluator.base.accuracy - 0.9192) < 0.05 and abs(dense - 0.9192) < 0.05

@@ -103,8 +103,8 @@ def test_a_batch_norm_behind_something_else_stays_as_it_was_cut() -> None:
     assert len(norms) >= 3
     assert all(same(before[n.output[0]][1], after[n.output[0]][1]) for n in norms)
     evaluators = {
-        how: Evaluator(trace, own_images(trace, 128), runtime=RUNTIME, correction=how)
-        for how in ("none", "reconstruct")
+        how: Evaluator(trace, own_images(trace, 128), runtime=RUNTIME, reconstruct=how)
+        for how in (False, True)
     }
     alone, better = (one.evaluate(shrunk(trace)).divergence for one in evaluators.values())
     assert better < 0.5 * alone
@@ -171,13 +171,13 @@ def test_large_images_go_in_batches_that_memory_holds(
     trace = trace_onnx(net.model(net.head(net.conv(seen, 6, 8), 8)))
     kept, images = halved(trace), images_of(trace, 64)
     whole = Reconstruction.of(trace, images, RUNTIME).apply(cut(trace, kept), kept)
-    monkeypatch.setattr(moments, "MOST_VALUES", 10 * (6 * SIDE * SIDE + 8))
+    monkeypatch.setattr(moments, "MAX_VALUES", 10 * (6 * SIDE * SIDE + 8))
     watched = Watched()
     parts = Reconstruction.of(trace, images, watched).apply(cut(trace, kept), kept)
     assert watched.batches[PROBES:] == [10] * 6 + [4]
     for one, other in zip(whole.graph.initializer, parts.graph.initializer, strict=True):
         np.testing.assert_allclose(*map(numpy_helper.to_array, (one, other)), atol=1e-3)
-    monkeypatch.setattr(moments, "MOST_VALUES", 1)  # less than one image has
+    monkeypatch.setattr(moments, "MAX_VALUES", 1)  # less than one image has
     watched.batches.clear()
     Reconstruction.of(trace, images, watched)
     assert watched.batches[PROBES:] == [1] * 64
@@ -200,7 +200,7 @@ def test_a_layer_of_more_inputs_than_can_be_solved_stays_as_it_was_cut(
         ]
 
     assert changed() == [wide, narrow]
-    monkeypatch.setattr(reconstruct, "MOST_INPUTS", 53)
+    monkeypatch.setattr(reconstruct, "MAX_INPUTS", 53)
     assert changed() == [narrow]
 
 
@@ -217,7 +217,7 @@ def evaluators() -> Callable[[str], tuple[Evaluator, Evaluator]]:
         trace = traced(name)
         images = own_images(trace, 128)
         return (
-            Evaluator(trace, images, runtime=RUNTIME, correction="none"),
+            Evaluator(trace, images, runtime=RUNTIME, reconstruct=False),
             Evaluator(trace, images, runtime=RUNTIME),
         )
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-from fit_curves import example, excesses
+from fit_curves import example, excesses, fit_curves
 
 from rlprune.policy import DATA
-from rlprune.profile.predicted import DEFAULT_CURVES, CurveModel, fit_curves
+from rlprune.profile.predicted import DEFAULT_CURVES, CurveModel
 from rlprune.store import open_store
 from rlprune.task.task import PruningTask
 from rlprune.training.run import load_models, training_tasks

@@ -14,13 +14,12 @@ import numpy as np
 import sqlalchemy as sa
 
 from rlprune.graph.types import PruningGraph
-from rlprune.latency.types import Measurement, ModelSubject, OperatorSpec
+from rlprune.latency.types import Measurement, ModelSubject, OperatorSpec, Subject
 from rlprune.service.channel import Channel
 from rlprune.service.client import Client
 from rlprune.service.device_client import DeviceClient
 from rlprune.service.server import Server, start
 from rlprune.store import Store, open_store
-from rlprune.store.encoding import Subject
 from rlprune.store.schema import metadata
 
 BOARD = "board-1"

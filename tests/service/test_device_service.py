@@ -22,14 +22,13 @@ from rlprune.errors import (
 )
 from rlprune.graph.from_onnx import trace_onnx
 from rlprune.graph.skeleton import strip
-from rlprune.latency.types import Measurement, ModelSubject, OperatorSpec
+from rlprune.latency.types import Measurement, ModelSubject, OperatorSpec, Subject
 from rlprune.service.device_messages import (
     measurement_from,
     measurement_to,
     subject_from,
     subject_to,
 )
-from rlprune.store.encoding import Subject
 from rlprune.store.records import DeviceHealth, JobState
 from rlprune.v1 import devices_pb2, types_pb2
 

@@ -24,9 +24,10 @@ from typer.testing import CliRunner
 import rlprune
 from rlprune.cli.app import app
 from rlprune.errors import InputError, PlanMismatchError
+from rlprune.graph.from_onnx import trace_onnx
 from rlprune.plans import PruningPlan
 from rlprune.profile.calibration import CalibrationSet
-from rlprune.profile.evaluate import evaluate_model
+from rlprune.profile.evaluate import Evaluator
 from rlprune.runtime import get_runtime
 from rlprune.training.finetune import TrainConfig, fit, loss_of, rate_at, score
 from rlprune.training.recover import FinetuneReport, finetune, load_module
@@ -107,7 +108,7 @@ def test_what_is_written_is_the_chosen_epoch(rig: Rig, tuned: tuple[FinetuneRepo
     model = onnx.load(out / "model.onnx")
     onnx.checker.check_model(model, full_check=True)
     images = CalibrationSet.single(rig.held.x, rig.held.y)
-    found = evaluate_model(model, images, runtime=get_runtime())
+    found = Evaluator(trace_onnx(model), images, runtime=get_runtime(), reconstruct=False).base
     assert found.accuracy == report.tuned.accuracy
     assert found.loss == pytest.approx(report.tuned.loss, abs=1e-4)
 

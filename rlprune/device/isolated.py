@@ -1,8 +1,9 @@
-"""What a worker would do with a model, without a server: `rlprune work --dry-run`."""
+"""Models measured as a worker measures them, without a server: `rlprune measure --isolated`."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
+from contextlib import closing
 
 from rlprune.device.child import Child, ChildConfig, ChildFault
 from rlprune.errors import MeasurementError
@@ -13,32 +14,29 @@ from rlprune.latency.measure import MeasureConfig
 from rlprune.latency.types import Measurement, ModelSubject
 
 
-def measure_like_a_worker(
-    traces: Mapping[str, OnnxTrace],
+def measure_isolated(
+    traces: Sequence[OnnxTrace],
     *,
     runtime: str = "ort",
     thread_count: int = 1,
     child_config: ChildConfig | None = None,
-) -> dict[str, Measurement]:
-    """Strips every model, fills the skeleton and measures it whole in a child process.
-
-    Returns:
-        By the names given; `failed` and why where the model takes the child down.
+) -> list[Measurement]:
+    """Strips every model, fills the skeleton and measures it whole in a child process; `failed`,
+    and why, where the model takes the child down.
 
     Raises:
         NotFoundError, MissingExtraError: no such runtime, or it is not installed.
     """
-    child = Child(runtime, child_config)
-    found: dict[str, Measurement] = {}
-    try:
+    found: list[Measurement] = []
+    with closing(Child(runtime, child_config)) as child:
         child.start()
-        for name, trace in traces.items():
+        for trace in traces:
             graph = trace.graph
             batch = batch_of(graph.input_shapes)
             device = local_device_key(child, thread_count=thread_count, batch=batch)
             subject = ModelSubject(graph.fingerprint, tuple(int(width) for width in graph.widths))
             try:
-                (found[name],) = child.measure(
+                found += child.measure(
                     [subject],
                     device=device,
                     config=MeasureConfig(thread_count=thread_count),
@@ -47,15 +45,7 @@ def measure_like_a_worker(
                     checkpoint=lambda done, planned: None,
                 )
             except (ChildFault, MeasurementError) as error:
-                found[name] = Measurement(
-                    device,
-                    subject,
-                    (),
-                    (),
-                    thread_count=thread_count,
-                    status="failed",
-                    reason=str(error),
+                found.append(
+                    Measurement.failed(device, subject, str(error), thread_count=thread_count)
                 )
-    finally:
-        child.close()
     return found
