@@ -214,9 +214,7 @@ def test_other_devices_and_unknown_graphs_are_left_out() -> None:
 
 def test_the_same_measurements_give_the_same_tables() -> None:
     measured = operators() + calibration(CALIBRATION_COUNT, noise=0.03)
-    first, again = (
-        LatencyModel.fit(DEVICE, measured, GRAPHS).compile(SPACE) for _ in range(2)
-    )
+    first, again = (LatencyModel.fit(DEVICE, measured, GRAPHS).compile(SPACE) for _ in range(2))
     np.testing.assert_array_equal(first.operators.flat_ms, again.operators.flat_ms)
     np.testing.assert_array_equal(first.condensed.flat_ms, again.condensed.flat_ms)
     assert first.interval == again.interval

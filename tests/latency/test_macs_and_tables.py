@@ -89,8 +89,8 @@ def test_operators_of_the_same_totals_are_added_up_once() -> None:
     whole = tables.operator_ms(choice).sum(-1) + 0.5
     np.testing.assert_allclose(tables.latency_ms(choice), whole, rtol=1e-14)
     assert len(tables.operators.start) == len(graph.operators)
-    # Two widths each: stem's to a1 and back, stem's to b1, b1's to both; then what hangs on one.
-    assert len(tables.condensed.start) < len(graph.operators)
+    # One for every two widths that an operator hangs on: 0 and 1, 0 and 3, 3 and both, 0 and both.
+    assert len(tables.condensed.start) == 4
 
 
 def test_macs_are_a_device_without_doubt() -> None:

@@ -92,7 +92,9 @@ def test_what_is_proposed_loses_by_prediction_about_as_little_as_the_knapsack() 
     task = task_of(chain_graph([64, 96, 128, 64, 96, 128]), seed=5)
     plan = proposed(task, 16)
     curve = task.curve
-    chosen = task.space.choice_of(np.array([one.keeps for one in plan.candidates if "~" in one.policy]))
+    chosen = task.space.choice_of(
+        np.array([one.keeps for one in plan.candidates if "~" in one.policy])
+    )
     predicted = curve[np.arange(len(curve)), chosen].sum(1)
     least = curve[np.arange(len(curve)), task.space.choice_of(np.array([plan.keeps]))[0]].sum()
     assert len(predicted) > 4 and np.median(predicted) < 1.25 * least

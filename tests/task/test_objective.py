@@ -82,7 +82,9 @@ def test_surrogate_is_pessimistic_where_it_is_unsure(
 def test_a_plan_unlike_any_on_record_is_not_promised_the_moon(
     task: PruningTask, fitted: SurrogateObjective
 ) -> None:
-    alternating = np.where(np.arange(task.site_count) % 2, task.space.settings[:, 0], task.graph.widths)
+    alternating = np.where(
+        np.arange(task.site_count) % 2, task.space.settings[:, 0], task.graph.widths
+    )
     low, high = np.exp(fitted.recorded[:, 1]).min(), np.exp(fitted.recorded[:, 1]).max()
     loss = fitted.loss(alternating[None])[0] + fitted.offset
     assert low / 2 <= loss <= high * 3

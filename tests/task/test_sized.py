@@ -77,9 +77,7 @@ def test_the_knapsack_plan_where_it_is_small_enough() -> None:
 
 def test_losses_that_are_all_zero_do_no_harm() -> None:
     task = task_of(chain_graph([32, 48, 64]), seed=1)
-    flat = replace(
-        task.profiles, measured_loss=None, initial_loss=np.zeros_like(task.shares)
-    )
+    flat = replace(task.profiles, measured_loss=None, initial_loss=np.zeros_like(task.shares))
     choice = solve_within(replace(task, profiles=flat), budget_at(task, 0.5), params_at(task, 0.2))
     assert choice is not None and task.space.params(choice) <= params_at(task, 0.2)
 

@@ -87,7 +87,9 @@ def test_budgets_are_of_every_device_and_kept_there(task: PruningTask) -> None:
 def test_most_budgets_are_where_plans_do_not_guess(task: PruningTask) -> None:
     rng = np.random.default_rng(1)
     share = np.sort(rng.uniform(size=200))
-    keeps = task.space.settings_at((share[:, None] * (task.option_count - 1)).round().astype(np.int64))
+    keeps = task.space.settings_at(
+        (share[:, None] * (task.option_count - 1)).round().astype(np.int64)
+    )
     cost = task.tables.upper_ms(keeps)
     accuracy = np.where(share > 0.5, 0.9, 0.1)  # below half the channels all is lost
     known = evaluations_of(keeps, 1.0 - share, accuracy)
@@ -104,7 +106,9 @@ def test_children_are_of_plans_that_no_cheaper_one_beats(
 ) -> None:
     """Each group of a child is one of its parents', or up to three groups moved by up to two."""
     monkeypatch.setattr(propose, "MIX", {"evolution": 1.0})
-    good = np.stack([task.space.settings_at(np.maximum(task.option_count - drop, 0)) for drop in (2, 4)])
+    good = np.stack(
+        [task.space.settings_at(np.maximum(task.option_count - drop, 0)) for drop in (2, 4)]
+    )
     beaten = good.copy()
     beaten[:, 0] = task.graph.widths[0]  # dearer than the good ones, and loses more
     known = evaluations_of(

@@ -16,8 +16,8 @@ from rlprune.policy import get_policy
 from rlprune.profile.calibration import CalibrationSet
 from rlprune.profile.energy import energy_profiles
 from rlprune.profile.evaluate import Evaluator
-from rlprune.schemes.channels import keep_levels
 from rlprune.runtime import get_runtime
+from rlprune.schemes.channels import keep_levels
 from rlprune.task.taskdir import RecordedModel, load_model_dir
 from rlprune.training.imagined import synthetic_tables
 from rlprune.training.record import RecordConfig, record_model
