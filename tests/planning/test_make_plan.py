@@ -19,13 +19,13 @@ from rlprune.task.task import PruningTask
 
 @dataclass(frozen=True)
 class Fixed:
-    """A policy that keeps what it was told to, whatever is asked."""
+    """A policy that chooses what it was told to, whatever is asked."""
 
-    keeps: IntArray
+    choice: IntArray
     name: str = "fixed/1"
 
     def plan(self, task: PruningTask, budget_ms: FloatArray) -> IntArray:
-        return np.repeat(self.keeps[None], len(budget_ms), axis=0)
+        return np.repeat(self.choice[None], len(budget_ms), axis=0)
 
 
 @pytest.fixture
@@ -36,10 +36,11 @@ def task() -> PruningTask:
 def test_figures_are_those_of_the_task_tables(task: PruningTask) -> None:
     budget = 0.8 * task.base_ms
     keeps = np.array([16, 24, 32])
-    plan = make_plan(task, Fixed(keeps), budget, device="synthetic")
+    choice = task.space.choice_of(keeps)
+    plan = make_plan(task, Fixed(choice), budget, device="synthetic")
 
     low, high = task.tables.interval.low_ratio, task.tables.interval.high_ratio
-    predicted = float(task.tables.latency_ms(keeps[None])[0])
+    predicted = float(task.tables.latency_ms(choice[None])[0])
     assert plan.keeps.tolist() == [16, 24, 32]
     assert plan.predicted_latency_ms == predicted
     assert plan.predicted_interval_ms == (predicted * low, predicted * high)
@@ -55,7 +56,7 @@ def test_figures_are_those_of_the_task_tables(task: PruningTask) -> None:
 
 def test_reference_is_the_knapsack_plan_of_the_same_budget(task: PruningTask) -> None:
     budget = 0.7 * task.base_ms
-    expected = solve(task, np.array([budget]))[0]
+    expected = task.space.settings_at(solve(task, np.array([budget]))[0])
     plan = make_plan(task, Fixed(least_choice(task)), budget, device="synthetic")
     assert plan.reference is not None
     assert plan.reference.keeps == tuple(expected)
@@ -74,9 +75,9 @@ def test_a_policy_that_chose_the_reference_says_so(task: PruningTask) -> None:
 def test_infeasible_budget_is_answered_with_the_least_plan(task: PruningTask) -> None:
     least = least_choice(task)
     floor = float(task.tables.upper_ms(least[None])[0])
-    plan = make_plan(task, Fixed(task.graph.widths), 0.99 * floor, device="d")
+    plan = make_plan(task, Fixed(task.space.unpruned), 0.99 * floor, device="d")
     assert not plan.feasible
-    assert plan.keeps.tolist() == least.tolist()
+    assert plan.keeps.tolist() == task.space.settings_at(least).tolist()
     assert f"{floor:.4g} ms" in plan.note
     assert make_plan(task, Fixed(least), 1.0001 * floor, device="d").feasible
 
@@ -84,7 +85,7 @@ def test_infeasible_budget_is_answered_with_the_least_plan(task: PruningTask) ->
 @pytest.mark.parametrize("budget", [float("nan"), float("inf"), -float("inf"), 0.0, -3.0])
 def test_budget_that_is_no_budget_is_refused(task: PruningTask, budget: float) -> None:
     with pytest.raises(BudgetError, match="positive, finite") as refusal:
-        make_plan(task, Fixed(task.graph.widths), budget, device="d")
+        make_plan(task, Fixed(task.space.unpruned), budget, device="d")
     assert refusal.value.field == "budget_ms"
 
 
@@ -114,7 +115,7 @@ def test_members_name_tensor_and_axis() -> None:
     member = Member("conv0", "conv0.weight", 0, 1)
     graph = replace(graph, groups=(Group("conv0", 16, (member,)),))
     task = task_of(graph)
-    plan = make_plan(task, Fixed(graph.widths), task.base_ms * 2, device="d")
+    plan = make_plan(task, Fixed(task.space.unpruned), task.base_ms * 2, device="d")
     assert plan.groups[0].members == ("conv0.weight[0]",)
 
 
@@ -143,7 +144,7 @@ def test_nothing_to_prune_and_too_large_is_infeasible() -> None:
 
 def test_a_policy_without_a_small_plan_yields_to_the_knapsack(task: PruningTask) -> None:
     most = int(task.graph.params(task.graph.widths)) // 5
-    whole = Fixed(task.graph.widths)
+    whole = Fixed(task.space.unpruned)
     plan = make_plan(task, whole, task.base_ms * 2, device="d", max_params=most)
     assert plan.policy == "knapsack"
     assert "no plan of fixed/1 is small enough" in plan.note

@@ -8,16 +8,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 from calibrated import own_images, traced
+from synthetic import channel_space
 
 from rlprune.errors import ConflictError, InputError
 from rlprune.graph.from_onnx import OnnxTrace
 from rlprune.latency.tables import LatencyTables
 from rlprune.policy import get_policy
 from rlprune.profile.calibration import CalibrationSet
-from rlprune.profile.energy import energy_profiles
 from rlprune.profile.evaluate import Evaluator
 from rlprune.runtime import get_runtime
-from rlprune.schemes.channels import keep_levels
 from rlprune.task.taskdir import RecordedModel, load_model_dir
 from rlprune.training.imagined import synthetic_tables
 from rlprune.training.record import RecordConfig, record_model
@@ -36,8 +35,7 @@ def images(trace: OnnxTrace) -> tuple[CalibrationSet, CalibrationSet]:
 @pytest.fixture(scope="module")
 def tables(trace: OnnxTrace) -> list[LatencyTables]:
     """Of two devices on which plans are worth different things."""
-    profiles = energy_profiles(trace, *keep_levels(trace.graph))
-    return [synthetic_tables(trace.graph, profiles, seed) for seed in (0, 1)]
+    return [synthetic_tables(channel_space(trace.graph), seed) for seed in (0, 1)]
 
 
 CONFIG = RecordConfig(evaluation_count=30, batch_size=10, seed=3)
@@ -120,7 +118,12 @@ def test_rows_say_who_proposed_a_plan_and_for_what(
     assert set(found.source[budgeted]) == {"knapsack", policy, "random"} & set(found.source)
     for one in tables:
         own = budgeted & (found.device == one.device)
-        assert own.any() and (one.upper_ms(found.keeps[own]) <= found.budget[own] + 1e-9).all()
+        assert (
+            own.any()
+            and (
+                one.upper_ms(recorded.space.choice_of(found.keeps[own])) <= found.budget[own] + 1e-9
+            ).all()
+        )
 
 
 class Killed(BaseException):
