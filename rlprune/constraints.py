@@ -79,7 +79,7 @@ class BoundConstraints:
     """Constraints on the groups of one graph."""
 
     round_to: int
-    stated: Constraints
+    requested: Constraints
     held: Mapping[int, str]
     """Group index -> the pattern that holds it."""
     pins: tuple[tuple[int, ...], ...]
@@ -90,13 +90,13 @@ class BoundConstraints:
     @property
     def recorded(self) -> Constraints:
         """The statement with the rounding that was taken, as a plan records it."""
-        own = self.stated
+        own = self.requested
         return Constraints(self.round_to, own.min_keep, own.min_keep_ratio, own.hold, own.pin)
 
     @property
-    def beyond_rounding(self) -> bool:
+    def has_constraints(self) -> bool:
         """Whether anything but a rounding was stated."""
-        return self.stated != Constraints(self.stated.round_to)
+        return self.requested != Constraints(self.requested.round_to)
 
     def why(self, group: int) -> str:
         """What was stated about one group; empty where nothing was."""
@@ -144,7 +144,7 @@ def bind(graph: PruningGraph, constraints: Constraints, *, round_to: int) -> Bou
     together = {index for own in pins for index in own}
     return BoundConstraints(
         round_to=round_to if constraints.round_to is None else constraints.round_to,
-        stated=constraints,
+        requested=constraints,
         held=held,
         pins=pins,
         pinned_by={index: by for index, by in pinned_by.items() if index in together},

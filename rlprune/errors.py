@@ -29,9 +29,12 @@ from __future__ import annotations
 class RlpruneError(Exception):
     """Any refusal of rlprune; the text is one line for a person."""
 
+    usual_field = ""
+    """What is at fault where nothing else is said."""
+
     def __init__(self, message: str, *, field: str = "") -> None:
         super().__init__(message)
-        self.field = field
+        self.field = field or self.usual_field
         """The part of the request at fault, as a dotted path; empty where there is none."""
 
 
@@ -42,12 +45,14 @@ class InputError(RlpruneError):
 class ModelError(InputError):
     """The model is refused: no ONNX, invalid, unsafe, too large, or of unknown shape."""
 
+    usual_field = "model"
+
 
 class UnsupportedOperatorError(ModelError):
     """An operator whose channels cannot be followed; names node and operator."""
 
     def __init__(self, node: str, operator: str, why: str) -> None:
-        super().__init__(f"node {node!r} ({operator}): {why}", field="model")
+        super().__init__(f"node {node!r} ({operator}): {why}")
         self.node = node
         self.operator = operator
         self.why = why
@@ -67,6 +72,8 @@ class BudgetError(InputError):
 
 class CalibrationError(InputError):
     """The calibration data does not hold `x` and `y` of the shapes the model needs."""
+
+    usual_field = "calibration"
 
 
 class PolicyError(InputError):
@@ -107,6 +114,10 @@ class UnavailableError(RlpruneError):
 
 class OverloadedError(UnavailableError):
     """The server has as many calls as it takes; nothing was done."""
+
+
+class NotServedError(RlpruneError):
+    """The server knows no such call: it is of an earlier version, or no server of ours."""
 
 
 class MeasurementError(RlpruneError):

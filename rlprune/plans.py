@@ -10,9 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
-import secrets
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -21,9 +18,11 @@ from typing import Any
 import numpy as np
 
 from rlprune.constraints import Constraints
+from rlprune.device_keys import canonical_key
 from rlprune.errors import InputError, PlanError, PlanMismatchError
+from rlprune.files import write_atomic
 from rlprune.graph.types import IntArray, PruningGraph
-from rlprune.schemes import SCHEMES, other_sites, scheme_named
+from rlprune.schemes import other_sites, scheme_named
 from rlprune.schemes.channels import CHANNELS
 
 FORMAT = "rlprune.plan/1"
@@ -139,6 +138,8 @@ class PruningPlan:
     """What was stated; `round_to` is None only where it is not known."""
     candidates: tuple[Candidate, ...] = ()
     """What it was chosen from, where that was asked for; the first is the knapsack's."""
+    precision: str = "f32"
+    """Arithmetic that its latencies are of."""
     expected_divergence: float | None = field(default=None, compare=False)
     """How far the answers are expected to lie from the unpruned network's once `apply` has
     reconstructed it, nats: what its groups lose one by one, summed; None of a network that was not
@@ -203,11 +204,10 @@ class PruningPlan:
     def _check_others(self, graph: PruningGraph, entries: list[PlanEntry]) -> None:
         """Refuses entries of other schemes that the graph has no sites for."""
         for entry in entries:
-            if entry.scheme not in SCHEMES:
-                raise PlanError(
-                    f"site {entry.name!r}: no scheme {entry.scheme!r} in this version",
-                    field="plan.groups",
-                )
+            try:
+                scheme_named(entry.scheme)
+            except InputError as error:
+                raise PlanError(f"site {entry.name!r}: {error}", field="plan.groups") from error
         sites = other_sites(graph, self.schemes)
         if [entry.name for entry in entries] != [site.name for site in sites]:
             raise PlanError(
@@ -262,7 +262,8 @@ class PruningPlan:
                 fingerprint=str(data["fingerprint"]),
                 policy=str(data["policy"]),
                 profiled=bool(data["profiled"]),
-                device=str(data["device"]),
+                device=canonical_key(str(data["device"])),
+                precision=str(data.get("precision", "f32")),
                 budget_ms=_finite(data["budget_ms"]),
                 feasible=bool(data["feasible"]),
                 base_latency_ms=_finite(data["base_latency_ms"]),
@@ -320,33 +321,6 @@ class PruningPlan:
             return PruningPlan.from_json(text)
         except PlanError as error:
             raise PlanError(f"{path}: {error}") from error
-
-
-def write_atomic(path: Path, content: bytes | Iterator[bytes]) -> None:
-    """Writes `content`, whole or in pieces, beside `path`, then renames it there, so no reader sees
-    half a file. A link stays and its target is written; a device or a pipe is written to as it is.
-    """
-    path = Path(os.path.realpath(path)) if path.is_symlink() else path
-    if path.exists() and not path.is_file():
-        with path.open("wb") as file:
-            file.writelines((content,) if isinstance(content, bytes) else content)
-        return
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
-    # Not mkstemp, whose files only their owner may read: a plan is to be passed on.
-    try:
-        handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
-    except OSError as error:
-        error.filename = str(path)
-        raise
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.writelines((content,) if isinstance(content, bytes) else content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
 
 
 def _figures(data: Any) -> dict[str, Any]:

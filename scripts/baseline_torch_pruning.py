@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from rlprune.graph.types import FloatArray, IntArray, PruningGraph
-from rlprune.task.knapsack import least_keeps
-from rlprune.task.task import PruningTask
+from rlprune.solver.knapsack import least_keeps
+from rlprune.solver.task import PruningTask
 
 RATIO_COUNT = 60
 """Pruning ratios tried, evenly spaced below 1."""

@@ -24,12 +24,12 @@ from typing import Any
 from bench_rows import Row, write_rows
 from train_default_policy import choosing
 
+from rlprune.cluster import ray_session
 from rlprune.policy import DATA
 from rlprune.policy.artifact import PolicyArtifact
 from rlprune.policy.base import Policy
 from rlprune.policy.learned import LearnedPolicy
 from rlprune.store import open_store
-from rlprune.training.cluster import ray_session
 from rlprune.training.population import network_of, run_population
 from rlprune.training.ppo import AgentConfig
 from rlprune.training.run import load_models, population_configs, training_tasks

@@ -48,8 +48,8 @@ from rlprune.latency.device import local_device_key
 from rlprune.latency.measure import MeasureConfig, measure
 from rlprune.latency.types import Measurement, ModelSubject
 from rlprune.plans import PruningPlan
-from rlprune.profile.calibration import CalibrationSet
 from rlprune.runtime import get_runtime
+from rlprune.sensitivity.calibration import CalibrationSet
 from rlprune.surgery.torch_saliency import BATCH_SIZE, WITH_IMAGES, weight_saliency
 
 STAGES = ((16, 24), (40, 40), (64, 64), (128, 128), (512, 512))

@@ -41,13 +41,12 @@ from rlprune.latency.types import Measurement, ModelSubject
 from rlprune.planning import task_for
 from rlprune.planning.tables import latency_model
 from rlprune.policy import Policy, get_policy
-from rlprune.profile.calibration import CalibrationSet
-from rlprune.profile.evaluate import Evaluation, Evaluator, evaluate_model
-from rlprune.profile.types import keep_levels
 from rlprune.runtime import get_runtime
+from rlprune.sensitivity.evaluate import Evaluation, Evaluator
+from rlprune.sensitivity.types import keep_levels
+from rlprune.solver.knapsack import budgets_at
+from rlprune.solver.task import PruningTask
 from rlprune.store import Store, open_store
-from rlprune.task.knapsack import budgets_at
-from rlprune.task.task import PruningTask
 
 NETWORKS = ("cifar10_resnet20", "cifar10_resnet56")
 SHARES = (0.75, 0.5, 0.25)

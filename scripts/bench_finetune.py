@@ -35,12 +35,12 @@ from peers.grid import Case
 from peers.options import grid_parser, log_if_final, seeds_of, settings_of, store_of
 from peers.tuning import Recipe, Tuner
 
+from rlprune.files import digest
+from rlprune.finetuning.loop import TrainConfig
 from rlprune.latency.collect import measure_subjects, trace_models
 from rlprune.latency.types import MACS_DEVICE, ModelSubject
 from rlprune.planning import which_device
-from rlprune.store.encoding import digest
-from rlprune.task.knapsack import budgets_at
-from rlprune.training.finetune import TrainConfig
+from rlprune.solver.knapsack import budgets_at
 
 GRID_METHODS = ("uniform", "knapsack", "learned64", "amc", "evolution")
 OURS = "learned64"

@@ -20,8 +20,8 @@ from bench_rows import Row, write_rows
 from cifar_pack import CifarPack, shared_data
 
 import rlprune
-from rlprune.profile.evaluate import Evaluator
 from rlprune.runtime import get_runtime
+from rlprune.sensitivity.evaluate import Evaluator
 
 NETWORKS = (
     "cifar10_resnet20",

@@ -42,8 +42,8 @@ from peers.tables import Grid, print_cells, print_headlines, rows_of
 
 from rlprune.errors import InputError, NotFoundError, PolicyError
 from rlprune.planning import device_task, which_device
-from rlprune.profile.energy import energy_profiles
-from rlprune.profile.types import keep_levels
+from rlprune.sensitivity.energy import energy_profiles
+from rlprune.sensitivity.types import keep_levels
 from rlprune.store import open_store
 
 B = TypeVar("B")

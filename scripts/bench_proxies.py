@@ -35,26 +35,26 @@ from platformdirs import user_cache_path
 from scipy.stats import spearmanr
 
 import rlprune
+from rlprune.finetuning.loop import TrainConfig, fit, flipped_and_shifted, score
 from rlprune.graph.from_onnx import OnnxTrace
 from rlprune.graph.from_torch import TorchTrace
 from rlprune.graph.types import FloatArray, IntArray
+from rlprune.mdp.objective import AdditiveObjective
 from rlprune.planning.local import device_task, which_device
-from rlprune.profile.calibration import CalibrationSet
-from rlprune.profile.energy import energy_profiles, loss_curve
-from rlprune.profile.evaluate import Correction, Evaluator
-from rlprune.profile.measured import measure_profiles
-from rlprune.profile.types import keep_levels
 from rlprune.runtime import get_runtime
+from rlprune.sensitivity.calibration import CalibrationSet
+from rlprune.sensitivity.energy import energy_profiles, loss_curve
+from rlprune.sensitivity.evaluate import Correction, Evaluator
+from rlprune.sensitivity.measured import measure_profiles
+from rlprune.sensitivity.torch_reconstruct import reconstruct_module
+from rlprune.sensitivity.types import keep_levels
+from rlprune.solver.knapsack import budgets_at, solve
+from rlprune.solver.task import PruningTask
 from rlprune.store import open_store
 from rlprune.surgery.importance import unit_scores
 from rlprune.surgery.onnx import kept_units
 from rlprune.surgery.torch import prune_torch
 from rlprune.surgery.torch_cut import Cut
-from rlprune.task.knapsack import budgets_at, solve
-from rlprune.task.objective import AdditiveObjective
-from rlprune.task.task import PruningTask
-from rlprune.training.finetune import TrainConfig, fit, flipped_and_shifted, score
-from rlprune.training.reconstruct import reconstruct_module
 
 NETWORKS = ("vgg", "mobilenetv1")
 SHARE = 0.5

@@ -31,9 +31,9 @@ import rlprune
 from rlprune.latency.macs import macs_tables
 from rlprune.planning import make_plan
 from rlprune.policy import POLICY_NAMES, get_policy
-from rlprune.profile.energy import energy_profiles
-from rlprune.profile.types import keep_levels
-from rlprune.task.task import PruningTask
+from rlprune.sensitivity.energy import energy_profiles
+from rlprune.sensitivity.types import keep_levels
+from rlprune.solver.task import PruningTask
 
 COUNT = 21
 IMPORT_COUNT = 7

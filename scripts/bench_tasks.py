@@ -12,18 +12,17 @@ import zoo_nets
 from cifar_pack import REPOSITORY, CifarPack
 from numpy.typing import NDArray
 
+from rlprune.files import digest, read_npz, write_npz
 from rlprune.graph.from_onnx import OnnxTrace
 from rlprune.graph.types import IntArray
 from rlprune.planning.profiles import PROFILE_FORMAT
-from rlprune.profile.calibration import CalibrationSet
-from rlprune.profile.energy import energy_profiles
-from rlprune.profile.evaluate import Evaluator
-from rlprune.profile.fit import fit_inputs
-from rlprune.profile.measured import measure_profiles
-from rlprune.profile.types import GroupProfiles
-from rlprune.store.encoding import digest
+from rlprune.sensitivity.calibration import CalibrationSet
+from rlprune.sensitivity.energy import energy_profiles
+from rlprune.sensitivity.evaluate import Evaluator
+from rlprune.sensitivity.fit import fit_inputs
+from rlprune.sensitivity.measured import measure_profiles
+from rlprune.sensitivity.types import GroupProfiles
 from rlprune.surgery.importance import unit_scores
-from rlprune.task.taskdir import read_npz, write_npz
 
 
 @dataclass(frozen=True)

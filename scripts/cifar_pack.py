@@ -16,8 +16,8 @@ import torch
 from numpy.typing import NDArray
 
 from rlprune.graph.from_onnx import OnnxTrace, trace_onnx
-from rlprune.profile.calibration import CalibrationSet
-from rlprune.profile.fit import fit_inputs
+from rlprune.sensitivity.calibration import CalibrationSet
+from rlprune.sensitivity.fit import fit_inputs
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 

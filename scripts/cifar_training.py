@@ -23,8 +23,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from rlprune.errors import InputError
-from rlprune.profile.calibration import CalibrationSet
-from rlprune.training.finetune import flipped_and_shifted, score
+from rlprune.finetuning.loop import flipped_and_shifted, score
+from rlprune.sensitivity.calibration import CalibrationSet
 
 SIZES = (16, 24, 32)
 """Pixels, in the order in which epochs see them."""

@@ -35,13 +35,13 @@ from rich.console import Console
 from rich.table import Table
 
 import rlprune
+from rlprune.finetuning.loop import score
 from rlprune.graph.from_torch import TorchTrace, trace_torch
 from rlprune.latency.types import Measurement, ModelSubject
 from rlprune.plans import PruningPlan
 from rlprune.service.client import Client
 from rlprune.store import open_store
 from rlprune.training import TrainSummary, train
-from rlprune.training.finetune import score
 from rlprune.training.zoo import digits
 
 POLICIES = ("uniform", "knapsack", "learned")

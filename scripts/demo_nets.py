@@ -10,16 +10,16 @@ import safetensors.torch
 import torch
 
 import rlprune
+from rlprune.finetuning.loop import TrainConfig, fit, score, shifted
 from rlprune.graph.from_torch import trace_torch
 from rlprune.latency.measure import measure
 from rlprune.latency.types import ModelSubject
 from rlprune.planning import profile_model, read_calibration
 from rlprune.plans import PruningPlan
-from rlprune.profile.calibration import CalibrationSet
-from rlprune.profile.types import keep_levels
+from rlprune.recording.record import RecordConfig, record_model
 from rlprune.runtime import get_runtime
-from rlprune.training.finetune import TrainConfig, fit, score, shifted
-from rlprune.training.record import RecordConfig, record_model
+from rlprune.sensitivity.calibration import CalibrationSet
+from rlprune.sensitivity.types import keep_levels
 from rlprune.training.zoo import NetSpec, Splits, build, digits, train_net
 
 SEEN = (

@@ -27,8 +27,8 @@ from bench_rows import Row, write_rows
 
 from rlprune.graph.types import FloatArray, IntArray, PruningGraph
 from rlprune.policy import DATA, get_policy
-from rlprune.profile.energy import loss_curve, non_increasing
-from rlprune.profile.predicted import (
+from rlprune.sensitivity.energy import loss_curve, non_increasing
+from rlprune.sensitivity.predicted import (
     DEFAULT_CURVES,
     FORMAT,
     TRAITS,
@@ -36,9 +36,9 @@ from rlprune.profile.predicted import (
     energy_curve,
     traits,
 )
+from rlprune.solver.knapsack import budgets_at, solve
+from rlprune.solver.task import PruningTask
 from rlprune.store import open_store
-from rlprune.task.knapsack import budgets_at, solve
-from rlprune.task.task import PruningTask
 from rlprune.training.run import load_models, training_tasks
 from rlprune.training.select import informative_budgets
 

@@ -22,14 +22,14 @@ from rlprune.graph.from_onnx import trace_onnx
 from rlprune.graph.skeleton import strip
 from rlprune.latency.types import Measurement, ModelSubject, OperatorSpec
 from rlprune.planning import latency_model
-from rlprune.profile.energy import shape_profiles
-from rlprune.profile.types import keep_levels
+from rlprune.sensitivity.energy import shape_profiles
+from rlprune.sensitivity.types import keep_levels
 from rlprune.service.device_messages import measurement_to, subject_to
 from rlprune.service.devices import DeviceService
 from rlprune.service.front import EventLoop, Pools, event_loop
-from rlprune.service.models import Skeletons
-from rlprune.service.plan_messages import profiles_to
+from rlprune.service.models import Graphs
 from rlprune.service.plans import PlanService
+from rlprune.service.profile_messages import profiles_to
 from rlprune.store import open_store
 from rlprune.store.jobs import JobQueue
 from rlprune.store.leases import Leases
@@ -83,10 +83,10 @@ class _Served:
             old.unlink()
         self.used = 0
         store = open_store(str(self.folder / "s.sqlite"))
-        jobs, skeletons, pools = JobQueue(store), Skeletons(), Pools(_no_health)
+        jobs, graphs, pools = JobQueue(store), Graphs(store), Pools(_no_health)
         parts = {
-            "PlanService": (plans_pb2, PlanService(store, jobs, skeletons)),
-            "DeviceService": (devices_pb2, DeviceService(store, jobs, Leases(store), skeletons)),
+            "PlanService": (plans_pb2, PlanService(store, jobs, graphs)),
+            "DeviceService": (devices_pb2, DeviceService(store, jobs, Leases(store), graphs)),
         }
         for name, (module, implementation) in parts.items():
             descriptor = module.DESCRIPTOR.services_by_name[name]

@@ -21,8 +21,8 @@ from rlprune.latency.costs import OperatorCosts
 from rlprune.latency.measure import MeasureConfig
 from rlprune.latency.model import CALIBRATION_COUNT, LatencyModel
 from rlprune.latency.types import Measurement, ModelSubject, OperatorSpec
-from rlprune.profile.types import keep_levels
 from rlprune.runtime import Runtime
+from rlprune.sensitivity.types import keep_levels
 from rlprune.store import Store, open_store
 
 MODELS = (

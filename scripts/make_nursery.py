@@ -32,13 +32,13 @@ from record_zoo import listen
 from torch import nn
 
 from rlprune.errors import RlpruneError
+from rlprune.finetuning.loop import score
 from rlprune.graph.from_onnx import OnnxTrace, trace_onnx
 from rlprune.policy import DATA
-from rlprune.profile.calibration import CalibrationSet
-from rlprune.profile.fit import fit_inputs
-from rlprune.task.taskdir import load_model_dir
-from rlprune.training.finetune import score
-from rlprune.training.record import RecordConfig, record_model
+from rlprune.recording.model_dir import load_model_dir
+from rlprune.recording.record import RecordConfig, record_model
+from rlprune.sensitivity.calibration import CalibrationSet
+from rlprune.sensitivity.fit import fit_inputs
 
 EPOCHS = (2, 2, 1)
 """At each of `cifar_training.SIZES`."""

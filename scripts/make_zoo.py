@@ -32,8 +32,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 from rlprune.errors import InputError
+from rlprune.finetuning.loop import score
 from rlprune.graph.from_onnx import trace_onnx
-from rlprune.training.finetune import score
 
 LEAST_ACCURACY = 0.85
 

@@ -30,18 +30,18 @@ import numpy as np
 import zoo_nets
 from cifar_pack import CifarPack, shared_data
 
+from rlprune.cluster import ray_session
 from rlprune.errors import InputError, NotFoundError, RlpruneError
 from rlprune.graph.from_onnx import OnnxTrace
 from rlprune.latency.tables import LatencyTables
 from rlprune.policy import DATA, Policy, get_policy
-from rlprune.profile.calibration import CalibrationSet
-from rlprune.profile.fit import fit_inputs
-from rlprune.profile.measured import single_group_plans
-from rlprune.profile.types import keep_levels
+from rlprune.recording.model_dir import EVALUATIONS, load_model_dir
+from rlprune.recording.record import RecordConfig, proposal_tables, record_model
+from rlprune.sensitivity.calibration import CalibrationSet
+from rlprune.sensitivity.fit import fit_inputs
+from rlprune.sensitivity.measured import single_group_plans
+from rlprune.sensitivity.types import keep_levels
 from rlprune.store import Store, open_store
-from rlprune.task.taskdir import EVALUATIONS, load_model_dir
-from rlprune.training.cluster import ray_session
-from rlprune.training.record import RecordConfig, proposal_tables, record_model
 
 FIRST_PASS = 75
 """Evaluations of each network in the first round over all; every further round doubles them."""

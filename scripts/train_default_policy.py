@@ -20,13 +20,13 @@ from pathlib import Path
 
 import zoo_nets
 
+from rlprune.cluster import ray_session
 from rlprune.policy import DATA
 from rlprune.policy.artifact import PolicyArtifact, PolicyScore
 from rlprune.policy.base import Policy
 from rlprune.policy.baselines import GlobalMagnitudePolicy, PlainUniformPolicy, UniformPolicy
 from rlprune.policy.learned import LearnedPolicy
 from rlprune.store import open_store
-from rlprune.training.cluster import ray_session
 from rlprune.training.population import Member, network_of, run_population
 from rlprune.training.run import load_models, population_configs, training_tasks
 from rlprune.training.select import (

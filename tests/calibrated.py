@@ -12,10 +12,10 @@ from topologies import TOPOLOGIES
 
 from rlprune.graph.from_onnx import OnnxTrace, trace_onnx
 from rlprune.graph.types import IntArray
-from rlprune.profile.calibration import CalibrationSet
-from rlprune.profile.evaluate import Evaluation, Evaluator
-from rlprune.profile.fit import fit_inputs
 from rlprune.runtime import get_runtime
+from rlprune.sensitivity.calibration import CalibrationSet
+from rlprune.sensitivity.evaluate import Evaluation, Evaluator
+from rlprune.sensitivity.fit import fit_inputs
 
 
 def traced(name: str) -> OnnxTrace:

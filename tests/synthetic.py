@@ -13,11 +13,11 @@ import numpy as np
 from rlprune.graph.types import FloatArray, Group, IntArray, Operator, PruningGraph, Width
 from rlprune.latency.interval import Interval
 from rlprune.latency.tables import LatencyTables
-from rlprune.profile.types import GroupProfiles
+from rlprune.recording.evaluations import Evaluations
 from rlprune.schemes import Form, Space, space_with
 from rlprune.schemes.channels import keep_levels
-from rlprune.task.evaluations import Evaluations
-from rlprune.task.task import PruningTask
+from rlprune.sensitivity.types import GroupProfiles
+from rlprune.solver.task import PruningTask
 
 
 def group_width(group: int) -> Width:

@@ -6,8 +6,17 @@ from typing import Annotated
 
 import typer
 
-from rlprune.cli import explain, finetune, fleet, latency, models, planning, training
-from rlprune.cli.frame import Commands
+from rlprune.cli import (
+    apply,
+    explain_latency,
+    finetune,
+    measure,
+    plan,
+    service,
+    trace,
+    training,
+)
+from rlprune.cli.shared import Commands
 
 app = typer.Typer(
     name="rlprune",
@@ -18,17 +27,17 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # boxes around help and usage errors cost 0.2 s and break lines
 )
-app.command("trace")(explain.trace)
-app.command("plan")(planning.plan)
-app.command("apply")(models.apply)
+app.command("trace")(trace.trace)
+app.command("plan")(plan.plan)
+app.command("apply")(apply.apply)
 app.command("finetune")(finetune.finetune)
-app.command("measure")(models.measure)
-app.command("explain-latency")(latency.explain_latency)
+app.command("measure")(measure.measure)
+app.command("explain-latency")(explain_latency.explain_latency)
 app.command("record")(training.record)
 app.command("train")(training.train)
-app.command("serve")(fleet.serve)
-app.command("work")(fleet.work)
-app.command("devices")(fleet.devices)
+app.command("serve")(service.serve)
+app.command("work")(service.work)
+app.command("devices")(service.devices)
 
 
 def _print_version(wanted: bool) -> None:

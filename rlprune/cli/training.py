@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rlprune.cli.fleet import StoreUrl
-from rlprune.cli.frame import (
+from rlprune.cli.inputs import InputValues
+from rlprune.cli.models import Model, load_trace
+from rlprune.cli.service import StoreUrl
+from rlprune.cli.shared import (
     InputShapes,
     Json,
     Seed,
@@ -22,12 +24,10 @@ from rlprune.cli.frame import (
     progress,
     stoppable,
 )
-from rlprune.cli.inputs import InputValues
-from rlprune.cli.models import Model, load_trace
 from rlprune.errors import InputError
 
 if TYPE_CHECKING:
-    from rlprune.task.evaluations import Evaluations
+    from rlprune.recording.evaluations import Evaluations
 
 
 def record(
@@ -84,9 +84,9 @@ def record(
     import platformdirs
 
     from rlprune.policy import get_policy
-    from rlprune.profile.fit import load_calibration
+    from rlprune.recording.record import RecordConfig, proposal_tables, record_model
+    from rlprune.sensitivity.fit import load_calibration
     from rlprune.store import open_store
-    from rlprune.training.record import RecordConfig, proposal_tables, record_model
 
     folder = output or platformdirs.user_data_path("rlprune") / "tasks"
     name = check_name(model.stem if name is None else name)

@@ -131,8 +131,7 @@ def _renamed(node: NodeProto, names: Mapping[str, str]) -> NodeProto:
 
 def rename_reads(node: NodeProto, names: Mapping[str, str]) -> None:
     """Renames what a node and its bodies read, in place; names that a body gives hide those
-    around it.
-    """
+    around it."""
     node.input[:] = [names.get(name, name) for name in node.input]
     for body in bodies_of(node):
         own = {value.name for value in body.input} | {tensor.name for tensor in body.initializer}

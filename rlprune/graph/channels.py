@@ -1,13 +1,10 @@
 """Which channels must live or die together.
 
 Every channel axis of every tensor carries an array of ids, one per position. An operator's rule
-says which ids are equal (`tie`), which are new (`fresh`), and which cannot be pruned (`hold`). When
-every rule has spoken, the classes of equal ids are the *units*; units that appear equally often in
-exactly the same places form a *group*. Anything not understood is held, so a mistake costs savings,
-never a wrong network.
-
-The idea is that of dependency graphs (Fang et al., DepGraph, CVPR 2023), on ids instead of layers,
-so that concats, shuffles, repeats and slices need no special cases.
+says which ids are equal (`tie`), which are new (`fresh`), and which cannot be pruned (`hold`). The
+classes of equal ids are the *units*; units that appear equally often in exactly the same places
+form a *group*. What is not understood is held, so a mistake costs savings, never a wrong network.
+(Idea: the dependency graphs of Fang et al., DepGraph, CVPR 2023, on ids instead of layers.)
 """
 
 from __future__ import annotations
@@ -93,7 +90,7 @@ class Channels:
         """New ids that nothing is tied to yet."""
         size = int(np.prod(shape, dtype=np.int64))
         if self.count + size > MAX_IDS:
-            raise ModelError(f"the model has more than {MAX_IDS} channels", field="model")
+            raise ModelError(f"the model has more than {MAX_IDS} channels")
         ids = np.arange(self.count, self.count + size, dtype=np.int64).reshape(shape)
         self.count += size
         return ids
@@ -101,9 +98,7 @@ class Channels:
     def _spend(self, count: int) -> None:
         self.stored += count
         if self.stored > MAX_STORED:
-            raise ModelError(
-                f"following the channels takes more than {MAX_STORED} numbers", field="model"
-            )
+            raise ModelError(f"following the channels takes more than {MAX_STORED} numbers")
 
     def tie(self, left: IntArray, right: IntArray) -> None:
         """Ids of `left` equal those of `right`, position by position (broadcast)."""
@@ -156,8 +151,7 @@ class Channels:
         if tuple(self.shapes[name][axis] for axis in axes) != ids.shape:
             raise ModelError(
                 f"weight {name!r} of shape {self.shapes[name]} does not fit the "
-                f"{'x'.join(map(str, ids.shape))} channels it is used on",
-                field="model",
+                f"{'x'.join(map(str, ids.shape))} channels it is used on"
             )
         self.touched.update((name, axis) for axis in axes)
         for block in self.blocks.setdefault(name, []):
@@ -184,8 +178,7 @@ class Channels:
 
     def made(self, node: str, name: str, axis: int, ids: IntArray) -> IntArray:
         """A weight axis that makes channels: claims it with new `ids`, or those of an earlier
-        reader.
-        """
+        reader."""
         self.claim(name, (axis,), ids)
         self.producers.append(Producer(node, name, axis))
         # Where an earlier reader saw the axis jointly with others, `claim` held both.
@@ -315,8 +308,7 @@ def _components(count: int, left: list[IntArray], right: list[IntArray]) -> IntA
 @dataclass(frozen=True)
 class ChannelMap:
     """For every axis of every tensor of a traced model, which unit of which group each position
-    is.
-    """
+    is."""
 
     shapes: Mapping[str, tuple[int, ...]]
     blocks: Mapping[str, tuple[Block, ...]]

@@ -59,14 +59,12 @@ class _Constants:
     """What makes each, leaves apart, in the order of the file."""
     beyond: set[str] = field(default_factory=set)
     """Those that walks do not fold: computed (or concatenated, as gates are), and from large floats
-    or by operators they lack.
-    """
+    or by operators they lack."""
 
 
 def compute_weights(model: ModelProto) -> ModelProto:
     """The model with initializers for what is computed from constants, weights among them; itself
-    where there is nothing of the kind. The argument is not changed.
-    """
+    where there is nothing of the kind. The argument is not changed."""
     if is_skeleton(model):
         return model
     found = _find(model)

@@ -51,8 +51,7 @@ def reshape_target(shape: Sequence[int], target: Sequence[int], allow_zero: bool
 
 def counts_fit(op: str, attrs: Attrs, shapes: Sequence[Sequence[int]]) -> bool:
     """What ONNX's inference does not look at: a Reshape keeps the count, a Gemm sums over one
-    length. `shapes` are of the first two inputs and of the output.
-    """
+    length. `shapes` are of the first two inputs and of the output."""
     if op == "Reshape":
         return math.prod(shapes[0]) == math.prod(shapes[-1])
     if op == "Gemm":

@@ -31,15 +31,13 @@ class OnnxTrace:
     graph: PruningGraph
     model: ModelProto
     """In normal form (`normal.normalise`): equal to the file traced, every constant an
-    initializer.
-    """
+    initializer."""
     channels: ChannelMap
     normal: NormalModel
     """Nodes, extents and known values of `model`."""
     tail: Tail | None = None
     """What follows the analysed part in the file and is kept as it is: `reach.attach` puts it
-    behind a cut model.
-    """
+    behind a cut model."""
 
     closed: tuple[str, ...] = ()
     """What the file leaves open and a branch closes, a sentence each."""
@@ -71,9 +69,9 @@ def trace_onnx(
     """Finds what may be pruned of an ONNX model; a skeleton will do. The argument is not changed.
 
     Args:
-        model: a path, a file's bytes, or a loaded model. input_shapes: extents of graph inputs that
-        the file leaves open, by input name. An open batch
-            size is taken as 1 and stays open.
+        model: a path, a file's bytes, or a loaded model.
+        input_shapes: extents of graph inputs that the file leaves open, by input name. An open
+            batch size is taken as 1 and stays open.
         input_values: values of graph inputs that become constants of the model, by name; of what
             is written, too.
         computing: whether weights that are computed from constants become constants; False where
@@ -81,8 +79,9 @@ def trace_onnx(
 
     Raises:
         ModelError: see `load.load_onnx`; extents that are not known; shapes that contradict each
-        other. UnsupportedOperatorError: an operator whose output shape cannot be told, before which
-        nothing can be pruned.
+            other.
+        UnsupportedOperatorError: an operator whose output shape cannot be told, before which
+            nothing can be pruned.
     """
     if isinstance(model, ModelProto):
         check(model)

@@ -31,7 +31,7 @@ MAX_NAME = 4096
 OPSETS = range(11, 27)
 """Those whose operators are followed."""
 OLDEST_OPSET = 7
-"""Older ones than `OPSETS` are converted from here on (`opsets.py`)."""
+"""Older ones than `OPSETS` are converted from here on (`prepare.py`)."""
 SKELETON_KEY = "rlprune.skeleton"
 """`metadata_props` key that marks a model whose weights were reduced to shapes (`skeleton.py`)."""
 
@@ -74,8 +74,7 @@ def load_onnx(source: str | Path | bytes) -> ModelProto:
 
 def files_read(path: Path) -> set[Path]:
     """The files that a model at `path` is read from, links resolved: itself and its external data;
-    itself alone where it is no ONNX file.
-    """
+    itself alone where it is no ONNX file."""
     found = {path.resolve()}
     try:
         return found | data_files(_tensors(_parse(read_plain(path), str(path))), path)
@@ -105,14 +104,13 @@ def check(model: ModelProto) -> None:
 def _check(model: ModelProto) -> None:
     graph = model.graph
     if not graph.node:
-        raise ModelError("the model has no nodes", field="model")
+        raise ModelError("the model has no nodes")
     if len(graph.node) > MAX_NODES:
         raise too_many_nodes(str(len(graph.node)))
     if model.functions:
         raise ModelError(
             f"the model defines local functions ({model.functions[0].name!r}); "
-            "inline them first (onnx.inliner.inline_local_functions)",
-            field="model",
+            "inline them first (onnx.inliner.inline_local_functions)"
         )
     opset = {entry.domain: entry.version for entry in model.opset_import}.get("")
     if opset is None or not OLDEST_OPSET <= opset < OPSETS.stop:
@@ -120,8 +118,7 @@ def _check(model: ModelProto) -> None:
         raise ModelError(
             f"opset {opset} is {'newer than' if newer else 'not within'} "
             f"{'' if newer else f'{OLDEST_OPSET}..'}{OPSETS.stop - 1}"
-            f"{', the newest known' if newer else ''}; export again at opset 18 or so",
-            field="model",
+            f"{', the newest known' if newer else ''}; export again at opset 18 or so"
         )
     _check_nodes(model)
     skeleton = is_skeleton(model)
@@ -134,7 +131,7 @@ def _check(model: ModelProto) -> None:
     for value in graph.input:
         numbers = value.type.tensor_type.elem_type in _ITEM_BITS
         if not value.type.HasField("tensor_type") or not numbers:
-            raise ModelError(f"input {value.name!r} is not a tensor of numbers", field="model")
+            raise ModelError(f"input {value.name!r} is not a tensor of numbers")
     _check_names(model)
     light = without_weights(model)
     for value in (*light.graph.input, *light.graph.output):
@@ -152,7 +149,7 @@ def run_checker(model: ModelProto, *, full: bool = False, of: str = "") -> None:
         *(ValueError, RuntimeError, TypeError, onnx.checker.ValidationError),
         onnx.shape_inference.InferenceError,
     ) as error:
-        raise ModelError(f"ONNX checker{of}: {one_line(error)}", field="model") from error
+        raise ModelError(f"ONNX checker{of}: {one_line(error)}") from error
 
 
 def is_skeleton(model: ModelProto) -> bool:
@@ -198,20 +195,20 @@ def check_shape(name: str, dims: Iterable[int]) -> None:
     longer = [d for d in shape if d]
     if len(shape) > MAX_RANK or any(d < 0 for d in shape) or _count(longer) > MAX_ELEMENTS:
         text = "x".join(map(str, shape[:MAX_RANK]))
-        raise ModelError(f"tensor {name!r} of shape {text} is too large", field="model")
+        raise ModelError(f"tensor {name!r} of shape {text} is too large")
 
 
 def _parse(data: bytes, name: str) -> ModelProto:
     if len(data) > MAX_BYTES:
-        raise ModelError(f"{name} has {len(data)} bytes, more than {MAX_BYTES}", field="model")
+        raise ModelError(f"{name} has {len(data)} bytes, more than {MAX_BYTES}")
     measure(data)
     model = ModelProto()
     try:
         model.ParseFromString(data)
     except DecodeError as error:
-        raise ModelError(f"{name} is not an ONNX file, or is cut short", field="model") from error
+        raise ModelError(f"{name} is not an ONNX file, or is cut short") from error
     if not model.HasField("graph") or not model.opset_import:
-        raise ModelError(f"{name} is not an ONNX file", field="model")
+        raise ModelError(f"{name} is not an ONNX file")
     return model
 
 
@@ -241,9 +238,9 @@ def _check_tensor(tensor: TensorProto, skeleton: bool) -> None:
         kind = TensorProto.DataType.Name(tensor.data_type) if known else "?"
         small = kind.startswith(("FLOAT8", "FLOAT4", "INT4", "UINT4", "INT2", "UINT2"))
         remedy = f", {QUANTISED_REMEDY}" if small else ", not numbers"
-        raise ModelError(f"tensor {tensor.name!r} holds {kind}{remedy}", field="model")
+        raise ModelError(f"tensor {tensor.name!r} holds {kind}{remedy}")
     if tensor.data_location == TensorProto.EXTERNAL:
-        raise ModelError(f"tensor {tensor.name!r} keeps its data in another file", field="model")
+        raise ModelError(f"tensor {tensor.name!r} keeps its data in another file")
     count = _count(tensor.dims)
     if tensor.HasField("raw_data"):
         sound = len(tensor.raw_data) * 8 == count * _ITEM_BITS.get(tensor.data_type, -1)
@@ -252,7 +249,7 @@ def _check_tensor(tensor: TensorProto, skeleton: bool) -> None:
         empty = skeleton and stored == 0 and tensor.data_type in FLOAT_TYPES
         sound = stored == count or empty
     if not sound:
-        raise ModelError(f"tensor {tensor.name!r} does not hold what its shape says", field="model")
+        raise ModelError(f"tensor {tensor.name!r} does not hold what its shape says")
 
 
 def _check_nodes(model: ModelProto) -> None:
@@ -264,17 +261,14 @@ def _check_nodes(model: ModelProto) -> None:
         for attribute in node.attribute:
             values += len(attribute.ints) + len(attribute.floats) + len(attribute.strings)
             if values > MAX_PARTS:
-                raise ModelError(
-                    f"the attributes of the nodes hold more than {MAX_PARTS} numbers",
-                    field="model",
-                )
+                raise ModelError(f"the attributes of the nodes hold more than {MAX_PARTS} numbers")
             if attribute.type in (AttributeProto.SPARSE_TENSOR, AttributeProto.SPARSE_TENSORS):
                 raise UnsupportedOperatorError(name, node.op_type, "sparse tensors are not read")
             if attribute.ref_attr_name:
-                raise ModelError(f"node {name!r} refers to a function's attribute", field="model")
+                raise ModelError(f"node {name!r} refers to a function's attribute")
     for graph in all_graphs(model.graph):
         if graph.sparse_initializer:
-            raise ModelError("the model has sparse weights, which are not read", field="model")
+            raise ModelError("the model has sparse weights, which are not read")
         for value in (*graph.input, *graph.output, *graph.value_info):
             _check_text(value.name)
             for dim in value.type.tensor_type.shape.dim:
@@ -284,11 +278,9 @@ def _check_nodes(model: ModelProto) -> None:
 def _check_text(text: str | bytes) -> None:
     # Protobuf hands out what is no UTF-8 as bytes, whatever its types say.
     if not isinstance(text, str):
-        raise ModelError(f"name {text[:MAX_NAME]!r} is not UTF-8", field="model")
+        raise ModelError(f"name {text[:MAX_NAME]!r} is not UTF-8")
     if len(text) > MAX_NAME:
-        raise ModelError(
-            f"name {text[:40]!r}... has {len(text)} letters, more than {MAX_NAME}", field="model"
-        )
+        raise ModelError(f"name {text[:40]!r}... has {len(text)} letters, more than {MAX_NAME}")
 
 
 def _check_names(model: ModelProto) -> None:
@@ -302,16 +294,14 @@ def _check_names(model: ModelProto) -> None:
                 why = (
                     "a cycle, or nodes out of order" if tensor in made_later else "nothing makes it"
                 )
-                raise ModelError(
-                    f"node {name!r} ({node.op_type}) reads {tensor!r}: {why}", field="model"
-                )
+                raise ModelError(f"node {name!r} ({node.op_type}) reads {tensor!r}: {why}")
         for tensor in node.output:
             if tensor and tensor in known:
-                raise ModelError(f"tensor {tensor!r} is made twice", field="model")
+                raise ModelError(f"tensor {tensor!r} is made twice")
             known.add(tensor)
     for value in graph.output:
         if value.name not in known:
-            raise ModelError(f"output {value.name!r}: nothing makes it", field="model")
+            raise ModelError(f"output {value.name!r}: nothing makes it")
 
 
 def _count(dims: Iterable[int]) -> int:

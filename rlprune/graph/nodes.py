@@ -35,7 +35,7 @@ def reading(node: Node) -> Iterator[None]:
         yield
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         raise ModelError(
-            f"node {node.name!r} ({node.op}) is malformed: {one_line(error)}", field="model"
+            f"node {node.name!r} ({node.op}) is malformed: {one_line(error)}"
         ) from error
 
 

@@ -258,8 +258,7 @@ def _live(
     nodes: Sequence[Node], fixed: set[str], outputs: set[str], walks: Sequence[Walk]
 ) -> tuple[list[int], dict[int, Target]]:
     """Indices of the nodes that stay, and constants for those targets of Reshapes, Expands and
-    Resizes that are computed and need not be.
-    """
+    Resizes that are computed and need not be."""
     wanted = set(outputs)
     kept: list[int] = []
     targets: dict[int, Target] = {}
@@ -321,8 +320,7 @@ def _retarget(copy: NodeProto, target: Target) -> tuple[int, Array]:
 
 def _originals(nodes: Sequence[Node], weights: Mapping[str, Weight]) -> dict[str, str]:
     """By name of a matrix that the file reads again or turns again, the name that it has already:
-    what layers share stays shared, though exporters write an Identity or a Transpose for each.
-    """
+    what layers share stays shared, though exporters write an Identity or a Transpose for each."""
     known: dict[str, str] = {}
     turned: dict[tuple[str, str], str] = {}
     for node in nodes:

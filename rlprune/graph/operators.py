@@ -16,7 +16,7 @@ import numpy as np
 
 from rlprune.graph.channels import ChannelMap
 from rlprune.graph.folding import axes_of
-from rlprune.graph.foreign import FOREIGN, plain
+from rlprune.graph.kinds import FOREIGN, plain
 from rlprune.graph.lister import Lister
 from rlprune.graph.normal import NormalModel
 from rlprune.graph.patterns import fuse

@@ -15,14 +15,13 @@ from copy import deepcopy
 from dataclasses import dataclass
 
 import numpy as np
-import onnx
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, helper
 
-from rlprune.errors import ModelError, UnsupportedOperatorError, one_line
+from rlprune.errors import ModelError, UnsupportedOperatorError
 from rlprune.graph.bodies import bodies_of, count_names, inline, reads_of, rename_reads
 from rlprune.graph.folding import make_tensor
 from rlprune.graph.kinds import why_opaque
-from rlprune.graph.load import FLOAT_TYPES, without_weights
+from rlprune.graph.load import FLOAT_TYPES, run_checker, without_weights
 from rlprune.graph.sizes import Label
 from rlprune.graph.walk import Node, Shape, Walk, named, read_node, start_walk
 from rlprune.graph.weights import Weight, to_array
@@ -244,8 +243,7 @@ class _Scout:
         self, name: str, maker: Mapping[str, NodeProto], inputs: Inputs
     ) -> list[NodeProto] | None:
         """The nodes that compute a tensor of integers from the graph inputs alone, such as the size
-        of the image; None where there is more to it.
-        """
+        of the image; None where there is more to it."""
         found: dict[str, NodeProto] = {}
         todo = [name]
         while todo:
@@ -297,12 +295,7 @@ def attach(head: ModelProto, tail: Tail | None) -> ModelProto:
     kept = [deepcopy(value) for value in outputs]
     del graph.output[:]
     graph.output.extend(kept)
-    try:
-        onnx.checker.check_model(without_weights(head), full_check=False)
-    except (onnx.checker.ValidationError, ValueError, RuntimeError, TypeError) as error:
-        raise ModelError(
-            f"ONNX checker, of the cut model: {one_line(error)}", field="model"
-        ) from error
+    run_checker(without_weights(head), of=", of the cut model")
     return head
 
 

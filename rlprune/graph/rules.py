@@ -14,7 +14,7 @@ import numpy as np
 from rlprune.errors import ModelError
 from rlprune.graph.channels import Block
 from rlprune.graph.folding import axes_of
-from rlprune.graph.scope import Scope, carries, hold_all, hold_layer, rule
+from rlprune.graph.scope import Scope, carries, hold_all, hold_inputs, hold_layer, rule
 from rlprune.graph.types import IntArray
 from rlprune.graph.walk import Node
 
@@ -43,55 +43,36 @@ def _shape(node: Node, scope: Scope) -> None:
     """Folded; what is left tells open extents, in the cut model those of the whole one."""
 
 
-@rule("Conv")
+@rule("Conv ConvTranspose")
 def _conv(node: Node, scope: Scope) -> None:
     """Reads and makes channels; a depthwise one carries them; of a grouped one the same positions
-    of every group live and die together.
-    """
+    of every group live and die together."""
     data, weight = node.inputs[:2]
     channels = scope.channels
+    transposed = node.op == "ConvTranspose"
+    read, write = (0, 1) if transposed else (1, 0)  # axes of the weight
     if not scope.is_weight(weight) or scope.is_weight(data):
-        return hold_layer(node, scope, weight, 0)
+        return hold_layer(node, scope, weight, write)
     groups = int(node.attrs.get("group", 1))
     ids = channels.axis(data, 1, f"{node.op} {node.name} reads another axis as channels")
-    out_count, per_group = scope.shape(weight)[:2]
+    first, second = scope.shape(weight)[:2]
     if groups == 1:
-        channels.claim(weight, (1,), ids)
-        out = channels.made(node.name, weight, 0, channels.fresh(out_count))
-    elif per_group == 1:
-        out = channels.made(node.name, weight, 0, np.repeat(ids, out_count // groups))
+        channels.claim(weight, (read,), ids)
+        out = channels.made(node.name, weight, write, channels.fresh((first, second)[write]))
+    elif len(ids) == groups:
+        if transposed:
+            out = np.repeat(channels.made(node.name, weight, 0, ids), second)
+        else:
+            out = channels.made(node.name, weight, 0, np.repeat(ids, first // groups))
     else:
-        # The same positions of every convolution group live and die together.
-        by_group = ids.reshape(groups, per_group)
+        by_group = ids.reshape(groups, -1)
         channels.tie(by_group, by_group[:1])
-        channels.claim(weight, (1,), by_group[0])
-        unit = channels.fresh(out_count // groups)
-        out = channels.made(node.name, weight, 0, np.tile(unit, groups))
-    claim_bias(node, scope, 2, out)
-    channels.put(node.outputs[0], (1,), out)
-
-
-@rule("ConvTranspose")
-def _conv_transpose(node: Node, scope: Scope) -> None:
-    """As Conv, with the weight's first axis read and its second made."""
-    data, weight = node.inputs[:2]
-    channels = scope.channels
-    if not scope.is_weight(weight) or scope.is_weight(data):
-        return hold_layer(node, scope, weight, 1)
-    groups = int(node.attrs.get("group", 1))
-    ids = channels.axis(data, 1, f"{node.op} {node.name} reads another axis as channels")
-    in_count, per_group = scope.shape(weight)[:2]
-    if groups == 1:
-        channels.claim(weight, (0,), ids)
-        out = channels.made(node.name, weight, 1, channels.fresh(per_group))
-    elif in_count == groups:
-        out = np.repeat(channels.made(node.name, weight, 0, ids), per_group)
-    else:
-        by_group = ids.reshape(groups, in_count // groups)
-        channels.tie(by_group, by_group[:1])
-        channels.claim(weight, (0,), ids)
-        unit = channels.made(node.name, weight, 1, channels.fresh(per_group))
-        out = np.tile(unit, groups)
+        channels.claim(weight, (read,), ids if transposed else by_group[0])
+        if transposed:
+            out = np.tile(channels.made(node.name, weight, 1, channels.fresh(second)), groups)
+        else:
+            unit = channels.fresh(first // groups)
+            out = channels.made(node.name, weight, 0, np.tile(unit, groups))
     claim_bias(node, scope, 2, out)
     channels.put(node.outputs[0], (1,), out)
 
@@ -103,10 +84,7 @@ def claim_bias(node: Node, scope: Scope, place: int, ids: IntArray) -> None:
         return
     if not scope.is_weight(name):
         scope.channels.hold(ids, f"{node.op} {node.name} has a computed bias")
-        block = scope.channels.block(name)
-        if block is not None:
-            scope.channels.hold(block.ids, f"{node.op} {node.name} has a computed bias")
-        return
+        return hold_inputs(node, scope, (name,), "has a computed bias")
     shape = scope.shape(name)
     if shape and shape[-1] == len(ids):
         scope.channels.claim(name, (len(shape) - 1,), ids)
@@ -162,10 +140,7 @@ def _layer_norm(node: Node, scope: Scope) -> None:
     axes = list(range(int(node.attrs.get("axis", -1)) % rank, rank))
     first = Node(node.name, node.op, node.inputs, node.outputs[:1], node.attrs)
     _hold_axes(first, scope, axes, "normalises over these channels")
-    for name in node.inputs[1:]:
-        block = scope.channels.block(name) if name and not scope.is_weight(name) else None
-        if block is not None:
-            scope.channels.hold(block.ids, f"{node.op} {node.name} is scaled by these channels")
+    hold_inputs(node, scope, node.inputs[1:], "is scaled by these channels")
 
 
 @rule("GroupNormalization LRN")

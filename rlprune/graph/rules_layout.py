@@ -7,7 +7,7 @@ import numpy as np
 from rlprune.graph.channels import MAX_IDS, Block, varying_axes
 from rlprune.graph.folding import axes_of, ints
 from rlprune.graph.rules_extents import nameless
-from rlprune.graph.scope import Scope, carries, hold_all, rule
+from rlprune.graph.scope import Scope, carries, hold_all, hold_inputs, rule
 from rlprune.graph.types import IntArray
 from rlprune.graph.walk import Node
 
@@ -229,9 +229,7 @@ def _grid_sample(node: Node, scope: Scope) -> None:
     """Carries channels, all read at the same places; what tells the places is held."""
     data, grid = node.inputs
     channels = scope.channels
-    places = None if scope.is_weight(grid) else channels.block(grid)
-    if places is not None:
-        channels.hold(places.ids, f"{node.op} {node.name} reads places from these channels")
+    hold_inputs(node, scope, (grid,), "reads places from these channels")
     block = None if scope.is_weight(data) else channels.block(data)
     if block is None:
         return

@@ -12,7 +12,7 @@ import numpy as np
 
 from rlprune.graph.channels import Block
 from rlprune.graph.rules import claim_bias
-from rlprune.graph.scope import Scope, hold_all, hold_layer, rule
+from rlprune.graph.scope import Scope, hold_all, hold_inputs, hold_layer, rule
 from rlprune.graph.types import IntArray
 from rlprune.graph.walk import Node
 
@@ -39,8 +39,7 @@ def _gemm(node: Node, scope: Scope) -> None:
 @rule("MatMul")
 def _matmul(node: Node, scope: Scope) -> None:
     """Reads and makes channels with a weight; of two activations it lets whole heads, rows or
-    columns through and holds what it sums over.
-    """
+    columns through and holds what it sums over."""
     left, right = node.inputs
     channels = scope.channels
     if not scope.is_weight(right):
@@ -204,10 +203,7 @@ def _deform_conv(node: Node, scope: Scope) -> None:
         return hold_layer(node, scope, weight, 0)
     if int(node.attrs.get("group", 1)) > 1 or int(node.attrs.get("offset_group", 1)) > 1:
         return hold_all(node, scope, "deforms several groups of channels")
-    for name in (offset, mask):
-        block = channels.block(name) if name and not scope.is_weight(name) else None
-        if block is not None:
-            channels.hold(block.ids, f"{node.op} {node.name} moves its taps by these channels")
+    hold_inputs(node, scope, (offset, mask), "moves its taps by these channels")
     ids = channels.axis(data, 1, f"{node.op} {node.name} reads another axis as channels")
     channels.claim(weight, (1,), ids)
     out = channels.made(node.name, weight, 0, channels.fresh(scope.shape(weight)[0]))
@@ -286,9 +282,6 @@ def _recurrent(node: Node, scope: Scope) -> None:
     channels = scope.channels
     ids = channels.axis(data, 2, f"{node.op} {node.name} reads another axis as channels")
     channels.claim(weight, (2,), ids)
-    for name in node.inputs[4:]:
-        block = channels.block(name) if name and not scope.is_weight(name) else None
-        if block is not None:
-            channels.hold(block.ids, f"{node.op} {node.name} starts from these channels")
+    hold_inputs(node, scope, node.inputs[4:], "starts from these channels")
     hidden = scope.shape(node.inputs[2])[2]
     channels.note(node.name, weight, hidden, f"{node.op} {node.name} keeps its hidden state whole")

@@ -5,12 +5,12 @@ An operator without a rule holds all it touches.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import wraps
 
 from rlprune.graph.channels import Block, Channels
-from rlprune.graph.foreign import FOREIGN, QUANTISERS, plain, why_held
-from rlprune.graph.kinds import QUANTISED_REMEDY
+from rlprune.graph.kinds import FOREIGN, QUANTISED_REMEDY, QUANTISERS, plain, why_held
 from rlprune.graph.normal import NormalModel
 from rlprune.graph.walk import Node, reading
 
@@ -104,6 +104,7 @@ def carries(operators: str) -> Callable[[BlockRule], BlockRule]:
     """Registers a rule of what moves the channels of its first input; without any it has no say."""
 
     def register(function: BlockRule) -> BlockRule:
+        @wraps(function)  # the documented rules are its words
         def checked(node: Node, scope: Scope) -> None:
             block = scope.channels.block(node.inputs[0])
             if block is not None:
@@ -129,8 +130,15 @@ def apply_rule(node: Node, scope: Scope, shared: frozenset[str]) -> None:
 
 def hold_all(node: Node, scope: Scope, why: str = "is not followed through") -> None:
     """Everything that touches the node stays as it is."""
-    for _, block in scope.blocks(node):
-        scope.channels.hold(block.ids, f"{node.op} {node.name} {why}")
+    hold_inputs(node, scope, node.inputs, why)
+
+
+def hold_inputs(node: Node, scope: Scope, names: Iterable[str], why: str) -> None:
+    """Channels of these inputs stay, where they have some."""
+    for name in names:
+        block = scope.channels.block(name) if name and not scope.is_weight(name) else None
+        if block is not None:
+            scope.channels.hold(block.ids, f"{node.op} {node.name} {why}")
 
 
 def _hold_unknown(node: Node, scope: Scope) -> None:

@@ -68,23 +68,22 @@ def measure(data: bytes) -> None:
                         varint_bytes += length
                 field_count += 1
                 if field_count > MAX_FIELDS:
-                    raise ModelError(f"the model has more than {MAX_FIELDS} fields", field="model")
+                    raise ModelError(f"the model has more than {MAX_FIELDS} fields")
                 if node_count > MAX_NODES:
                     raise too_many_nodes(f"more than {MAX_NODES}")
                 if parts > MAX_PARTS:
-                    raise ModelError(f"the model has more than {MAX_PARTS} parts", field="model")
+                    raise ModelError(f"the model has more than {MAX_PARTS} parts")
                 if varint_bytes > MAX_VARINT_BYTES:
                     raise ModelError(
                         f"the model has more than {MAX_VARINT_BYTES} bytes of listed numbers; "
-                        "save its tensors as raw data",
-                        field="model",
+                        "save its tensors as raw data"
                     )
                 place += length
         level = inner
 
 
 def too_many_nodes(count: str) -> ModelError:
-    return ModelError(f"the model has {count} nodes; {MAX_NODES} are read at most", field="model")
+    return ModelError(f"the model has {count} nodes; {MAX_NODES} are read at most")
 
 
 def read_varint(data: bytes, place: int, end: int) -> tuple[int, int]:

@@ -115,7 +115,7 @@ def _read(
         stated = [abs(d) for d in dims]
     check_shape(name, stated)
     if 0 in dims:
-        raise ModelError(f"input {name!r} is empty ({text(dims)})", field="model")
+        raise ModelError(f"input {name!r} is empty ({text(dims)})")
     labels = tuple(
         None if d > 0 else (_called(name, axis, names[axis]), stated[axis])
         for axis, d in enumerate(dims)
@@ -216,25 +216,22 @@ def some_sizes(inputs: Sequence[GraphInput]) -> list[tuple[Types, frozenset[Labe
 def _changes(labels: Sequence[Label], batches: set[Label | None]) -> Iterator[Change]:
     """Other sizes to try, the likeliest to go through first."""
 
-    def changed(batch: Callable[[int], int], rest: Callable[[int, int], int]) -> Change:
-        places = {label: k for k, label in enumerate(one for one in labels if one not in batches)}
-        return {
-            label: batch(label[1]) if label in batches else rest(label[1], places[label])
+    places = {label: k % 2 for k, label in enumerate(one for one in labels if one not in batches)}
+    # Of the size, and of 0 or 1 in turns: so two extents are not taken for one.
+    rests: tuple[Callable[[int, int], int], ...] = (
+        lambda size, odd: size * (2 + odd),
+        lambda size, odd: size + 1 + 2 * odd,
+        lambda size, odd: size + 32 * (1 + odd),
+        lambda size, odd: max(size // 2, 1) if size > 1 else 2,
+        lambda size, odd: 2 * size,
+        lambda size, odd: size + 32,
+        lambda size, odd: size + 1,
+    )
+    for rest in rests if places else rests[:1]:
+        yield {
+            label: 2 * label[1] if label in batches else rest(label[1], places[label])
             for label in labels
         }
-
-    def double(size: int) -> int:
-        return 2 * size
-
-    yield changed(double, lambda size, place: size * (2 + place % 2))
-    if all(label in batches for label in labels):
-        return
-    yield changed(double, lambda size, place: size + 1 + 2 * (place % 2))
-    yield changed(double, lambda size, place: size + 32 * (1 + place % 2))
-    yield changed(double, lambda size, place: max(size // 2, 1) if size > 1 else 2)
-    yield changed(double, lambda size, place: 2 * size)
-    yield changed(double, lambda size, place: size + 32)
-    yield changed(double, lambda size, place: size + 1)
 
 
 def open_input(value: ValueInfoProto, one: GraphInput, still_open: frozenset[Label]) -> None:

@@ -81,15 +81,7 @@ def export_onnx(
     call.flatten(twin)
     export = _older if exporter is Exporter.OLDER else _newer
     try:
-        with (
-            plain_attention(),
-            warnings.catch_warnings(),
-            torch.random.fork_rng(devices=[]),
-            silence(),
-        ):
-            # Its age, what it folds, branches on shapes: the graph that comes out is what counts,
-            # and every cut made with it is checked.
-            warnings.simplefilter("ignore")
+        with _running():
             model = export(twin, call.tensors())
     except Exception as error:  # anything the forward code or the exporter may raise
         raise ModelError(_reason(error)) from error
@@ -108,14 +100,23 @@ def refuse_branches(module: nn.Module, call: Call) -> None:
     Raises:
         ModelError: naming the line; or the module does not run on `call`.
     """
+    with _running():
+        refuse_value_reads(_twin(module), call)
+
+
+@contextmanager
+def _running() -> Iterator[None]:
+    """Around code of the user's or an exporter's: nothing printed, nothing drawn."""
     with (
         plain_attention(),
         warnings.catch_warnings(),
         torch.random.fork_rng(devices=[]),
         silence(),
     ):
+        # Its age, what it folds, branches on shapes: the graph that comes out is what counts, and
+        # every cut made with it is checked.
         warnings.simplefilter("ignore")
-        refuse_value_reads(_twin(module), call)
+        yield
 
 
 def _twin(module: nn.Module) -> nn.Module:

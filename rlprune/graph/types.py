@@ -155,12 +155,10 @@ class Operator:
             in_cells = math.prod(self.in_spatial)
             pairs = in_width * out_width // self.groups if self.groups else out_width
             return pairs * (taps * in_cells)
-        if self.kind == "depthwise_conv":
+        if self.kind in ("depthwise_conv", "matmul"):
             return out_width * (taps * cells)
         if self.kind == "linear":
             return in_width * out_width * cells
-        if self.kind == "matmul":
-            return out_width * (taps * cells)
         if self.kind == "attention":
             return (in_width + out_width) * (taps * cells)
         if self.kind == "recurrent":
@@ -187,7 +185,7 @@ class Operator:
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """An axis kept whole, and why."""
+    """An axis that is not prunable, and why."""
 
     node: str
     tensor: str

@@ -167,9 +167,7 @@ class Walk:
         check_shape(name, array.shape)
         self.folded += array.size
         if self.folded > MAX_ALL_FOLDED:
-            raise ModelError(
-                f"the model computes more than {MAX_ALL_FOLDED} constant numbers", field="model"
-            )
+            raise ModelError(f"the model computes more than {MAX_ALL_FOLDED} constant numbers")
         self.types[name] = (elem, array.shape)
         self.weights[name] = Weight(array.shape, elem, array=array)
         if readable(array.dtype, array.size):
@@ -184,13 +182,8 @@ class Walk:
             return True
         if node.op == "Cast":
             return False
-        hollow = weight.proto is not None and is_hollow(weight.proto)
         try:
-            if hollow:
-                # A broadcast scalar stands in for the data that is not there.
-                data: Array = np.broadcast_to(np.zeros((), np.bool_), weight.dims)
-            else:
-                data = to_array(weight)
+            (data,), hollow = _data_of(weight)
             # Swin's tables of relative positions grow (169 rows to 49 x 49): exporters fold them.
             most = max(data.size, MAX_FOLDED)
             if (
@@ -209,9 +202,7 @@ class Walk:
     def _join(self, node: Node) -> bool:
         """Joins weights for good, as exporters reorder the gates of recurrent layers."""
         parts = [self.weights[name] for name in node.inputs]
-        hollow = any(w.array is None and w.proto is not None and is_hollow(w.proto) for w in parts)
-        nothing = np.zeros((), np.bool_)
-        data = [np.broadcast_to(nothing, w.dims) if hollow else to_array(w) for w in parts]
+        data, hollow = _data_of(*parts)
         self._put(node.outputs[0], parts[0], ARITHMETIC["Concat"](dict(node.attrs), *data), hollow)
         return True
 
@@ -227,7 +218,6 @@ class Walk:
 
     def _split(self, node: Node, weight: Weight) -> bool:
         """Takes a weight apart for good, as the newer exporter leaves packed projections."""
-        hollow = weight.array is None and weight.proto is not None and is_hollow(weight.proto)
         if any(not name for name in node.outputs) or not weight.dims:
             return False
         axis = int(node.attrs.get("axis", 0))
@@ -246,7 +236,7 @@ class Walk:
         )
         if len(sizes) != len(node.outputs) or sum(sizes) != extent or min(sizes) < 1:
             return False
-        data = np.broadcast_to(np.zeros((), np.bool_), weight.dims) if hollow else to_array(weight)
+        (data,), hollow = _data_of(weight)
         parts = np.split(data, np.cumsum(sizes)[:-1], axis=axis)
         for name, part in zip(node.outputs, parts, strict=True):
             self._put(name, weight, np.asarray(part), hollow)
@@ -342,6 +332,14 @@ def start_walk(
         declared,
         joined=_joined(model.graph.node),
     )
+
+
+def _data_of(*weights: Weight) -> tuple[list[Array], bool]:
+    """The values of constants, and whether they are not there (a skeleton's): broadcast scalars
+    then stand in for them."""
+    hollow = any(w.array is None and w.proto is not None and is_hollow(w.proto) for w in weights)
+    nothing = np.zeros((), np.bool_)
+    return [np.broadcast_to(nothing, w.dims) if hollow else to_array(w) for w in weights], hollow
 
 
 def _joined(nodes: Sequence[NodeProto]) -> frozenset[str]:

@@ -1,17 +1,12 @@
 """From sums of operators to whole models: what a runtime fuses, caches and adds.
 
-Operators measured alone add up to 0.9-1.4 times the model they make: activations vanish into
-convolutions, layout changes appear between them, and where a width does not fill a runtime's blocks
-a whole chain of operators takes another path (ONNX Runtime on AVX-512: widths that are no multiple
-of 16; OpenVINO: less than 16). So each form of operator in a graph gets a factor, and further ones
-for the traits of its in- and out-width: how wide, whether less than a block, which alignments are
-missed. They are fitted to whole models under several plans, start from a prior (1, or 0.1 where a
-runtime is apt to fuse; no trait matters), move together, then by class, then by form, as far as the
-data carry them: Gaussian regression with that prior's covariance, factors kept at or above zero.
-
-What takes time and is no operator that could be measured alone (class `other`: TopK, GridSample, a
-loop) is no reason to charge it to convolutions: a graph that has such operators gets a fixed cost
-of its own, at or above zero, that only its own plans tell of.
+Operators measured alone add up to 0.9-1.4 times the model they make: activations are fused into
+convolutions, layouts change between operators, and widths that do not fill a runtime's blocks take
+other kernels. So each form of operator in a graph gets a factor, and further ones for traits of its
+widths. They are fitted to whole models under several plans, from a prior (1, or 0.1 where a runtime
+is apt to fuse), together, by class and by form: Gaussian regression with that prior's covariance,
+factors kept at or above zero. A graph with operators that could not be measured alone (class
+`other`: TopK, GridSample, a loop) gets a fixed cost that only its own plans tell of.
 """
 
 from __future__ import annotations

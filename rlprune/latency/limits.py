@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 
-from rlprune.latency.types import Measurement, ModelSubject, OperatorSpec
+from rlprune.latency.types import EXTENTS, PRECISIONS, Measurement, ModelSubject, OperatorSpec
 
 MIN_MS, MAX_MS = 1e-5, 1e6
 """Of one run: a few cycles of a processor, and a quarter of an hour."""
@@ -30,7 +30,7 @@ KINDS = frozenset((*_WITH_WEIGHTS, *_WITHOUT, *_MOVING))
 """Kinds of operators that are measured; `graph.types.Operator` says what each is, and `overhead` is
 `operators.OVERHEAD`."""
 
-_SAMPLES = ("cpu_ms", "wall_ms", "control_cpu_ms", "control_wall_ms")
+SAMPLES = ("cpu_ms", "wall_ms", "control_cpu_ms", "control_wall_ms")
 _THREADS = re.compile(r"\.t(\d{1,9})\.")
 
 
@@ -51,7 +51,7 @@ def fault_of(one: Measurement) -> tuple[str, str] | None:
 def _sample_fault(one: Measurement) -> tuple[str, str] | None:
     session_count = len(one.cpu_ms)
     least = 0.0 if one.status == "failed" else MIN_MS  # a clock that stands still is a failure
-    for name in _SAMPLES:
+    for name in SAMPLES:
         sessions = getattr(one, name)
         if any(not session for session in sessions):
             return name, "a session has no samples"
@@ -67,13 +67,15 @@ def _sample_fault(one: Measurement) -> tuple[str, str] | None:
         return "control_cpu_ms", "the control needs as many sessions as its subject"
     if len(one.control_wall_ms) != len(one.control_cpu_ms):
         return "control_wall_ms", "the control needs as many sessions of wall as of CPU time"
-    for cpu_name, wall_name in (_SAMPLES[:2], _SAMPLES[2:]):
+    for cpu_name, wall_name in (SAMPLES[:2], SAMPLES[2:]):
         if [len(s) for s in getattr(one, cpu_name)] != [len(s) for s in getattr(one, wall_name)]:
             return wall_name, "every sample needs both its CPU and its wall time"
     return None
 
 
 def _subject_fault(subject: OperatorSpec | ModelSubject) -> tuple[str, str] | None:
+    if subject.precision not in PRECISIONS:
+        return "subject.precision", f"no precision {subject.precision[:40]!r} is measured"
     if isinstance(subject, ModelSubject):
         if any(not 1 <= value <= MAX_EXTENT for value in subject.settings):
             return "subject.keeps", "keep counts must be at least 1 and fit 32 bits"
@@ -85,7 +87,7 @@ def _subject_fault(subject: OperatorSpec | ModelSubject) -> tuple[str, str] | No
             return f"subject.{name}", f"{name} must be 0 to {MAX_WIDTH}"
     if subject.kind == "conv" and not subject.groups:
         return "subject.groups", "a convolution has at least one group"
-    for name in ("in_spatial", "out_spatial", "kernel", "stride", "pads", "dilation"):
+    for name in EXTENTS:
         values = getattr(subject, name)
         least = -MAX_EXTENT if name == "pads" else 0
         if len(values) > MAX_AXIS_COUNT or any(not least <= v <= MAX_EXTENT for v in values):

@@ -1,25 +1,17 @@
 """The estimator: what one inference costs here, in raw samples, or why that cannot be said.
 
-Shared machines lie. Wall-time medians of fresh sessions were seen 70-90 % apart where thread-CPU
-time was 4 % apart, so for one thread the CPU time of the calling thread counts, and wall time is
-kept beside it. But a neighbour on the same core slows CPU time too, and not evenly: on a rented
-2-core machine with nothing else running in it, a convolution's CPU time went up by 1.4, an
-addition's by 2.2, for tenths of a second to seconds at a time. What helps, measured on ResNet-20
-beside four busy processes (standard deviation of a plan's ratio to the unpruned model):
+On shared machines wall-time medians of fresh sessions were 70-90 % apart where thread-CPU time was
+4 % apart, so for one thread the CPU time of the calling thread counts. Neighbours slow that too, by
+1.4 to 2.2 for tenths of a second to seconds. Against it (ResNet-20 beside four busy processes):
 
 - every sample of a subject stands between two samples of a control (A B A B), and ratios are taken;
-- samples of some milliseconds: at 0.4 ms each run finds its caches emptied by the other model,
-  which read ratios up to 12 % too high and repeated to 1.2-1.9 %, at 3 ms to 0.5-0.9 %;
-- many short sessions, not few long ones: a session can be slow as a whole (where its memory happens
-  to lie), so every subject gets several fresh ones, in turns with the other subjects, and the
-  interquartile mean of their ratios counts.
+- a sample takes some milliseconds: at 0.4 ms ratios repeated to 1.2-1.9 %, at 3 ms to 0.5-0.9 %;
+- every subject gets several fresh sessions, in turns with the other subjects, since a session can
+  be slow as a whole, and the interquartile mean of their ratios counts.
 
-Picking out "quiet" samples by their control was tried and made it worse (1.5 % against 1.0 %): it
-throws away more than it cleans. Only samples that were preempted are taken again.
-
-A model the runtime refuses, or one that will not hold still, is a result with a status and a
-reason; nothing here raises for what a device did. Sources: TVM's min_repeat_ms, and Google
-Benchmark's interleaving of repetitions.
+Only samples that were preempted are taken again: picking out "quiet" ones made it worse. A model
+that the runtime refuses, or that is not steady, is a result with a status and a reason; nothing
+here raises for what a device did. (Ideas: TVM's min_repeat_ms; Google Benchmark's interleaving.)
 """
 
 from __future__ import annotations

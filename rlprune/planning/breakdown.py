@@ -16,9 +16,9 @@ from rlprune.planning.local import device_task, which_device
 from rlprune.planning.profiles import OnProgress
 from rlprune.planning.tables import latency_model
 from rlprune.plans import PruningPlan
-from rlprune.profile.energy import energy_profiles
 from rlprune.schemes import CHANNEL_ONLY, space_of
-from rlprune.task.task import PruningTask
+from rlprune.sensitivity.energy import energy_profiles
+from rlprune.solver.task import PruningTask
 
 if TYPE_CHECKING:
     from rlprune.graph.from_onnx import OnnxTrace
@@ -91,7 +91,7 @@ def explain_latency(
     """A traced model's latency, operator by operator, and what a plan makes of it.
 
     For the plan's device where none is named. What the model needs is measured now where that is
-    this machine and the store does not have it, as `plan_model` does.
+    this machine and the store does not have it, as `LocalPlanner` does.
 
     Raises:
         PlanError: the plan is for another graph, or asks for what it cannot give.

@@ -16,17 +16,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from rlprune.errors import InputError
 from rlprune.graph.types import FloatArray, IntArray
 from rlprune.plans import PruningPlan
 from rlprune.policy import Policy, SamplingPolicy, get_policy
-from rlprune.task.knapsack import solve
-from rlprune.task.task import PruningTask
+from rlprune.solver.knapsack import solve
+from rlprune.solver.task import PruningTask
 
 if TYPE_CHECKING:
     from rlprune.graph.from_onnx import OnnxTrace
-    from rlprune.profile.calibration import CalibrationSet
-    from rlprune.profile.evaluate import Evaluation, Evaluator
+    from rlprune.sensitivity.calibration import CalibrationSet
+    from rlprune.sensitivity.evaluate import Evaluation, Evaluator
 
 MAX_CANDIDATES = 64
 CURVE_ERROR = 0.2
@@ -50,24 +49,6 @@ ENOUGH_IMAGES = 500
 """Calibration images from which on half of them tell plans apart at the price of some fifteen
 evaluations; at 2,000, of seven."""
 PENDING = "the knapsack reference, until the candidates are evaluated where the weights are"
-
-
-def check_count(count: int, *, calibrated: bool) -> None:
-    """Refuses a count of candidates that cannot be chosen between; 0 asks for none.
-
-    Raises:
-        InputError: 1 or negative or too many, or nothing to evaluate them on.
-    """
-    if count and not 2 <= count <= MAX_CANDIDATES:
-        raise InputError(
-            f"{count} candidates; give 2 to {MAX_CANDIDATES}, the knapsack's plan among them, or "
-            "0 for none",
-            field="candidates",
-        )
-    if count and not calibrated:
-        raise InputError(
-            "candidates are evaluated on calibration images; give calibration", field="candidates"
-        )
 
 
 def default_count(images: CalibrationSet | None, *, policy: str, guard: bool) -> int:
@@ -256,8 +237,8 @@ def chooser(
 
     @cache
     def evaluator() -> Evaluator:
-        from rlprune.profile.evaluate import Evaluator
         from rlprune.runtime import get_runtime
+        from rlprune.sensitivity.evaluate import Evaluator
 
         return Evaluator(trace, images, runtime=get_runtime())
 

@@ -23,7 +23,6 @@ import onnx
 from rlprune.errors import MeasurementError
 from rlprune.graph.from_onnx import OnnxTrace
 from rlprune.graph.sizes import at_sizes
-from rlprune.graph.types import IntArray
 from rlprune.latency.collect import trace_models
 from rlprune.latency.device import threads_of
 from rlprune.latency.measure import MeasureConfig, measure
@@ -39,13 +38,14 @@ compared with a budget."""
 _CONTROL, _PRUNED, _RESULT = "control.onnx", "pruned.onnx", "measurement.json"
 
 
-def measure_fresh(trace: OnnxTrace, keeps: IntArray, *, device: str, runtime: str) -> Measurement:
-    """Keep counts [G] of a traced model, measured now in new processes, one after the other.
+def measure_fresh(
+    trace: OnnxTrace, subject: ModelSubject, *, device: str, runtime: str
+) -> Measurement:
+    """A traced model under a plan, measured now in new processes, one after the other.
 
     Raises:
         MeasurementError: a process failed, or did not end in `TIMEOUT_SEC`.
     """
-    subject = ModelSubject(trace.graph.fingerprint, tuple(int(keep) for keep in keeps))
     model_of = trace_models(trace)
     with tempfile.TemporaryDirectory(prefix="rlprune-") as name:
         folder = Path(name)

@@ -1,212 +1,174 @@
-"""The whole way on this machine: profile, measure what is missing, plan."""
+"""Planning on this machine: measure what is missing, plan, keep the plan in the local store."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import replace
+import logging
+import math
+import os
+import time
 from typing import TYPE_CHECKING
 
-from rlprune.constraints import Constraints, bind
-from rlprune.errors import BudgetError, InputError, MissingExtraError, NotFoundError
+from rlprune.device_keys import canonical_key
+from rlprune.errors import InputError, MissingExtraError, NotFoundError, RlpruneError
 from rlprune.graph.types import IntArray, PruningGraph
-from rlprune.latency.device import check_batch, preferred_multiple, threads_of
+from rlprune.latency.device import check_batch, threads_of, with_threads
 from rlprune.latency.types import MACS_DEVICE, Measurement
-from rlprune.planning.candidates import check_count, chooser, default_count
-from rlprune.planning.make import check_budget, check_params, make_plan
-from rlprune.planning.profiles import (
-    OnProgress,
-    named,
-    profile_model,
-    read_calibration,
-)
+from rlprune.planning.make import make_plan
+from rlprune.planning.planner import Question
+from rlprune.planning.profiles import OnProgress
 from rlprune.planning.reasons import with_reasons
+from rlprune.planning.request import PlanRequest, Unit
 from rlprune.planning.tables import latency_model, nothing_measured, task_for
 from rlprune.plans import PruningPlan
-from rlprune.profile.initial import InitialScores, initial_profiles
-from rlprune.profile.types import GroupProfiles
-from rlprune.schemes import Space, space_of
-from rlprune.task.task import PruningTask
+from rlprune.schemes import Space
+from rlprune.sensitivity.types import GroupProfiles
+from rlprune.solver.task import PruningTask
 
 if TYPE_CHECKING:
     from rlprune.graph.from_onnx import OnnxTrace
-    from rlprune.profile.calibration import CalibrationSet
-    from rlprune.profile.sources import CalibrationSource
+    from rlprune.policy import Policy
     from rlprune.runtime import Runtime
     from rlprune.store import Store
+
+LOG = logging.getLogger("rlprune.planning")
 
 MEASURE_ROUNDS = 4
 """How often what came out unstable is made up for before planning with what there is."""
 MEASURE_PART = 48
 """Subjects measured in turns, and lost if the program is interrupted."""
+HURRIED_PART = 8
+"""The same where measuring has to end in time."""
 
 
-def plan_model(
-    trace: OnnxTrace,
-    *,
-    budget_ms: float | None = None,
-    budget_ratio: float | None = None,
-    device: str | None = None,
-    policy: str = "learned",
-    calibration: CalibrationSource | None = None,
-    constraints: Constraints | None = None,
-    certify: bool = False,
-    guard: bool = True,
-    candidates: int | None = None,
-    max_params: int | None = None,
-    initial: InitialScores | None = None,
-    store: Store | None = None,
-    on_progress: OnProgress | None = None,
-) -> PruningPlan:
-    """Plans a traced model in this process.
+class LocalPlanner:
+    """Plans in this process, by what the local store knows and what is measured now.
 
-    With no `device`, a runtime's name or this machine's own key, what the model needs is measured
-    now where the local store does not have it. Whatever was given is checked before the first
-    measurement. With `certify` the plan is measured here, and corrected where it misses
-    (`planning.certify`). With `candidates` (None: `candidates.default_count`), so many plans are
-    evaluated on half of the calibration images, those that the profile is not measured on
-    (`planning.candidates`). With `max_params` the plan has at most so many parameters as well
-    (`task.sized`). With `initial` the network is not trained: these scores stand in for losses.
-
-    Raises:
-        BudgetError: not exactly one budget, or not a positive, finite one.
-        InputError: constraints that the model cannot meet.
-        CalibrationError, PolicyError: the file or directory is refused.
-        NotFoundError: another device that has not reported what this model needs.
-        MissingExtraError: something must be measured, and no runtime is installed.
+    With no device, a runtime's name or this machine's own key, what the model needs is measured
+    where the store does not have it. For one question after the other.
     """
-    from rlprune.policy import get_policy
-    from rlprune.store import open_store
 
-    if budget_ms is not None and budget_ratio is None:
-        check_budget(budget_ms)
-    elif budget_ratio is not None and budget_ms is None:
-        check_budget(budget_ratio, "budget_ratio")
-    else:
-        raise BudgetError("give either budget_ms or budget_ratio", field="budget_ms")
-    if initial is not None and candidates:
-        raise InputError(
-            "candidates are judged by their losses, and an untrained network has none to tell them "
-            "apart; leave candidates out",
-            field="candidates",
-        )
-    check_count(candidates or 0, calibrated=calibration is not None)
-    check_params(max_params)
-    if max_params is not None and candidates:
-        raise InputError(
-            "candidates are proposed by latency alone; leave max_params or candidates out",
-            field="max_params",
-        )
-    chosen = get_policy(policy)
-    device, runtime = which_device(device, trace.graph)
-    if certify and device == MACS_DEVICE:
-        raise InputError("MACs are counted, not measured; leave certify out", field="certify")
-    if certify and runtime is None:
-        raise InputError(
-            f"device {device!r} is not this machine, so nothing can be certified here; ask the "
-            "server that its worker reports to (--server)",
-            field="device",
-        )
-    images = read_calibration(trace, calibration)
-    if candidates is None:
-        racing = initial is None and max_params is None
-        candidates = default_count(images, policy=policy, guard=guard) if racing else 0
-    bound = bind(trace.graph, constraints or Constraints(), round_to=preferred_multiple(device))
-    space = space_of(trace.graph, bound)
-    profile_images, pick = split_calibration(trace, images, candidates, on_progress)
-    if initial is not None:
-        profiles = initial_profiles(space, initial)
-    else:
-        profiles = profile_model(trace, space, profile_images, on_progress=on_progress)
-    store = open_store() if store is None else store
-    task = device_task(trace, space, profiles, store, device, runtime, on_progress=on_progress)
+    default_timeout_sec = math.inf
 
-    def ask(budget_ms: float) -> PruningPlan:
-        task = task_for(space, profiles, store, device)
-        made = with_reasons(
-            make_plan(
-                task,
-                chosen,
-                budget_ms,
-                device=device,
-                constraints=bound,
-                guard=guard,
-                candidate_count=candidates,
-                max_params=max_params,
-            ),
+    def __init__(self, store: Store | None = None) -> None:
+        """`store` None: the local one, opened when it is first needed."""
+        self._given = store
+        self._policy: Policy | None = None
+        self._runtime: Runtime | None = None
+        self._ready: Question | None = None
+        """The question for which everything was measured."""
+
+    @property
+    def _store(self) -> Store:
+        if self._given is None:
+            from rlprune.store import open_store
+
+            self._given = open_store()
+        return self._given
+
+    def resolve(self, request: PlanRequest, graph: PruningGraph) -> str:
+        """See `Planner`."""
+        from rlprune.policy import get_policy
+
+        self._policy = get_policy(request.policy)
+        device, self._runtime = which_device(request.device, graph, request.threads)
+        if request.certify and self._runtime is None:
+            raise InputError(
+                f"device {device!r} is not this machine, so nothing can be certified here; ask the "
+                "server that its worker reports to (--server)",
+                field="device",
+            )
+        return device
+
+    def answer(self, question: Question, budget: float, unit: Unit) -> PruningPlan:
+        """See `Planner`."""
+        store, request, bound = self._store, question.request, question.bound
+        assert self._policy is not None, "resolve comes first"
+        if question is not self._ready:
+            self._measure_missing(question)
+            self._ready = question
+        task = task_for(question.space, question.profiles, store, question.device)
+        made = make_plan(
             task,
-            bound,
-            store,
+            self._policy,
+            budget * task.base_ms if unit == "ratio" else budget,
+            device=question.device,
+            constraints=bound,
+            guard=request.guard,
+            candidate_count=question.candidate_count,
+            max_params=request.max_params,
         )
-        return pick(made)
+        return with_reasons(made, task, bound, store)
 
-    if budget_ratio is not None:
-        budget_ms = budget_ratio * task.base_ms
-    assert budget_ms is not None
-    made = ask(budget_ms)
-    too_large = max_params is not None and made.params > max_params
-    if not certify or runtime is None or too_large:
-        return made
-    from rlprune.planning.certify import MAX_ROUNDS, certify_plan
-    from rlprune.planning.fresh import measure_fresh
+    def measure(self, question: Question, keeps: IntArray) -> Measurement:
+        """See `Planner`."""
+        from rlprune.planning.fresh import measure_fresh
 
-    tell = named(on_progress, "certifying")
-    rounds = 0
-
-    def measured(keeps: IntArray) -> Measurement:
-        nonlocal rounds
-        if tell is not None:
-            tell(rounds, MAX_ROUNDS)
-        rounds += 1
-        found = measure_fresh(trace, keeps, device=device, runtime=runtime.name)
-        store.add_measurements([found])
+        assert self._runtime is not None, "resolve refuses other devices"
+        found = measure_fresh(
+            question.trace,
+            question.subject(keeps),
+            device=question.device,
+            runtime=self._runtime.name,
+        )
+        self._store.add_measurements([found])
         return found
 
-    certified = certify_plan(ask, measured, made)
-    if max_params is not None and certified.params > max_params:
-        why = f"{certified.note}; {certified.params:,} parameters, of which {max_params:,} may stay"
-        return replace(certified, feasible=False, note=why)
-    return certified
+    def put(self, question: Question, plan: PruningPlan) -> None:
+        """See `Planner`. The graph is in the store where anything was measured of it."""
+        from rlprune.store.records import Asked
+
+        asked = Asked(question.model_name, question.request.to_json())
+        try:
+            self._store.put_plan(plan, asked=asked)
+        except RlpruneError as error:
+            LOG.warning("the plan is not kept in the local store: %s", error)
+
+    def _measure_missing(self, question: Question) -> None:
+        store, device, runtime = self._store, question.device, self._runtime
+        if runtime is not None and not question.request.wait:
+            check_batch(device, question.graph.input_shapes)
+            if store.sample_count(device) == 0:
+                raise NotFoundError(
+                    f"nothing is measured of {device!r} yet; plan without wait=False (--no-wait)",
+                    field="device",
+                )
+            return
+        device_task(
+            question.trace,
+            question.space,
+            question.profiles,
+            store,
+            device,
+            runtime,
+            deadline=question.deadline,
+            on_progress=question.on_progress,
+        )
 
 
-def split_calibration(
-    trace: OnnxTrace,
-    images: CalibrationSet | None,
-    candidates: int,
-    on_progress: OnProgress | None = None,
-) -> tuple[CalibrationSet | None, Callable[[PruningPlan], PruningPlan]]:
-    """What to profile on, and how a plan with candidates is chosen from.
-
-    Without candidates all images are profiled on, and plans stay as they are made. With them the
-    images are halved.
-
-    Raises:
-        CalibrationError: they are too few to halve.
-    """
-    if not candidates or images is None:
-        return images, lambda plan: plan
-    for_profile, for_choice = images.halves()
-    tell = named(on_progress, "evaluating candidates")
-    return for_profile, chooser(trace, for_choice.shuffled(), on_progress=tell)
-
-
-def which_device(device: str | None, graph: PruningGraph) -> tuple[str, Runtime | None]:
+def which_device(
+    device: str | None, graph: PruningGraph, threads: int | None = None
+) -> tuple[str, Runtime | None]:
     """The key that is meant, and the runtime to measure with where that is this machine.
 
     Args:
         device: a key, `macs`, or a runtime's name for this machine; None for this machine and ort.
             Of this machine's keys the one of one thread is meant where it does not name more.
+        threads: the key of so many threads is meant.
 
     Raises:
+        InputError: `threads` of a device that has none to choose, or more than there are cores.
         MissingExtraError: a runtime of this machine is meant that is not installed.
     """
-    if device == MACS_DEVICE:
-        return device, None
     from rlprune.latency.device import batch_of, local_device_key
     from rlprune.runtime import RUNTIMES, get_runtime
 
+    device = None if device is None else canonical_key(device)
+
     # A key begins with its runtime's name; the bare name stands for this machine.
     named = (device or "ort").partition("-")[0]
-    if device is not None and named not in RUNTIMES:
+    if threads is not None and device not in (None, named if named in RUNTIMES else None):
+        device = with_threads(str(device), threads)
+    if device == MACS_DEVICE or (device is not None and named not in RUNTIMES):
         return device, None
     try:
         runtime = get_runtime(named)
@@ -214,10 +176,13 @@ def which_device(device: str | None, graph: PruningGraph) -> tuple[str, Runtime 
         if device in (None, named):
             raise
         return str(device), None
-    own = local_device_key(
-        runtime, thread_count=threads_of(device or ""), batch=batch_of(graph.input_shapes)
-    )
-    return (own, runtime) if device in (None, named, own) else (str(device), None)
+    bare = device in (None, named)
+    count = (threads or 1) if bare else threads_of(str(device))
+    cores = os.cpu_count() or 1
+    if bare and count > cores:
+        raise InputError(f"this machine has {cores} cores, not {count}", field="threads")
+    own = local_device_key(runtime, thread_count=count, batch=batch_of(graph.input_shapes))
+    return (own, runtime) if bare or device == own else (str(device), None)
 
 
 def device_task(
@@ -228,17 +193,19 @@ def device_task(
     device: str,
     runtime: Runtime | None,
     *,
+    deadline: float = math.inf,
     on_progress: OnProgress | None = None,
 ) -> PruningTask:
     """The planning task of a traced model on a device as `which_device` names it.
 
-    With a `runtime` that is this machine, and what the store does not have is measured now.
+    With a `runtime` that is this machine, and what the store does not have is measured now, until
+    the `deadline` by `time.monotonic`.
 
     Raises:
         NotFoundError: another device, that has not measured what this model needs.
     """
     if runtime is not None:
-        _measure_missing(trace, space, store, device, runtime, on_progress)
+        _measure_missing(trace, space, store, device, runtime, deadline, on_progress)
     else:
         check_measured(trace.graph, store, device)
     return task_for(space, profiles, store, device)
@@ -269,9 +236,11 @@ def _measure_missing(
     store: Store,
     device: str,
     runtime: Runtime,
+    deadline: float,
     on_progress: OnProgress | None,
 ) -> None:
-    """Measures until the latency model has what it wants; every part is kept once it is done."""
+    """Measures until the latency model has what it wants, or time is up; every part is kept once it
+    is done."""
     from rlprune.graph.skeleton import strip
     from rlprune.latency.collect import measure_subjects, trace_models
     from rlprune.latency.measure import MeasureConfig
@@ -285,8 +254,11 @@ def _measure_missing(
         if done == 0:
             store.put_graph(trace.graph, strip(trace.model))
         total = done + len(missing)
-        for start in range(0, len(missing), MEASURE_PART):
-            part = missing[start : start + MEASURE_PART]
+        size = MEASURE_PART if math.isinf(deadline) else HURRIED_PART
+        for start in range(0, len(missing), size):
+            if time.monotonic() >= deadline:
+                return
+            part = missing[start : start + size]
 
             def tell(
                 now: int, of: int, done: int = done, size: int = len(part), total: int = total

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from rlprune.constraints import BoundConstraints, Constraints
-from rlprune.errors import BudgetError, InputError
+from rlprune.errors import InputError
 from rlprune.graph.types import IntArray, PruningGraph
 from rlprune.latency.types import MACS_DEVICE
 from rlprune.planning.candidates import PENDING, propose
 from rlprune.plans import Candidate, PlanEntry, PlanFigures, PruningPlan
-from rlprune.task.pinned import PinnedTask
-from rlprune.task.task import PruningTask
+from rlprune.solver.pinned import PinnedTask
+from rlprune.solver.task import PruningTask
 
 if TYPE_CHECKING:
     from rlprune.policy.base import Policy
@@ -25,35 +24,6 @@ SMALLER_BUDGETS = 33
 
 HOLDERS = 3
 """Kinds of operators that a note names as holding layers whole."""
-
-
-def check_budget(value: float, name: str = "budget_ms") -> float:
-    """`value` as a float, if it can be a budget; `name` is what the caller called it.
-
-    Raises:
-        BudgetError: not a positive, finite number, or a ratio above 1.
-    """
-    if not math.isfinite(value) or value <= 0:
-        raise BudgetError(f"{name} is {value}; give a positive, finite number", field=name)
-    if name == "budget_ratio" and value > 1:
-        raise BudgetError(
-            f"budget_ratio is {value}; give a share of the unpruned latency, above 0 and at most 1",
-            field=name,
-        )
-    return float(value)
-
-
-def check_params(max_params: int | None) -> None:
-    """Refuses what cannot be a budget of parameters.
-
-    Raises:
-        BudgetError: below 1.
-    """
-    if max_params is not None and max_params < 1:
-        raise BudgetError(
-            f"max_params is {max_params}; give how many parameters may stay, at least 1",
-            field="max_params",
-        )
 
 
 def make_plan(
@@ -73,6 +43,7 @@ def make_plan(
     The task's options are those the constraints leave; what is pinned is planned as one group.
 
     Args:
+        budget_ms: positive and finite, as `PlanRequest` sees to it.
         guard: give the knapsack's plan where the policy may not answer alone (`policy.guard`).
         candidate_count: also propose so many plans, for `candidates.choose` where the weights are;
             the plan is then the knapsack's.
@@ -80,15 +51,12 @@ def make_plan(
 
     Raises:
         InputError: the unpruned model is predicted to cost nothing.
-        BudgetError: the budget is NaN, infinite, zero or negative; `max_params` below 1.
     """
     from rlprune.policy.guard import refusal_reason
-    from rlprune.task.knapsack import least_choice
+    from rlprune.solver.knapsack import least_choice
 
     if task.base_ms <= 0:
         raise InputError(f"the model costs nothing by {device!r}: there is nothing to prune")
-    budget_ms = check_budget(budget_ms)
-    check_params(max_params)
     pinned = PinnedTask.of(task, constraints.pins if constraints else ())
     narrowest = least_choice(pinned.task)
     least, least_ms = pinned.expand(narrowest), _upper_ms(pinned.task, narrowest)
@@ -152,7 +120,7 @@ def make_plan(
             budget_ms,
             least,
             feasible,
-            bool(constraints and constraints.beyond_rounding),
+            bool(constraints and constraints.has_constraints),
             max_params,
         ),
     )
@@ -167,8 +135,8 @@ def _members(graph: PruningGraph, site: int) -> tuple[str, ...]:
 
 def _reference(task: PruningTask, budget_ms: float, max_params: int | None) -> IntArray | None:
     """The knapsack's choice [S] for a latency that can be met; None where none is small enough."""
-    from rlprune.task.knapsack import solve
-    from rlprune.task.sized import solve_within
+    from rlprune.solver.knapsack import solve
+    from rlprune.solver.second_budget import solve_within
 
     if max_params is None:
         return np.asarray(solve(task, np.array([budget_ms]))[0])

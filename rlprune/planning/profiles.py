@@ -9,17 +9,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from rlprune.files import digest, read_npz, write_npz
 from rlprune.graph.types import PruningGraph
-from rlprune.profile.types import GroupProfiles
 from rlprune.progress import OnProgress as OnProgress
 from rlprune.schemes import Space
-from rlprune.store.encoding import digest
-from rlprune.task.taskdir import read_npz, write_npz
+from rlprune.sensitivity.types import GroupProfiles
 
 if TYPE_CHECKING:
     from rlprune.graph.from_onnx import OnnxTrace
-    from rlprune.profile.calibration import CalibrationSet
-    from rlprune.profile.sources import CalibrationSource
+    from rlprune.sensitivity.calibration import CalibrationSet
+    from rlprune.sensitivity.sources import CalibrationSource
 
 MACS_PER_SEC = 2e10
 """Of one core of an x86-64 server in ONNX Runtime; other machines take twice or half the time."""
@@ -37,7 +36,7 @@ def read_calibration(
     """
     if calibration is None:
         return None
-    from rlprune.profile.sources import open_calibration
+    from rlprune.sensitivity.sources import open_calibration
 
     return open_calibration(calibration, trace)
 
@@ -58,14 +57,14 @@ def profile_model(
         CalibrationError: the model cannot be evaluated on the images.
         MissingExtraError: evaluating needs a runtime, and none is installed.
     """
-    from rlprune.profile.energy import energy_profiles
+    from rlprune.sensitivity.energy import energy_profiles
 
     profiles = energy_profiles(trace, space)
     if images is None:
         return profiles
-    from rlprune.profile.evaluate import Evaluator
-    from rlprune.profile.measured import measure_profiles
     from rlprune.runtime import get_runtime
+    from rlprune.sensitivity.evaluate import Evaluator
+    from rlprune.sensitivity.measured import measure_profiles
 
     key = digest(
         PROFILE_FORMAT.encode(),
@@ -90,8 +89,8 @@ def profile_model(
 def made_up_profile_sec(graph: PruningGraph) -> float:
     """CPU time, roughly, that measuring a profile on made-up inputs takes: one evaluation per group
     and level, at `MACS_PER_SEC`."""
-    from rlprune.profile.made_up import default_count
-    from rlprune.profile.measured import MAX_EVALUATED
+    from rlprune.sensitivity.made_up import default_count
+    from rlprune.sensitivity.measured import MAX_EVALUATED
 
     plan_count = sum(min(MAX_EVALUATED, int(width) - 1) for width in graph.widths)
     sample_count = default_count(graph)

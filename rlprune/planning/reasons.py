@@ -16,8 +16,8 @@ from rlprune.planning.make import plan_unit
 from rlprune.planning.tables import latency_model, tables_for
 from rlprune.plans import PruningPlan
 from rlprune.schemes import space_of
-from rlprune.task.knapsack import least_choice
-from rlprune.task.task import PruningTask
+from rlprune.solver.knapsack import least_choice
+from rlprune.solver.task import PruningTask
 
 if TYPE_CHECKING:  # clients import this room, and no database
     from rlprune.store import Store
@@ -76,13 +76,15 @@ def _holder(task: PruningTask, least: IntArray, bound: BoundConstraints) -> str:
 
 def _option(task: PruningTask, plan: PruningPlan, bound: BoundConstraints, store: Store) -> str:
     """The first option without which plans come clearly lower, and how low."""
-    stated = bound.stated
+    stated = bound.requested
     tries: dict[str, BoundConstraints] = {}
     if stated.min_keep > 1 or stated.min_keep_ratio > 0:
         loose = replace(stated, min_keep=1, min_keep_ratio=0.0)
-        tries["without min_keep"] = replace(bound, stated=loose)
+        tries["without min_keep"] = replace(bound, requested=loose)
     if bound.round_to > 1:
-        tries["with --round-to 1"] = replace(bound, round_to=1, stated=replace(stated, round_to=1))
+        tries["with --round-to 1"] = replace(
+            bound, round_to=1, requested=replace(stated, round_to=1)
+        )
     for name, looser in tries.items():
         try:
             space = space_of(task.graph, looser, task.space.schemes)

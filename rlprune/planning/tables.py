@@ -8,14 +8,15 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Generic, TypeVar
 from weakref import WeakKeyDictionary
 
+from rlprune.device_keys import canonical_key
 from rlprune.errors import NotFoundError
+from rlprune.files import digest
 from rlprune.latency.device import check_batch
 from rlprune.latency.tables import LatencyTables
-from rlprune.latency.types import MACS_DEVICE
-from rlprune.profile.types import GroupProfiles
+from rlprune.latency.types import MACS_DEVICE, Subject
 from rlprune.schemes import Space
-from rlprune.store.encoding import digest
-from rlprune.task.task import PruningTask
+from rlprune.sensitivity.types import GroupProfiles
+from rlprune.solver.task import PruningTask
 
 if TYPE_CHECKING:
     from rlprune.latency.costs import OperatorCosts
@@ -28,7 +29,7 @@ DONOR_COUNT = 30
 T = TypeVar("T")
 
 
-class _Recent(Generic[T]):
+class Recent(Generic[T]):
     """The values used last, at most `limit` of them; safe to share between threads."""
 
     def __init__(self, limit: int) -> None:
@@ -54,8 +55,9 @@ class _Compiled:
     """What one store's measurements were turned into."""
 
     def __init__(self) -> None:
-        self.models: _Recent[LatencyModel] = _Recent(4)
-        self.tables: _Recent[LatencyTables] = _Recent(32)
+        self.models: Recent[LatencyModel] = Recent(4)
+        self.tables: Recent[LatencyTables] = Recent(32)
+        self.missing: Recent[tuple[Subject, ...]] = Recent(128)
 
 
 # Keyed by the store object, not its URL: what was compiled ends with the store it came from.
@@ -74,14 +76,10 @@ def latency_model(store: Store, device: str) -> LatencyModel:
     A device without measurements has one too: its `missing` names everything. Where another device
     of the store has measured more operators, its costs are the donor.
     """
+    device = canonical_key(device)
     from rlprune.latency.model import LatencyModel
 
-    # Generations are read first: a report that arrives in between makes the entry fresher than its
-    # key says, and the next call fits again.
-    generations = store.generations()
-    generation = generations.pop(device, 0)
-    most = max(generations, key=lambda key: (generations[key], key), default=None)
-    donor = None if most is None or generations[most] < DONOR_COUNT else most
+    generation, donor = _state(store, device)
     return _compiled_of(store).models.get(
         (device, generation, donor),
         lambda: LatencyModel.fit(
@@ -90,6 +88,36 @@ def latency_model(store: Store, device: str) -> LatencyModel:
             store.graphs(),
             donor=None if donor is None else _costs(store, donor),
         ),
+    )
+
+
+def missing_for(space: Space, store: Store, device: str) -> tuple[Subject, ...]:
+    """What the device should measure before plans of these options are worth much: `missing` of its
+    latency model, found once per generation."""
+    device = canonical_key(device)
+    key = (*_options(space), device, *_state(store, device))
+    return _compiled_of(store).missing.get(
+        key, lambda: tuple(latency_model(store, device).missing(space))
+    )
+
+
+def _state(store: Store, device: str) -> tuple[int, str | None]:
+    """What a device's latency model depends on: its generation, and the device whose costs stand in
+    for what it has not measured.
+
+    It is read before the measurements are: a report that arrives in between makes what is computed
+    fresher than its key says, and the next call computes it again.
+    """
+    generations = store.generations()
+    generation = generations.pop(device, 0)
+    most = max(generations, key=lambda key: (generations[key], key), default=None)
+    return generation, None if most is None or generations[most] < DONOR_COUNT else most
+
+
+def _options(space: Space) -> tuple[str, str]:
+    """What tells one space from others: its graph's fingerprint, and a digest of its options."""
+    return space.graph.fingerprint, digest(
+        space.settings.tobytes(), space.option_count.tobytes(), ",".join(space.schemes)
     )
 
 
@@ -106,22 +134,18 @@ def tables_for(space: Space, store: Store, device: str) -> LatencyTables:
     Raises:
         NotFoundError: the device is unknown (names the known ones) or has measured nothing.
     """
+    device = canonical_key(device)
     from rlprune.latency.macs import macs_tables
 
-    graph = space.graph
-    options = digest(
-        space.settings.tobytes(), space.option_count.tobytes(), ",".join(space.schemes)
-    )
+    options = _options(space)
     if device == MACS_DEVICE:
-        return _compiled_of(store).tables.get(
-            (graph.fingerprint, options, device, 0), lambda: macs_tables(space)
-        )
-    check_batch(device, graph.input_shapes)
+        return _compiled_of(store).tables.get((*options, device, 0), lambda: macs_tables(space))
+    check_batch(device, space.graph.input_shapes)
     generation = store.generation(device)
     if generation == 0:
         raise nothing_measured(store, device)
     return _compiled_of(store).tables.get(
-        (graph.fingerprint, options, device, generation),
+        (*options, device, generation),
         lambda: latency_model(store, device).compile(space),
     )
 

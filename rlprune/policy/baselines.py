@@ -12,8 +12,8 @@ from __future__ import annotations
 import numpy as np
 
 from rlprune.graph.types import FloatArray, IntArray
-from rlprune.task.knapsack import least_choice, solve
-from rlprune.task.task import PruningTask
+from rlprune.solver.knapsack import least_choice, solve
+from rlprune.solver.task import PruningTask
 
 
 class PlainUniformPolicy:

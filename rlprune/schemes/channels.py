@@ -91,9 +91,9 @@ def constrained_levels(graph: PruningGraph, bound: BoundConstraints) -> tuple[In
     return keep_levels(
         graph,
         round_to=bound.round_to,
-        finer=bound.stated.round_to is None,
-        min_keep=bound.stated.min_keep,
-        min_keep_ratio=bound.stated.min_keep_ratio,
+        finer=bound.requested.round_to is None,
+        min_keep=bound.requested.min_keep,
+        min_keep_ratio=bound.requested.min_keep_ratio,
         held=bound.held,
         pins=bound.pins,
     )

@@ -1,36 +1,48 @@
-"""The schemes there are, by name. A new one is a file of this room and a line here."""
+"""The schemes there are, by name.
+
+A new one is a file of this room and a line here; or a package that names it as an entry point of
+the group `rlprune.schemes`, which is looked up when a plan or a request names it.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
+from importlib.metadata import entry_points
 
 from rlprune.errors import InputError
 from rlprune.schemes.base import Scheme
 from rlprune.schemes.channels import CHANNELS
 
-SCHEMES: dict[str, Scheme] = {CHANNELS.name: CHANNELS}
+GROUP = "rlprune.schemes"
+_OWN: tuple[Scheme, ...] = (CHANNELS,)
 
 
+@cache
 def scheme_named(name: str) -> Scheme:
     """A scheme by its name.
 
     Raises:
         InputError: there is none; names those there are.
     """
-    if name not in SCHEMES:
-        raise InputError(
-            f"no scheme {name[:40]!r} in this version; it knows {', '.join(SCHEMES)}",
-            field="schemes",
-        )
-    return SCHEMES[name]
+    for scheme in _OWN:
+        if scheme.name == name:
+            return scheme
+    for entry in entry_points(group=GROUP, name=name):
+        found: Scheme = entry.load()
+        return found
+    known = [*(scheme.name for scheme in _OWN), *entry_points(group=GROUP).names]
+    raise InputError(
+        f"no scheme {name[:40]!r} is installed; there is {', '.join(known)}", field="schemes"
+    )
 
 
 def check_schemes(names: Sequence[str]) -> tuple[str, ...]:
-    """The schemes that are meant, `channel` first, each once, in the registry's order.
+    """The schemes that are meant, each once: `channel`, then the others by name.
 
     Raises:
         InputError: one is not known.
     """
     for name in names:
         scheme_named(name)
-    return tuple(name for name in SCHEMES if name == CHANNELS.name or name in names)
+    return (CHANNELS.name, *sorted(set(names) - {CHANNELS.name}))

@@ -100,7 +100,7 @@ def _sites(
     for name in check_schemes(schemes):
         own = scheme_named(name).sites(graph, bound)
         if bound is not None and name != CHANNELS.name:
-            own = [_held(site, bound.stated.hold) for site in own]
+            own = [_held(site, bound.requested.hold) for site in own]
         found += own
     return found
 

@@ -10,8 +10,17 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 
+from rlprune.device_keys import canonical_key
 from rlprune.errors import InputError
-from rlprune.latency.types import Measurement, ModelSubject, OperatorSpec, Subject
+from rlprune.latency.types import (
+    EXTENTS,
+    F32,
+    PRECISIONS,
+    Measurement,
+    ModelSubject,
+    OperatorSpec,
+    Subject,
+)
 from rlprune.schemes import CHANNEL_ONLY, check_schemes
 from rlprune.store.encoding import check_fingerprint, check_measurement
 from rlprune.store.records import DeviceHealth, DeviceRecord, Job, JobState
@@ -23,8 +32,6 @@ MAX_ELEMENTS = 1 << 28
 
 MOST_DROPPED = 20
 """Lines told of what a device reported in vain; an answer stays small whatever it reports."""
-
-_EXTENTS = ("in_spatial", "out_spatial", "kernel", "stride", "pads", "dilation")
 
 _JOB_STATES: dict[JobState, devices_pb2.JobState] = {
     JobState.PENDING: devices_pb2.JOB_STATE_PENDING,
@@ -43,9 +50,13 @@ def subject_to(subject: Subject) -> types_pb2.Subject:
             fingerprint=subject.fingerprint,
             keeps=subject.settings,
             schemes=() if subject.schemes == CHANNEL_ONLY else subject.schemes,
+            precision=subject.precision if subject.precision != F32 else "",
         )
         return types_pb2.Subject(model=model)
-    return types_pb2.Subject(operator=types_pb2.OperatorSpec(**asdict(subject)))
+    told = asdict(subject)
+    if subject.precision == F32:
+        del told["precision"]
+    return types_pb2.Subject(operator=types_pb2.OperatorSpec(**told))
 
 
 def subject_from(message: types_pb2.Subject, *, field: str = "subject") -> Subject:
@@ -60,14 +71,32 @@ def subject_from(message: types_pb2.Subject, *, field: str = "subject") -> Subje
         check_fingerprint(message.model.fingerprint, field=f"{field}.model.fingerprint")
         if not all(1 <= keep <= MAX_WIDTH for keep in keeps):
             raise InputError("keep counts are at least 1", field=f"{field}.model.keeps")
-        return ModelSubject(message.model.fingerprint, keeps, check_schemes(message.model.schemes))
+        return ModelSubject(
+            message.model.fingerprint,
+            keeps,
+            check_schemes(message.model.schemes),
+            _precision(message.model.precision, f"{field}.model.precision"),
+        )
     if which == "operator":
         return _operator_from(message.operator, f"{field}.operator")
     raise InputError("give an operator or a model", field=field)
 
 
+def _precision(given: str, field: str) -> str:
+    """The precision of a message, `f32` where it says none.
+
+    Raises:
+        InputError: it is not measured.
+    """
+    if given and given not in PRECISIONS:
+        raise InputError(
+            f"no precision {given[:40]!r} is measured; give {', '.join(PRECISIONS)}", field=field
+        )
+    return given or F32
+
+
 def _operator_from(message: types_pb2.OperatorSpec, field: str) -> OperatorSpec:
-    extents = {name: tuple(getattr(message, name)) for name in _EXTENTS}
+    extents = {name: tuple(getattr(message, name)) for name in EXTENTS}
     for name, values in extents.items():
         if len(values) > 8 or not all(0 <= value <= MAX_WIDTH for value in values):
             raise InputError("at most 8 extents, none negative", field=f"{field}.{name}")
@@ -89,6 +118,7 @@ def _operator_from(message: types_pb2.OperatorSpec, field: str) -> OperatorSpec:
         in_width=message.in_width,
         out_width=message.out_width,
         groups=message.groups,
+        precision=_precision(message.precision, f"{field}.precision"),
         **extents,
     )
 
@@ -126,7 +156,7 @@ def measurement_from(message: types_pb2.Measurement, *, field: str = "measuremen
         InputError: what no device can have measured, named by field.
     """
     measurement = Measurement(
-        device=message.device,
+        device=canonical_key(message.device),
         subject=subject_from(message.subject, field=f"{field}.subject"),
         cpu_ms=_sessions_from(message.cpu),
         wall_ms=_sessions_from(message.wall),
@@ -204,15 +234,9 @@ def device_to(record: DeviceRecord, open_job_count: int) -> devices_pb2.Device:
         last_measured_sec=record.last_measured_sec,
     )
     if record.health is not None:
-        message.health.CopyFrom(
-            devices_pb2.DeviceHealth(
-                error_ratio=_known(record.health.error_ratio),
-                drift_ratio=_known(record.health.drift_ratio),
-                stale=record.health.stale,
-                parked_job_count=record.health.parked_job_count,
-                dropped=_few(record.health.dropped),
-            )
-        )
+        known = {k: v for k, v in asdict(record.health).items() if v == v}  # NaN is left out
+        known["dropped"] = _few(record.health.dropped)
+        message.health.CopyFrom(devices_pb2.DeviceHealth(**known))
     return message
 
 
@@ -221,11 +245,6 @@ def _few(dropped: Sequence[str]) -> list[str]:
     if len(dropped) <= MOST_DROPPED:
         return list(dropped)
     return [*dropped[: MOST_DROPPED - 1], f"{len(dropped) - MOST_DROPPED + 1} more"]
-
-
-def _known(value: float) -> float | None:
-    """NaN as what the wire leaves out."""
-    return None if math.isnan(value) else value
 
 
 def device_from(message: devices_pb2.Device) -> DeviceRecord:

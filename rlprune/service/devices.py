@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from rlprune.device_keys import canonical_key
 from rlprune.errors import InputError, PlanError
 from rlprune.graph.types import PruningGraph
 from rlprune.latency.subjects import check_settings
@@ -15,7 +16,7 @@ from rlprune.service.device_messages import (
     subject_to,
     subjects_from,
 )
-from rlprune.service.models import Skeletons
+from rlprune.service.models import Graphs
 from rlprune.store import Store
 from rlprune.store.encoding import check_fingerprint, check_request_id
 from rlprune.store.jobs import JobQueue
@@ -30,11 +31,11 @@ MAX_DESCRIPTION = 32
 class DeviceService:
     """The rpcs of `rlprune.v1.DeviceService` over one store; called from many threads."""
 
-    def __init__(self, store: Store, jobs: JobQueue, leases: Leases, skeletons: Skeletons) -> None:
+    def __init__(self, store: Store, jobs: JobQueue, leases: Leases, graphs: Graphs) -> None:
         self._store = store
         self._jobs = jobs
         self._leases = leases
-        self._skeletons = skeletons
+        self._graphs = graphs
 
     def register_device(self, request: devices_pb2.RegisterDeviceRequest) -> devices_pb2.Device:
         """See devices.proto."""
@@ -45,7 +46,7 @@ class DeviceService:
             raise InputError(
                 f"at most {MAX_DESCRIPTION} entries of 64 + 256 characters", field="description"
             )
-        record = self._store.register_device(request.key, description)
+        record = self._store.register_device(canonical_key(request.key), description)
         return device_to(record, len(self._jobs.open_jobs(record.key)))
 
     def list_devices(
@@ -68,14 +69,15 @@ class DeviceService:
     ) -> devices_pb2.Job:
         """See devices.proto."""
         check_request_id(request.request_id)
-        self._store.last_seen_sec(request.device)  # refuses unknown ones
+        device = canonical_key(request.device)
+        self._store.last_seen_sec(device)  # refuses unknown ones
         subjects = subjects_from(request.subjects, field="subjects")
-        brought = self._skeletons.trace(request.skeleton) if request.skeleton else None
+        brought = self._graphs.trace(request.skeleton) if request.skeleton else None
         graph = brought[0] if brought else self._known_graph(subjects)
         if graph is not None:
             _check_variants(subjects, graph)
         job = self._jobs.request(
-            request.device,
+            device,
             subjects,
             request_id=request.request_id,
             fingerprint="" if graph is None else graph.fingerprint,
@@ -140,7 +142,7 @@ class DeviceService:
         """The graph that the subjects are variants of; None where operators alone are asked for."""
         for subject in subjects:
             if isinstance(subject, ModelSubject):
-                return self._store.graph(subject.fingerprint)
+                return self._graphs.graph(subject.fingerprint)
         return None
 
 

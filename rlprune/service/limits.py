@@ -32,6 +32,7 @@ _MAX_BYTES = {
     "CreatePlan": MODEL_BYTES,
     "RequestMeasurement": MODEL_BYTES,
     "Report": REPORT_BYTES,
+    "PutPlan": REPORT_BYTES,
 }
 _GZIP = b"\x1f\x8b"
 """No message begins like this: of 0x1F the lower three bits are no wire type."""

@@ -1,4 +1,7 @@
-"""Skeletons as callers send them: parsed within limits and traced, never run, never loaded."""
+"""Graphs of models as callers name them: by a skeleton or by the fingerprint of one sent before.
+
+A skeleton is parsed within limits and traced, never run, never loaded.
+"""
 
 from __future__ import annotations
 
@@ -12,28 +15,42 @@ from rlprune.errors import ModelError, RlpruneError
 from rlprune.graph.from_onnx import trace_onnx
 from rlprune.graph.skeleton import parse, strip
 from rlprune.graph.types import PruningGraph
+from rlprune.planning.tables import Recent
+from rlprune.store import Store
 
 MAX_SKELETON_BYTES = 16 * 2**20
 MAX_KEPT_BYTES = 64 * 2**20
 """Of traced skeletons kept, as they take memory here."""
 MAX_KEPT = 256
+MAX_KNOWN = 128
+"""Graphs of the store kept in memory."""
 _GRAPH_BYTES = 100_000
 """A traced graph without the constants of its skeleton; measured of ResNet-50's."""
 
 LOG = logging.getLogger("rlprune.service")
 
 
-class Skeletons:
-    """Traces skeletons, each once; safe to share between threads.
+class Graphs:
+    """Traces skeletons, and finds the graphs of a store, each once; safe to share between threads.
 
     A trace cannot be interrupted; what bounds its time is the size, and what `graph.load` refuses
     (nodes, bodies, nesting) before anything is analysed.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._known: Recent[PruningGraph] = Recent(MAX_KNOWN)
         self._lock = threading.Lock()
         self._traced: OrderedDict[bytes, tuple[PruningGraph, bytes]] = OrderedDict()
         self._kept_bytes = 0
+
+    def graph(self, fingerprint: str) -> PruningGraph:
+        """The graph of a skeleton that was sent before.
+
+        Raises:
+            NotFoundError: none was.
+        """
+        return self._known.get((fingerprint,), lambda: self._store.graph(fingerprint))
 
     def trace(self, skeleton: bytes, *, field: str = "skeleton") -> tuple[PruningGraph, bytes]:
         """The graph of a skeleton, and the skeleton as it may be kept: surely without weights.

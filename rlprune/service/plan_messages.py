@@ -1,29 +1,118 @@
-"""Plans and profiles as protocol messages and back.
+"""Requests and plans as protocol messages and back.
 
-What comes from outside is checked here as far as it can be without asking the store: each
-`..._from` raises InputError naming the field; what it returns has the right shapes and no NaN.
+What comes from outside is checked here as far as it can be without asking the store: what a request
+says raises InputError naming the field, and a plan to be kept is checked by `check_plan`.
 """
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
-from rlprune.constraints import BoundConstraints, Constraints
-from rlprune.errors import InputError
-from rlprune.graph.types import FloatArray, PruningGraph
-from rlprune.plans import Candidate, PlanEntry, PlanFigures, PruningPlan
-from rlprune.profile.types import GroupProfiles
-from rlprune.schemes import CHANNEL_ONLY, Space, other_sites, space_with
-from rlprune.schemes.channels import MAX_OPTIONS
-from rlprune.store.records import PlanRecord
+from rlprune.constraints import Constraints
+from rlprune.device_keys import canonical_key
+from rlprune.errors import BudgetError, InputError, PlanError
+from rlprune.graph.any_trace import MAX_NAME
+from rlprune.graph.types import PruningGraph
+from rlprune.latency.subjects import check_settings
+from rlprune.latency.types import F32, ModelSubject
+from rlprune.planning.request import PlanRequest, Unit
+from rlprune.plans import (
+    Candidate,
+    Certificate,
+    MeasuredRound,
+    PlanEntry,
+    PlanFigures,
+    PruningPlan,
+)
+from rlprune.schemes import CHANNEL_ONLY, check_schemes
+from rlprune.store.records import Asked, PlanRecord
 from rlprune.v1 import plans_pb2, types_pb2
 
-MAX_WIDTH = 1 << 20
+MAX_TEXT = 4096
+"""Characters of a text in a plan that is kept."""
+MAX_LIST = 2**14
+"""Entries of a list in it."""
+MAX_REQUEST = 65_536
+"""Characters of what a user asked."""
+
+
+def request_from(message: plans_pb2.CreatePlanRequest) -> PlanRequest:
+    """The request of a message.
+
+    Raises:
+        InputError: a value that is none; names the field.
+    """
+    which = message.WhichOneof("budget")
+    if which is None:
+        raise BudgetError("give budget_ms or budget_ratio", field="budget_ms")
+    unit: Unit = "ms" if which == "budget_ms" else "ratio"
+    # Before 0.8 constraints stood in fields of the request itself, called alike.
+    stated = message.constraints if message.HasField("constraints") else message
+    return PlanRequest(
+        budgets=(getattr(message, which),),
+        unit=unit,
+        device=message.device,
+        precision=message.precision or F32,
+        policy=message.policy or "learned",
+        constraints=constraints_from(stated),
+        guard=not message.unguarded,
+        schemes=check_schemes(message.schemes),
+        candidates=message.candidates,
+        max_params=message.max_params or None,
+    )
+
+
+def request_to(request: PlanRequest, budget: float, unit: Unit) -> plans_pb2.CreatePlanRequest:
+    """The message that asks for one of the request's budgets, or for another one; device, model,
+    profiles and the count of candidates are the sender's to add."""
+    stated = request.constraints
+    message = plans_pb2.CreatePlanRequest(
+        policy=request.policy,
+        unguarded=not request.guard,
+        max_params=request.max_params or 0,
+        constraints=_constraints_to(stated),
+        # Once more, for servers of 0.7.1 and before.
+        round_to=stated.round_to or 0,
+        min_keep=stated.min_keep,
+        min_keep_ratio=stated.min_keep_ratio,
+        hold=stated.hold,
+        pin=stated.pin,
+        schemes=[name for name in request.schemes if name not in CHANNEL_ONLY],
+        precision=request.precision if request.precision != F32 else "",
+    )
+    setattr(message, f"budget_{unit}", budget)
+    return message
+
+
+def asked_from(message: plans_pb2.PutPlanRequest) -> Asked:
+    """How a plan was asked for, in the user's words.
+
+    Raises:
+        InputError: longer than what is kept, or no JSON object; names the field.
+    """
+    name = message.model_name
+    if len(name) > MAX_NAME or not name.isprintable():
+        raise InputError(
+            f"model_name {name[:80]!r} must have at most {MAX_NAME} characters, none of them a "
+            "control character",
+            field="model_name",
+        )
+    if len(message.request) > MAX_REQUEST:
+        raise InputError(
+            f"request has {len(message.request)} characters, more than {MAX_REQUEST}",
+            field="request",
+        )
+    try:
+        stated = json.loads(message.request or "{}")
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"request is not JSON ({error})", field="request") from error
+    if not isinstance(stated, dict):
+        raise InputError("request is not a JSON object", field="request")
+    return Asked(name, message.request)
 
 
 def plan_to(plan: PruningPlan) -> types_pb2.PruningPlan:
@@ -33,6 +122,7 @@ def plan_to(plan: PruningPlan) -> types_pb2.PruningPlan:
         policy=plan.policy,
         profiled=plan.profiled,
         device=plan.device,
+        precision=plan.precision if plan.precision != F32 else "",
         budget_ms=plan.budget_ms,
         feasible=plan.feasible,
         base_latency_ms=plan.base_latency_ms,
@@ -54,18 +144,10 @@ def plan_to(plan: PruningPlan) -> types_pb2.PruningPlan:
         params=plan.params,
         reference=None if plan.reference is None else _figures_to(plan.reference),
         note=plan.note,
-        constraints=types_pb2.Constraints(
-            round_to=plan.constraints.round_to or 0,
-            min_keep=plan.constraints.min_keep,
-            min_keep_ratio=plan.constraints.min_keep_ratio,
-            hold=plan.constraints.hold,
-            pin=plan.constraints.pin,
-        ),
-        candidates=[
-            types_pb2.Candidate(policy=one.policy, figures=_figures_to(one))
-            for one in plan.candidates
-        ],
+        constraints=_constraints_to(plan.constraints),
+        candidates=[_candidate_to(one) for one in plan.candidates],
         expected_divergence=plan.expected_divergence,
+        certificate=None if plan.certificate is None else _certificate_to(plan.certificate),
     )
 
 
@@ -75,7 +157,8 @@ def plan_from(message: types_pb2.PruningPlan) -> PruningPlan:
         fingerprint=message.fingerprint,
         policy=message.policy,
         profiled=message.profiled,
-        device=message.device,
+        device=canonical_key(message.device),
+        precision=message.precision or F32,
         budget_ms=message.budget_ms,
         feasible=message.feasible,
         base_latency_ms=message.base_latency_ms,
@@ -100,12 +183,63 @@ def plan_from(message: types_pb2.PruningPlan) -> PruningPlan:
         else None,
         note=message.note,
         constraints=constraints_from(message.constraints),
-        candidates=tuple(
-            Candidate(**_figures_from(one.figures), policy=one.policy) for one in message.candidates
-        ),
-        expected_divergence=message.expected_divergence
-        if message.HasField("expected_divergence")
+        candidates=tuple(_candidate_from(one) for one in message.candidates),
+        expected_divergence=_optional(message, "expected_divergence"),
+        certificate=_certificate_from(message.certificate)
+        if message.HasField("certificate")
         else None,
+    )
+
+
+def check_plan(plan: PruningPlan, graph: PruningGraph) -> None:
+    """Refuses a plan that cannot be kept: not of the graph, NaN or infinite figures, endless texts.
+
+    Raises:
+        PlanError: names the part at fault.
+    """
+    plan.check(graph)
+    _check_part(asdict(plan), "plan")
+    rounds = () if plan.certificate is None else plan.certificate.rounds
+    reference = () if plan.reference is None else (plan.reference,)
+    for keeps in (one.keeps for one in (*reference, *plan.candidates, *rounds)):
+        try:
+            check_settings(
+                graph, ModelSubject(graph.fingerprint, keeps, plan.schemes, plan.precision)
+            )
+        except InputError as error:
+            raise PlanError(str(error), field="plan.keeps") from error
+    if rounds == () and plan.certificate is not None:
+        raise PlanError("a certificate without a measurement", field="plan.certificate.rounds")
+    if not plan.budget_ms > 0:
+        raise PlanError(f"the budget is {plan.budget_ms}", field="plan.budget_ms")
+
+
+def _check_part(part: Any, field: str) -> None:
+    if isinstance(part, Mapping):
+        for name, value in part.items():
+            _check_part(value, f"{field}.{name}")
+    elif isinstance(part, str):
+        if len(part) > MAX_TEXT:
+            raise PlanError(f"{len(part)} characters, more than {MAX_TEXT}", field=field)
+    elif isinstance(part, Sequence):
+        if len(part) > MAX_LIST:
+            raise PlanError(f"{len(part)} entries, more than {MAX_LIST}", field=field)
+        for index, value in enumerate(part):
+            _check_part(value, f"{field}[{index}]")
+    elif isinstance(part, float):
+        if not math.isfinite(part):
+            raise PlanError(f"{part} is not a finite number", field=field)
+    elif isinstance(part, int) and part < 0:
+        raise PlanError(f"{part} is negative", field=field)
+
+
+def _constraints_to(constraints: Constraints) -> types_pb2.Constraints:
+    return types_pb2.Constraints(
+        round_to=constraints.round_to or 0,
+        min_keep=constraints.min_keep,
+        min_keep_ratio=constraints.min_keep_ratio,
+        hold=constraints.hold,
+        pin=constraints.pin,
     )
 
 
@@ -129,13 +263,23 @@ def constraints_from(
 def record_to(record: PlanRecord) -> plans_pb2.StoredPlan:
     """A stored plan's message."""
     return plans_pb2.StoredPlan(
-        plan_id=record.plan_id, plan=plan_to(record.plan), created_sec=record.created_sec
+        plan_id=record.plan_id,
+        plan=plan_to(record.plan),
+        created_sec=record.created_sec,
+        model_name=record.model_name,
+        request=record.request,
     )
 
 
 def record_from(message: plans_pb2.StoredPlan) -> PlanRecord:
     """The stored plan of a message."""
-    return PlanRecord(message.plan_id, plan_from(message.plan), message.created_sec)
+    return PlanRecord(
+        message.plan_id,
+        plan_from(message.plan),
+        message.created_sec,
+        model_name=message.model_name,
+        request=message.request,
+    )
 
 
 def _figures_to(figures: PlanFigures) -> types_pb2.PlanFigures:
@@ -159,155 +303,78 @@ def _figures_from(message: types_pb2.PlanFigures) -> dict[str, Any]:
     }
 
 
+def _candidate_to(candidate: Candidate) -> types_pb2.Candidate:
+    return types_pb2.Candidate(
+        policy=candidate.policy,
+        figures=_figures_to(candidate),
+        divergence=candidate.divergence,
+        gain_se=candidate.gain_se,
+        loss=candidate.loss,
+        loss_se=candidate.loss_se,
+        image_count=candidate.image_count,
+        chosen=candidate.chosen,
+    )
+
+
+def _candidate_from(message: types_pb2.Candidate) -> Candidate:
+    return Candidate(
+        **_figures_from(message.figures),
+        policy=message.policy,
+        divergence=_optional(message, "divergence"),
+        gain_se=_optional(message, "gain_se"),
+        loss=_optional(message, "loss"),
+        loss_se=_optional(message, "loss_se"),
+        image_count=message.image_count,
+        chosen=message.chosen,
+    )
+
+
+def _certificate_to(certificate: Certificate) -> types_pb2.Certificate:
+    return types_pb2.Certificate(
+        within=certificate.within,
+        measured_latency_ms=certificate.measured_latency_ms,
+        measured_interval_ms=_interval(certificate.measured_interval_ms),
+        rounds=[
+            types_pb2.MeasuredRound(
+                keeps=one.keeps,
+                predicted_latency_ms=one.predicted_latency_ms,
+                measured_latency_ms=one.measured_latency_ms,
+                measured_interval_ms=_interval(one.measured_interval_ms),
+                status=one.status,
+                reason=one.reason,
+            )
+            for one in certificate.rounds
+        ],
+    )
+
+
+def _certificate_from(message: types_pb2.Certificate) -> Certificate:
+    return Certificate(
+        within=message.within,
+        measured_latency_ms=message.measured_latency_ms,
+        measured_interval_ms=_pair(message.measured_interval_ms),
+        rounds=tuple(
+            MeasuredRound(
+                keeps=tuple(one.keeps),
+                predicted_latency_ms=one.predicted_latency_ms,
+                measured_latency_ms=one.measured_latency_ms,
+                measured_interval_ms=_pair(one.measured_interval_ms),
+                status=one.status,
+                reason=one.reason,
+            )
+            for one in message.rounds
+        ),
+    )
+
+
+def _optional(message: Any, name: str) -> float | None:
+    """A field that may be absent."""
+    return float(getattr(message, name)) if message.HasField(name) else None
+
+
 def _interval(pair: tuple[float, float]) -> types_pb2.Interval:
     return types_pb2.Interval(low=pair[0], high=pair[1])
 
 
 def _pair(message: types_pb2.Interval) -> tuple[float, float]:
     return message.low, message.high
-
-
-def profiles_to(profiles: GroupProfiles) -> types_pb2.GroupProfiles:
-    """The profiles' message."""
-    measured = profiles.measured_loss
-    return types_pb2.GroupProfiles(
-        fingerprint=profiles.fingerprint,
-        levels=_matrix_to(profiles.levels),
-        level_count=profiles.level_count.tolist(),
-        energy_loss=None if profiles.energy_loss is None else _matrix_to(profiles.energy_loss),
-        measured_loss=[] if measured is None else [_matrix_to(fold) for fold in measured],
-        base_loss=None if math.isnan(profiles.base_loss) else profiles.base_loss,
-        image_count=profiles.image_count,
-    )
-
-
-def check_levels(space: Space, bound: BoundConstraints) -> None:
-    """Refuses options of channels that do not keep to the constraints stated beside them.
-
-    Raises:
-        InputError: names the constraint.
-    """
-    stated, graph = bound.stated, space.graph
-    ratio = space.shares
-    for index, group in enumerate(graph.groups):
-        own = space.settings[index, : space.option_count[index] - 1]  # those that prune
-        step = group.step(bound.round_to) if stated.round_to else 1
-        wrong = ""
-        if (own % step).any():
-            wrong = "round_to"
-        elif (own < stated.min_keep).any():
-            wrong = "min_keep"
-        elif (ratio[index] < stated.min_keep_ratio - 1e-9).any():
-            wrong = "min_keep_ratio"
-        elif index in bound.held and len(own):
-            wrong = "hold"
-        if wrong:
-            raise InputError(
-                f"levels of group {group.name!r} in profiles do not keep to {wrong}; make both "
-                "with the same constraints",
-                field=wrong,
-            )
-    for pins in bound.pins:
-        if (ratio[list(pins)] != ratio[pins[0]]).any():
-            names = ", ".join(repr(graph.groups[g].name) for g in pins)
-            raise InputError(
-                f"levels of pinned groups {names} in profiles differ in their ratios; make both "
-                "with the same constraints",
-                field="pin",
-            )
-
-
-def profiles_from(
-    message: types_pb2.GroupProfiles,
-    graph: PruningGraph,
-    schemes: Sequence[str] = CHANNEL_ONLY,
-    *,
-    field: str = "profiles",
-) -> tuple[GroupProfiles, Space]:
-    """The profiles of a message, if they can be of `graph`, and the options that they are of.
-
-    Raises:
-        InputError: other graph, levels that the graph does not have, NaN, or shapes that differ.
-    """
-    if message.fingerprint != graph.fingerprint:
-        raise InputError(
-            f"profiles are of graph {message.fingerprint[:12]!r}, the model is "
-            f"{graph.fingerprint[:12]!r}; profile the model again",
-            field=f"{field}.fingerprint",
-        )
-    space = _space_from(message, graph, schemes, field)
-    shape = space.settings.shape
-    folds = [
-        _matrix_from(fold, shape, f"{field}.measured_loss[{index}]")
-        for index, fold in enumerate(message.measured_loss)
-    ]
-    energy = None
-    if message.HasField("energy_loss"):
-        energy = _matrix_from(message.energy_loss, shape, f"{field}.energy_loss")
-        if (energy < -1e-9).any() or (energy > 1 + 1e-9).any():
-            raise InputError("energy losses are shares, 0..1", field=f"{field}.energy_loss")
-    if message.HasField("base_loss") and not math.isfinite(message.base_loss):
-        raise InputError(f"base_loss is {message.base_loss}", field=f"{field}.base_loss")
-    if message.image_count < 0:
-        raise InputError("image_count is negative", field=f"{field}.image_count")
-    profiles = GroupProfiles(
-        fingerprint=graph.fingerprint,
-        levels=space.settings,
-        level_count=space.option_count,
-        energy_loss=energy,
-        measured_loss=np.stack(folds) if folds else None,
-        base_loss=message.base_loss if message.HasField("base_loss") else float("nan"),
-        image_count=message.image_count,
-    )
-    return profiles, space
-
-
-def _space_from(
-    message: types_pb2.GroupProfiles, graph: PruningGraph, schemes: Sequence[str], field: str
-) -> Space:
-    columns = message.levels.column_count
-    if not 1 <= columns <= MAX_OPTIONS:
-        raise InputError(f"{columns} levels, not 1..{MAX_OPTIONS}", field=f"{field}.levels")
-    site_count = len(graph.groups) + len(other_sites(graph, schemes))
-    raw = _matrix_from(message.levels, (site_count, columns), f"{field}.levels")
-    if ((raw < 1) | (raw > MAX_WIDTH) | (raw != np.floor(raw))).any():
-        raise InputError("levels are whole numbers, at least 1", field=f"{field}.levels")
-    levels = raw.astype(np.int64)
-    level_count = np.array(list(message.level_count), dtype=np.int64)
-    if len(level_count) != site_count or ((level_count < 1) | (level_count > columns)).any():
-        raise InputError(
-            f"one count of levels per group, 1..{columns}", field=f"{field}.level_count"
-        )
-    for group, row, count in zip(graph.groups, levels, level_count, strict=False):
-        if (np.diff(row[:count]) <= 0).any() or (row[count - 1 :] != group.width).any():
-            raise InputError(
-                f"levels of group {group.name!r} must ascend to its width {group.width} and repeat "
-                "it after that",
-                field=f"{field}.levels",
-            )
-    try:
-        return space_with(graph, levels, level_count, schemes)
-    except InputError as error:
-        error.field = f"{field}.levels"
-        raise
-
-
-def _matrix_to(matrix: npt.NDArray[np.int64] | npt.NDArray[np.float64]) -> types_pb2.Matrix:
-    rows, columns = matrix.shape
-    return types_pb2.Matrix(
-        row_count=rows, column_count=columns, values=matrix.astype(np.float64).ravel().tolist()
-    )
-
-
-def _matrix_from(message: types_pb2.Matrix, shape: tuple[int, int], field: str) -> FloatArray:
-    found = (message.row_count, message.column_count)
-    if found != shape or len(message.values) != shape[0] * shape[1]:
-        raise InputError(
-            f"a matrix of {found[0]} x {found[1]} with {len(message.values)} values, not "
-            f"{shape[0]} x {shape[1]}",
-            field=field,
-        )
-    matrix = np.array(message.values, dtype=np.float64).reshape(shape)
-    if not np.isfinite(matrix).all():
-        raise InputError("a value is NaN or infinite", field=field)
-    return matrix

@@ -5,39 +5,41 @@ Everything is checked and computed before the first write, so a refused call cha
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 
 from rlprune.constraints import BoundConstraints, bind
-from rlprune.errors import BudgetError, InputError, MeasurementError, PolicyError
+from rlprune.device_keys import canonical_key
+from rlprune.errors import InputError, MeasurementError, PolicyError
 from rlprune.graph.types import PruningGraph
 from rlprune.latency.device import check_batch, preferred_multiple
 from rlprune.latency.types import MACS_DEVICE, Subject
 from rlprune.planning import (
-    check_budget,
-    check_count,
-    latency_model,
+    PlanRequest,
     make_plan,
     task_for,
     with_reasons,
 )
+from rlprune.planning.tables import missing_for
 from rlprune.plans import PruningPlan
 from rlprune.policy import POLICY_NAMES, REMOVED_POLICIES, Policy, get_policy
-from rlprune.profile.energy import shape_profiles
-from rlprune.profile.types import GroupProfiles
 from rlprune.schemes import Space, space_of
-from rlprune.service.models import Skeletons
+from rlprune.sensitivity.energy import shape_profiles
+from rlprune.sensitivity.types import GroupProfiles
+from rlprune.service.models import Graphs
 from rlprune.service.plan_messages import (
-    check_levels,
-    constraints_from,
+    asked_from,
+    check_plan,
+    plan_from,
     plan_to,
-    profiles_from,
     record_to,
+    request_from,
 )
+from rlprune.service.profile_messages import check_levels, profiles_from
 from rlprune.store import Store
 from rlprune.store.encoding import check_fingerprint, check_request_id, subject_key
 from rlprune.store.jobs import JobQueue
-from rlprune.store.records import PlanRecord
+from rlprune.store.records import Asked, Job, PlanRecord
 from rlprune.v1 import plans_pb2
 
 
@@ -48,47 +50,67 @@ class PlanService:
         self,
         store: Store,
         jobs: JobQueue,
-        skeletons: Skeletons,
+        graphs: Graphs,
         policies: Mapping[str, Policy] | None = None,
     ) -> None:
         self._store = store
         self._jobs = jobs
-        self._skeletons = skeletons
+        self._graphs = graphs
         self._own = dict(policies or {})
         # The others are read from files of the package, which do not change while it runs.
         self._policy = lru_cache(maxsize=None)(get_policy)
 
     def create_plan(self, request: plans_pb2.CreatePlanRequest) -> plans_pb2.CreatePlanResponse:
         """See plans.proto."""
-        content = request.SerializeToString(deterministic=True)
+        content = b""
         if request.request_id:
             check_request_id(request.request_id)
+        if request.request_id and not request.provisional:
+            content = request.SerializeToString(deterministic=True)
             plan_id = self._store.plan_of_request(request.request_id, content)
             if plan_id is not None:
-                return _answer(self._store.plan_record(plan_id))
+                return _kept_answer(self._store.plan_record(plan_id))
         policy = self._policy_of(request)
-        check_count(request.candidates, calibrated=True)  # or not: that is the client's
-        _check_budget(request)
-        constraints = constraints_from(request)
+        asked = request_from(request)
         graph, brought = self._graph_of(request)
-        device = request.device
+        device = asked.device or ""
         if device != MACS_DEVICE:
             self._store.last_seen_sec(device)  # refuses unknown ones
-        bound = bind(graph, constraints, round_to=preferred_multiple(device))
+        bound = bind(graph, asked.constraints, round_to=preferred_multiple(device))
         profiles, space = _profiles_of(request, graph, bound)
-        plan = self._plan(request, space, profiles, policy, bound)
+        plan = self._plan(asked, space, profiles, policy, bound)
         missing = self._missing(space, device, needed=plan is None)
         # All is well: now it is written, in one transaction.
-        if plan is None:
-            queued = self._jobs.enqueue(
-                device, missing, fingerprint=graph.fingerprint, graph=brought
-            )
-            return _not_yet([job.job_id for job in queued])
-        return _answer(
-            self._jobs.put_plan(
-                plan, missing, request_id=request.request_id, content=content, graph=brought
-            )
+        if plan is None or request.provisional:
+            queued = self._queue(device, missing, graph, brought)
+            return _answer(plan, [job.job_id for job in queued])
+        record = self._jobs.put_plan(
+            plan,
+            missing,
+            request_id=request.request_id,
+            content=content,
+            graph=brought,
+            asked=Asked(request=asked.to_json()),
         )
+        return _kept_answer(record)
+
+    def put_plan(self, request: plans_pb2.PutPlanRequest) -> plans_pb2.StoredPlan:
+        """See plans.proto."""
+        check_request_id(request.request_id)
+        content = request.SerializeToString(deterministic=True)
+        plan_id = self._store.plan_of_request(request.request_id, content)
+        if plan_id is not None:
+            return record_to(self._store.plan_record(plan_id))
+        asked = asked_from(request)
+        plan = plan_from(request.plan)
+        fingerprint = check_fingerprint(plan.fingerprint, field="plan.fingerprint")
+        check_plan(plan, self._graphs.graph(fingerprint))
+        if plan.device != MACS_DEVICE:
+            self._store.last_seen_sec(plan.device)  # refuses unknown ones
+        plan_id = self._store.put_plan(
+            plan, request_id=request.request_id, content=content, asked=asked
+        )
+        return record_to(self._store.plan_record(plan_id))
 
     def get_plan(self, request: plans_pb2.GetPlanRequest) -> plans_pb2.StoredPlan:
         """See plans.proto."""
@@ -97,7 +119,9 @@ class PlanService:
     def list_plans(self, request: plans_pb2.ListPlansRequest) -> plans_pb2.ListPlansResponse:
         """See plans.proto."""
         records, token = self._store.plans(
-            page_size=request.page_size, page_token=request.page_token, device=request.device
+            page_size=request.page_size,
+            page_token=request.page_token,
+            device=canonical_key(request.device),
         )
         return plans_pb2.ListPlansResponse(
             plans=[record_to(record) for record in records], next_page_token=token
@@ -121,39 +145,53 @@ class PlanService:
         """The graph in question, and the same with its skeleton where the request brought one."""
         which = request.WhichOneof("model")
         if which == "skeleton":
-            brought = self._skeletons.trace(request.skeleton)
+            brought = self._graphs.trace(request.skeleton)
             return brought[0], brought
         if which == "fingerprint":
-            return self._store.graph(check_fingerprint(request.fingerprint)), None
+            return self._graphs.graph(check_fingerprint(request.fingerprint)), None
         raise InputError("give a skeleton, or the fingerprint of one sent before", field="skeleton")
 
     def _plan(
         self,
-        request: plans_pb2.CreatePlanRequest,
+        asked: PlanRequest,
         space: Space,
         profiles: GroupProfiles,
         policy: Policy,
-        constraints: BoundConstraints,
+        bound: BoundConstraints,
     ) -> PruningPlan | None:
         """The plan; None where nothing has been measured that latencies could be predicted from."""
-        device = request.device
+        device = asked.device or ""
         check_batch(device, space.graph.input_shapes)
         if device != MACS_DEVICE and self._store.sample_count(device) == 0:
             return None
         task = task_for(space, profiles, self._store, device)
-        budget_ms = request.budget_ms
-        if request.WhichOneof("budget") == "budget_ratio":
-            budget_ms = request.budget_ratio * task.base_ms
+        [budget] = asked.budgets
         made = make_plan(
             task,
             policy,
-            budget_ms,
+            budget * task.base_ms if asked.unit == "ratio" else budget,
             device=device,
-            constraints=constraints,
-            guard=not request.unguarded,
-            candidate_count=request.candidates,
+            constraints=bound,
+            guard=asked.guard,
+            candidate_count=asked.candidates or 0,
+            max_params=asked.max_params,
         )
-        return with_reasons(made, task, constraints, self._store)
+        return with_reasons(made, task, bound, self._store)
+
+    def _queue(
+        self,
+        device: str,
+        missing: Sequence[Subject],
+        graph: PruningGraph,
+        brought: tuple[PruningGraph, bytes] | None,
+    ) -> list[Job]:
+        """The open jobs of what is missing, and keeps the graph; writes nothing where nothing is
+        new."""
+        if missing:
+            return self._jobs.enqueue(device, missing, fingerprint=graph.fingerprint, graph=brought)
+        if brought is not None:
+            self._store.put_graph(*brought)
+        return []
 
     def _missing(self, space: Space, device: str, *, needed: bool) -> list[Subject]:
         """What the device has still to measure for these options and can.
@@ -163,8 +201,7 @@ class PlanService:
         """
         if device == MACS_DEVICE:
             return []
-        model = latency_model(self._store, device)
-        missing = list(model.missing(space))
+        missing = missing_for(space, self._store, device)
         hopeless = self._jobs.unmeasurable(device) if missing else {}
         left = [subject for subject in missing if subject_key(subject) not in hopeless]
         if needed and not left:
@@ -173,13 +210,6 @@ class PlanService:
                 f"device {device!r} cannot measure what this model needs: {reason}", field="device"
             )
         return left
-
-
-def _check_budget(request: plans_pb2.CreatePlanRequest) -> None:
-    which = request.WhichOneof("budget")
-    if which is None:
-        raise BudgetError("give budget_ms or budget_ratio", field="budget_ms")
-    check_budget(getattr(request, which), which)
 
 
 def _profiles_of(
@@ -193,17 +223,17 @@ def _profiles_of(
     return profiles, space
 
 
-def _answer(record: PlanRecord) -> plans_pb2.CreatePlanResponse:
+def _answer(
+    plan: PruningPlan | None, pending_job_ids: Sequence[str], plan_id: str = ""
+) -> plans_pb2.CreatePlanResponse:
     return plans_pb2.CreatePlanResponse(
-        plan=plan_to(record.plan),
-        plan_id=record.plan_id,
-        pending_job_count=len(record.pending_job_ids),
-        pending_job_ids=record.pending_job_ids,
-        measured=record.plan.device != MACS_DEVICE,
+        plan=None if plan is None else plan_to(plan),
+        plan_id=plan_id,
+        pending_job_count=len(pending_job_ids),
+        pending_job_ids=pending_job_ids,
+        measured=plan is not None and plan.device != MACS_DEVICE,
     )
 
 
-def _not_yet(pending_job_ids: list[str]) -> plans_pb2.CreatePlanResponse:
-    return plans_pb2.CreatePlanResponse(
-        pending_job_count=len(pending_job_ids), pending_job_ids=pending_job_ids
-    )
+def _kept_answer(record: PlanRecord) -> plans_pb2.CreatePlanResponse:
+    return _answer(record.plan, record.pending_job_ids, record.plan_id)

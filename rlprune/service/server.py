@@ -38,7 +38,7 @@ from rlprune.service.credentials import (
 from rlprune.service.devices import DeviceService
 from rlprune.service.front import EventLoop, Pools, TokenCheck, event_loop
 from rlprune.service.health import Health
-from rlprune.service.models import Skeletons
+from rlprune.service.models import Graphs
 from rlprune.service.plans import PlanService
 from rlprune.store import Store, open_store
 from rlprune.store.jobs import JobQueue
@@ -171,13 +171,13 @@ def start(
     pools = Pools(health.store_lost)
     running = Server(loop, server, pools, health, None if opened is store else opened)
     running.address = f"{target.rpartition(':')[0]}:{bound}"
-    jobs, skeletons = JobQueue(opened), Skeletons()
+    jobs, graphs = JobQueue(opened), Graphs(opened)
     leases = Leases(opened, lease_sec=lease_sec)
     plan_service, device_service = _services()
     server.add_generic_rpc_handlers(
         [
-            pools.service(plan_service, PlanService(opened, jobs, skeletons, own)),
-            pools.service(device_service, DeviceService(opened, jobs, leases, skeletons)),
+            pools.service(plan_service, PlanService(opened, jobs, graphs, own)),
+            pools.service(device_service, DeviceService(opened, jobs, leases, graphs)),
             reflection,
         ]
     )

@@ -7,16 +7,21 @@ end the wait: the jobs are in its store, and it is asked again until the wait's 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from rlprune.errors import UnavailableError
 from rlprune.latency.types import Measurement
-from rlprune.progress import OnProgress as OnProgress
+from rlprune.planning.profiles import OnProgress
 from rlprune.service.channel import CALL_TIMEOUT_SEC, Channel
-from rlprune.service.device_messages import job_from
-from rlprune.store.records import Job
+from rlprune.service.device_messages import device_from, job_from
+from rlprune.store.records import DeviceRecord, Job
 from rlprune.v1 import devices_pb2
 
+LONG_TIMEOUT_SEC = 120.0
+"""Of a call that plans or fits: a large model is traced once, a device's tables fitted once a
+report."""
+HEALTH_PAGE_SIZE = 8
+"""Devices asked for at once with their health: a fit each, where it has measured since."""
 SILENT_SEC = 120.0
 """A device not seen for so long may have no worker; the server's clock and ours may differ."""
 FIRST_POLL_SEC = 0.1
@@ -31,13 +36,11 @@ def wait_for_jobs(
     device: str,
     deadline: float,
     on_progress: OnProgress | None,
-    last_seen_sec: Callable[[], float],
 ) -> None:
     """Returns when none of the jobs is open any more.
 
     Args:
         deadline: by `time.monotonic`.
-        last_seen_sec: when the device was last heard of; asked where somebody is told.
 
     Raises:
         UnavailableError: some are still open at the deadline, or the server is away.
@@ -45,7 +48,8 @@ def wait_for_jobs(
     jobs = {job_id: find_job(channel, job_id, until=deadline)[:2] for job_id in job_ids}
     what = f"measuring on {device}"
     if on_progress is not None and any(job.state.open for job, _ in jobs.values()):
-        age_sec = time.time() - last_seen_sec()
+        seen = next((one.last_seen_sec for one in list_devices(channel) if one.key == device), 0.0)
+        age_sec = time.time() - seen
         if age_sec > SILENT_SEC:
             what += f" (last seen {age_sec:.0f} s ago; is `rlprune work` running there?)"
     poll_sec = FIRST_POLL_SEC
@@ -70,6 +74,25 @@ def wait_for_jobs(
             jobs[job_id] = find_job(channel, job_id, until=deadline)[:2]
             if jobs[job_id][0].state.open:
                 break
+
+
+def list_devices(channel: Channel, *, health: bool = False) -> list[DeviceRecord]:
+    """All devices that the server knows, by key; see `Client.devices`."""
+    found: list[DeviceRecord] = []
+    request = devices_pb2.ListDevicesRequest(with_health=health)
+    if health:
+        request.page_size = HEALTH_PAGE_SIZE
+    while True:
+        page = channel.call(
+            "DeviceService/ListDevices",
+            request,
+            devices_pb2.ListDevicesResponse,
+            timeout_sec=LONG_TIMEOUT_SEC,
+        )
+        found += [device_from(device) for device in page.devices]
+        request.page_token = page.next_page_token
+        if not request.page_token:
+            return found
 
 
 def find_job(

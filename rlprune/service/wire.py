@@ -38,6 +38,7 @@ STATUS: dict[type[RlpruneError], tuple[str, grpc.StatusCode]] = {
     errors.StoreError: ("STORE", grpc.StatusCode.DATA_LOSS),
     errors.UnavailableError: ("UNAVAILABLE", grpc.StatusCode.UNAVAILABLE),
     errors.OverloadedError: ("OVERLOADED", grpc.StatusCode.RESOURCE_EXHAUSTED),
+    errors.NotServedError: ("NOT_SERVED", grpc.StatusCode.UNIMPLEMENTED),
     errors.MeasurementError: ("MEASUREMENT", grpc.StatusCode.FAILED_PRECONDITION),
 }
 """Reason (as ErrorDetail.reason has it) and status of every class of the error tree."""
@@ -124,7 +125,9 @@ def error_of(error: grpc.RpcError, target: str) -> RlpruneError:
     if code in (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED):
         return AuthenticationError(f"{target}: {message or 'this may not be called'}")
     if code is grpc.StatusCode.UNIMPLEMENTED:
-        return RlpruneError(f"{target} is no rlprune server, or of another version ({message})")
+        return errors.NotServedError(
+            f"{target} is no rlprune server, or of another version ({message})"
+        )
     return RlpruneError(f"{target}: {code.name}: {message}")
 
 

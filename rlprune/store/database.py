@@ -11,6 +11,7 @@ from many processes.
 from __future__ import annotations
 
 import contextlib
+import os
 import sqlite3
 import time
 from collections.abc import Iterator, Mapping
@@ -24,7 +25,6 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from rlprune.errors import InputError, StoreError, UnavailableError
 from rlprune.store import schema, upgrade
-from rlprune.store.presence import StoreFiles
 
 BUSY_TIMEOUT_SEC = 20.0
 """How long a SQLite writer waits for another process's transaction."""
@@ -275,3 +275,31 @@ def _is_damage(error: exc.DBAPIError) -> bool:
     if str(error.orig).startswith("Could not decode to UTF-8"):  # Python's word, without a code
         return True
     return str(getattr(error.orig, "sqlstate", "") or "").startswith("XX")
+
+
+class StoreFiles:
+    """The files of an open store, as the file system knew them when it was opened.
+
+    The write-ahead log counts: as long as one connection is open, SQLite itself leaves it alone.
+    Never opens them: closing would end the locks that this process holds on them (POSIX).
+    """
+
+    def __init__(self, path: str | None) -> None:
+        """Of a SQLite file; of what is none (None), nothing is ever missing."""
+        paths = [] if path is None else [path, f"{path}-wal"]
+        self._known = {one: found for one in paths if (found := _identity(one)) is not None}
+
+    def missing(self) -> str:
+        """Name of a file that is not there any more or is another one now; empty: all are well."""
+        for path, known in self._known.items():
+            if _identity(path) != known:
+                return Path(path).name
+        return ""
+
+
+def _identity(path: str) -> tuple[int, int] | None:
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Iterator
@@ -10,9 +9,10 @@ from contextlib import contextmanager
 from dataclasses import fields
 from typing import Any
 
+from rlprune.device_keys import canonical_key
 from rlprune.errors import InputError, StoreError
-from rlprune.latency.limits import fault_of
-from rlprune.latency.types import MACS_DEVICE, Measurement, ModelSubject, OperatorSpec, Subject
+from rlprune.latency.limits import SAMPLES, fault_of
+from rlprune.latency.types import F32, MACS_DEVICE, Measurement, ModelSubject, OperatorSpec, Subject
 from rlprune.schemes import CHANNEL_ONLY
 
 _DEVICE = re.compile(r"[a-z0-9._-]{1,120}")
@@ -21,7 +21,6 @@ _FINGERPRINT = re.compile(r"[0-9a-f]{64}")
 MAX_ID = 200
 _ID = re.compile(rf"[^\x00-\x1f\x7f\ud800-\udfff]{{0,{MAX_ID}}}")
 _STATUSES = ("ok", "unstable", "failed")
-_SAMPLES = ("cpu_ms", "wall_ms", "control_cpu_ms", "control_wall_ms")
 
 
 @contextmanager
@@ -41,43 +40,35 @@ def stored(what: str) -> Iterator[None]:
         ) from e
 
 
+def _check(form: re.Pattern[str], given: str, must: str, field: str) -> str:
+    if not form.fullmatch(given):
+        raise InputError(f"{given[:130]!r} {must}", field=field)
+    return given
+
+
 def check_device(device: str, *, field: str = "device") -> str:
     """The device key itself; InputError unless it is one that a real device may have."""
-    if not _DEVICE.fullmatch(device):
-        raise InputError(
-            f"device key {device[:130]!r} must match [a-z0-9._-]{{1,120}}", field=field
-        )
     if device == MACS_DEVICE:
         raise InputError(f"{device!r} is built in and measures nothing", field=field)
-    return device
+    return _check(_DEVICE, device, f"is no device key: it must match {_DEVICE.pattern}", field)
 
 
 def check_request_id(request_id: str, *, field: str = "request_id") -> str:
     """The request id itself; InputError unless it matches [A-Za-z0-9._-]{1,64}."""
-    if not _REQUEST_ID.fullmatch(request_id):
-        raise InputError(
-            f"request_id {request_id[:80]!r} must match [A-Za-z0-9._-]{{1,64}}", field=field
-        )
-    return request_id
+    must = f"is no request_id: it must match {_REQUEST_ID.pattern}"
+    return _check(_REQUEST_ID, request_id, must, field)
 
 
 def check_id(given: str, *, field: str) -> str:
     """The id of a plan, job, lease, worker or device as somebody gave it; InputError where none can
     be like that. Most databases would not take it: PostgreSQL no NUL, nobody half a letter."""
-    if not _ID.fullmatch(given):
-        raise InputError(
-            f"{field} {given[:80]!r} must have at most {MAX_ID} characters, none of them a control "
-            "character",
-            field=field,
-        )
-    return given
+    must = f"is no {field}: at most {MAX_ID} characters, none of them a control character"
+    return _check(_ID, given, must, field)
 
 
 def check_fingerprint(fingerprint: str, *, field: str = "fingerprint") -> str:
     """The fingerprint itself; InputError unless it is 64 hex digits."""
-    if not _FINGERPRINT.fullmatch(fingerprint):
-        raise InputError(f"fingerprint {fingerprint[:80]!r} is not 64 hex digits", field=field)
-    return fingerprint
+    return _check(_FINGERPRINT, fingerprint, "is no fingerprint: not 64 hex digits", field)
 
 
 def check_measurement(measurement: Measurement, *, field: str = "measurement") -> None:
@@ -105,8 +96,11 @@ def subject_key(subject: Subject) -> str:
     if isinstance(subject, OperatorSpec):
         return subject.key()
     told = {"fingerprint": subject.fingerprint, "keeps": list(subject.settings)}
-    if subject.schemes != CHANNEL_ONLY:  # left out, so that keys of older stores are the same
+    # What is as by default is left out, so that keys of older stores are the same.
+    if subject.schemes != CHANNEL_ONLY:
         told["schemes"] = list(subject.schemes)
+    if subject.precision != F32:
+        told["precision"] = subject.precision
     return json.dumps(told, separators=(",", ":"))
 
 
@@ -124,6 +118,7 @@ def subject_from_key(key: str) -> Subject:
             str(data["fingerprint"]),
             tuple(int(value) for value in data["keeps"]),
             tuple(str(name) for name in data.get("schemes", CHANNEL_ONLY)),
+            str(data.get("precision", F32)),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"not a subject key: {key[:80]!r} ({error})") from error
@@ -138,8 +133,8 @@ def measurement_data(measurement: Measurement) -> dict[str, Any]:
 
 def measurement_of(subject: str, data: dict[str, Any]) -> Measurement:
     """The inverse of `measurement_data`, given the subject's key; lists may stand for tuples."""
-    found = dict(data)
-    for name in _SAMPLES:
+    found = data | {"device": canonical_key(data["device"])}
+    for name in SAMPLES:
         found[name] = tuple(tuple(session) for session in data[name])
     found["conditions"] = tuple((str(name), str(value)) for name, value in data["conditions"])
     return Measurement(subject=subject_from_key(subject), **found)
@@ -153,13 +148,3 @@ def measurement_to_json(measurement: Measurement) -> str:
 def measurement_from_json(subject: str, body: str) -> Measurement:
     """The inverse of `measurement_to_json`, given the subject's key."""
     return measurement_of(subject, json.loads(body))
-
-
-def digest(*parts: str | bytes) -> str:
-    """sha256 over parts with their lengths, so that ("ab", "c") and ("a", "bc") differ."""
-    whole = hashlib.sha256()
-    for part in parts:
-        data = part.encode() if isinstance(part, str) else part
-        whole.update(len(data).to_bytes(8, "big"))
-        whole.update(data)
-    return whole.hexdigest()

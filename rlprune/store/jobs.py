@@ -14,14 +14,16 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from rlprune.device_keys import canonical_key
 from rlprune.errors import InputError, NotFoundError
+from rlprune.files import digest
 from rlprune.graph.types import PruningGraph
 from rlprune.latency.types import Measurement, ModelSubject, Subject
 from rlprune.plans import PruningPlan
 from rlprune.store import encoding, schema
 from rlprune.store.lease_watch import LeaseRow, LeaseWatch
 from rlprune.store.plan_rows import conflict, plan_of_request, plan_row, read_plan
-from rlprune.store.records import Job, JobState, PlanRecord
+from rlprune.store.records import UNSAID, Asked, Job, JobState, PlanRecord
 from rlprune.store.store import Store, insert_graph
 
 MAX_FAILURES = 3
@@ -57,6 +59,7 @@ class JobQueue:
         Raises:
             NotFoundError: the device is unknown.
         """
+        device = canonical_key(device)
         _check_subjects(subjects, fingerprint)
         self._store.last_seen_sec(device)  # refuses unknown ones
         with self._database.write() as connection:
@@ -72,6 +75,7 @@ class JobQueue:
         request_id: str = "",
         content: bytes | None = None,
         graph: tuple[PruningGraph, bytes] | None = None,
+        asked: Asked = UNSAID,
     ) -> PlanRecord:
         """Keeps a plan and, in the same transaction, queues what it should still be measured by.
 
@@ -79,7 +83,7 @@ class JobQueue:
 
         Args:
             missing: subjects for the plan's device, as `enqueue` takes them.
-            request_id, content, graph: as `Store.put_plan` has them.
+            request_id, content, graph, asked: as `Store.put_plan` has them.
 
         Raises:
             NotFoundError: the device is unknown, and something is missing.
@@ -88,7 +92,9 @@ class JobQueue:
         _check_subjects(missing, plan.fingerprint)
         if missing:
             self._store.last_seen_sec(plan.device)
-        row = plan_row(plan, self._store.clock(), request_id=request_id, content=content)
+        row = plan_row(
+            plan, self._store.clock(), request_id=request_id, content=content, asked=asked
+        )
         with self._database.write() as connection:
             if not self._database.insert_new(connection, schema.plans, row):
                 first = plan_of_request(connection, request_id, row["content_digest"])
@@ -105,7 +111,9 @@ class JobQueue:
                 .where(schema.plans.c.plan_id == row["plan_id"])
                 .values(pending_job_ids=json.dumps(pending))
             )
-        return PlanRecord(row["plan_id"], plan, row["created_sec"], pending)
+        return PlanRecord(
+            row["plan_id"], plan, row["created_sec"], pending, asked.model_name, asked.request
+        )
 
     def _queue(
         self,
@@ -153,6 +161,7 @@ class JobQueue:
             ConflictError: the same request_id came with another device or other subjects.
             InputError: no subject, too many, or one twice.
         """
+        device = canonical_key(device)
         encoding.check_request_id(request_id)
         _check_subjects(subjects, fingerprint)
         if not 1 <= len(subjects) <= MAX_SUBJECTS or len(set(subjects)) != len(subjects):
@@ -178,6 +187,7 @@ class JobQueue:
 
         They failed on the device three times, or stood unreported in a job parked within the hour.
         """
+        device = canonical_key(device)
         now = self._store.clock()
         rows = schema.measurements.c
         failed = sa.select(rows.subject, rows.body).where(
@@ -234,11 +244,13 @@ class JobQueue:
 
     def open_jobs(self, device: str) -> list[Job]:
         """Jobs of a device that are pending or leased, oldest first."""
+        device = canonical_key(device)
         with self._database.read() as connection:
             return _open_jobs(connection, device)
 
     def parked_count(self, device: str) -> int:
         """Jobs of a device that were given up."""
+        device = canonical_key(device)
         rows = schema.jobs.c
         query = sa.select(sa.func.count()).where(
             rows.device == device, rows.state == JobState.PARKED.value
@@ -250,7 +262,7 @@ class JobQueue:
         keys = json.dumps([encoding.subject_key(subject) for subject in subjects])
         return {
             "job_id": uuid.uuid4().hex,
-            "content_digest": encoding.digest(device, fingerprint, keys),
+            "content_digest": digest(device, fingerprint, keys),
             "device": device,
             "fingerprint": fingerprint or None,
             "subjects": keys,

@@ -1,12 +1,9 @@
 """Which leases have gone silent: by this process's own monotonic clock, never by the time of day.
 
-A row says how long its lease lasts and how often it was renewed; each process notes when it first
-saw the newest renewal, and takes a lease for ended once it has seen no newer one for that long. So
-clocks that jump end nothing and hold nothing; a server that was restarted gives every lease one
-more length from its first look; and of two servers on one store each may end a lease that it saw
-go silent, while a renewal through either is a renewal for both.
-(Idea: Gray and Cheriton's leases, 1989; DynamoDB's lock client compares record versions the same
-way.)
+A row says how long its lease lasts and how often it was renewed; a lease has ended for a process
+that has seen no newer renewal for that long. So clocks that jump end nothing and hold nothing, and
+a restarted server gives every lease one more length. (Ideas: Gray and Cheriton's leases, 1989;
+DynamoDB's lock client.)
 """
 
 from __future__ import annotations

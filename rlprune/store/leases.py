@@ -17,7 +17,9 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from rlprune.device_keys import canonical_key
 from rlprune.errors import InputError, LeaseError
+from rlprune.files import digest
 from rlprune.latency.types import FAULT, Measurement, Subject
 from rlprune.store import encoding, schema
 from rlprune.store.jobs import (
@@ -52,6 +54,7 @@ class Leases:
         Raises:
             NotFoundError: the device is unknown; register it first.
         """
+        device = canonical_key(device)
         if not 1 <= len(worker_id) <= 120:
             raise InputError("worker_id must have 1 to 120 characters", field="worker_id")
         encoding.check_id(worker_id, field="worker_id")
@@ -165,7 +168,7 @@ class Leases:
             raise InputError("a report either finishes the job or releases it", field="release")
         rows = measurement_rows(measurements)
         told = (row[name] for row in rows for name in ("device", "subject", "body"))
-        content = encoding.digest(lease_id, f"{done},{release}", *told)
+        content = digest(lease_id, f"{done},{release}", *told)
         now = self._store.clock()
         with self._database.write() as connection:
             lock = sa.select(schema.jobs.c.seq).where(schema.jobs.c.lease_id == lease_id)

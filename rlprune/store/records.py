@@ -55,6 +55,23 @@ class PlanRecord:
     created_sec: float
     pending_job_ids: tuple[str, ...] = ()
     """Jobs that the device had still to do for this model when the plan was made."""
+    model_name: str = ""
+    """What the user calls the model; empty where nobody said."""
+    request: str = ""
+    """What the user asked, `PlanRequest.to_json`; empty of plans of 0.7.1 and before."""
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """How a plan was asked for, in the user's words; empty where nobody said."""
+
+    model_name: str = ""
+    """What the user calls the model."""
+    request: str = ""
+    """`PlanRequest.to_json`."""
+
+
+UNSAID = Asked()
 
 
 class JobState(StrEnum):

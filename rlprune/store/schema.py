@@ -20,7 +20,7 @@ from sqlalchemy import (
     Text,
 )
 
-REVISIONS = ("0001", "0002")
+REVISIONS = ("0001", "0002", "0003", "0004")
 """Of these tables, oldest first, as `migrations/versions` has them; the last is the one below."""
 REVISION = REVISIONS[-1]
 SCHEMA_VERSION = 2
@@ -91,6 +91,8 @@ plans = Table(
     Column("body", Text, nullable=False),
     Column("created_sec", Float, nullable=False),
     Column("pending_job_ids", Text, nullable=True),  # JSON array; NULL: none
+    Column("model_name", String(200), nullable=True),
+    Column("request", Text, nullable=True),  # JSON object in the words of PlanOptions
     Index("plans_of_device", "device", "seq"),
 )
 

@@ -7,8 +7,6 @@ at once.
 
 from __future__ import annotations
 
-import base64
-import itertools
 import json
 import time
 from collections import Counter
@@ -17,24 +15,23 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from rlprune.device_keys import canonical_key
 from rlprune.errors import InputError, NotFoundError
+from rlprune.files import digest
 from rlprune.graph.types import PruningGraph
 from rlprune.latency.types import Measurement
 from rlprune.plans import PruningPlan
 from rlprune.store import encoding, schema
 from rlprune.store.database import Database
 from rlprune.store.lease_watch import LeaseWatch
-from rlprune.store.plan_rows import plan_of_request, plan_of_row, plan_row, read_plan
-from rlprune.store.records import DeviceRecord, PlanRecord
+from rlprune.store.plan_rows import plan_of_request, plan_page, plan_row, read_plan
+from rlprune.store.records import UNSAID, Asked, DeviceRecord, PlanRecord
 
 Clock = Callable[[], float]
 """Seconds since the epoch."""
 
 DEFAULT_PAGE_SIZE = 50
 MAX_PAGE_SIZE = 1000
-MAX_PAGE_BYTES = 2 * 2**20
-"""Of plans on one page, as they are kept; on the wire they are shorter, and gRPC's own clients take
-4 MB at most."""
 
 
 class Store:
@@ -110,6 +107,7 @@ class Store:
         Raises:
             InputError: the device key is malformed.
         """
+        device = canonical_key(device)
         encoding.check_device(device)
         text = json.dumps(dict(description or {}), sort_keys=True)
         with self.database.write() as connection:
@@ -128,6 +126,7 @@ class Store:
         Raises:
             NotFoundError: unknown; names the known ones.
         """
+        device = canonical_key(device)
         encoding.check_id(device, field="device")
         query = sa.select(schema.devices.c.last_seen_sec).where(schema.devices.c.device == device)
         with self.database.read() as connection:
@@ -140,6 +139,7 @@ class Store:
 
     def device(self, device: str) -> DeviceRecord:
         """One device; raises as `last_seen_sec`."""
+        device = canonical_key(device)
         self.last_seen_sec(device)
         return self._devices(schema.devices.c.device == device)[0]
 
@@ -174,6 +174,7 @@ class Store:
 
     def generation(self, device: str) -> int:
         """Grows with every accepted measurement of the device; 0 for one never heard of."""
+        device = canonical_key(device)
         query = sa.select(schema.devices.c.generation).where(schema.devices.c.device == device)
         with self.database.read() as connection:
             return int(connection.scalar(query) or 0)
@@ -201,6 +202,7 @@ class Store:
 
     def measurements(self, device: str) -> list[Measurement]:
         """All measurements of a device, in the order in which they were accepted."""
+        device = canonical_key(device)
         rows = schema.measurements.c
         query = sa.select(rows.subject, rows.body).where(rows.device == device).order_by(rows.seq)
         with self.database.read() as connection:
@@ -210,6 +212,7 @@ class Store:
 
     def sample_count(self, device: str) -> int:
         """Measurements of a device that have samples, that is, did not fail."""
+        device = canonical_key(device)
         rows = schema.measurements.c
         query = sa.select(sa.func.count()).where(rows.device == device, rows.status != "failed")
         with self.database.read() as connection:
@@ -224,6 +227,7 @@ class Store:
         request_id: str = "",
         content: bytes | None = None,
         graph: tuple[PruningGraph, bytes] | None = None,
+        asked: Asked = UNSAID,
     ) -> str:
         """Keeps a plan; returns its id.
 
@@ -233,11 +237,12 @@ class Store:
             content: what was asked, to tell a repeated request from another one under the same id;
                 the plan itself where None.
             graph: put in the same transaction, with its skeleton.
+            asked: by whom and how, in the user's words.
 
         Raises:
             ConflictError: the same request_id came with other content.
         """
-        row = plan_row(plan, self.clock(), request_id=request_id, content=content)
+        row = plan_row(plan, self.clock(), request_id=request_id, content=content, asked=asked)
         with self.database.write() as connection:
             if self.database.insert_new(connection, schema.plans, row):
                 if graph is not None:
@@ -254,7 +259,7 @@ class Store:
             ConflictError: the same request_id came with other content.
         """
         with self.database.read() as connection:
-            return plan_of_request(connection, request_id, encoding.digest(content))
+            return plan_of_request(connection, request_id, digest(content))
 
     def plan(self, plan_id: str) -> PruningPlan:
         """One plan.
@@ -283,24 +288,11 @@ class Store:
         Raises:
             InputError: page_size negative, or a token that was not given out for this `device`.
         """
+        device = canonical_key(device)
         limit = page_limit(page_size)
         encoding.check_id(device, field="device")
-        own = schema.plans.c
-        # A plan with candidates has 150 kB: first the sizes, then as many as go on a page.
-        sizes = sa.select(own.seq, sa.func.length(own.body)).order_by(own.seq.desc())
-        if device:
-            sizes = sizes.where(own.device == device)
-        if page_token:
-            sizes = sizes.where(own.seq < _before(page_token, device))
         with self.database.read() as connection:
-            found = connection.execute(sizes.limit(limit + 1)).all()
-            total = itertools.accumulate(size for _, size in found)
-            fitting = sum(size <= MAX_PAGE_BYTES for size in total)
-            page = [seq for seq, _ in found[: min(max(fitting, 1), limit)]]
-            query = sa.select(schema.plans).where(own.seq.in_(page)).order_by(own.seq.desc())
-            rows = connection.execute(query).mappings().all()
-        token = _token(int(page[-1]), device) if len(found) > len(page) else ""
-        return [plan_of_row(row) for row in rows], token
+            return plan_page(connection, limit, page_token, device)
 
 
 def page_limit(page_size: int) -> int:
@@ -355,7 +347,7 @@ def measurement_rows(measurements: Sequence[Measurement]) -> list[dict[str, Any]
     """Checked measurements as they are kept."""
     return [
         {
-            "device": measurement.device,
+            "device": canonical_key(measurement.device),
             "subject": encoding.subject_key(measurement.subject),
             "status": measurement.status,
             "body": encoding.measurement_to_json(measurement),
@@ -383,20 +375,3 @@ def insert_measurements(
     if rows:
         more = {"job_id": job_id, "accepted_sec": now_sec}
         connection.execute(sa.insert(schema.measurements), [row | more for row in rows])
-
-
-def _token(seq: int, device: str) -> str:
-    return base64.urlsafe_b64encode(json.dumps([seq, device]).encode()).decode()
-
-
-def _before(page_token: str, device: str) -> int:
-    try:
-        seq, token_device = json.loads(base64.urlsafe_b64decode(page_token[:1000].encode()))
-        if token_device != device or type(seq) is not int or not 0 <= seq < 2**63:
-            raise ValueError
-    except (RecursionError, TypeError, ValueError) as error:
-        raise InputError(
-            "page_token was not given out for this request; start from the first page",
-            field="page_token",
-        ) from error
-    return seq

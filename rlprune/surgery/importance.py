@@ -1,10 +1,9 @@
 """Which units matter: the energy that the effective weights pass through them.
 
 A unit is worth what the weights that make it put into it, times what the weights that read it take
-out: with inputs of like size that is the variance it gives to its readers' outputs. Effective means
-with the BatchNorm behind a layer folded in; the raw weight before a BatchNorm has an arbitrary
-scale. In a trial on one plan of ResNet-20 at 0.55 of its MACs, after
-reconstruction, the L1 norm of what makes a unit lost 1.34 nats, this 1.08.
+out. Effective means with the BatchNorm behind a layer folded in, before which a weight's scale is
+arbitrary. On one plan of ResNet-20 at 0.55 of its MACs, after reconstruction, the L1 norm of what
+makes a unit lost 1.34 nats, this 1.08.
 """
 
 from __future__ import annotations

@@ -24,8 +24,7 @@ __all__ = ["BoolArray", "check_keeps", "cut", "kept_mask", "kept_units", "prune_
 
 def kept_units(scores: Sequence[FloatArray], keeps: IntArray) -> list[IntArray]:
     """The `keeps[g]` units of largest score of every group, ascending; of equal scores the
-    first.
-    """
+    first."""
     chosen = []
     for score, keep in zip(scores, keeps, strict=True):
         order = np.argsort(-score, kind="stable")

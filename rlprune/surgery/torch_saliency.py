@@ -1,14 +1,11 @@
 """What every weight of an untrained module is worth: SynFlow, SNIP, GraSP, per weight and per unit.
 
-- SynFlow (Tanaka et al., NeurIPS 2020) takes no data. R is the sum of the outputs for inputs of
-  ones, all weights made positive: the sum over all paths of the product of their weights. A weight
-  is worth w dR/dw, the flow through it. In a chain of layers that conserves flow: what enters a
-  unit leaves it, and every layer carries R.
-- SNIP (Lee et al., ICLR 2019) is |w dL/dw|, L the cross-entropy on a batch or a few.
-- GraSP (Wang et al., ICLR 2020) asks for the gradient's norm, not the loss: |w (Hg)|. Its sign is
-  dropped, as Frankle et al. (ICLR 2021, "Missing the mark") found no worse, and because before a
-  normalisation, which does not see a layer's scale, Hw = -g: the signed scores of all the layer's
-  weights add up to minus its gradient's squared norm, whatever its units are like.
+- SynFlow (Tanaka et al., NeurIPS 2020) takes no data: w dR/dw, R the sum of the outputs for inputs
+  of ones with all weights made positive.
+- SNIP (Lee et al., ICLR 2019): |w dL/dw|, L the cross-entropy on a batch or a few.
+- GraSP (Wang et al., ICLR 2020): |w (Hg)|, of the gradient's norm. Its sign is dropped, as Frankle
+  et al. (ICLR 2021) found no worse, and because before a normalisation Hw = -g: the signed scores
+  of a layer then add up to the same whatever its units are like.
 
 A unit is worth the sum over the weights that make or read it. The module is copied, not changed.
 """
@@ -202,27 +199,29 @@ class _Batches:
 
 def _snip(twin: nn.Module, batches: _Batches) -> Saliency:
     names, weights = _weights(twin)
-    total = [torch.zeros_like(weight) for weight in weights]
-    for loss in batches.losses():
-        for sum_, part in zip(total, _gradients(loss, weights), strict=True):
-            sum_ += part
-    return _worth(names, weights, total)
+    return _worth(names, weights, _summed(batches.losses(), weights))
 
 
 def _grasp(twin: nn.Module, batches: _Batches) -> Saliency:
     """Two passes, as in the paper's code: g of all images, then H g batch by batch."""
     names, weights = _weights(twin)
-    gradient = [torch.zeros_like(weight) for weight in weights]
-    for loss in batches.losses(TEMPERATURE):
-        for sum_, part in zip(gradient, _gradients(loss, weights), strict=True):
+    gradient = _summed(batches.losses(TEMPERATURE), weights)
+
+    def along() -> Iterator[Tensor]:
+        for loss in batches.losses(TEMPERATURE):
+            own = _gradients(loss, weights, create_graph=True)
+            yield torch.stack([(g * h).sum() for g, h in zip(gradient, own, strict=True)]).sum()
+
+    return _worth(names, weights, _summed(along(), weights))
+
+
+def _summed(values: Iterable[Tensor], weights: list[Tensor]) -> list[Tensor]:
+    """The gradients of all values together."""
+    total = [torch.zeros_like(weight) for weight in weights]
+    for value in values:
+        for sum_, part in zip(total, _gradients(value, weights), strict=True):
             sum_ += part
-    product = [torch.zeros_like(weight) for weight in weights]
-    for loss in batches.losses(TEMPERATURE):
-        own = _gradients(loss, weights, create_graph=True)
-        along = torch.stack([(g * h).sum() for g, h in zip(gradient, own, strict=True)]).sum()
-        for sum_, part in zip(product, _gradients(along, weights), strict=True):
-            sum_ += part
-    return _worth(names, weights, product)
+    return total
 
 
 def _gradients(

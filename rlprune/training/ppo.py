@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 from stable_baselines3 import PPO
 
 from rlprune.errors import PolicyError
+from rlprune.mdp.episode import ActionMode
+from rlprune.mdp.observe import SLOTS
 from rlprune.policy.network import Float32Array, Network, Normalizer
-from rlprune.task.episode import ActionMode
-from rlprune.task.observe import SLOTS
-from rlprune.task.task import PruningTask
+from rlprune.solver.task import PruningTask
 from rlprune.torch_state import load_module, load_optimizer, pack, part, unpack
 from rlprune.training.vec import TaskVecEnv
 
@@ -35,7 +35,7 @@ CHECKPOINT_FORMAT = "rlprune.checkpoint/2"
 
 @dataclass(frozen=True)
 class AgentConfig:
-    """What tells one agent of a population from another."""
+    """What tells one agent from another."""
 
     action: ActionMode = "correction"
     seed: int = 0

@@ -19,16 +19,16 @@ import numpy as np
 
 from rlprune.errors import InputError, NotFoundError
 from rlprune.latency.types import MACS_DEVICE
+from rlprune.mdp.objective import MIN_RECORDS, AdditiveObjective
+from rlprune.mdp.observe import OBSERVATION_VERSION, SLOTS
 from rlprune.planning import latency_model, task_for
 from rlprune.policy.artifact import PolicyArtifact, PolicyScore
 from rlprune.policy.learned import LearnedPolicy
 from rlprune.progress import OnProgress
-from rlprune.task.objective import MIN_RECORDS, AdditiveObjective, objective_of
-from rlprune.task.observe import OBSERVATION_VERSION, SLOTS
-from rlprune.task.task import PruningTask
-from rlprune.task.taskdir import RecordedModel, load_model_dir
-from rlprune.training.imagined import synthetic_tables
+from rlprune.recording.model_dir import RecordedModel, load_model_dir, objective_of
+from rlprune.solver.task import PruningTask
 from rlprune.training.select import NamedTask, outcomes, policy_score, relative_gain
+from rlprune.training.synthetic_devices import synthetic_tables
 
 if TYPE_CHECKING:
     from rlprune.store import Store
@@ -45,7 +45,7 @@ class TrainSummary:
     policy: str
     """Name with version, as plans will carry it."""
     action: str
-    """How the network's output is meant (`rlprune.task.episode`)."""
+    """How the network's output is meant (`rlprune.mdp.episode`)."""
     train_models: tuple[str, ...]
     validation_models: tuple[str, ...]
     devices: tuple[str, ...]
@@ -94,7 +94,7 @@ def train(
     An interrupted run leaves checkpoints in `out/checkpoints`; the same call goes on from them.
 
     Args:
-        task_dirs: recorded models (`rlprune.task.taskdir`), or folders of them.
+        task_dirs: recorded models (`rlprune.recording.model_dir`), or folders of them.
         devices: keys whose tables are read from the store, beside `macs`, which always is.
         validation: names of the models that choose the winner and are not trained on; about a
             quarter of the models, drawn by the seed, if none is named.
@@ -118,7 +118,7 @@ def train(
     unseen = [named for named in tasks if named.model in chosen]
     if not seen or not unseen:
         raise InputError("the devices have not measured enough models to train and validate on")
-    from rlprune.training.cluster import ray_session
+    from rlprune.cluster import ray_session
     from rlprune.training.population import network_of, run_population
 
     directory = Path(out)
@@ -211,7 +211,7 @@ def training_tasks(
 ) -> tuple[list[NamedTask], tuple[str, ...]]:
     """Every model on every device, tables as the store has them now; and the pairs left out.
 
-    With `synthetic` further devices that do not exist (`rlprune.training.imagined`).
+    With `synthetic` further devices that do not exist (`rlprune.training.synthetic_devices`).
 
     Raises:
         InputError: a model has too few evaluations for an objective.

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from rlprune.graph.types import FloatArray, IntArray
 from rlprune.policy.artifact import PolicyScore
 from rlprune.policy.base import Policy
-from rlprune.task.knapsack import budgets_at, solve
-from rlprune.task.task import PruningTask
+from rlprune.solver.knapsack import budgets_at, solve
+from rlprune.solver.task import PruningTask
 
 SCORE_SHARES = tuple(round(0.1 + 0.05 * step, 2) for step in range(17))
 """Budgets that policies are scored at: b in `least + b (base - least)`, 0.1 .. 0.9."""

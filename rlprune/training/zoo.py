@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from rlprune.errors import InputError, MissingExtraError
-from rlprune.profile.calibration import CalibrationSet
-from rlprune.training.checkpoint import EpochRecord
-from rlprune.training.finetune import TrainConfig, fit, shifted
+from rlprune.finetuning.checkpoint import EpochRecord
+from rlprune.finetuning.loop import TrainConfig, fit, shifted
+from rlprune.sensitivity.calibration import CalibrationSet
 
 
 @dataclass(frozen=True, slots=True)

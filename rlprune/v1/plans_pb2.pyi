@@ -8,7 +8,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class CreatePlanRequest(_message.Message):
-    __slots__ = ("skeleton", "fingerprint", "profiles", "device", "budget_ms", "budget_ratio", "policy", "round_to", "request_id", "min_keep", "min_keep_ratio", "hold", "pin", "unguarded", "candidates", "schemes")
+    __slots__ = ("skeleton", "fingerprint", "profiles", "device", "budget_ms", "budget_ratio", "policy", "round_to", "request_id", "min_keep", "min_keep_ratio", "hold", "pin", "unguarded", "candidates", "constraints", "max_params", "provisional", "schemes", "precision")
     SKELETON_FIELD_NUMBER: _ClassVar[int]
     FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
     PROFILES_FIELD_NUMBER: _ClassVar[int]
@@ -24,7 +24,11 @@ class CreatePlanRequest(_message.Message):
     PIN_FIELD_NUMBER: _ClassVar[int]
     UNGUARDED_FIELD_NUMBER: _ClassVar[int]
     CANDIDATES_FIELD_NUMBER: _ClassVar[int]
+    CONSTRAINTS_FIELD_NUMBER: _ClassVar[int]
+    MAX_PARAMS_FIELD_NUMBER: _ClassVar[int]
+    PROVISIONAL_FIELD_NUMBER: _ClassVar[int]
     SCHEMES_FIELD_NUMBER: _ClassVar[int]
+    PRECISION_FIELD_NUMBER: _ClassVar[int]
     skeleton: bytes
     fingerprint: str
     profiles: _types_pb2.GroupProfiles
@@ -40,8 +44,12 @@ class CreatePlanRequest(_message.Message):
     pin: _containers.RepeatedScalarFieldContainer[str]
     unguarded: bool
     candidates: int
+    constraints: _types_pb2.Constraints
+    max_params: int
+    provisional: bool
     schemes: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, skeleton: _Optional[bytes] = ..., fingerprint: _Optional[str] = ..., profiles: _Optional[_Union[_types_pb2.GroupProfiles, _Mapping]] = ..., device: _Optional[str] = ..., budget_ms: _Optional[float] = ..., budget_ratio: _Optional[float] = ..., policy: _Optional[str] = ..., round_to: _Optional[int] = ..., request_id: _Optional[str] = ..., min_keep: _Optional[int] = ..., min_keep_ratio: _Optional[float] = ..., hold: _Optional[_Iterable[str]] = ..., pin: _Optional[_Iterable[str]] = ..., unguarded: _Optional[bool] = ..., candidates: _Optional[int] = ..., schemes: _Optional[_Iterable[str]] = ...) -> None: ...
+    precision: str
+    def __init__(self, skeleton: _Optional[bytes] = ..., fingerprint: _Optional[str] = ..., profiles: _Optional[_Union[_types_pb2.GroupProfiles, _Mapping]] = ..., device: _Optional[str] = ..., budget_ms: _Optional[float] = ..., budget_ratio: _Optional[float] = ..., policy: _Optional[str] = ..., round_to: _Optional[int] = ..., request_id: _Optional[str] = ..., min_keep: _Optional[int] = ..., min_keep_ratio: _Optional[float] = ..., hold: _Optional[_Iterable[str]] = ..., pin: _Optional[_Iterable[str]] = ..., unguarded: _Optional[bool] = ..., candidates: _Optional[int] = ..., constraints: _Optional[_Union[_types_pb2.Constraints, _Mapping]] = ..., max_params: _Optional[int] = ..., provisional: _Optional[bool] = ..., schemes: _Optional[_Iterable[str]] = ..., precision: _Optional[str] = ...) -> None: ...
 
 class CreatePlanResponse(_message.Message):
     __slots__ = ("plan", "plan_id", "pending_job_count", "pending_job_ids", "measured")
@@ -57,6 +65,18 @@ class CreatePlanResponse(_message.Message):
     measured: bool
     def __init__(self, plan: _Optional[_Union[_types_pb2.PruningPlan, _Mapping]] = ..., plan_id: _Optional[str] = ..., pending_job_count: _Optional[int] = ..., pending_job_ids: _Optional[_Iterable[str]] = ..., measured: _Optional[bool] = ...) -> None: ...
 
+class PutPlanRequest(_message.Message):
+    __slots__ = ("plan", "model_name", "request", "request_id")
+    PLAN_FIELD_NUMBER: _ClassVar[int]
+    MODEL_NAME_FIELD_NUMBER: _ClassVar[int]
+    REQUEST_FIELD_NUMBER: _ClassVar[int]
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    plan: _types_pb2.PruningPlan
+    model_name: str
+    request: str
+    request_id: str
+    def __init__(self, plan: _Optional[_Union[_types_pb2.PruningPlan, _Mapping]] = ..., model_name: _Optional[str] = ..., request: _Optional[str] = ..., request_id: _Optional[str] = ...) -> None: ...
+
 class GetPlanRequest(_message.Message):
     __slots__ = ("plan_id",)
     PLAN_ID_FIELD_NUMBER: _ClassVar[int]
@@ -64,14 +84,18 @@ class GetPlanRequest(_message.Message):
     def __init__(self, plan_id: _Optional[str] = ...) -> None: ...
 
 class StoredPlan(_message.Message):
-    __slots__ = ("plan_id", "plan", "created_sec")
+    __slots__ = ("plan_id", "plan", "created_sec", "model_name", "request")
     PLAN_ID_FIELD_NUMBER: _ClassVar[int]
     PLAN_FIELD_NUMBER: _ClassVar[int]
     CREATED_SEC_FIELD_NUMBER: _ClassVar[int]
+    MODEL_NAME_FIELD_NUMBER: _ClassVar[int]
+    REQUEST_FIELD_NUMBER: _ClassVar[int]
     plan_id: str
     plan: _types_pb2.PruningPlan
     created_sec: float
-    def __init__(self, plan_id: _Optional[str] = ..., plan: _Optional[_Union[_types_pb2.PruningPlan, _Mapping]] = ..., created_sec: _Optional[float] = ...) -> None: ...
+    model_name: str
+    request: str
+    def __init__(self, plan_id: _Optional[str] = ..., plan: _Optional[_Union[_types_pb2.PruningPlan, _Mapping]] = ..., created_sec: _Optional[float] = ..., model_name: _Optional[str] = ..., request: _Optional[str] = ...) -> None: ...
 
 class ListPlansRequest(_message.Message):
     __slots__ = ("page_size", "page_token", "device")

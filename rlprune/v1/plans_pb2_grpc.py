@@ -40,6 +40,11 @@ class PlanServiceStub:
                 request_serializer=rlprune_dot_v1_dot_plans__pb2.CreatePlanRequest.SerializeToString,
                 response_deserializer=rlprune_dot_v1_dot_plans__pb2.CreatePlanResponse.FromString,
                 _registered_method=True)
+        self.PutPlan = channel.unary_unary(
+                '/rlprune.v1.PlanService/PutPlan',
+                request_serializer=rlprune_dot_v1_dot_plans__pb2.PutPlanRequest.SerializeToString,
+                response_deserializer=rlprune_dot_v1_dot_plans__pb2.StoredPlan.FromString,
+                _registered_method=True)
         self.GetPlan = channel.unary_unary(
                 '/rlprune.v1.PlanService/GetPlan',
                 request_serializer=rlprune_dot_v1_dot_plans__pb2.GetPlanRequest.SerializeToString,
@@ -71,6 +76,18 @@ class PlanServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def PutPlan(self, request, context):
+        """Keeps the plan that a user was given: with the candidate that was chosen where the weights are,
+        and the certificate. Idempotent by request_id.
+
+        INVALID_ARGUMENT: names the field; the plan does not fit its graph, or a figure is not finite.
+        NOT_FOUND: the graph (plan.fingerprint) or the device is unknown. ALREADY_EXISTS: request_id was
+        used for another request.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetPlan(self, request, context):
         """One stored plan. Reads only. NOT_FOUND: no such plan.
         """
@@ -92,6 +109,11 @@ def add_PlanServiceServicer_to_server(servicer, server):
                     servicer.CreatePlan,
                     request_deserializer=rlprune_dot_v1_dot_plans__pb2.CreatePlanRequest.FromString,
                     response_serializer=rlprune_dot_v1_dot_plans__pb2.CreatePlanResponse.SerializeToString,
+            ),
+            'PutPlan': grpc.unary_unary_rpc_method_handler(
+                    servicer.PutPlan,
+                    request_deserializer=rlprune_dot_v1_dot_plans__pb2.PutPlanRequest.FromString,
+                    response_serializer=rlprune_dot_v1_dot_plans__pb2.StoredPlan.SerializeToString,
             ),
             'GetPlan': grpc.unary_unary_rpc_method_handler(
                     servicer.GetPlan,
@@ -132,6 +154,33 @@ class PlanService:
             '/rlprune.v1.PlanService/CreatePlan',
             rlprune_dot_v1_dot_plans__pb2.CreatePlanRequest.SerializeToString,
             rlprune_dot_v1_dot_plans__pb2.CreatePlanResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PutPlan(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/rlprune.v1.PlanService/PutPlan',
+            rlprune_dot_v1_dot_plans__pb2.PutPlanRequest.SerializeToString,
+            rlprune_dot_v1_dot_plans__pb2.StoredPlan.FromString,
             options,
             channel_credentials,
             insecure,

@@ -86,7 +86,7 @@ class PlanFigures(_message.Message):
     def __init__(self, keeps: _Optional[_Iterable[int]] = ..., predicted_latency_ms: _Optional[float] = ..., predicted_interval_ms: _Optional[_Union[Interval, _Mapping]] = ..., macs: _Optional[int] = ..., params: _Optional[int] = ...) -> None: ...
 
 class PruningPlan(_message.Message):
-    __slots__ = ("fingerprint", "policy", "profiled", "device", "budget_ms", "feasible", "base_latency_ms", "least_latency_ms", "predicted_latency_ms", "predicted_interval_ms", "groups", "macs", "params", "reference", "note", "constraints", "candidates", "expected_divergence")
+    __slots__ = ("fingerprint", "policy", "profiled", "device", "budget_ms", "feasible", "base_latency_ms", "least_latency_ms", "predicted_latency_ms", "predicted_interval_ms", "groups", "macs", "params", "reference", "note", "constraints", "candidates", "expected_divergence", "certificate", "precision")
     FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
     POLICY_FIELD_NUMBER: _ClassVar[int]
     PROFILED_FIELD_NUMBER: _ClassVar[int]
@@ -105,6 +105,8 @@ class PruningPlan(_message.Message):
     CONSTRAINTS_FIELD_NUMBER: _ClassVar[int]
     CANDIDATES_FIELD_NUMBER: _ClassVar[int]
     EXPECTED_DIVERGENCE_FIELD_NUMBER: _ClassVar[int]
+    CERTIFICATE_FIELD_NUMBER: _ClassVar[int]
+    PRECISION_FIELD_NUMBER: _ClassVar[int]
     fingerprint: str
     policy: str
     profiled: bool
@@ -123,18 +125,60 @@ class PruningPlan(_message.Message):
     constraints: Constraints
     candidates: _containers.RepeatedCompositeFieldContainer[Candidate]
     expected_divergence: float
-    def __init__(self, fingerprint: _Optional[str] = ..., policy: _Optional[str] = ..., profiled: _Optional[bool] = ..., device: _Optional[str] = ..., budget_ms: _Optional[float] = ..., feasible: _Optional[bool] = ..., base_latency_ms: _Optional[float] = ..., least_latency_ms: _Optional[float] = ..., predicted_latency_ms: _Optional[float] = ..., predicted_interval_ms: _Optional[_Union[Interval, _Mapping]] = ..., groups: _Optional[_Iterable[_Union[PlanEntry, _Mapping]]] = ..., macs: _Optional[int] = ..., params: _Optional[int] = ..., reference: _Optional[_Union[PlanFigures, _Mapping]] = ..., note: _Optional[str] = ..., constraints: _Optional[_Union[Constraints, _Mapping]] = ..., candidates: _Optional[_Iterable[_Union[Candidate, _Mapping]]] = ..., expected_divergence: _Optional[float] = ...) -> None: ...
+    certificate: Certificate
+    precision: str
+    def __init__(self, fingerprint: _Optional[str] = ..., policy: _Optional[str] = ..., profiled: _Optional[bool] = ..., device: _Optional[str] = ..., budget_ms: _Optional[float] = ..., feasible: _Optional[bool] = ..., base_latency_ms: _Optional[float] = ..., least_latency_ms: _Optional[float] = ..., predicted_latency_ms: _Optional[float] = ..., predicted_interval_ms: _Optional[_Union[Interval, _Mapping]] = ..., groups: _Optional[_Iterable[_Union[PlanEntry, _Mapping]]] = ..., macs: _Optional[int] = ..., params: _Optional[int] = ..., reference: _Optional[_Union[PlanFigures, _Mapping]] = ..., note: _Optional[str] = ..., constraints: _Optional[_Union[Constraints, _Mapping]] = ..., candidates: _Optional[_Iterable[_Union[Candidate, _Mapping]]] = ..., expected_divergence: _Optional[float] = ..., certificate: _Optional[_Union[Certificate, _Mapping]] = ..., precision: _Optional[str] = ...) -> None: ...
+
+class Certificate(_message.Message):
+    __slots__ = ("within", "measured_latency_ms", "measured_interval_ms", "rounds")
+    WITHIN_FIELD_NUMBER: _ClassVar[int]
+    MEASURED_LATENCY_MS_FIELD_NUMBER: _ClassVar[int]
+    MEASURED_INTERVAL_MS_FIELD_NUMBER: _ClassVar[int]
+    ROUNDS_FIELD_NUMBER: _ClassVar[int]
+    within: bool
+    measured_latency_ms: float
+    measured_interval_ms: Interval
+    rounds: _containers.RepeatedCompositeFieldContainer[MeasuredRound]
+    def __init__(self, within: _Optional[bool] = ..., measured_latency_ms: _Optional[float] = ..., measured_interval_ms: _Optional[_Union[Interval, _Mapping]] = ..., rounds: _Optional[_Iterable[_Union[MeasuredRound, _Mapping]]] = ...) -> None: ...
+
+class MeasuredRound(_message.Message):
+    __slots__ = ("keeps", "predicted_latency_ms", "measured_latency_ms", "measured_interval_ms", "status", "reason")
+    KEEPS_FIELD_NUMBER: _ClassVar[int]
+    PREDICTED_LATENCY_MS_FIELD_NUMBER: _ClassVar[int]
+    MEASURED_LATENCY_MS_FIELD_NUMBER: _ClassVar[int]
+    MEASURED_INTERVAL_MS_FIELD_NUMBER: _ClassVar[int]
+    STATUS_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    keeps: _containers.RepeatedScalarFieldContainer[int]
+    predicted_latency_ms: float
+    measured_latency_ms: float
+    measured_interval_ms: Interval
+    status: str
+    reason: str
+    def __init__(self, keeps: _Optional[_Iterable[int]] = ..., predicted_latency_ms: _Optional[float] = ..., measured_latency_ms: _Optional[float] = ..., measured_interval_ms: _Optional[_Union[Interval, _Mapping]] = ..., status: _Optional[str] = ..., reason: _Optional[str] = ...) -> None: ...
 
 class Candidate(_message.Message):
-    __slots__ = ("policy", "figures")
+    __slots__ = ("policy", "figures", "divergence", "gain_se", "loss", "loss_se", "image_count", "chosen")
     POLICY_FIELD_NUMBER: _ClassVar[int]
     FIGURES_FIELD_NUMBER: _ClassVar[int]
+    DIVERGENCE_FIELD_NUMBER: _ClassVar[int]
+    GAIN_SE_FIELD_NUMBER: _ClassVar[int]
+    LOSS_FIELD_NUMBER: _ClassVar[int]
+    LOSS_SE_FIELD_NUMBER: _ClassVar[int]
+    IMAGE_COUNT_FIELD_NUMBER: _ClassVar[int]
+    CHOSEN_FIELD_NUMBER: _ClassVar[int]
     policy: str
     figures: PlanFigures
-    def __init__(self, policy: _Optional[str] = ..., figures: _Optional[_Union[PlanFigures, _Mapping]] = ...) -> None: ...
+    divergence: float
+    gain_se: float
+    loss: float
+    loss_se: float
+    image_count: int
+    chosen: bool
+    def __init__(self, policy: _Optional[str] = ..., figures: _Optional[_Union[PlanFigures, _Mapping]] = ..., divergence: _Optional[float] = ..., gain_se: _Optional[float] = ..., loss: _Optional[float] = ..., loss_se: _Optional[float] = ..., image_count: _Optional[int] = ..., chosen: _Optional[bool] = ...) -> None: ...
 
 class GroupProfiles(_message.Message):
-    __slots__ = ("fingerprint", "levels", "level_count", "energy_loss", "measured_loss", "base_loss", "image_count")
+    __slots__ = ("fingerprint", "levels", "level_count", "energy_loss", "measured_loss", "base_loss", "image_count", "initial_loss", "initial_score")
     FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
     LEVELS_FIELD_NUMBER: _ClassVar[int]
     LEVEL_COUNT_FIELD_NUMBER: _ClassVar[int]
@@ -142,6 +186,8 @@ class GroupProfiles(_message.Message):
     MEASURED_LOSS_FIELD_NUMBER: _ClassVar[int]
     BASE_LOSS_FIELD_NUMBER: _ClassVar[int]
     IMAGE_COUNT_FIELD_NUMBER: _ClassVar[int]
+    INITIAL_LOSS_FIELD_NUMBER: _ClassVar[int]
+    INITIAL_SCORE_FIELD_NUMBER: _ClassVar[int]
     fingerprint: str
     levels: Matrix
     level_count: _containers.RepeatedScalarFieldContainer[int]
@@ -149,10 +195,12 @@ class GroupProfiles(_message.Message):
     measured_loss: _containers.RepeatedCompositeFieldContainer[Matrix]
     base_loss: float
     image_count: int
-    def __init__(self, fingerprint: _Optional[str] = ..., levels: _Optional[_Union[Matrix, _Mapping]] = ..., level_count: _Optional[_Iterable[int]] = ..., energy_loss: _Optional[_Union[Matrix, _Mapping]] = ..., measured_loss: _Optional[_Iterable[_Union[Matrix, _Mapping]]] = ..., base_loss: _Optional[float] = ..., image_count: _Optional[int] = ...) -> None: ...
+    initial_loss: Matrix
+    initial_score: str
+    def __init__(self, fingerprint: _Optional[str] = ..., levels: _Optional[_Union[Matrix, _Mapping]] = ..., level_count: _Optional[_Iterable[int]] = ..., energy_loss: _Optional[_Union[Matrix, _Mapping]] = ..., measured_loss: _Optional[_Iterable[_Union[Matrix, _Mapping]]] = ..., base_loss: _Optional[float] = ..., image_count: _Optional[int] = ..., initial_loss: _Optional[_Union[Matrix, _Mapping]] = ..., initial_score: _Optional[str] = ...) -> None: ...
 
 class OperatorSpec(_message.Message):
-    __slots__ = ("kind", "variant", "in_width", "out_width", "in_spatial", "out_spatial", "kernel", "stride", "pads", "dilation", "groups")
+    __slots__ = ("kind", "variant", "in_width", "out_width", "in_spatial", "out_spatial", "kernel", "stride", "pads", "dilation", "groups", "precision")
     KIND_FIELD_NUMBER: _ClassVar[int]
     VARIANT_FIELD_NUMBER: _ClassVar[int]
     IN_WIDTH_FIELD_NUMBER: _ClassVar[int]
@@ -164,6 +212,7 @@ class OperatorSpec(_message.Message):
     PADS_FIELD_NUMBER: _ClassVar[int]
     DILATION_FIELD_NUMBER: _ClassVar[int]
     GROUPS_FIELD_NUMBER: _ClassVar[int]
+    PRECISION_FIELD_NUMBER: _ClassVar[int]
     kind: str
     variant: str
     in_width: int
@@ -175,17 +224,20 @@ class OperatorSpec(_message.Message):
     pads: _containers.RepeatedScalarFieldContainer[int]
     dilation: _containers.RepeatedScalarFieldContainer[int]
     groups: int
-    def __init__(self, kind: _Optional[str] = ..., variant: _Optional[str] = ..., in_width: _Optional[int] = ..., out_width: _Optional[int] = ..., in_spatial: _Optional[_Iterable[int]] = ..., out_spatial: _Optional[_Iterable[int]] = ..., kernel: _Optional[_Iterable[int]] = ..., stride: _Optional[_Iterable[int]] = ..., pads: _Optional[_Iterable[int]] = ..., dilation: _Optional[_Iterable[int]] = ..., groups: _Optional[int] = ...) -> None: ...
+    precision: str
+    def __init__(self, kind: _Optional[str] = ..., variant: _Optional[str] = ..., in_width: _Optional[int] = ..., out_width: _Optional[int] = ..., in_spatial: _Optional[_Iterable[int]] = ..., out_spatial: _Optional[_Iterable[int]] = ..., kernel: _Optional[_Iterable[int]] = ..., stride: _Optional[_Iterable[int]] = ..., pads: _Optional[_Iterable[int]] = ..., dilation: _Optional[_Iterable[int]] = ..., groups: _Optional[int] = ..., precision: _Optional[str] = ...) -> None: ...
 
 class ModelSubject(_message.Message):
-    __slots__ = ("fingerprint", "keeps", "schemes")
+    __slots__ = ("fingerprint", "keeps", "schemes", "precision")
     FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
     KEEPS_FIELD_NUMBER: _ClassVar[int]
     SCHEMES_FIELD_NUMBER: _ClassVar[int]
+    PRECISION_FIELD_NUMBER: _ClassVar[int]
     fingerprint: str
     keeps: _containers.RepeatedScalarFieldContainer[int]
     schemes: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, fingerprint: _Optional[str] = ..., keeps: _Optional[_Iterable[int]] = ..., schemes: _Optional[_Iterable[str]] = ...) -> None: ...
+    precision: str
+    def __init__(self, fingerprint: _Optional[str] = ..., keeps: _Optional[_Iterable[int]] = ..., schemes: _Optional[_Iterable[str]] = ..., precision: _Optional[str] = ...) -> None: ...
 
 class Subject(_message.Message):
     __slots__ = ("operator", "model")

@@ -20,9 +20,9 @@ from torch import Tensor, nn
 
 from peers.search import Search
 from rlprune.graph.types import FloatArray, IntArray
-from rlprune.profile.energy import loss_curve
-from rlprune.task.episode import Episode, PlanningFrame, Question
-from rlprune.task.task import PruningTask
+from rlprune.mdp.episode import Episode, PlanningFrame, Question
+from rlprune.sensitivity.energy import loss_curve
+from rlprune.solver.task import PruningTask
 
 LEAST_RATIO = 0.2
 """Of a group's units that an action may keep (`lbound`)."""

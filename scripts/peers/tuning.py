@@ -19,15 +19,15 @@ from torch import Tensor, nn
 
 from peers.book import Book
 from peers.grid import Case
+from rlprune.files import digest
+from rlprune.finetuning.checkpoint import Checkpoint
+from rlprune.finetuning.loop import TrainConfig, fit, flipped_and_shifted, reestimate
+from rlprune.finetuning.run import RECONSTRUCT_COUNT, REESTIMATE_COUNT
 from rlprune.graph.from_torch import TorchTrace, trace_torch
-from rlprune.profile.calibration import CalibrationSet
 from rlprune.runtime import get_runtime
-from rlprune.store.encoding import digest
+from rlprune.sensitivity.calibration import CalibrationSet
+from rlprune.sensitivity.torch_reconstruct import reconstruct_module
 from rlprune.surgery.torch import prune_torch
-from rlprune.training.checkpoint import Checkpoint
-from rlprune.training.finetune import TrainConfig, fit, flipped_and_shifted, reestimate
-from rlprune.training.reconstruct import reconstruct_module
-from rlprune.training.recover import RECONSTRUCT_COUNT, REESTIMATE_COUNT
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,6 @@ from rlprune.plans import PruningPlan
 
 SHAPE = ("--input-shape", "1x3x8x8")
 MACS = ("--budget-ratio", 0.3, "--device", "macs")
-SERVER = ("--server", "localhost:1")
 CODE = """
 import torch
 from torch import nn
@@ -120,11 +119,6 @@ def test_too_few_parameters_are_infeasible(rlprune: Rlprune) -> None:
         ((*MINE, *MACS), "what does the module take?"),
         ((*MINE, *SHAPE, *SHAPE, *MACS), "traced with one input"),
         ((*MINE, "--input-shape", "3xa", *MACS), "is no shape"),
-        ((*MINE, *SHAPE, *MACS, "--server", "localhost:1"), "leave --server out"),
-        (
-            (*("plan", "m.onnx", "--max-params", 9, "--budget-ms", 5, "--device", "d"), *SERVER),
-            "is kept on this machine only",
-        ),
     ],
 )
 def test_wrong_usage_says_what_is_right(

@@ -108,7 +108,7 @@ def test_what_one_weight_is_held_for_is_one_row_with_a_count(
 def test_rows_of_a_group_fit_80_columns_whatever_the_names(
     rlprune: Rlprune, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("rlprune.cli.frame.PIPE_WIDTH", 80)
+    monkeypatch.setattr("rlprune.cli.shared.PIPE_WIDTH", 80)
     model = conv_net((16, 32))
     for node in model.graph.node:
         node.name = f"/features/{'very_long_block;' * 12}/{node.name}/Conv"

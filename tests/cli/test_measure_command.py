@@ -56,9 +56,11 @@ def test_a_plan_for_two_threads_is_measured_on_two_and_found_by_its_key(
     again = rlprune(*ask, "--device", key)
     assert "measuring" not in again.stderr
     assert json.loads(again.stdout) == json.loads(first.stdout)
-    for device in ("macs", key):
-        refused = rlprune(*ask, "--threads", 2, "--device", device)
-        assert refused.exit_code == 2 and "names its threads" in refused.stderr
+    of_one = key.replace(".t2.", ".t1.")
+    same = rlprune(*ask, "--device", of_one, "--threads", 2)
+    assert json.loads(same.stdout) == json.loads(first.stdout)
+    refused = rlprune(*ask, "--threads", 2, "--device", "macs")
+    assert refused.exit_code == 1 and "names no threads" in refused.stderr
 
 
 def test_the_first_models_ratio_is_one_and_every_other_has_its_interval(

@@ -8,7 +8,7 @@ from rlprune.graph.types import FloatArray, Group, IntArray, Operator, PruningGr
 from rlprune.latency.operators import spec_at
 from rlprune.latency.types import Measurement, ModelSubject, OperatorSpec
 
-DEVICE = "ort-1.test.t1.f32.b1"
+DEVICE = "ort-1.test.t1.b1"
 CANARY_MS = 0.1
 CALL_MS = 0.01
 

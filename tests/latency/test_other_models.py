@@ -26,7 +26,7 @@ from rlprune.latency.types import Measurement, ModelSubject, OperatorSpec
 from rlprune.planning import make_plan
 from rlprune.plans import PruningPlan
 from rlprune.policy import get_policy
-from rlprune.task.task import PruningTask
+from rlprune.solver.task import PruningTask
 
 A = residual_graph()
 SPACE = channel_space(A)

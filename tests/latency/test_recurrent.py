@@ -11,12 +11,12 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from planning_here import plan_here
 from torch import nn
 
 from rlprune.graph.from_onnx import OnnxTrace, trace_onnx
 from rlprune.graph.types import Operator, Width
 from rlprune.latency.operators import operator_model, spec_at
-from rlprune.planning import plan_model
 from rlprune.planning.breakdown import explain_latency
 from rlprune.planning.fresh import measure_fresh
 from rlprune.runtime import get_runtime
@@ -79,7 +79,7 @@ def test_a_net_of_which_lstms_take_a_third_is_predicted_on_this_machine(
         pytest.skip("measures for a minute: --long")
     with closing(open_store(f"sqlite:///{tmp_path / 'store.sqlite'}")) as store:
         for share in (0.85, 0.7):
-            plan = plan_model(trace, budget_ratio=share, policy="knapsack", store=store)
+            plan = plan_here(trace, store, budget_ratio=share, policy="knapsack")
             assert plan.feasible
             low, high = plan.predicted_interval_ms
             assert high / low < 1.3

@@ -30,12 +30,12 @@ from rlprune.policy import DEFAULT_ARTIFACT, SamplingPolicy, get_policy
 from rlprune.policy.artifact import PolicyArtifact, PolicyScore
 from rlprune.policy.guard import recorded_gain, refusal_reason
 from rlprune.policy.learned import LearnedPolicy
-from rlprune.profile.evaluate import Evaluation, Evaluator
 from rlprune.runtime import get_runtime
+from rlprune.sensitivity.evaluate import Evaluation, Evaluator
 from rlprune.service.client import Client
 from rlprune.service.server import start
-from rlprune.task.knapsack import budgets_at
-from rlprune.task.task import PruningTask
+from rlprune.solver.knapsack import budgets_at
+from rlprune.solver.task import PruningTask
 
 
 @pytest.fixture
@@ -286,7 +286,7 @@ def test_profile_and_choice_see_different_images(
     """In process and through a server the same plan, chosen on what was not profiled on."""
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
     seen: list[set[bytes]] = []
-    from rlprune.profile import evaluate
+    from rlprune.sensitivity import evaluate
 
     class Spying(evaluate.Evaluator):
         def __init__(self, trace: Any, images: Any, **rest: Any) -> None:

@@ -9,13 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from onnx_nets import conv_net
+from planning_here import plan_here
 from synthetic import channel_space
 
 import rlprune
 from rlprune.graph.from_onnx import OnnxTrace, trace_onnx
 from rlprune.graph.skeleton import strip
 from rlprune.latency.types import Measurement, OperatorSpec
-from rlprune.planning import latency_model, plan_model
+from rlprune.planning import latency_model
 from rlprune.store import Store, open_store
 
 DEVICE = "board-1"
@@ -72,7 +73,7 @@ def test_what_no_plan_changes_is_named_and_no_budget_above_the_unpruned_latency_
 ) -> None:
     trace = trace_onnx(conv_net((16, 32)))
     report(store, trace, fixed_ms=5.0)
-    plan = plan_model(trace, budget_ratio=0.5, device=DEVICE, policy="knapsack", store=store)
+    plan = plan_here(trace, store, budget_ratio=0.5, device=DEVICE, policy="knapsack")
     assert not plan.feasible and "it may not even be faster" in plan.note
     assert "needs a budget" not in plan.note
     assert "of its latency no plan changes" in plan.note
@@ -90,5 +91,5 @@ def test_a_plan_without_one_whole_model_measured_says_so_with_the_reason(
 ) -> None:
     trace = trace_onnx(conv_net((16, 32)))
     report(store, trace, fixed_ms=0.0, reason=reason)
-    plan = plan_model(trace, budget_ratio=0.9, device=DEVICE, policy="knapsack", store=store)
+    plan = plan_here(trace, store, budget_ratio=0.9, device=DEVICE, policy="knapsack")
     assert "latencies are rough" in plan.note and expected in plan.note

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from planning_here import plan_here
 from small_onnx import small_onnx
 from synthetic import channel_space
 
@@ -15,11 +16,11 @@ from rlprune.errors import InputError, NotFoundError
 from rlprune.graph.from_onnx import OnnxTrace, trace_onnx
 from rlprune.graph.skeleton import strip
 from rlprune.latency.types import Measurement, ModelSubject, OperatorSpec
-from rlprune.planning import latency_model, make_plan, plan_model, task_for
+from rlprune.planning import latency_model, make_plan, task_for
 from rlprune.policy import get_policy
-from rlprune.profile.energy import energy_profiles
-from rlprune.profile.types import GroupProfiles
 from rlprune.schemes import Space
+from rlprune.sensitivity.energy import energy_profiles
+from rlprune.sensitivity.types import GroupProfiles
 from rlprune.store import Store, open_store
 
 DEVICE = "board-1"
@@ -135,11 +136,11 @@ def test_another_device_is_planned_for_from_the_store_but_not_measured(
     store: Store, trace: OnnxTrace, space: Space
 ) -> None:
     report(store, trace, space)
-    plan = plan_model(trace, budget_ratio=0.8, device=DEVICE, policy="knapsack", store=store)
+    plan = plan_here(trace, store, budget_ratio=0.8, device=DEVICE, policy="knapsack")
     assert plan.device == DEVICE and plan.feasible
     stranger = trace_onnx(small_onnx(widths=(24, 40)))
     with pytest.raises(NotFoundError, match="has not measured this model"):
-        plan_model(stranger, budget_ratio=0.8, device=DEVICE, policy="knapsack", store=store)
+        plan_here(stranger, store, budget_ratio=0.8, device=DEVICE, policy="knapsack")
 
 
 def test_a_device_of_another_batch_is_refused(store: Store) -> None:
@@ -147,8 +148,8 @@ def test_a_device_of_another_batch_is_refused(store: Store) -> None:
     trace = trace_onnx(small_onnx(shape=(4, 3, 16, 16)))
     space = channel_space(trace.graph)
     profiles = energy_profiles(trace, space)
-    for device, known in (("board.t1.f32.b1", "batch 1"), ("board.t1.f32.b16", "batch 16")):
+    for device, known in (("board.t1.b1", "batch 1"), ("board.t1.b16", "batch 16")):
         with pytest.raises(InputError, match=f"{known}, this one is of batch 4"):
             task_for(space, profiles, store, device)
         with pytest.raises(InputError, match="work --batch 4"):
-            plan_model(trace, budget_ratio=0.5, device=device, store=store)
+            plan_here(trace, store, budget_ratio=0.5, device=device)

@@ -15,14 +15,14 @@ from safetensors.numpy import load_file, save_file
 from synthetic import random_task
 
 from rlprune.errors import PolicyError
+from rlprune.mdp import observe
+from rlprune.mdp.episode import ACTION_SIZE, ActionMode
+from rlprune.mdp.observe import SLOTS, SlotReader
 from rlprune.policy import get_policy
 from rlprune.policy.artifact import PolicyArtifact, PolicyScore
 from rlprune.policy.learned import LearnedPolicy
 from rlprune.policy.network import Network, Normalizer
-from rlprune.task import observe
-from rlprune.task.episode import ACTION_SIZE, ActionMode
-from rlprune.task.knapsack import budgets_at, least_choice
-from rlprune.task.observe import SLOTS, SlotReader
+from rlprune.solver.knapsack import budgets_at, least_choice
 
 
 def random_network(seed: int = 0, *, inputs: int = len(SLOTS), actions: int = 1) -> Network:

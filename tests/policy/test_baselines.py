@@ -16,7 +16,7 @@ from rlprune.policy.baselines import (
     PlainUniformPolicy,
     UniformPolicy,
 )
-from rlprune.task.knapsack import budgets_at, least_choice
+from rlprune.solver.knapsack import budgets_at, least_choice
 
 SHARES = np.array([0.1, 0.4, 0.7, 1.0])
 

@@ -2,31 +2,42 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from itertools import product
 
 import numpy as np
 import pytest
 from synthetic import channel_space, random_graph, resnet_like
-from toy_schemes import COLOUR, KERNEL
+from toy_forms import KERNEL, TINT
 
 from rlprune.constraints import Constraints, bind
 from rlprune.errors import InputError
 from rlprune.graph.types import FloatArray, IntArray
 from rlprune.latency.tables import LatencyTables
-from rlprune.schemes import SCHEMES, Form, Space, space_of, space_with, variants, whole_space
+from rlprune.schemes import (
+    Form,
+    Space,
+    registry,
+    scheme_named,
+    space_of,
+    space_with,
+    variants,
+    whole_space,
+)
 from rlprune.schemes.channels import keep_levels
-from rlprune.task.costs import MoveCosts
+from rlprune.solver.costs import MoveCosts
 
-ALL = ("channel", "kernel", "colour")
+ALL = ("channel", "kernel", "tint")
 
 
 @pytest.fixture
-def space(monkeypatch: pytest.MonkeyPatch) -> Space:
+def space(monkeypatch: pytest.MonkeyPatch) -> Iterator[Space]:
     """Four groups, two kernels, and a site that changes two operators, one of them of a kernel."""
-    for toy in (KERNEL, COLOUR):
-        monkeypatch.setitem(SCHEMES, toy.name, toy)
+    monkeypatch.setattr(registry, "_OWN", (*registry._OWN, KERNEL, TINT))
+    scheme_named.cache_clear()
     graph = resnet_like((1, 1), width=32)
-    return space_of(graph, bind(graph, Constraints(round_to=16), round_to=1), ALL)
+    yield space_of(graph, bind(graph, Constraints(round_to=16), round_to=1), ALL)
+    scheme_named.cache_clear()
 
 
 def some(space: Space, count: int = 60, seed: int = 0) -> IntArray:
@@ -52,7 +63,7 @@ def test_values_of_options_are_of_these_options() -> None:
 
 def test_so_are_those_of_schemes_whose_values_are_in_no_order(space: Space) -> None:
     choice = some(space)
-    assert [site.scheme for site in space.sites] == [*["channel"] * 4, "kernel", "kernel", "colour"]
+    assert [site.scheme for site in space.sites] == [*["channel"] * 4, "kernel", "kernel", "tint"]
     assert space.schemes == ALL and space.group_count == 4
     assert space.ordered.tolist() == [*[True] * 6, False]
     assert np.array_equal(space.choice_of(space.settings_at(choice)), choice)

@@ -8,9 +8,9 @@ import numpy as np
 from fit_curves import example, excesses, fit_curves
 
 from rlprune.policy import DATA
-from rlprune.profile.predicted import DEFAULT_CURVES, CurveModel
+from rlprune.sensitivity.predicted import DEFAULT_CURVES, CurveModel
+from rlprune.solver.task import PruningTask
 from rlprune.store import open_store
-from rlprune.task.task import PruningTask
 from rlprune.training.run import load_models, training_tasks
 
 

@@ -16,10 +16,10 @@ from peers.searches import evolution, netadapt, random_search
 from synthetic import chain_graph, random_task, task_of
 
 from rlprune.graph.types import FloatArray, IntArray
-from rlprune.profile.energy import loss_curve
-from rlprune.profile.evaluate import Evaluation
-from rlprune.task.knapsack import budgets_at, least_keeps, solve
-from rlprune.task.task import PruningTask
+from rlprune.sensitivity.energy import loss_curve
+from rlprune.sensitivity.evaluate import Evaluation
+from rlprune.solver.knapsack import budgets_at, least_keeps, solve
+from rlprune.solver.task import PruningTask
 
 COUNT = 24
 

@@ -15,9 +15,9 @@ from synthetic import chain_graph, channel_space, random_task
 
 from rlprune.graph.types import FloatArray
 from rlprune.policy import DATA
-from rlprune.profile.energy import loss_curve, shape_profiles
-from rlprune.profile.predicted import CurveModel, default_curves, energy_curve
-from rlprune.task.taskdir import load_model_dir
+from rlprune.recording.model_dir import load_model_dir
+from rlprune.sensitivity.energy import loss_curve, shape_profiles
+from rlprune.sensitivity.predicted import CurveModel, default_curves, energy_curve
 
 EVERY_FIFTH = sorted(path.parent for path in (DATA / "recorded").glob("*/graph.json"))[::5]
 

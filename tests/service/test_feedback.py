@@ -11,10 +11,10 @@ from synthetic import channel_space
 from rlprune.graph.from_onnx import trace_onnx
 from rlprune.graph.types import FloatArray
 from rlprune.latency.types import ModelSubject, OperatorSpec, Subject
+from rlprune.mdp.dynamics import PruningDynamics
 from rlprune.planning import task_for
-from rlprune.profile.energy import energy_profiles
+from rlprune.sensitivity.energy import energy_profiles
 from rlprune.store import Store, open_store
-from rlprune.task.dynamics import PruningDynamics
 
 NET = conv_net((16, 32, 32), extent=32)
 TRACE = trace_onnx(NET)

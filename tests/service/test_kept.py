@@ -34,8 +34,8 @@ def test_a_plan_longer_than_a_page_has_one_of_its_own(rig: Rig) -> None:
     assert len(list(rig.client.plans())) == 3
 
 
-def test_traces_are_kept_by_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
-    skeletons = models.Skeletons()
+def test_traces_are_kept_by_bytes(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    skeletons = models.Graphs(rig.store)
     one, other = (strip(trace_onnx(conv_net((8 * n, 8))).model) for n in (1, 2))
     kept = skeletons.trace(one)
     assert skeletons.trace(one) is kept

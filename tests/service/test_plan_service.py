@@ -23,9 +23,9 @@ from rlprune.errors import (
 from rlprune.graph.from_onnx import trace_onnx
 from rlprune.graph.skeleton import strip
 from rlprune.latency.types import Measurement
-from rlprune.profile.energy import energy_profiles
+from rlprune.sensitivity.energy import energy_profiles
 from rlprune.service.models import MAX_SKELETON_BYTES
-from rlprune.service.plan_messages import profiles_from, profiles_to
+from rlprune.service.profile_messages import profiles_from, profiles_to
 from rlprune.v1 import plans_pb2, types_pb2
 
 NET = conv_net()
@@ -381,18 +381,16 @@ def test_a_call_whose_answer_was_lost_is_repeated_and_counts_once(
     from rlprune.service.plans import PlanService
 
     lost = []
-    answer = PlanService.create_plan
+    answer = PlanService.put_plan
 
-    def lose_first(
-        self: PlanService, asked: plans_pb2.CreatePlanRequest
-    ) -> plans_pb2.CreatePlanResponse:
+    def lose_first(self: PlanService, asked: plans_pb2.PutPlanRequest) -> plans_pb2.StoredPlan:
         found = answer(self, asked)
         if not lost:
             lost.append(found.plan_id)
             raise UnavailableError("the answer was lost")
         return found
 
-    monkeypatch.setattr(PlanService, "create_plan", lose_first)
+    monkeypatch.setattr(PlanService, "put_plan", lose_first)
     rig = Rig(Path(str(tmp_path)))
     plan = rig.client.plan(NET, device="macs", budget_ratio=0.5, policy="knapsack")
     (kept,) = rig.client.plans()

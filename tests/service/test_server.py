@@ -127,7 +127,7 @@ def test_no_rpc_but_health_answers_without_the_token(
         for service in file.services_by_name.values()
         for method in service.methods
     ]
-    assert len(methods) == 11
+    assert len(methods) == 12
     for token in (None, "wrong", TOKEN + "x", TOKEN[:-1]):
         channel = Channel(server.address, token=token)
         for service, method in methods:

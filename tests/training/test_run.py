@@ -15,12 +15,12 @@ from synthetic import evaluations_of
 from rlprune.errors import InputError, NotFoundError
 from rlprune.graph.types import FloatArray
 from rlprune.latency.types import Measurement, ModelSubject
+from rlprune.mdp.dynamics import PruningDynamics
 from rlprune.planning import latency_model
 from rlprune.policy import get_policy
+from rlprune.recording.model_dir import save_model_dir
 from rlprune.schemes import Space
 from rlprune.store import Store, open_store
-from rlprune.task.dynamics import PruningDynamics
-from rlprune.task.taskdir import save_model_dir
 from rlprune.training import train
 from rlprune.training.run import load_models, training_tasks
 

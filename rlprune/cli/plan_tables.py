@@ -1,0 +1,102 @@
+"""How `plan` prints a plan."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rlprune.cli.shared import print_line, print_table
+
+if TYPE_CHECKING:
+    from rlprune.plans import Candidate, PlanFigures, PruningPlan
+    from rlprune.reports.plan import PlanReport
+
+
+def print_plan(report: PlanReport) -> None:
+    """A plan for a person: a row per group, then the figures, a line each."""
+    from rlprune.sensitivity.correct import MUCH_DIVERGENCE
+
+    plan, unit = report.plan, report.unit
+    print_line(f"graph {plan.fingerprint[:12]}   device {plan.device}   policy {plan.policy}")
+    _print_groups(report)
+    if plan.candidates:
+        _print_candidates(report)
+    low, high = plan.predicted_interval_ms
+    print_line(
+        f"budget     {plan.budget_ms:.4g} {unit} of {plan.base_latency_ms:.4g} unpruned; "
+        f"the smallest plan takes {plan.least_latency_ms:.4g}"
+    )
+    whole = report.unpruned
+    print_line(f"unpruned   {whole.macs / 1e6:.4g} M MACs, {whole.params:,} parameters")
+    within = "" if report.counted else f"; 90 % within {low:.4g} .. {high:.4g} {unit}"
+    print_line(f"{'counted  ' if report.counted else 'predicted'}  {_figures(plan, unit)}{within}")
+    certificate = plan.certificate
+    if certificate is not None:
+        low, high = certificate.measured_interval_ms
+        print_line(
+            f"measured   {certificate.measured_latency_ms:.4g} {unit}; 90 % within {low:.4g} .. "
+            f"{high:.4g} {unit}"
+        )
+    if plan.expected_divergence is not None:
+        how = "" if plan.profiled else "guessed from the weights, roughly; "
+        print_line(
+            f"expected   once applied, answers {plan.expected_divergence:.2g} nats from the "
+            f"original's ({how}0: the same, {MUCH_DIVERGENCE:g}: far)"
+        )
+    if report.better_sec is not None:
+        print_line(f"better     {_remedy(report.better_sec)}")
+    if plan.reference is not None:
+        print_line(f"knapsack   {_figures(plan.reference, unit)}")
+    if plan.note:
+        print_line(f"note       {plan.note}")
+
+
+def _print_groups(report: PlanReport) -> None:
+    columns = ["group", "width", "keep"]
+    rows = [[group.name, str(group.width), str(group.keep)] for group in report.groups]
+    if report.differs:
+        columns.append("knapsack")
+        rows = [
+            [*row, str(group.reference_keep)]
+            for row, group in zip(rows, report.groups, strict=True)
+        ]
+    if report.constrained:
+        columns.insert(1, "constraint")
+        rows = [
+            [row[0], group.constraint, *row[1:]]
+            for row, group in zip(rows, report.groups, strict=True)
+        ]
+    print_table(columns, rows, left=1 + report.constrained)
+
+
+def _print_candidates(report: PlanReport) -> None:
+    print_table(
+        ("candidate", report.unit, "images", "divergence", "difference +-", "loss", "+-", "chosen"),
+        [_candidate(one) for one in report.finalists],
+    )
+    if report.others:
+        print_line(f"{report.others} others were worse on fewer images")
+
+
+def _candidate(one: Candidate) -> tuple[str, ...]:
+    figures = (one.divergence, one.gain_se, one.loss, one.loss_se)
+    return (
+        one.policy,
+        f"{one.predicted_latency_ms:.4g}",
+        str(one.image_count),
+        *("" if value is None else f"{value:.4f}" for value in figures),
+        "yes" if one.chosen else "",
+    )
+
+
+def _remedy(cost_sec: float) -> str:
+    """How sensitivity, predicted from weights so far, is measured, and what that costs."""
+    cost = f"{max(cost_sec, 1):.0f} s" if cost_sec < 100 else f"{cost_sec / 60:.0f} min"
+    return (
+        "with --calibration FILE sensitivity is measured on inputs of yours, with --calibration "
+        f"made-up on made-up ones (about {cost} of CPU)"
+    )
+
+
+def _figures(figures: PruningPlan | PlanFigures, unit: str) -> str:
+    macs = f"{figures.macs / 1e6:.4g} M MACs, {figures.params:,} parameters"
+    return macs if unit == "M MACs" else f"{figures.predicted_latency_ms:.4g} {unit}, {macs}"

@@ -1,0 +1,253 @@
+"""One planning question: everything that may be asked, checked once.
+
+The command line, `rlprune.plan`, `Client.plan` and the server all make a `PlanRequest` of what they
+were given, so that an option that exists for one of them exists for all. What was refused, and by
+which field, is the same everywhere.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal, TypedDict, Unpack
+
+from rlprune.constraints import Constraints, patterns
+from rlprune.device_keys import canonical_key
+from rlprune.errors import BudgetError, InputError
+from rlprune.latency.types import F32, MACS_DEVICE, PRECISIONS
+from rlprune.planning.candidates import MAX_CANDIDATES
+from rlprune.schemes import CHANNEL_ONLY, check_schemes
+
+Unit = Literal["ms", "ratio"]
+
+SCORES = ("synflow", "snip", "grasp")
+"""What can say, before training, how much a group matters (`surgery.torch_saliency`)."""
+MAX_BUDGETS = 64
+MAX_THREADS = 1024
+
+
+class SharedOptions(TypedDict, total=False):
+    """What may be asked beside a budget; in Python, over the wire and on the command line alike."""
+
+    device: str | None
+    """Whose latency counts: a key that the store or the server knows; `ort`, `openvino` or `mnn`
+    for that runtime on this machine, ort where nothing is given; or `macs` (then "ms" are millions
+    of MACs). A server is asked for a key or for `macs`."""
+    policy: str
+    """learned, knapsack, global, uniform (one ratio, filled up to the budget),
+    uniform-plain (not filled), or a trained policy's directory (of a server: a name it serves)."""
+    round_to: int | None
+    """Keep counts are multiples of this, or the full width; by default of what the device likes
+    (8)."""
+    min_keep: int
+    """No group keeps fewer units."""
+    min_keep_ratio: float
+    """No group keeps a smaller share (0-1) of its units."""
+    hold: str | Iterable[str]
+    """Globs over names of layers, nodes, weights or groups; what matches is left as it is."""
+    pin: str | Iterable[str]
+    """The same; the channels of all layers that one glob matches keep one ratio."""
+    precision: str
+    """Arithmetic that latency is predicted and measured in; `f32` is the only one yet."""
+    schemes: str | Iterable[str]
+    """What may be done to the network beside cutting channels, by the names of `rlprune.schemes`;
+    nothing by default."""
+    guard: bool
+    """Give the knapsack's plan, and say so in `plan.note`, where the policy's recorded gain on
+    unseen models is not clearly above zero; False for what it plans all the same."""
+    candidates: int | None
+    """Let so many plans (the knapsack's, the policy's, samples around both) race on half of the
+    calibration images, the other half being what losses are measured on, and take the one whose
+    answers diverge least from the unpruned network's; the knapsack's stands unless beaten by more
+    than a standard error. `plan.candidates` has the table. By default 64 from 500 calibration
+    images on, with the policy `learned`; 0 for none."""
+    certify: bool
+    """Measure the plan on the device, in new processes, and correct it where it misses its budget
+    or leaves much of it unused; `plan.certificate` says what came of it."""
+    max_params: int | None
+    """A second budget: parameters (BatchNorm folded) that the plan may have at most."""
+    at_init: str | None
+    """synflow, snip or grasp: the torch module is not trained yet, and this score says what a group
+    is worth; snip and grasp are taken of the calibration images. Cut, then train."""
+    threads: int | None
+    """Threads that the runtime computes on: of this machine's runtimes; or of the device, whose key
+    of so many threads is then meant."""
+    wait: bool
+    """Measure what the device needs first, here or by the server's workers; False for a plan by
+    what is known now."""
+    timeout_sec: float | None
+    """How long measuring may take: where a server is asked the wait ends then (600 s if left out),
+    here the plan is made by what was measured until then (without limit if left out)."""
+
+
+class PlanOptions(SharedOptions, total=False):
+    """All options of a plan: the budget, one or several, and what may be asked beside it."""
+
+    budget_ms: float | Sequence[float] | None
+    """Latency that the pruned model must not exceed; or several, for a plan each."""
+    budget_ratio: float | Sequence[float] | None
+    """The same as shares (0-1] of the unpruned model's predicted latency; either this or
+    `budget_ms`."""
+
+
+class OneBudget(SharedOptions, total=False):
+    """Options that ask for one plan; see `PlanOptions`."""
+
+    budget_ms: float | None
+    budget_ratio: float | None
+
+
+class SeveralBudgets(SharedOptions, total=False):
+    """Options that ask for a list of plans; see `PlanOptions`."""
+
+    budget_ms: Sequence[float] | None
+    budget_ratio: Sequence[float] | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlanRequest:
+    """A planning question, checked at birth; `InputError` names the field that is wrong.
+
+    `PlanOptions` says what the fields mean. Whether the model, its calibration data and the device
+    go with it is seen when they are there.
+    """
+
+    budgets: tuple[float, ...]
+    """In the order in which plans are given."""
+    unit: Unit = "ms"
+    """What the budgets are: ms, or shares of the unpruned latency."""
+    device: str | None = None
+    policy: str = "learned"
+    constraints: Constraints = field(default_factory=Constraints)
+    precision: str = F32
+    schemes: tuple[str, ...] = CHANNEL_ONLY
+    """Names of schemes, `channel` first; it needs no asking for."""
+    guard: bool = True
+    candidates: int | None = None
+    certify: bool = False
+    max_params: int | None = None
+    at_init: str | None = None
+    threads: int | None = None
+    wait: bool = True
+    timeout_sec: float | None = None
+
+    def __post_init__(self) -> None:
+        name = f"budget_{self.unit}"
+        if not 1 <= len(self.budgets) <= MAX_BUDGETS:
+            raise BudgetError(f"{len(self.budgets)} budgets; give 1 to {MAX_BUDGETS}", field=name)
+        for budget in self.budgets:
+            check_budget(budget, name)
+        check_schemes(self.schemes)
+        if self.precision not in PRECISIONS:
+            raise InputError(
+                f"no precision {self.precision[:40]!r}; give {', '.join(PRECISIONS)}",
+                field="precision",
+            )
+        if self.device is not None:
+            object.__setattr__(self, "device", canonical_key(self.device))
+        if not self.policy:
+            raise InputError("policy is empty; give its name", field="policy")
+        if self.candidates and not 2 <= self.candidates <= MAX_CANDIDATES:
+            raise InputError(
+                f"{self.candidates} candidates; give 2 to {MAX_CANDIDATES}, the knapsack's plan "
+                "among them, or 0 for none",
+                field="candidates",
+            )
+        if self.max_params is not None and self.max_params < 1:
+            raise BudgetError(
+                f"max_params is {self.max_params}; give how many parameters may stay, at least 1",
+                field="max_params",
+            )
+        if self.max_params is not None and self.candidates:
+            raise InputError(
+                "candidates are proposed by latency alone; leave max_params or candidates out",
+                field="max_params",
+            )
+        if self.at_init is not None and self.at_init not in SCORES:
+            raise InputError(
+                f"no score {self.at_init[:40]!r}; give {', '.join(SCORES)}", field="at_init"
+            )
+        if self.at_init is not None and self.candidates:
+            raise InputError(
+                "candidates are judged by their losses, and an untrained network has none to tell "
+                "them apart; leave candidates out",
+                field="candidates",
+            )
+        if self.certify and self.device == MACS_DEVICE:
+            raise InputError("MACs are counted, not measured; leave certify out", field="certify")
+        if self.threads is not None and not 1 <= self.threads <= MAX_THREADS:
+            raise InputError(f"threads is {self.threads}; give 1 to {MAX_THREADS}", field="threads")
+        # A comparison that NaN fails too.
+        if self.timeout_sec is not None and not self.timeout_sec >= 0:
+            raise InputError(
+                f"timeout_sec is {self.timeout_sec}; give seconds, 0 or more", field="timeout_sec"
+            )
+
+    @staticmethod
+    def of(**options: Unpack[PlanOptions]) -> PlanRequest:
+        """The request that options ask for.
+
+        Raises:
+            BudgetError: not exactly one of `budget_ms` and `budget_ratio`, or a bad one.
+            InputError: another option is refused; `field` names it.
+        """
+        given: dict[str, Any] = dict(options)
+        budgets = {unit: given.pop(f"budget_{unit}", None) for unit in ("ms", "ratio")}
+        stated = {unit: value for unit, value in budgets.items() if value is not None}
+        if len(stated) != 1:
+            raise BudgetError("give either budget_ms or budget_ratio", field="budget_ms")
+        unit: Unit = "ms" if "ms" in stated else "ratio"
+        constraints = Constraints(
+            given.pop("round_to", None),
+            given.pop("min_keep", 1),
+            given.pop("min_keep_ratio", 0.0),
+            patterns(given.pop("hold", ())),
+            patterns(given.pop("pin", ())),
+        )
+        return PlanRequest(
+            budgets=(stated[unit],) if asks_for_one(options) else tuple(stated[unit]),
+            unit=unit,
+            constraints=constraints,
+            schemes=check_schemes(patterns(given.pop("schemes", ()))),
+            **given,
+        )
+
+    def to_json(self) -> str:
+        """What was stated, in the words of `PlanOptions`, as one JSON object; what is as by default
+        left out. `of` makes the same request of it."""
+        default = PlanRequest(budgets=(1.0,))
+        stated = asdict(self.constraints) | {
+            name: getattr(self, name) for name in _OTHERS if name != "constraints"
+        }
+        plain = asdict(default.constraints) | {
+            name: getattr(default, name) for name in _OTHERS if name != "constraints"
+        }
+        changed = {name: value for name, value in stated.items() if value != plain[name]}
+        return json.dumps({f"budget_{self.unit}": self.budgets, **changed})
+
+
+_OTHERS = tuple(name for name in PlanRequest.__slots__ if name not in ("budgets", "unit"))
+
+
+def asks_for_one(options: Mapping[str, Any]) -> bool:
+    """Whether the budget among `options` is one, and not a sequence of them."""
+    given = (options.get("budget_ms"), options.get("budget_ratio"))
+    return not any(isinstance(value, Iterable) for value in given if not isinstance(value, str))
+
+
+def check_budget(value: float, name: str = "budget_ms") -> float:
+    """`value` as a float, if it can be a budget; `name` is what the caller called it.
+
+    Raises:
+        BudgetError: not a positive, finite number, or a ratio above 1.
+    """
+    if isinstance(value, str) or not math.isfinite(value) or value <= 0:
+        raise BudgetError(f"{name} is {value}; give a positive, finite number", field=name)
+    if name == "budget_ratio" and value > 1:
+        raise BudgetError(
+            f"budget_ratio is {value}; give a share of the unpruned latency, above 0 and at most 1",
+            field=name,
+        )
+    return float(value)
