@@ -13,7 +13,6 @@ import numpy as np
 from synthetic import resnet_like, task_of
 
 from rlprune.graph.types import FloatArray, IntArray
-from rlprune.sensitivity.energy import loss_curve
 from rlprune.sensitivity.predicted import energy_curve
 from rlprune.solver.task import PruningTask
 
@@ -39,9 +38,9 @@ def learnable_task(seed: int, blocks: tuple[int, ...] = (2, 2)) -> PruningTask:
     graph = resnet_like(blocks, width=int(rng.choice([32, 48, 64])), side=16)
     task = task_of(graph, seed=seed)
     depth = np.linspace(1.0, -1.0, len(graph.groups))
-    curve = loss_curve(task.profiles, graph)
+    curve = task.curve
     # The factor that ships is of real networks; in this world weights say it as they are.
     assert task.profiles.energy_loss is not None
     foretold = energy_curve(graph, task.profiles.energy_loss)
     task = replace(task, profiles=replace(task.profiles, predicted_loss=foretold))
-    return replace(task, objective=BentObjective(task.levels, curve, np.exp(1.2 * depth)))
+    return replace(task, objective=BentObjective(task.space.settings, curve, np.exp(1.2 * depth)))

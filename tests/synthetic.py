@@ -14,7 +14,9 @@ from rlprune.graph.types import FloatArray, Group, IntArray, Operator, PruningGr
 from rlprune.latency.interval import Interval
 from rlprune.latency.tables import LatencyTables
 from rlprune.recording.evaluations import Evaluations
-from rlprune.sensitivity.types import GroupProfiles, keep_levels
+from rlprune.schemes import Form, Space, space_with
+from rlprune.schemes.channels import keep_levels
+from rlprune.sensitivity.types import GroupProfiles
 from rlprune.solver.task import PruningTask
 
 
@@ -171,10 +173,13 @@ def random_graph(
     return graph_of(groups, operators, (1, 3, *operators[0].in_spatial))
 
 
+def channel_space(graph: PruningGraph, *, round_to: int = 8, max_levels: int = 16) -> Space:
+    """What may be decided where the user states nothing but the multiple of channels."""
+    return space_with(graph, *keep_levels(graph, round_to=round_to, max_levels=max_levels))
+
+
 def random_tables(
-    graph: PruningGraph,
-    levels: IntArray,
-    level_count: IntArray,
+    space: Space,
     rng: np.random.Generator,
     *,
     noise: float = 0.0,
@@ -186,7 +191,8 @@ def random_tables(
     """
     rate = {"conv": 1e-4, "depthwise_conv": 4e-4, "linear": 5e-5}  # ms per thousand MACs
 
-    def cost(op: Operator, in_width: IntArray, out_width: IntArray) -> FloatArray:
+    def cost(form: Form, in_width: IntArray, out_width: IntArray) -> FloatArray:
+        op = form.operator
         ins, outs = in_width[:, None], out_width[None, :]
         cells = float(np.prod(op.out_spatial)) if op.out_spatial else 1.0
         ms = op.macs_at(ins, outs) * (rate.get(op.kind, 0.0) / 1e3)
@@ -194,28 +200,16 @@ def random_tables(
         return np.asarray(ms * np.exp(noise * rng.standard_normal(ms.shape)))
 
     return LatencyTables.compile(
-        "synthetic",
-        graph,
-        levels,
-        level_count,
-        cost,
-        overhead_ms=0.01,
-        interval=Interval(*interval_ratio),
+        "synthetic", space, cost, overhead_ms=0.01, interval=Interval(*interval_ratio)
     )
 
 
-def random_profiles(
-    graph: PruningGraph,
-    levels: IntArray,
-    level_count: IntArray,
-    rng: np.random.Generator,
-    *,
-    folds: int = 4,
-) -> GroupProfiles:
+def random_profiles(space: Space, rng: np.random.Generator, *, folds: int = 4) -> GroupProfiles:
     """Convex loss curves of very different height per group, with noise between the folds.
 
     folds=0 gives data-free profiles.
     """
+    levels = space.settings
     dropped = 1.0 - levels / levels[:, -1:]  # [G, L]
     power = rng.uniform(1.2, 4.0, len(levels))[:, None]
     height = np.exp(rng.normal(-1.5, 1.0, len(levels)))[:, None]
@@ -225,9 +219,9 @@ def random_profiles(
         jitter = np.exp(0.2 * rng.standard_normal((folds, len(levels), 1)))
         measured = height * dropped**power * jitter
     return GroupProfiles(
-        fingerprint=graph.fingerprint,
+        fingerprint=space.graph.fingerprint,
         levels=levels,
-        level_count=level_count,
+        level_count=space.option_count,
         energy_loss=energy,
         measured_loss=measured,
         base_loss=0.3 if folds else float("nan"),
@@ -246,11 +240,11 @@ def task_of(
 ) -> PruningTask:
     """A task over `graph` with random tables and profiles."""
     rng = np.random.default_rng(seed)
-    levels, level_count = keep_levels(graph, round_to=round_to, max_levels=max_levels)
+    space = channel_space(graph, round_to=round_to, max_levels=max_levels)
     return PruningTask(
-        graph=graph,
-        tables=random_tables(graph, levels, level_count, rng, noise=noise),
-        profiles=random_profiles(graph, levels, level_count, rng, folds=folds),
+        space=space,
+        tables=random_tables(space, rng, noise=noise),
+        profiles=random_profiles(space, rng, folds=folds),
     )
 
 

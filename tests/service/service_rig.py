@@ -97,7 +97,7 @@ def macs_cost(graph: PruningGraph, factor: float = 1.0) -> Cost:
 
     def cost(subject: Subject) -> float:
         if isinstance(subject, ModelSubject):
-            return factor * (0.05 + float(graph.macs(np.array(subject.keeps))) / 1e7)
+            return factor * (0.05 + float(graph.macs(np.array(subject.settings))) / 1e7)
         return factor * (0.002 + _macs(subject) / 1e7)
 
     return cost
