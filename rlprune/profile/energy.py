@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -59,6 +60,15 @@ def loss_curve(profiles: GroupProfiles, graph: PruningGraph) -> FloatArray:
     else:
         loss = default_curves().curve(graph, profiles.levels, profiles.energy_loss)
     return non_increasing(loss, profiles.level_count)
+
+
+def with_predictions(profiles: GroupProfiles, graph: PruningGraph) -> GroupProfiles:
+    """The same profiles with what is predicted of the groups, so that `loss_curve`, which gives the
+    same, does not predict it again; for who plans from them more than once."""
+    if profiles.predicted_loss is not None or profiles.initial_loss is not None:
+        return profiles
+    predicted = default_curves().curve(graph, profiles.levels, profiles.energy_loss)
+    return replace(profiles, predicted_loss=predicted)
 
 
 def non_increasing(loss: FloatArray, level_count: IntArray) -> FloatArray:

@@ -20,10 +20,10 @@ from rlprune.planning import (
     task_for,
     with_reasons,
 )
-from rlprune.planning.tables import missing_for
+from rlprune.planning.tables import Recent, missing_for
 from rlprune.plans import PruningPlan
 from rlprune.policy import POLICY_NAMES, Policy, get_policy
-from rlprune.profile.energy import shape_profiles
+from rlprune.profile.energy import shape_profiles, with_predictions
 from rlprune.profile.types import GroupProfiles
 from rlprune.service.models import Graphs
 from rlprune.service.plan_messages import (
@@ -36,10 +36,19 @@ from rlprune.service.plan_messages import (
 )
 from rlprune.service.profile_messages import check_levels, profiles_from
 from rlprune.store import Store
-from rlprune.store.encoding import Subject, check_fingerprint, check_request_id, subject_key
+from rlprune.store.encoding import (
+    Subject,
+    check_fingerprint,
+    check_request_id,
+    digest,
+    subject_key,
+)
 from rlprune.store.jobs import JobQueue
 from rlprune.store.records import Asked, Job, PlanRecord
 from rlprune.v1 import plans_pb2
+
+MAX_PROFILES = 64
+"""Profiles kept as callers sent them, a few 100 kB each at most."""
 
 
 class PlanService:
@@ -56,6 +65,7 @@ class PlanService:
         self._jobs = jobs
         self._graphs = graphs
         self._own = dict(policies or {})
+        self._bound: Recent[tuple[BoundConstraints, GroupProfiles]] = Recent(MAX_PROFILES)
         # The others are read from files of the package, which do not change while it runs.
         self._policy = lru_cache(maxsize=None)(get_policy)
 
@@ -75,8 +85,10 @@ class PlanService:
         device = request.device
         if device != MACS_DEVICE:
             self._store.last_seen_sec(device)  # refuses unknown ones
-        bound = bind(graph, asked.constraints, round_to=preferred_multiple(device))
-        profiles = _profiles_of(request, graph, bound)
+        bound, profiles = self._bound.get(
+            (graph.fingerprint, preferred_multiple(device), asked.constraints, _digest(request)),
+            lambda: _bound_profiles(request, asked, graph),
+        )
         plan = self._plan(asked, graph, profiles, policy, bound)
         missing = self._missing(graph, profiles, device, needed=plan is None)
         # All is well: now it is written, in one transaction.
@@ -211,14 +223,25 @@ class PlanService:
         return left
 
 
-def _profiles_of(
-    request: plans_pb2.CreatePlanRequest, graph: PruningGraph, bound: BoundConstraints
-) -> GroupProfiles:
-    if not request.HasField("profiles"):
-        return shape_profiles(graph, *constrained_levels(graph, bound))
-    profiles = profiles_from(request.profiles, graph)
-    check_levels(profiles, graph, bound)
-    return profiles
+def _digest(request: plans_pb2.CreatePlanRequest) -> str:
+    """Of the profiles that were sent."""
+    sent = request.profiles if request.HasField("profiles") else None
+    return "" if sent is None else digest(sent.SerializeToString(deterministic=True))
+
+
+def _bound_profiles(
+    request: plans_pb2.CreatePlanRequest, asked: PlanRequest, graph: PruningGraph
+) -> tuple[BoundConstraints, GroupProfiles]:
+    """The constraints on this graph, and profiles that keep to them; all that does not depend on
+    budget and measurements."""
+    multiple = preferred_multiple(request.device)
+    bound = bind(graph, asked.constraints, round_to=multiple)
+    if request.HasField("profiles"):
+        profiles = profiles_from(request.profiles, graph)
+        check_levels(profiles, graph, bound)
+    else:
+        profiles = shape_profiles(graph, *constrained_levels(graph, bound))
+    return bound, with_predictions(profiles, graph)
 
 
 def _answer(
