@@ -17,7 +17,7 @@ from pathlib import Path
 
 import fuzz_messages
 import fuzz_models
-from bench_rows import Row, write_rows
+from benchmarks.harness import Row, write_rows
 from fuzzing import Attempt, Found, try_many
 
 PARTS: dict[str, Callable[[], AbstractContextManager[Attempt]]] = {

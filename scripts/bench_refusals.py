@@ -9,7 +9,7 @@ import argparse
 import os
 from pathlib import Path
 
-from bench_rows import write_rows
+from benchmarks.harness import write_rows
 from refusals import rows
 
 

@@ -20,7 +20,7 @@ from rlprune.profile.types import keep_levels
 from rlprune.runtime import get_runtime
 from rlprune.training.finetune import TrainConfig, fit, score, shifted
 from rlprune.training.record import RecordConfig, record_model
-from rlprune.training.zoo import NetSpec, Splits, build, digits, train_net
+from datasets.digits import NetSpec, Splits, build, digits, train_net
 
 SEEN = (
     NetSpec("inverted", 40, 1),

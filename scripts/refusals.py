@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from bench_rows import Row
+from benchmarks.harness import Row
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 MOST_SEC = 1.0

@@ -55,6 +55,12 @@ def least_keeps(task: PruningTask) -> IntArray:
     return np.asarray(task.keeps_at(choice[None])[0])
 
 
+def budgets_at(task: PruningTask, shares: FloatArray) -> FloatArray:
+    """Budgets `least + b (base - least)` on the upper end of the interval, for shares b [B]."""
+    ends = task.tables.upper_ms(np.stack([least_keeps(task), task.graph.widths]))
+    return np.asarray(ends[0] + np.asarray(shares) * (ends[1] - ends[0]))
+
+
 def latency_limit(task: PruningTask, budget_ms: FloatArray) -> FloatArray:
     """The greatest latencies [B] whose upper end is within the budgets."""
     return task.tables.interval.limit_ms(budget_ms)

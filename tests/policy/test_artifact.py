@@ -16,7 +16,7 @@ from synthetic import random_task
 from rlprune.errors import PolicyError
 from rlprune.policy import DEFAULT_ARTIFACT, DEFAULT_CORRECTED, get_policy
 from rlprune.policy.artifact import PolicyArtifact, Score
-from rlprune.policy.corrected import budgets_at
+from rlprune.task.knapsack import budgets_at
 from rlprune.policy.learned import LearnedPolicy
 from rlprune.policy.network import Network, Normalizer
 from rlprune.task.episode import ACTION_SIZE, ActionMode

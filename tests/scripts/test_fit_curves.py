@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-from fit_curves import example, excesses
+from datasets.fit_curves import example, excesses
 
 from rlprune.policy import DATA
 from rlprune.profile.predicted import DEFAULT_CURVES, CurveModel, fit_curves

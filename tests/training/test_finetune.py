@@ -21,7 +21,7 @@ from rlprune.training.finetune import (
     score,
     shifted,
 )
-from rlprune.training.zoo import KINDS, NetSpec, Splits, build, cifar10, digits
+from datasets.digits import KINDS, NetSpec, Splits, build, cifar10, digits
 
 SHARED = Path(os.environ.get("RLPRUNE_SHARED", Path(__file__).parents[3] / "shared"))
 

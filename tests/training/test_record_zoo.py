@@ -52,9 +52,9 @@ def test_a_folder_is_for_training_or_for_judging(script: ModuleType, tmp_path: P
 
 def test_what_ships_to_train_on_holds_nothing_that_is_held_out(script: ModuleType) -> None:
     recorded = load_models([script.DATA / "recorded"])
-    assert not set(recorded) & set(script.zoo_nets.JUDGED)
+    assert not set(recorded) & set(script.catalogue.JUDGED)
     families = {model.evaluations.about["family"] for model in recorded.values()}
-    assert len(families) >= 5 and not families & set(script.zoo_nets.HELD_OUT)
+    assert len(families) >= 5 and not families & set(script.catalogue.HELD_OUT)
 
 
 @pytest.mark.filterwarnings("ignore:Exception ignored")  # the pack's loader leaves a file open

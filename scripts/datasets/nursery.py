@@ -1,0 +1,251 @@
+"""Many small, briefly trained networks, recorded for the default policy to learn from.
+
+    python scripts/nursery.py [--count N] [--part K/N] [--evaluations N] [--out DIR]
+                                   [--work DIR] [--shared DIR]
+
+What a policy should know of networks it has not seen, it cannot learn from the zoo's few. Here
+architectures are drawn by number: block type in turn, depths and widths at random, at most
+14 MMACs. Each trains for five epochs (65-75 % validation accuracy), is recorded as `record_zoo`
+records, and is thrown away: profile and evaluations are what stays. None is of a held-out family.
+`--part 1/2` and `--part 2/2` share the work between two processes; a run that was killed goes on.
+"""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import argparse
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from datasets import nets
+import numpy as np
+import torch
+from datasets.pack import CifarPack, exported, shared_data
+from datasets.training import Data, Recipe, train
+from datasets.record import listen
+from torch import nn
+
+from rlprune.errors import RlpruneError
+from rlprune.graph.from_onnx import OnnxTrace, trace_onnx
+from rlprune.policy import DATA
+from rlprune.profile.calibration import CalibrationSet
+from rlprune.profile.fit import check_calibration
+from rlprune.task.taskdir import load_model_dir
+from rlprune.training.finetune import Images, score
+from rlprune.training.record import RecordConfig, record_model
+
+EPOCHS = (2, 2, 1)
+"""At each of `cifar_training.SIZES`."""
+IMAGES = 1000
+"""To profile on, and as many others to judge plans on, out of `train_calib`."""
+PREFIX = "nursery-"
+
+Rng = np.random.Generator
+
+
+def plain(rng: Rng) -> nn.Module:
+    width = int(rng.choice([16, 24, 32]))
+    stages = []
+    for stage in range(3):
+        own = width * 2**stage
+        stages.append(tuple(_near(own, rng) for _ in range(int(rng.integers(1, 4)))))
+    return nets.vgg(*stages)
+
+
+def residual(rng: Rng) -> nn.Module:
+    stem = int(rng.choice([16, 24]))
+    return nets.resnet(
+        stem,
+        lambda cin, cout, stride: nets.basic(cin, cout, stride, gated=False),
+        *_stages(rng, stem, most=3),
+    )
+
+
+def bottleneck(rng: Rng) -> nn.Module:
+    stem = int(rng.choice([16, 24, 32]))
+    return nets.resnet(stem, nets.bottleneck, *_stages(rng, 2 * stem, most=4, by=16))
+
+
+def inverted_residual(rng: Rng) -> nn.Module:
+    blocks = [
+        (int(rng.integers(2, 5)), stride, cout) for stride, cout in _stages(rng, 16, most=4, grow=4)
+    ]
+    return nets.inverted(16, *blocks, last=int(rng.choice([96, 128, 160, 192])))
+
+
+def separable(rng: Rng) -> nn.Module:
+    stem = int(rng.choice([16, 24, 32]))
+    return nets.mobilenet_v1(stem, *_stages(rng, 2 * stem, most=4))
+
+
+def inception(rng: Rng) -> nn.Module:
+    modules = []
+    for index in range(int(rng.integers(2, 6))):
+        pool = 2 if index == 0 or rng.random() < 0.4 else 1
+        one, three, five, pooled = (
+            8 * int(rng.integers(1 + index // 2, 5 + index)) for _ in "1234"
+        )
+        modules.append((pool, one, 2 * three, 2 * five, pooled))
+    return nets.inception(int(rng.choice([16, 24, 32])), *modules)
+
+
+def _near(width: int, rng: Rng, by: int = 8) -> int:
+    """A multiple of `by` from 2/3 to 3/2 of the width."""
+    return by * max(1, round(width * float(rng.uniform(2 / 3, 3 / 2)) / by))
+
+
+def _stages(
+    rng: Rng, first: int, *, most: int, by: int = 8, grow: int = 2
+) -> list[tuple[int, int]]:
+    """Blocks (stride, channels out) of two to four stages of at most `most` blocks."""
+    blocks = []
+    width = first
+    for stage in range(int(rng.integers(2, 5))):
+        cout = _near(width, rng, by)
+        stride = 2 if stage or rng.random() < 0.4 else 1
+        blocks += [(stride if i == 0 else 1, cout) for i in range(int(rng.integers(1, most + 1)))]
+        width = int(cout * rng.uniform(1.3, grow))
+    return blocks
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """A block type."""
+
+    make: Callable[[Rng], nn.Module]
+    depthwise: bool = False
+    """Then a MAC takes about three times as long, and bfloat16 makes it slower still."""
+
+    @property
+    def mmacs(self) -> tuple[float, float]:
+        """Networks outside are drawn again."""
+        return (1.5, 5.0) if self.depthwise else (3.0, 14.0)
+
+
+KINDS = {
+    "residual": Kind(residual),
+    "inverted_residual": Kind(inverted_residual, depthwise=True),
+    "inception": Kind(inception),
+    "separable": Kind(separable, depthwise=True),
+    "bottleneck": Kind(bottleneck),
+    "plain": Kind(plain),
+}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--count", type=int, default=36)
+    parser.add_argument(
+        "--part", type=part_of, default=(1, 1), metavar="K/N", help="every Nth from the Kth on"
+    )
+    parser.add_argument("--evaluations", type=int, default=200, help="of each network")
+    parser.add_argument("--out", type=Path, default=DATA / "recorded")
+    parser.add_argument("--work", type=Path, default=Path("~/.cache/rlprune/nursery").expanduser())
+    parser.add_argument("--shared")
+    arguments = parser.parse_args()
+    listen()
+    part, parts = arguments.part
+    torch.set_num_threads(1)
+    try:
+        data = Data(CifarPack(shared_data(arguments.shared)))
+        for number in range(part - 1, arguments.count, parts):
+            raise_one(number, data, arguments)
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on", file=sys.stderr)
+        return 130
+    except RlpruneError as error:
+        raise SystemExit(str(error)) from error
+    return 0
+
+
+def part_of(text: str) -> tuple[int, int]:
+    """(K, N) of `K/N`."""
+    part, _, parts = text.partition("/")
+    if not (part.isdigit() and parts.isdigit() and 1 <= int(part) <= int(parts)):
+        raise argparse.ArgumentTypeError(f"{text!r} is no part; write 1/2 for the first of two")
+    return int(part), int(parts)
+
+
+def raise_one(number: int, data: Data, arguments: argparse.Namespace) -> None:
+    """Trains and records one network; what is already there is not made again."""
+    name = f"{PREFIX}{number:02d}"
+    folder = arguments.out / name
+    if (folder / "graph.json").exists():
+        found = load_model_dir(folder).evaluations
+        if found is not None and len(found.keeps) >= arguments.evaluations:
+            return
+    family, module = drawn(number)
+    recipe = Recipe(seed=number)
+    started = time.monotonic()
+    checkpoint = arguments.work / f"{name}.pt"
+    train(
+        module,
+        data,
+        recipe,
+        checkpoint,
+        epochs=EPOCHS,
+        bfloat16=not KINDS[family].depthwise,
+    )
+    trained = time.monotonic()
+    accuracy = score(module, data.validation).accuracy
+    trace = trace_onnx(exported(module))
+    profile_images, objective_images = images(data.validation, number, trace)
+    model = record_model(
+        folder,
+        trace,
+        profile_images,
+        objective_images,
+        config=RecordConfig(evaluation_count=arguments.evaluations, seed=number),
+        provenance={
+            "name": name,
+            "family": family,
+            "weights": f"scripts/nursery.py, number {number}, {asdict(recipe)}, {EPOCHS}",
+            "licence": "Apache-2.0",
+            "accuracy": f"{accuracy:.4f} on train_calib",
+            "images": f"CIFAR-10 train_calib, {IMAGES} for each purpose",
+            "made_by": "scripts/make_nursery",
+        },
+    )
+    graph = trace.graph
+    assert model.evaluations is not None
+    print(
+        f"{time.strftime('%H:%M')} {name} {family}: {graph.macs(graph.widths) / 1e6:.1f} MMACs, "
+        f"{len(graph.groups)} groups, {accuracy:.1%}, trained in {trained - started:.0f} s, "
+        f"{len(model.evaluations.keeps)} plans in {time.monotonic() - trained:.0f} s",
+        flush=True,
+    )
+
+
+def drawn(number: int) -> tuple[str, nn.Module]:
+    """The family and the untrained network of a number."""
+    family = list(KINDS)[number % len(KINDS)]
+    rng = np.random.default_rng([number, 5])
+    while True:
+        torch.manual_seed(number)
+        module = KINDS[family].make(rng)
+        graph = trace_onnx(exported(module.eval())).graph
+        least, most = KINDS[family].mmacs
+        if least <= graph.macs(graph.widths) / 1e6 <= most:
+            return family, module
+
+
+def images(
+    validation: Images, seed: int, trace: OnnxTrace
+) -> tuple[CalibrationSet, CalibrationSet]:
+    """To profile on, and to judge plans on; validation images did not train the network."""
+    order = np.random.default_rng(seed).permutation(len(validation.y))
+    profile, objective = (
+        check_calibration(validation.x[index], validation.y[index], trace)
+        for index in (order[:IMAGES], order[IMAGES : 2 * IMAGES])
+    )
+    return profile, objective
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
