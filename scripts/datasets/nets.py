@@ -1,4 +1,4 @@
-"""Small networks for 32-pixel images, built of the blocks that published families are made of."""
+"""Small networks for 32-pixel images, of the blocks of published families; and a ResNet-50."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ def _conv(
 class _Net(nn.Module):
     """Features, mean over space, linear classifier."""
 
-    def __init__(self, width: int, *features: nn.Module) -> None:
+    def __init__(self, width: int, *features: nn.Module, classes: int = 10) -> None:
         super().__init__()
         self.features = nn.Sequential(*features)
-        self.fc = nn.Linear(width, 10)
+        self.fc = nn.Linear(width, classes)
 
     def forward(self, x: Tensor) -> Tensor:
         return cast(Tensor, self.fc(self.features(x).mean((2, 3))))
@@ -168,8 +168,8 @@ def basic(cin: int, cout: int, stride: int, gated: bool) -> nn.Module:
     )
 
 
-def bottleneck(cin: int, cout: int, stride: int) -> nn.Module:
-    inner = cout // 2
+def bottleneck(cin: int, cout: int, stride: int, shrink: int = 2) -> nn.Module:
+    inner = cout // shrink
     return _Residual(
         cin,
         cout,
@@ -232,3 +232,14 @@ def inception(stem: int, *modules: tuple[int, int, int, int, int]) -> nn.Module:
 
 def gated_basic(cin: int, cout: int, stride: int) -> nn.Module:
     return basic(cin, cout, stride, gated=True)
+
+
+def resnet50() -> nn.Module:
+    """Of 224 pixels and 1,000 classes; stride in the 3x3 convolution, as everybody trains it."""
+    layers: list[nn.Module] = [_conv(3, 64, 7, 2), nn.MaxPool2d(3, 2, 1)]
+    cin = 64
+    for stage, count in enumerate((3, 4, 6, 3)):
+        for block in range(count):
+            layers.append(bottleneck(cin, 256 << stage, 2 if stage and not block else 1, 4))
+            cin = 256 << stage
+    return _Net(cin, *layers, classes=1000)

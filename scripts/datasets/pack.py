@@ -22,16 +22,21 @@ from rlprune.profile.fit import check_calibration
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 
+def shared_folder(given: str | None = None) -> Path:
+    """Where the measuring pack is: as given, by RLPRUNE_SHARED, or beside the repository."""
+    return Path(given or os.environ.get("RLPRUNE_SHARED") or REPOSITORY.parent / "shared")
+
+
 def shared_data(given: str | None = None) -> Path:
-    """The pack's folder: as given, by RLPRUNE_SHARED, or beside the repository.
+    """The pack's data.
 
     Raises:
         SystemExit: it is not there; the message is one line.
     """
-    root = Path(given or os.environ.get("RLPRUNE_SHARED") or REPOSITORY.parent / "shared")
-    if not (root / "data" / "cifar10" / "splits.npz").is_file():
-        raise SystemExit(f"no measuring pack in {root} (data/cifar10); give --shared DIR")
-    return root / "data"
+    data = shared_folder(given) / "data"
+    if not (data / "cifar10" / "splits.npz").is_file():
+        raise SystemExit(f"no measuring pack in {data.parent} (data/cifar10); give --shared DIR")
+    return data
 
 
 class CifarPack:

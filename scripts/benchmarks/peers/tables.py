@@ -9,7 +9,14 @@ import numpy as np
 from benchmarks.harness import Row
 
 from benchmarks.peers.book import Book
-from benchmarks.peers.figures import Difference, Losses, Place, difference, over_cells, share_of_saving
+from benchmarks.peers.figures import (
+    Difference,
+    Losses,
+    Place,
+    difference,
+    over_cells,
+    share_of_saving,
+)
 from benchmarks.peers.findings import EPISODIC, LEAN, Finding, loss_increase
 
 HALF, MOST = 0.5, 0.9
