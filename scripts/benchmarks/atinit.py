@@ -31,16 +31,16 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from benchmarks.harness import Row, write_rows
-from datasets.nets import vgg
-from datasets.pack import CifarPack, exported, shared_data
-from datasets.training import Clock, Data, Recipe, train
 from numpy.typing import NDArray
-from benchmarks.peers.figures import Difference, difference
 from platformdirs import user_cache_path
 from torch import Tensor, nn
 
 import rlprune
+from benchmarks.harness import Row, write_rows
+from benchmarks.peers.figures import Difference, difference
+from datasets.nets import vgg
+from datasets.pack import CifarPack, exported, shared_data
+from datasets.training import Clock, Data, Recipe, train
 from rlprune.errors import InputError
 from rlprune.graph.from_torch import TorchTrace
 from rlprune.graph.load import load_onnx

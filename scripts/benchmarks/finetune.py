@@ -1,51 +1,51 @@
 """After fine-tuning: what plans are worth to a user, and the figures of the literature.
 
-    scripts/bench_finetune [--part grid | published] [--quick] [--seed N] [--json FILE] [--final]
-                           [--shared DIR] [--work DIR] [--models NAME ...] [--methods NAME ...]
-                           [--devices KEY ...] [--shares B ...] [--seeds N] [--epochs N]
-                           [--train-images N] [--policy NAME] [--store URL] [--workers N]
-
-- `grid`: plans of `bench_policies` (planned now where its book has none), cut, reconstructed and
+- `--part grid`: plans of `policies` (planned now where its book has none), cut, reconstructed and
   trained for 3 epochs on 10,000 train images; accuracy on unseen images, paired with that of ours,
   and the latency of every plan measured in turns with the unpruned model.
-- `published`: ResNet-20 (or `--models cifar10_resnet56`) at half the MACs, 15 epochs on 45,000
-  images; the drop from the unpruned network, paired, beside the figures of the literature.
+- `--part published`: ResNet-20 (or `--models cifar10_resnet56`) at half the MACs, 15 epochs on
+  45,000 images; the drop from the unpruned network, paired, beside the figures of the literature.
 
-Give it the `--work` of `bench_policies`. A killed run goes on within the epoch where it stopped.
+Give it the `--work` of `policies`. A killed run goes on within the epoch where it stopped.
 """
 
 from __future__ import annotations
 
-import os
-
-os.environ.setdefault("OMP_NUM_THREADS", "1")
-
 import argparse
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
-import torch
-from benchmarks.policies import MODELS, Run, case_of, done, measured_devices, pack_of
-from benchmarks.harness import Row, write_rows
-from benchmarks.peers.book import Book
-from benchmarks.peers.figures import Difference, Losses, Place, difference, over_cells
-from benchmarks.peers.grid import Case
-from benchmarks.peers.options import grid_parser, log_if_final, seeds_of, settings_of, store_of
-from benchmarks.peers.tuning import Recipe, Tuner
 
+from benchmarks.harness import Bench, Row, log_final
+from benchmarks.parts.cells import (
+    MODELS,
+    QUICK_MODELS,
+    Run,
+    add_options,
+    case_of,
+    done,
+    nothing_known,
+    pack_of,
+    places_of,
+    run_of,
+    seeds_of,
+)
+from benchmarks.peers.figures import NORMAL_90, Losses, Place, difference, over_cells
+from benchmarks.peers.grid import Case
+from benchmarks.peers.tuning import Recipe, Tuner
 from rlprune.latency.collect import measure_subjects, trace_models
 from rlprune.latency.types import MACS_DEVICE, ModelSubject
 from rlprune.planning import which_device
-from rlprune.task.knapsack import budgets_at
 from rlprune.store.encoding import digest
+from rlprune.task.knapsack import budgets_at
 from rlprune.training.finetune import TrainConfig
 
 GRID_METHODS = ("uniform", "knapsack", "learned64", "amc", "evolution")
 OURS = "learned64"
 """What a user is told to ask for; the policy alone is guarded and mostly the knapsack."""
-PUBLISHED_METHODS = ("learned",)
 CLEARLY = ("uniform", "amc")
 """Peers that our plans are to be clearly above; with the others they are to be level."""
 PUBLISHED = {
@@ -59,10 +59,10 @@ PUBLISHED_RECIPE = Recipe(TrainConfig(epoch_count=15, batch_size=128, learning_r
 
 @dataclass(frozen=True, slots=True)
 class Bundle:
-    """One network with one seed: what a worker does at a time."""
+    """One cell with one seed: what a worker does at a time."""
 
     run: Run
-    model: str
+    place: Place
     seed: int
     methods: tuple[str, ...]
     recipe: Recipe
@@ -80,107 +80,90 @@ class Result:
     """100 for every image of the report that is right, 0 for the others."""
     latency: float
     """Measured, as a share of the unpruned model's; MACs by the key `macs`; NaN if it failed."""
-    macs: float
-    """Share of the unpruned network's."""
-    seconds: float
 
 
 def main() -> None:
-    parser = grid_parser(__doc__, shares=(0.5, 0.25))
-    parser.add_argument("--part", choices=("grid", "published"), default="grid")
-    parser.add_argument("--epochs", type=int, metavar="N")
-    parser.add_argument("--train-images", type=int, metavar="N")
-    options = parser.parse_args()
-    options.work.mkdir(parents=True, exist_ok=True)
-    log_if_final(options, "bench_finetune", f"part {options.part} ")
-    bundles = bundles_of(options)
-    results: list[Result] = []
-    for found in done(bundles, options.workers, tune):
-        results += found
-        print(f"{len(results)} plans trained", flush=True)
-    rows = published_rows(results) if options.part == "published" else grid_rows(results)
-    if options.json:
-        write_rows(options.json, rows)
+    bench = Bench("finetune", __doc__)
+    add_options(bench, shares=(0.5, 0.25))
+    bench.parser.add_argument("--part", choices=("grid", "published"), default="grid")
+    bench.parser.add_argument("--epochs", type=int, metavar="N")
+    bench.parser.add_argument("--train-images", type=int, metavar="N")
+    options = bench.parse()
+    published = options.part == "published"
+    with bench.measuring():
+        # By the key `macs` every width is as good as any other; the literature rounds to few.
+        run = run_of(options, quick_search=20, round_to=1 if published else 8)
+        if options.final:
+            log_final(options, "finetune")
+        default = ("cifar10_resnet20",) if published else MODELS
+        models = options.models or (QUICK_MODELS if options.quick else default)
+        methods = tuple(options.methods or (("learned",) if published else GRID_METHODS))
+        told = "" if methods == GRID_METHODS else f" {' '.join(methods)}"
+        recipe = recipe_of(options)
+
+        def results(places: list[Place], run: Run) -> list[Result]:
+            bundles = [
+                Bundle(run, place, seed, methods, recipe, published)
+                for seed in seeds_of(options)
+                for place in places
+            ]
+            return done(bundles, options.workers, tune)
+
+        def measure(place: Place, name: str) -> list[Row]:
+            with nothing_known(run, bench.is_again(name)) as own:
+                found = results([place], own)
+            return list((published_rows if published else grid_rows)(place, found))
+
+        if published:
+            for model in models:
+                place = Place(model, MACS_DEVICE, options.shares[0])
+                name = f"{model} at half the MACs{told}"
+                print(f"{name}; published: {PUBLISHED.get(model, '-')}")
+                bench.cell(name, partial(measure, place, name))
+            return
+        options.devices = options.devices or ["ort"]
+        places = places_of(run, options, models)
+        for place in places:
+            name = f"{place.model}/{place.device}/b{place.share}{told}"
+            bench.cell(name, partial(measure, place, name))
+        name = f"over {' '.join(f'{p.model}/{p.device}/b{p.share}' for p in places)}{told}"
+        bench.cell(name, lambda: headlines(results(places, run)), derived=True)
 
 
-def bundles_of(options: argparse.Namespace) -> list[Bundle]:
-    published, quick = options.part == "published", options.quick
-    recipe = PUBLISHED_RECIPE if published else GRID_RECIPE
-    epochs = options.epochs or (1 if quick else recipe.config.epoch_count)
-    recipe = replace(
-        recipe,
-        config=replace(recipe.config, epoch_count=epochs),
-        image_count=options.train_images or (1000 if quick else recipe.image_count),
-    )
-    # By the key `macs` every width is as good as any other; the literature rounds to few.
-    settings = settings_of(options, quick_search=20, round_to=1 if published else 8)
-    shares = (options.shares[0],) if published else tuple(options.shares)
-    run = Run(settings, options.shared, store_of(options), (MACS_DEVICE,), shares)
-    small = ("cifar10_resnet8_mlperf_tiny",)
-    default = ("cifar10_resnet20",) if published else MODELS
-    models = options.models or (small if quick else default)
-    if not published:
-        run = replace(run, devices=tuple(measured_devices(run, models, options.devices or ["ort"])))
-    methods = tuple(options.methods or (PUBLISHED_METHODS if published else GRID_METHODS))
-    return [
-        Bundle(run, model, seed, methods, recipe, published)
-        for seed in seeds_of(options)
-        for model in models
-    ]
+def recipe_of(options: argparse.Namespace) -> Recipe:
+    recipe = PUBLISHED_RECIPE if options.part == "published" else GRID_RECIPE
+    epochs = options.epochs or (1 if options.quick else recipe.config.epoch_count)
+    count = options.train_images or (1000 if options.quick else recipe.image_count)
+    return replace(recipe, config=replace(recipe.config, epoch_count=epochs), image_count=count)
 
 
 def tune(bundle: Bundle) -> list[Result]:
     """Every plan of a bundle, trained."""
-    torch.set_num_threads(1)
-    run = bundle.run
-    case = case_of(run, bundle.model, bundle.seed)
-    book = Book(run.settings.work / "peers.sqlite")
-    tuner = Tuner(case, pack_of(run.shared), bundle.recipe, book, run.settings.work)
-    widths = tuple(int(width) for width in case.trace.graph.widths)
+    run, place = bundle.run, bundle.place
+    case = case_of(run, place.model, bundle.seed)
+    tuner = Tuner(case, pack_of(run.shared), bundle.recipe, run.settings.work)
+    share = share_at_half(case, place.device) if bundle.half_macs else place.share
+    plans = {
+        method: case.find(method, place.device, share).plans[-1].keeps for method in bundle.methods
+    }
+    latency = latencies(case, place.device, plans)
     results = []
-    for device in run.devices:
-        for share in run.shares:
-            b = share_at_half(case, device) if bundle.half_macs else share
-            place = Place(bundle.model, device, b)
-            plans = {method: answer(case, method, device, b) for method in bundle.methods}
-            latency = latencies(case, device, plans, book)
-            for method, keeps in plans.items():
-                print(f"{bundle.model} seed {bundle.seed} b{b:.2f} {method}", flush=True)
-                trained = tuner.tuned(keeps)
-                macs = case.trace.graph.macs(np.array([keeps, widths]))
-                results.append(
-                    Result(
-                        method,
-                        place,
-                        bundle.seed,
-                        tuple(100.0 * trained.right),
-                        latency[keeps],
-                        float(macs[0] / macs[1]),
-                        trained.seconds,
-                    )
-                )
-            unpruned = tuner.unpruned()
-            points = tuple(100.0 * unpruned.right)
-            results.append(Result("unpruned", place, bundle.seed, points, 1.0, 1.0, 0.0))
-    return results
-
-
-def answer(case: Case, method: str, device: str, share: float) -> tuple[int, ...]:
-    """The keeps that a method ends with."""
-    found = case.find(method, device, share)
-    assert found is not None
-    return found.plans[-1].keeps
+    for method, keeps in plans.items():
+        print(f"{place.model} seed {bundle.seed} b{share:.2f} {method}", flush=True)
+        points = tuple(100.0 * tuner.tuned(keeps))
+        results.append(Result(method, place, bundle.seed, points, latency[keeps]))
+    points = tuple(100.0 * tuner.unpruned())
+    return [*results, Result("unpruned", place, bundle.seed, points, 1.0)]
 
 
 def share_at_half(case: Case, device: str) -> float:
     """The b whose budget is half of the unpruned network's cost."""
-    task = case.task(device)
-    least, base = budgets_at(task, np.array([0.0, 1.0]))
+    least, base = budgets_at(case.task(device), np.array([0.0, 1.0]))
     return float((0.5 * base - least) / (base - least))
 
 
 def latencies(
-    case: Case, device: str, plans: dict[str, tuple[int, ...]], book: Book
+    case: Case, device: str, plans: dict[str, tuple[int, ...]]
 ) -> dict[tuple[int, ...], float]:
     """By plan: latency measured in turns with the unpruned model, as a share of its.
 
@@ -200,7 +183,7 @@ def latencies(
         return [one.control_ratio if one.status != "failed" else float("nan") for one in found]
 
     name = digest("latency", case.trace.graph.fingerprint, key, repr(distinct))
-    return dict(zip(distinct, book.finding(name, made), strict=True))
+    return dict(zip(distinct, case.book.finding(name, made), strict=True))
 
 
 def by_method(results: list[Result]) -> dict[str, dict[Place, dict[int, np.ndarray]]]:
@@ -211,85 +194,48 @@ def by_method(results: list[Result]) -> dict[str, dict[Place, dict[int, np.ndarr
     return points
 
 
-def grid_rows(results: list[Result]) -> list[Row]:
-    """Prints every cell, and our plans against each peer's over all cells."""
+def grid_rows(place: Place, results: list[Result]) -> Iterator[Row]:
+    """Of every method in a cell: accuracy, ours over it, and latency."""
     points = by_method(results)
-    rows: list[Row] = []
-    for place in sorted({one.place for one in results}):
-        print(f"\n{place.model}, {place.device}, b {place.share}: after training")
-        print(f"{'method':14} {'accuracy, %':>16} {'ours over it':>18} {'ms / base':>10} {'s':>6}")
-        for method, cells in points.items():
-            if place not in cells:
-                continue
-            own = difference(cells[place])
-            ours: Losses = points.get(OURS, {}).get(place, {})
-            over = difference(ours, cells[place])
-            here = [one for one in results if one.place == place and one.method == method]
-            ratio = float(np.mean([one.latency for one in here]))
-            took = float(np.mean([one.seconds for one in here]))
-            assert own is not None
-            print(f"{method:14} {shown(own):>16} {shown(over):>18} {ratio:10.3f} {took:6.0f}")
-            where = f"{place.model}/{place.device}/b{place.share}/{method}"
-            rows.append(row_of(f"{where}/accuracy", own, "%"))
-            rows.append(Row(f"{where}/latency", ratio, "of base", None, "min", len(here), None))
-    heads = list(_heads(points))
-    print(f"\n{'figure':44} {'points':>8} {'90 %':>18}  met")
-    for row in heads:
-        ends = "" if row.interval is None else f"{row.interval[0]:.2f} .. {row.interval[1]:.2f}"
-        met = "" if row.target is None else "yes" if row.value >= row.target else "NO"
-        print(f"{row.name:44} {row.value:8.2f} {ends:>18}  {met}")
-    return heads + rows
-
-
-def _heads(points: dict[str, dict[Place, dict[int, np.ndarray]]]) -> Iterator[Row]:
-    """Ours over each peer, and what of that is certain."""
+    ours: Losses = points.get(OURS, {}).get(place, {})
     for method, cells in points.items():
-        if method in (OURS, "unpruned"):
-            continue
-        over = over_cells(points.get(OURS, {}), cells)
+        where = f"{place.model}/{place.device}/b{place.share}/{method}"
+        own, over = difference(cells[place]), difference(ours, cells[place])
+        assert own is not None
+        yield own.row(f"{where}/accuracy", "%", "max")
+        if over is not None and method != OURS:
+            yield over.row(f"{where}/ours_over", "points", "max")
+        ratio = [one.latency for one in results if one.method == method]
+        count = len(ratio)
+        yield Row(f"{where}/latency", float(np.mean(ratio)), "of base", None, "min", count, None)
+
+
+def headlines(results: list[Result]) -> Iterator[Row]:
+    """Ours over each peer in all cells, and what of that is certain."""
+    points = by_method(results)
+    for method in points.keys() - {OURS, "unpruned"}:
+        over = over_cells(points.get(OURS, {}), points[method])
         if over is None:
             continue
-        yield row_of(f"tuned/{OURS}_over_{method}", over, "points")
-        count = over.seed_count
+        name, count = f"tuned/{OURS}_over_{method}", over.seed_count
+        yield over.row(name, "points", "max")
         if method in CLEARLY:
-            low = over.mean - 1.645 * over.se
-            yield Row(f"tuned/{OURS}_over_{method}/low", low, "points", 0.0, "max", count, None)
+            low = over.mean - NORMAL_90 * over.se
+            yield Row(f"{name}/low", low, "points", 0.0, "max", count, None)
         else:
             high = over.mean + over.se
-            yield Row(
-                f"tuned/{OURS}_over_{method}/plus_one_se", high, "points", 0.0, "max", count, None
-            )
+            yield Row(f"{name}/plus_one_se", high, "points", 0.0, "max", count, None)
 
 
-def published_rows(results: list[Result]) -> list[Row]:
-    """Prints what each method drops at half the MACs, beside what others report."""
+def published_rows(place: Place, results: list[Result]) -> Iterator[Row]:
+    """What each method drops at half the MACs."""
     points = by_method(results)
-    rows = []
-    for place in sorted({one.place for one in results}):
-        print(f"\n{place.model} at half the MACs; published: {PUBLISHED.get(place.model, '-')}")
-        print(f"{'method':14} {'accuracy, %':>16} {'change, points':>18} {'90 %':>16} {'MACs':>6}")
-        for method, cells in points.items():
-            own = difference(cells[place])
-            change = difference(cells[place], points["unpruned"][place])
-            assert own is not None and change is not None
-            row = row_of(f"{place.model}/half_macs/{method}/change", change, "points")
-            assert row.interval is not None
-            ends = f"{row.interval[0]:.2f} .. {row.interval[1]:.2f}"
-            macs = np.mean([one.macs for one in results if one.method == method])
-            print(f"{method:14} {shown(own):>16} {shown(change):>18} {ends:>16} {macs:6.3f}")
-            rows += [row, row_of(f"{place.model}/half_macs/{method}/accuracy", own, "%")]
-    return rows
-
-
-def shown(one: Difference | None) -> str:
-    return "-" if one is None else f"{one.mean:.2f} +-{one.se:.2f}"
-
-
-def row_of(name: str, one: Difference, unit: str) -> Row:
-    """With an interval of 90 % over images and seeds."""
-    half = 1.645 * one.se
-    ends = (one.mean - half, one.mean + half)
-    return Row(name, one.mean, unit, None, "max", one.seed_count, ends)
+    for method, cells in points.items():
+        own = difference(cells[place])
+        change = difference(cells[place], points["unpruned"][place])
+        assert own is not None and change is not None
+        yield change.row(f"{place.model}/half_macs/{method}/change", "points", "max")
+        yield own.row(f"{place.model}/half_macs/{method}/accuracy", "%", "max")
 
 
 if __name__ == "__main__":

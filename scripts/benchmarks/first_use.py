@@ -55,7 +55,7 @@ def main() -> None:
     bench = Bench("first_use", __doc__)
     options = bench.parse()
     torch.set_num_threads(1)
-    with bench:
+    with bench.measuring():
         for exporter in ("default",) if options.quick else ("default", "older_open_batch"):
             measure = partial(newcomer, exporter, options.quick, options.seed)
             bench.cell(exporter, measure)

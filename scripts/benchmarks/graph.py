@@ -71,7 +71,7 @@ def main() -> None:
     options = bench.parse()
     shared = shared_folder(options.shared) / "models"
     count = QUICK_COUNT if options.quick else COUNT
-    with bench, tempfile.TemporaryDirectory() as name:
+    with bench.measuring(), tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         os.environ["XDG_DATA_HOME"] = name  # planning opens the user's store
         for net in ("resnet50",) if options.quick else tuple(TRACE_SEC):

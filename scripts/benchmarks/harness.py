@@ -17,17 +17,16 @@ import math
 import os
 import random
 import shlex
-import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Literal
 
-from rlprune.errors import RlpruneError
+from datasets.running import stoppable
 
 RESULTS = Path(__file__).parent / "results"
 AGAIN_RATIO = 0.1
@@ -73,7 +72,7 @@ class Row:
 
 
 class Bench:
-    """One run of a benchmark; `with bench:` around what is measured."""
+    """One run of a benchmark: `parse`, then `cell` after `cell` within `measuring`."""
 
     def __init__(self, name: str, doc: str | None, *, seed: int = 0) -> None:
         self.name = name
@@ -94,7 +93,6 @@ class Bench:
     def parse(self, argv: Sequence[str] | None = None) -> argparse.Namespace:
         """The options; reads what is kept and draws what is measured again."""
         self.options = options = self.parser.parse_args(argv)
-        listen()
         given = {
             key: str(value)
             for key, value in vars(options).items()
@@ -108,18 +106,27 @@ class Bench:
                 kept = json.loads(line)
                 if kept["setting"] == self._setting:
                     self._kept.setdefault(kept["cell"], {})[kept["name"]] = kept
-        self._again = set(self._kept)
-        if not options.fresh:
-            count = math.ceil(AGAIN_RATIO * len(self._kept))
-            self._again = set(random.sample(sorted(self._kept), count))
+        able = [
+            cell for cell, rows in self._kept.items() if not next(iter(rows.values()))["derived"]
+        ]
+        self._drawn = set(random.sample(able, math.ceil(AGAIN_RATIO * len(able))))
         print(f"{self.name}: seed {options.seed}, load {os.getloadavg()[0]:.1f}", flush=True)
         return options
 
-    def cell(self, name: str, measure: Callable[[], Iterable[Row]]) -> list[Row]:
-        """The rows of a cell, kept or measured now, printed as they come."""
+    def is_again(self, name: str) -> bool:
+        """Whether a cell is measured although it is kept: from nothing, then."""
+        return bool(self.options.fresh or name in self._drawn)
+
+    def cell(
+        self, name: str, measure: Callable[[], Iterable[Row]], *, derived: bool = False
+    ) -> list[Row]:
+        """The rows of a cell, kept or measured now, printed as they come.
+
+        `derived`: made of other cells' measurements, and measured again with those only.
+        """
         kept = self._kept.get(name, {})
         rows: list[Row] = []
-        if kept and name not in self._again:
+        if kept and not self.is_again(name):
             for line in kept.values():
                 values = {field.name: line[field.name] for field in fields(Row)}
                 interval = line["interval"]
@@ -132,7 +139,7 @@ class Bench:
                 print(row.line(self._compared(row, known)), flush=True)
                 rows.append(row)
             if not self.options.quick and (self.options.fresh or not kept):
-                self._keep(name, rows)
+                self._keep(rows, {"cell": name, "derived": derived})
         self.rows += rows
         return rows
 
@@ -147,7 +154,7 @@ class Bench:
             return f"OUTSIDE OF KEPT {kept['interval']}"
         return f"again; kept is {kept['value']:.3f}"
 
-    def _keep(self, cell: str, rows: Sequence[Row]) -> None:
+    def _keep(self, rows: Sequence[Row], of: dict[str, Any]) -> None:
         about = {
             "setting": self._setting,
             "seed": self.options.seed,
@@ -158,41 +165,20 @@ class Bench:
         RESULTS.mkdir(exist_ok=True)
         with self._file.open("a", encoding="utf-8") as file:
             for row in rows:
-                file.write(json.dumps({"cell": cell, **asdict(row), **about}) + "\n")
+                file.write(json.dumps({**of, **asdict(row), **about}) + "\n")
 
-    def __enter__(self) -> Bench:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        stop(error)
-        if error is None:
-            if self.options.json:
-                rows = [asdict(row) for row in self.rows]
-                self.options.json.write_text(json.dumps(rows, indent=1) + "\n")
-            missed = [row.name for row in self.rows if not row.met]
-            print(f"{len(self.rows)} rows, {len(missed)} miss their target", flush=True)
-            if self._failed:
-                raise SystemExit(f"outside of what was kept: {', '.join(self._failed)}")
-
-
-def listen() -> None:
-    """Both ways to stop a run lead through every `finally`."""
-    for number in (signal.SIGINT, signal.SIGTERM):  # a shell starts jobs with SIGINT ignored
-        signal.signal(number, signal.default_int_handler)
-
-
-def stop(error: BaseException | None) -> None:
-    """Ends an interrupted run and one with an error of ours in a line; else returns."""
-    if isinstance(error, KeyboardInterrupt):
-        print("stopped; the same command goes on where it was", file=sys.stderr)
-        raise SystemExit(130) from None
-    if isinstance(error, RlpruneError):
-        raise SystemExit(str(error)) from error
+    @contextmanager
+    def measuring(self) -> Iterator[None]:
+        """Around all cells; ends the run."""
+        with stoppable():
+            yield
+        if self.options.json:
+            rows = [asdict(row) for row in self.rows]
+            self.options.json.write_text(json.dumps(rows, indent=1) + "\n")
+        missed = sum(not row.met for row in self.rows)
+        print(f"{len(self.rows)} rows, {missed} miss their target", flush=True)
+        if self._failed:
+            raise SystemExit(f"outside of what was kept: {', '.join(self._failed)}")
 
 
 def commit() -> str:

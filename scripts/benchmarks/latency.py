@@ -26,12 +26,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
+from platformdirs import user_cache_path
+
 from benchmarks.harness import Row, write_rows
 from benchmarks.parts.latency_data import MODELS, Case, collect, fitted, traced
 from benchmarks.parts.latency_loop import certify_rows, repeat_rows, speed_rows
 from benchmarks.peers.latency import RIVALS
-from platformdirs import user_cache_path
-
 from rlprune.graph.types import FloatArray, IntArray
 from rlprune.latency.device import local_device_key
 from rlprune.latency.measure import MeasureConfig

@@ -58,7 +58,7 @@ def main() -> None:
         label = f"{name}/m{share}/made_up_over_real"
         yield Row(label, ratio, "", TARGET, "max", len(judged), None)
 
-    with bench:
+    with bench.measuring():
         for name in NETWORKS[:3:2] if options.quick else NETWORKS:
             for share in SHARES[1:] if options.quick else SHARES:
                 bench.cell(f"{name}/m{share}", lambda n=name, s=share: measure(n, s))

@@ -34,9 +34,11 @@ from pathlib import Path
 import numpy as np
 import onnx
 import onnxruntime as ort
-from benchmarks.parts import real_inputs
-from benchmarks.harness import Row, write_rows
 from numpy.typing import NDArray
+
+import rlprune
+from benchmarks.harness import Row, write_rows
+from benchmarks.parts import real_inputs
 from benchmarks.parts.real_judges import (
     SILERO,
     Feeds,
@@ -49,8 +51,6 @@ from benchmarks.parts.real_judges import (
     session,
     voice_inputs,
 )
-
-import rlprune
 from rlprune.errors import RlpruneError
 
 WITHIN = 0.10

@@ -54,7 +54,7 @@ def main() -> None:
         took = run_ms(CLIENT) - run_ms("pass")
         return [Row("client/import/wall", took, "ms", MOST_IMPORT_MS, "min", IMPORT_COUNT, None)]
 
-    with bench:
+    with bench.measuring():
         for name in ("learned", "knapsack") if options.quick else POLICY_NAMES:
             bench.cell(f"plan/{name}", lambda name=name: time_plans(task, name))
         bench.cell("client/import", import_ms)

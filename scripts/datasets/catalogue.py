@@ -1,8 +1,8 @@
 """The zoo: CIFAR-10 networks of different block types, ours and the measuring pack's, by name.
 
-What the policy learns from and is judged on. `NETS` are trained by `make_zoo` from scratch and are
-package data; `PRETRAINED` are others' and stay in the measuring pack. Families are block types, and
-the two of `HELD_OUT` never enter the default policy's training.
+What the policy learns from and is judged on. `NETS` are trained by `scripts/data zoo` from scratch
+and lie with the recordings; `PRETRAINED` are others' and stay in the measuring pack. Families are
+block types, and the two of `HELD_OUT` never enter the default policy's training.
 """
 
 from __future__ import annotations
@@ -14,6 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
+from torch import nn
+
 from datasets.nets import (
     bottleneck,
     densenet,
@@ -25,10 +28,8 @@ from datasets.nets import (
     vgg,
     vovnet,
 )
-from datasets.pack import REPOSITORY, CifarPack, exported, shared_data
-from numpy.typing import NDArray
-from torch import nn
-
+from datasets.pack import CifarPack, exported, shared_data
+from datasets.running import zoo_folder
 from rlprune.errors import InputError
 from rlprune.graph.from_onnx import OnnxTrace, trace_onnx
 from rlprune.task.taskdir import RecordedModel
@@ -54,8 +55,6 @@ PRETRAINED = {
 }
 """Name in the measuring pack -> family."""
 
-WEIGHTS = REPOSITORY / "rlprune" / "training" / "data" / "zoo"
-
 PREPROCESS = {
     "scale": 1 / 255,
     "mean": [0.4914, 0.4822, 0.4465],
@@ -67,7 +66,7 @@ PREPROCESS = {
 
 @dataclass(frozen=True, slots=True)
 class ZooNet:
-    """An architecture that `make_zoo` trains."""
+    """An architecture that `scripts/data zoo` trains."""
 
     family: str
     """Its block type."""
@@ -102,9 +101,10 @@ def traced(net: Loaded) -> OnnxTrace:
     return trace_onnx(exported(net.module))
 
 
-def names(weights: Path = WEIGHTS) -> list[str]:
-    """The networks that can be loaded: the pack's, then ours whose weights are in `weights`."""
-    return [*PRETRAINED, *(name for name in NETS if (weights / f"{name}.safetensors").is_file())]
+def names() -> list[str]:
+    """The networks that can be loaded: the pack's, then ours whose weights are there."""
+    there = zoo_folder()
+    return [*PRETRAINED, *(name for name in NETS if (there / f"{name}.safetensors").is_file())]
 
 
 def family(name: str) -> str:
@@ -129,7 +129,7 @@ def held_out(name: str) -> bool:
     return family(name) in HELD_OUT or name in JUDGED
 
 
-def load(name: str, *, weights: Path = WEIGHTS, pack: CifarPack | None = None) -> Loaded:
+def load(name: str, *, weights: Path | None = None, pack: CifarPack | None = None) -> Loaded:
     """A trained network of the zoo; `pack` saves reading the measuring pack's index again.
 
     Raises:
@@ -140,9 +140,10 @@ def load(name: str, *, weights: Path = WEIGHTS, pack: CifarPack | None = None) -
     if name in PRETRAINED:
         module, card = (pack or CifarPack(shared_data())).network(name)
         return Loaded(name, kind, module, card)
-    path = weights / f"{name}.safetensors"
+    path = (weights or zoo_folder()) / f"{name}.safetensors"
     if not path.is_file():
-        raise InputError(f"no weights of {name} in {weights}; run scripts/make_zoo --only {name}")
+        what = f"no weights of {name} in {path.parent}"
+        raise InputError(f"{what}; run scripts/data zoo --only {name}")
     from safetensors.torch import load_file
 
     module = NETS[name].make()

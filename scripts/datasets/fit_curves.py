@@ -1,8 +1,8 @@
 """Fits the loss curves that planners go by where nothing was measured; says what they are worth.
 
-    scripts/fit_curves [--quick] [--seed N] [--json FILE] [--recorded DIR] [--out FILE]
+    scripts/data fit_curves [--seed N] [--recorded DIR] [--out FILE]
 
-Every block type on record is left out once. Of its networks is printed what plans by foretold
+Every block type on record is left out once. Of its networks is printed what plans by predicted
 losses lose, by MACs at budgets `least + b (base - least)`, b 0.1 to 0.9, over what the knapsack by
 its measured losses does: a mean of logarithms, so that 0.2 is about a fifth more. Objectives are
 surrogates of recorded evaluations. Then the curves that ship are fitted to all networks.
@@ -10,21 +10,16 @@ surrogates of recorded evaluations. Then the curves that ship are fitted to all 
 
 from __future__ import annotations
 
-import os
-
-os.environ.setdefault("OMP_NUM_THREADS", "1")
-
 import argparse
 import tempfile
 from pathlib import Path
 
 import numpy as np
-from datasets import catalogue
-from benchmarks.harness import Row, write_rows
 
+from datasets import catalogue
+from datasets.running import recorded_folder, stoppable
 from rlprune.graph.types import FloatArray
-from rlprune.policy import DATA, get_policy
-from rlprune.policy.corrected import budgets_at, telling
+from rlprune.policy import get_policy
 from rlprune.profile.energy import loss_curve, non_increasing
 from rlprune.profile.predicted import (
     DEFAULT_CURVES,
@@ -34,32 +29,35 @@ from rlprune.profile.predicted import (
     fit_curves,
 )
 from rlprune.store import open_store
-from rlprune.task.knapsack import solve
+from rlprune.task.knapsack import budgets_at, solve
 from rlprune.task.task import PruningTask
 from rlprune.training.run import load_models, training_tasks
 
 SHARES = np.linspace(0.1, 0.9, 9)
 PEERS = ("uniform", "uniform-plain", "global")
 DRAWS = 4000
+INFORMATIVE = (0.02, 2.0)
+"""Nats that the knapsack loses: with less nothing is to win, with more plans are next to guessing.
+"""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--quick", action="store_true", help="a third of the networks, no --out")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--json", type=Path, metavar="FILE")
-    parser.add_argument("--recorded", type=Path, default=DATA / "recorded", metavar="DIR")
+    parser.add_argument("--recorded", type=Path, metavar="DIR", help="what ships by default")
     parser.add_argument("--out", type=Path, default=DEFAULT_CURVES, metavar="FILE")
     options = parser.parse_args()
-    models = load_models([options.recorded])
+    with stoppable():
+        fit(options)
+
+
+def fit(options: argparse.Namespace) -> None:
+    models = load_models([options.recorded or recorded_folder()])
     families: dict[str, list[str]] = {}
     for name, family in catalogue.recorded_families(models).items():
         families.setdefault(family, []).append(name)
-    if options.quick:
-        families = {family: names[::3] for family, names in families.items()}
-        models = {name: models[name] for names in families.values() for name in names}
     with tempfile.TemporaryDirectory() as scratch:
         store = open_store(f"sqlite:///{scratch}/latency.db")
         named, _ = training_tasks(models, store=store, devices=[])
@@ -69,21 +67,17 @@ def main() -> None:
     for left_out in families.values():
         model = fit_curves([examples[name] for name in sorted(tasks) if name not in left_out])
         for name in left_out:
-            for method, own in excesses(tasks[name], model).items():
-                excess.setdefault(method, []).append(own)
-    rows = [row_of(method, np.array(own), options.seed) for method, own in excess.items()]
+            for method, lost in excesses(tasks[name], model).items():
+                excess.setdefault(method, []).append(lost)
     print(f"{len(tasks)} networks, their block types left out; loss over that of the knapsack by")
-    print("measured losses, log nats:")
-    for row in rows:
-        assert row.interval is not None
-        print(
-            f"  {row.name:32} {row.value:6.3f}  90 % {row.interval[0]:.3f} .. {row.interval[1]:.3f}"
-        )
-    if not options.quick:
-        fit_curves([examples[name] for name in sorted(tasks)]).save(options.out)
-        print(f"wrote {options.out}")
-    if options.json:
-        write_rows(options.json, rows)
+    print("measured losses, log nats; 90 % intervals, bootstrapped over networks:")
+    for method, values in excess.items():
+        own = np.array(values)
+        drawn = np.random.default_rng(options.seed).integers(len(own), size=(DRAWS, len(own)))
+        low, high = np.quantile(own[drawn].mean(1), [0.05, 0.95])
+        print(f"  {method:24} {own.mean():6.3f}  [{low:.3f}, {high:.3f}]")
+    fit_curves([examples[name] for name in sorted(tasks)]).save(options.out)
+    print(f"wrote {options.out}")
 
 
 def example(name: str, task: PruningTask) -> Example:
@@ -98,11 +92,12 @@ def excesses(task: PruningTask, model: CurveModel) -> dict[str, float]:
     assert task.objective is not None
     budget_ms = budgets_at(task, SHARES)
     measured = task.objective.loss(solve(task, budget_ms))
-    useful = telling(measured)
+    useful = (measured >= INFORMATIVE[0]) & (measured <= INFORMATIVE[1])
+    useful = useful if useful.any() else np.ones_like(useful)
     share = task.profiles.energy_loss
     plans = {
-        "foretold": solve(task, budget_ms, loss=foretold(task, model, share)),
-        "foretold from shapes": solve(task, budget_ms, loss=foretold(task, model, None)),
+        "predicted": solve(task, budget_ms, loss=by_curves(task, model, share)),
+        "predicted from shapes": solve(task, budget_ms, loss=by_curves(task, model, None)),
         "energy": solve(task, budget_ms, loss=by_energy(task)),
     }
     plans |= {name: get_policy(name).plan(task.data_free, budget_ms) for name in PEERS}
@@ -118,7 +113,7 @@ def excesses(task: PruningTask, model: CurveModel) -> dict[str, float]:
     }
 
 
-def foretold(task: PruningTask, model: CurveModel, share: FloatArray | None) -> FloatArray:
+def by_curves(task: PruningTask, model: CurveModel, share: FloatArray | None) -> FloatArray:
     return non_increasing(model.curve(task.graph, task.levels, share), task.level_count)
 
 
@@ -126,14 +121,6 @@ def by_energy(task: PruningTask) -> FloatArray:
     share = task.profiles.energy_loss
     assert share is not None
     return non_increasing(energy_curve(task.graph, share), task.level_count)
-
-
-def row_of(method: str, own: FloatArray, seed: int) -> Row:
-    """With an interval of 90 %, bootstrapped over networks."""
-    drawn = own[np.random.default_rng(seed).integers(len(own), size=(DRAWS, len(own)))].mean(1)
-    low, high = np.quantile(drawn, [0.05, 0.95])
-    name = f"left_out/{method.replace(' ', '_')}/over_measured"
-    return Row(name, float(own.mean()), "log", None, "min", len(own), (float(low), float(high)))
 
 
 if __name__ == "__main__":

@@ -1,26 +1,24 @@
 """Measures the zoo's networks on this machine's runtimes, for policies to be trained on.
 
-    python scripts/measure_zoo.py [NAME ...] [--runtimes NAME ...] [--store URL]
+    scripts/data measure [NAME ...] [--runtimes NAME ...] [--store URL]
 
 Three runtimes are three device keys that are really there. What was measured is kept in the store,
 so that the same command goes on where it was stopped; the keys are printed at the end, as
-`train_default_policy --store URL --device KEY` wants them.
+`scripts/data train_default_policy --store URL --device KEY` wants them.
 """
 
 from __future__ import annotations
 
-import os
-
-os.environ.setdefault("OMP_NUM_THREADS", "1")
-
 import argparse
+import os
 import time
 from contextlib import closing
 
-from datasets import catalogue
-from datasets.pack import CifarPack, shared_data
 from platformdirs import user_cache_path
 
+from datasets import catalogue
+from datasets.pack import CifarPack, shared_data
+from datasets.running import stoppable
 from rlprune.latency.device import local_device_key
 from rlprune.planning.local import device_task
 from rlprune.profile.energy import energy_profiles
@@ -38,6 +36,11 @@ def main() -> None:
     )
     parser.add_argument("--shared")
     options = parser.parse_args()
+    with stoppable():
+        measure(options)
+
+
+def measure(options: argparse.Namespace) -> None:
     pack = CifarPack(shared_data(options.shared))
     user_cache_path("rlprune", ensure_exists=True)
     keys = {}

@@ -5,35 +5,28 @@
 
 What a policy should know of networks it has not seen, it cannot learn from the zoo's few. Here
 architectures are drawn by number: block type in turn, depths and widths at random, at most
-14 MMACs. Each trains for five epochs (65-75 % validation accuracy), is recorded as `record_zoo`
-records, and is thrown away: profile and evaluations are what stays. None is of a held-out family.
+14 MMACs. Each trains for five epochs (65-75 % validation accuracy), is recorded as `record`
+does, and is thrown away: profile and evaluations are what stays. None is of a held-out family.
 `--part 1/2` and `--part 2/2` share the work between two processes; a run that was killed goes on.
 """
 
 from __future__ import annotations
 
-import os
-
-os.environ.setdefault("OMP_NUM_THREADS", "1")
-
 import argparse
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from datasets import nets
 import numpy as np
 import torch
-from datasets.pack import CifarPack, exported, shared_data
-from datasets.training import Data, Recipe, train
-from datasets.record import listen
 from torch import nn
 
-from rlprune.errors import RlpruneError
+from datasets import nets
+from datasets.pack import CifarPack, exported, shared_data
+from datasets.running import recorded_folder, stoppable
+from datasets.training import Data, Recipe, train
 from rlprune.graph.from_onnx import OnnxTrace, trace_onnx
-from rlprune.policy import DATA
 from rlprune.profile.calibration import CalibrationSet
 from rlprune.profile.fit import check_calibration
 from rlprune.task.taskdir import load_model_dir
@@ -41,7 +34,7 @@ from rlprune.training.finetune import Images, score
 from rlprune.training.record import RecordConfig, record_model
 
 EPOCHS = (2, 2, 1)
-"""At each of `cifar_training.SIZES`."""
+"""At each of `training.SIZES`."""
 IMAGES = 1000
 """To profile on, and as many others to judge plans on, out of `train_calib`."""
 PREFIX = "nursery-"
@@ -138,30 +131,24 @@ KINDS = {
 }
 
 
-def main() -> int:
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--count", type=int, default=36)
     parser.add_argument(
         "--part", type=part_of, default=(1, 1), metavar="K/N", help="every Nth from the Kth on"
     )
     parser.add_argument("--evaluations", type=int, default=200, help="of each network")
-    parser.add_argument("--out", type=Path, default=DATA / "recorded")
+    parser.add_argument("--out", type=Path, help="the recordings by default")
     parser.add_argument("--work", type=Path, default=Path("~/.cache/rlprune/nursery").expanduser())
     parser.add_argument("--shared")
-    arguments = parser.parse_args()
-    listen()
-    part, parts = arguments.part
+    options = parser.parse_args()
     torch.set_num_threads(1)
-    try:
-        data = Data(CifarPack(shared_data(arguments.shared)))
-        for number in range(part - 1, arguments.count, parts):
-            raise_one(number, data, arguments)
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on", file=sys.stderr)
-        return 130
-    except RlpruneError as error:
-        raise SystemExit(str(error)) from error
-    return 0
+    with stoppable():
+        options.out = options.out or recorded_folder()
+        data = Data(CifarPack(shared_data(options.shared)))
+        part, parts = options.part
+        for number in range(part - 1, options.count, parts):
+            raise_one(number, data, options)
 
 
 def part_of(text: str) -> tuple[int, int]:
@@ -172,26 +159,19 @@ def part_of(text: str) -> tuple[int, int]:
     return int(part), int(parts)
 
 
-def raise_one(number: int, data: Data, arguments: argparse.Namespace) -> None:
+def raise_one(number: int, data: Data, options: argparse.Namespace) -> None:
     """Trains and records one network; what is already there is not made again."""
     name = f"{PREFIX}{number:02d}"
-    folder = arguments.out / name
+    folder = options.out / name
     if (folder / "graph.json").exists():
         found = load_model_dir(folder).evaluations
-        if found is not None and len(found.keeps) >= arguments.evaluations:
+        if found is not None and len(found.keeps) >= options.evaluations:
             return
     family, module = drawn(number)
     recipe = Recipe(seed=number)
     started = time.monotonic()
-    checkpoint = arguments.work / f"{name}.pt"
-    train(
-        module,
-        data,
-        recipe,
-        checkpoint,
-        epochs=EPOCHS,
-        bfloat16=not KINDS[family].depthwise,
-    )
+    state, bfloat16 = options.work / f"{name}.pt", not KINDS[family].depthwise
+    train(module, data, recipe, state, epochs=EPOCHS, bfloat16=bfloat16)
     trained = time.monotonic()
     accuracy = score(module, data.validation).accuracy
     trace = trace_onnx(exported(module))
@@ -201,7 +181,7 @@ def raise_one(number: int, data: Data, arguments: argparse.Namespace) -> None:
         trace,
         profile_images,
         objective_images,
-        config=RecordConfig(evaluation_count=arguments.evaluations, seed=number),
+        config=RecordConfig(evaluation_count=options.evaluations, seed=number),
         provenance={
             "name": name,
             "family": family,
@@ -209,7 +189,7 @@ def raise_one(number: int, data: Data, arguments: argparse.Namespace) -> None:
             "licence": "Apache-2.0",
             "accuracy": f"{accuracy:.4f} on train_calib",
             "images": f"CIFAR-10 train_calib, {IMAGES} for each purpose",
-            "made_by": "scripts/make_nursery",
+            "made_by": "scripts/data nursery",
         },
     )
     graph = trace.graph
@@ -248,4 +228,4 @@ def images(
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    main()

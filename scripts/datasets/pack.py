@@ -81,7 +81,7 @@ def exported(module: torch.nn.Module, shape: tuple[int, ...] = (1, 3, 32, 32)) -
         torch.onnx.export(
             module,
             (torch.zeros(shape),),
-            buffer,
+            buffer,  # type: ignore[arg-type]
             dynamo=False,
             opset_version=17,
             input_names=["x"],

@@ -1,11 +1,11 @@
 """Records what plans of the zoo's networks lose: what the default policy is trained on.
 
-    python scripts/record_zoo.py [NAME ...] [--evaluations N] [--workers N] [--held-out] [--out DIR]
+    scripts/data record [NAME ...] [--evaluations N] [--workers N] [--held-out] [--out DIR]
 
 Every network gets some evaluations before one gets many, so that a run that is stopped early leaves
 variety; the same command goes on. The profile is measured on 1,000 images and plans are judged on
 1,000 others, none of which trained the network: of `test_reward` for the pretrained networks, which
-saw all train images, and of `train_calib` for those of `make_zoo`, which leaves that out.
+saw all train images, and of `train_calib` for those of `scripts/data zoo`, which leaves that out.
 `test_report` is never read.
 
 Networks of the held-out families, ResNet-20 and ResNet-56 never enter the training folder; with
@@ -14,12 +14,7 @@ Networks of the held-out families, ResNet-20 and ResNet-56 never enter the train
 
 from __future__ import annotations
 
-import os
-
-os.environ.setdefault("OMP_NUM_THREADS", "1")
-
 import argparse
-import signal
 import sys
 import time
 from contextlib import closing, nullcontext
@@ -27,13 +22,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+
 from datasets import catalogue
 from datasets.pack import CifarPack, shared_data
-
+from datasets.running import Clock, listen, recorded_folder, stoppable
 from rlprune.errors import InputError, NotFoundError, RlpruneError
 from rlprune.graph.from_onnx import OnnxTrace
 from rlprune.latency.tables import LatencyTables
-from rlprune.policy import DATA, Policy, get_policy
+from rlprune.policy import Policy, get_policy
 from rlprune.profile.calibration import CalibrationSet
 from rlprune.profile.fit import check_calibration
 from rlprune.profile.measured import single_group_plans
@@ -47,21 +43,6 @@ FIRST_PASS = 75
 """Evaluations of each network in the first round over all; every further round doubles them."""
 LOG_EVERY = 25
 HELD_OUT = Path("~/.cache/rlprune/recorded_held_out").expanduser()
-
-
-@dataclass
-class Clock:
-    """How long the rest takes, from what was done since the start; a plan's cost is its MACs."""
-
-    left: float = 0.0
-    done: float = 0.0
-    started: float = field(default_factory=time.monotonic)
-
-    def finish(self, macs: float) -> float:
-        """Counts an evaluation; returns the minutes still to go."""
-        self.left = max(0.0, self.left - macs)
-        self.done += macs
-        return (time.monotonic() - self.started) / self.done * self.left / 60
 
 
 @dataclass
@@ -96,7 +77,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("networks", nargs="*", metavar="NAME", help="all of them if left out")
     parser.add_argument("--held-out", action="store_true", help="those that policies are judged on")
-    parser.add_argument("--out", type=Path, help=f"default: the package's data, or {HELD_OUT}")
+    parser.add_argument("--out", type=Path, help=f"default: the recordings, or {HELD_OUT}")
     parser.add_argument("--evaluations", type=int, default=600, help="of each network")
     parser.add_argument("--images", type=int, default=1000, help="of each of the two sets")
     parser.add_argument("--workers", type=int, default=0, help="processes of Ray")
@@ -106,23 +87,11 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--shared")
     arguments = parser.parse_args()
-    listen()
-    out = arguments.out or (HELD_OUT if arguments.held_out else DATA / "recorded")
-    try:
+    with stoppable():
+        out = arguments.out or (HELD_OUT if arguments.held_out else recorded_folder())
         names = chosen(arguments.networks, arguments.held_out, out)
         zoo = Zoo(CifarPack(shared_data(arguments.shared)), arguments.images, arguments.seed)
         return record(names, zoo, out, arguments)
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on", file=sys.stderr)
-        return 130
-    except RlpruneError as error:
-        raise SystemExit(str(error)) from error
-
-
-def listen() -> None:
-    """Both ways to stop a run lead through every `finally`."""
-    for number in (signal.SIGINT, signal.SIGTERM):  # a shell starts jobs with SIGINT ignored
-        signal.signal(number, signal.default_int_handler)
 
 
 def chosen(given: list[str], held_out: bool, out: Path) -> list[str]:
@@ -220,7 +189,7 @@ def record_one(
             "family": net.family,
             **origin(net),
             "images": f"CIFAR-10 {split_of(name)}, {zoo.image_count} for each purpose",
-            "made_by": "scripts/record_zoo",
+            "made_by": "scripts/data record",
         },
         on_progress=progress,
     )

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from datasets.pack import CifarPack, shared_data
 
+from datasets.pack import CifarPack, shared_data
 from rlprune.graph.from_onnx import OnnxTrace, trace_onnx
 from rlprune.graph.skeleton import fill, strip
 from rlprune.graph.types import IntArray

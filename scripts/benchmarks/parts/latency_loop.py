@@ -14,9 +14,9 @@ from pathlib import Path
 
 import numpy as np
 from bench_nets import export
+
 from benchmarks.harness import Row
 from benchmarks.parts.latency_data import Case
-
 from rlprune.graph.from_onnx import OnnxTrace, trace_onnx
 from rlprune.graph.skeleton import strip
 from rlprune.graph.types import FloatArray, IntArray

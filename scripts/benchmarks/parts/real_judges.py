@@ -8,8 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import onnxruntime as ort
-from benchmarks.parts import real_inputs
 from numpy.typing import NDArray
+
+from benchmarks.parts import real_inputs
 
 Feeds = Mapping[str, NDArray[np.generic]]
 SILERO = "data/silero_vad_op18_ifless.onnx"

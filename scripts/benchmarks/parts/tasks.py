@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import subprocess
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
-from datasets import catalogue
-from datasets.pack import REPOSITORY, CifarPack
 from numpy.typing import NDArray
 
+from datasets import catalogue
+from datasets.pack import CifarPack
 from rlprune.graph.from_onnx import OnnxTrace
 from rlprune.graph.types import IntArray
 from rlprune.planning.profiles import PROFILE_FORMAT
@@ -41,16 +39,6 @@ def split_images(pack: CifarPack, *, final: bool) -> Split:
         return Split(reward, pack.splits["test_report"])
     halves = np.array_split(np.random.default_rng(7).permutation(reward), 2)
     return Split(*halves)
-
-
-def log_final(beside: Path, about: str) -> None:
-    """One line per reading of test_report, beside the JSON: figures reported often are chosen."""
-    commit = subprocess.run(
-        ["git", "rev-parse", "HEAD"], cwd=REPOSITORY, capture_output=True, text=True, check=False
-    ).stdout.strip()
-    with beside.with_suffix(".final.log").open("a", encoding="utf-8") as log:
-        now = datetime.now(UTC).isoformat(timespec="seconds")
-        log.write(f"{now} commit {commit} {about}\n")
 
 
 def network_images(

@@ -3,8 +3,8 @@
 A DDPG agent walks the groups in order and gives each a keep ratio; ratios are bounded so that the
 rest, at its least, still meets the budget; only the finished plan is evaluated, and its reward,
 minus the loss, is credited to every step. Hyperparameters are the public code's. Departures: the
-cost is the device's predicted latency and not FLOPs; the plan is corrected statistically and not
-by least squares; a quarter of the episodes are warm-up (100 of 400 in the paper).
+cost is the device's predicted latency and not FLOPs; a quarter of the episodes are warm-up (100 of
+400 in the paper).
 """
 
 from __future__ import annotations
@@ -18,10 +18,9 @@ import torch
 from scipy.stats import truncnorm
 from torch import Tensor, nn
 
-from benchmarks.peers.search import Search
+from benchmarks.peers.search import HAIR, Search, Space
 from rlprune.graph.types import FloatArray, IntArray
-from rlprune.profile.energy import loss_curve
-from rlprune.task.episode import Episode, PlanningFrame, Question
+from rlprune.task.costs import LevelCosts
 from rlprune.task.task import PruningTask
 
 LEAST_RATIO = 0.2
@@ -31,40 +30,38 @@ STATE_SIZE = 11
 
 
 class Walk:
-    """Episodes of one task at one budget, over rlprune's own dynamics with raw keep ratios."""
+    """Episodes of one task at one budget: the groups in order, a keep ratio each."""
 
     def __init__(self, task: PruningTask, budget_ms: float) -> None:
-        frame = PlanningFrame.of(task)
-        # AMC knows no profile; the curve only breaks ties in what the dynamics hold ready.
-        curve = loss_curve(task.data_free.profiles, task.graph)
-        self._frame = frame
-        self._question = Question.of(
-            frame, np.array([budget_ms]), curve[None], np.array([False]), np.array([True])
-        )
+        self._space = Space.of(task, budget_ms)
         self._embedding = _embedding(task)
-        self._cost_share = self._embedding[:, -1]
+        self._base_ms = float(self._space.costs.latency_ms(self._space.full[None])[0])
 
     def run(self, act: Callable[[FloatArray], float]) -> tuple[list[FloatArray], IntArray]:
         """One episode: its states [11], the one after the last step too, and the plan [G].
 
         `act` gives a keep ratio (0-1) for a state.
         """
-        episode = Episode(self._frame, self._question, action="ratio")
-        states, last = [self._state(episode, 1.0)], 1.0
-        while not episode.over:
+        space = self._space
+        levels = space.task.levels
+        choice, states, last = space.full.copy(), [self._state(0, space.full, 1.0)], 1.0
+        for group in range(len(choice)):
             last = act(states[-1])
-            episode.act(np.array([[2 * last - 1]]))
-            states.append(self._state(episode, last))
-        return states, episode.keeps[0]
+            rest = np.concatenate([choice[:group], space.least[group:]])
+            latency, moves = space.moves(rest)
+            able = latency + moves[group] <= space.limit * (1 - HAIR)
+            able &= np.arange(levels.shape[1]) < space.task.level_count[group]
+            able[space.least[group]] = True
+            distance = np.abs(levels[group] / levels[group, -1] - last)
+            choice[group] = np.where(able, distance, np.inf).argmin()
+            states.append(self._state(group + 1, choice, last))
+        return states, space.keeps(choice)
 
-    def _state(self, episode: Episode, last: float) -> FloatArray:
+    def _state(self, done: int, choice: IntArray, last: float) -> FloatArray:
         """AMC's eleven numbers: the layer, what is saved so far, what is still to come, a_t-1."""
-        done, count = episode.group, len(self._embedding)
-        at = min(done, count - 1)
-        plan = episode.plan.copy()
-        plan[:, done:] = self._frame.task.level_count[done:] - 1
-        saved = 1.0 - float(self._frame.costs.latency_ms(plan)[0]) / self._frame.encoder.base_ms
-        rest = float(self._cost_share[at + 1 :].sum())
+        at = min(done, len(self._embedding) - 1)
+        saved = 1.0 - float(self._space.costs.latency_ms(choice[None])[0]) / self._base_ms
+        rest = float(self._embedding[at + 1 :, -1].sum())
         return np.array([*self._embedding[at], saved, rest, last])
 
 
@@ -89,8 +86,8 @@ def _embedding(task: PruningTask) -> FloatArray:
     rows[:, 0], rows[:, 1] = np.arange(len(rows)), widths
     scaled = (rows - rows.min(0)) / np.maximum(np.ptp(rows, axis=0), 1e-9)
     base = task.tables.latency_ms(widths[None])[0]
-    cost = [np.ptp(task.tables.group_ms(widths[None], g)[0]) for g in range(len(rows))]
-    scaled[:, 7] = np.asarray(cost) / base
+    _, moves = LevelCosts.of(task.tables).moves_ms((task.level_count - 1)[None])
+    scaled[:, 7] = np.ptp(moves[0], axis=-1) / base
     return scaled
 
 

@@ -13,10 +13,12 @@ from typing import NamedTuple
 
 import numpy as np
 
+from benchmarks.harness import Row, Sense
 from rlprune.graph.types import FloatArray
 
 DRAWS = 4000
 LEVEL = 0.9
+NORMAL_90 = 1.645
 
 
 class Place(NamedTuple):
@@ -45,6 +47,12 @@ class Difference:
     def se(self) -> float:
         """Of both."""
         return float(np.hypot(self.image_se, self.seed_se))
+
+    def row(self, name: str, unit: str, sense: Sense, target: float | None = None) -> Row:
+        """With an interval of 90 % over images and seeds."""
+        half = NORMAL_90 * self.se
+        ends = (self.mean - half, self.mean + half)
+        return Row(name, self.mean, unit, target, sense, self.seed_count, ends)
 
 
 def difference(own: Losses, other: Losses | None = None) -> Difference | None:

@@ -18,36 +18,20 @@ from rlprune.profile.evaluate import Evaluation
 
 CHECKPOINTS = (50, 100, 200, 400)
 """Evaluations after which the best so far of a search is recorded."""
-CANDIDATES = {"learned8": 8, "learned64": 64, "lean64": 64}
+CANDIDATES = {"learned8": 8, "learned64": 64}
 """Methods that let plans race that were proposed at once, and how many. What they cost is counted
 in images: a thousand that plans saw are one evaluation."""
-LEAN = "lean64"
-"""The method whose race costs nothing: its profile sees so many images fewer."""
-RACE = 8
-"""Evaluations that a race of 64 plans costs, rounded up."""
 DATA_FREE = "_free"
 """How the names of methods end that see no measured loss though they could."""
-
 RULES = (
-    "uniform",
-    "uniform-plain",
-    "magnitude",
-    "taylor",
-    "sensitivity",
-    "knapsack",
-    "corrected",
-    "learned",
-    "knapsack_free",
-    "corrected_free",
-    "learned_free",
+    *("uniform", "uniform-plain", "magnitude", "sensitivity", "knapsack", "learned"),
+    *("knapsack_free", "learned_free"),
 )
 """Methods that evaluate nothing beyond the profile."""
 EPISODIC = ("amc", "random_policy")
-STAGES = ((*RULES, *CANDIDATES), ("evolution",), (*EPISODIC, "random"), ("netadapt",))
-"""All methods, in the order in which a whole grid is gone through: an interrupted one has what
-matters most in every cell."""
-METHODS = tuple(method for stage in STAGES for method in stage)
-UNPROFILED = (*("uniform", "uniform-plain"), "magnitude", "taylor", "random", "netadapt", *EPISODIC)
+SEARCHES = ("evolution", *EPISODIC, "random", "netadapt")
+METHODS = (*RULES, *CANDIDATES, *SEARCHES)
+UNPROFILED = ("uniform", "uniform-plain", "magnitude", "random", "netadapt", *EPISODIC)
 """Methods that never look at single-group losses."""
 
 
@@ -69,8 +53,10 @@ class GridSettings:
     policy: str = "learned"
     """As `get_policy` takes it; what the learned methods plan with."""
     work: Path = Path()
-    seed: int = 0
-    """Of the first of the seeds."""
+
+    def count(self, method: str) -> int:
+        """Evaluations that a search makes in one cell, at most."""
+        return self.episode_count if method in EPISODIC else self.search_count
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,9 +65,6 @@ class PlanFound:
 
     count: int
     keeps: tuple[int, ...]
-    objective: float | None
-    """Divergence on the objective's images, where the method evaluated it."""
-    latency_ms: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,38 +73,23 @@ class Finding:
 
     method: str
     model: str
-    family: str
     device: str
     share: float
     """b of `least + b (base - least)`."""
     seed: int
-    budget_ms: float
-    base_ms: float
     profile_count: int
     """Single-group evaluations that the method builds on."""
-    evaluation_count: int
     plans: tuple[PlanFound, ...]
     """By number of evaluations, ascending; the last is the method's answer."""
     widths: tuple[int, ...]
     """Of the unpruned network."""
-    seconds: float
-    """That planning took."""
     report: str = ""
     """Context under which the book holds the plans' losses on the report's images."""
 
     @staticmethod
     def read(value: dict[str, Any]) -> Finding:
-        plans = tuple(PlanFound(**{**p, "keeps": tuple(p["keeps"])}) for p in value["plans"])
+        plans = tuple(PlanFound(p["count"], tuple(p["keeps"])) for p in value["plans"])
         return Finding(**{**value, "plans": plans, "widths": tuple(value["widths"])})
-
-
-def search_count(method: str, settings: GridSettings) -> int:
-    """Evaluations that a method makes in one cell, at most."""
-    if method in RULES:
-        return 0
-    if method in CANDIDATES:
-        return CANDIDATES[method]
-    return settings.episode_count if method in EPISODIC else settings.search_count
 
 
 def loss_increase(finding: Finding, plan: PlanFound, book: Book) -> FloatArray:

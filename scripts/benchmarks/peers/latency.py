@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
-from benchmarks.parts.latency_data import Case, fitted
 from scipy.optimize import nnls
 
+from benchmarks.parts.latency_data import Case, fitted
 from rlprune.graph.types import FloatArray, IntArray
 from rlprune.latency.costs import OperatorCosts, operator_of
 from rlprune.latency.operators import OVERHEAD, form, spec_at

@@ -11,8 +11,7 @@ import warnings
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 
 from rlprune.graph.types import FloatArray, IntArray, PruningGraph
 from rlprune.task.knapsack import least_keeps
@@ -23,24 +22,12 @@ RATIO_COUNT = 60
 
 
 class TorchPruningPolicy:
-    """A pruner with `global_pruning=True` at the least ratio whose widths meet the budget.
+    """A magnitude pruner with `global_pruning=True` at the least ratio whose widths meet the budget."""
 
-    By magnitude, or, where images are given, by first-order Taylor expansion of the loss on them
-    (Molchanov et al., CVPR 2019).
-    """
+    name = "magnitude"
 
-    def __init__(
-        self,
-        module: nn.Module,
-        shape: tuple[int, ...] = (1, 3, 32, 32),
-        *,
-        taylor: tuple[NDArray[np.float32], IntArray] | None = None,
-    ) -> None:
-        """`taylor` are images [N, C, H, W], preprocessed, and their classes [N]."""
-        self.name = "global" if taylor is None else "taylor"
-        self.module = module
-        self.shape = shape
-        self._gradients = None if taylor is None else _gradients(module, *taylor)
+    def __init__(self, module: nn.Module, shape: tuple[int, ...] = (1, 3, 32, 32)) -> None:
+        self.module, self.shape = module, shape
         self._candidates: IntArray | None = None
 
     def plan(self, task: PruningTask, budget_ms: FloatArray) -> IntArray:
@@ -70,10 +57,6 @@ class TorchPruningPolicy:
             parameter.requires_grad_(True)  # frozen ones would be left out without a word
         called = _called(module, self.shape)
         importance = torch_pruning.importance.MagnitudeImportance(p=2)
-        if self._gradients is not None:
-            importance = torch_pruning.importance.GroupTaylorImportance()
-            for parameter, gradient in zip(module.parameters(), self._gradients, strict=True):
-                parameter.grad = gradient.clone()
         full = [part.out_channels for part in called]
         classifiers = [part for part in module.modules() if isinstance(part, nn.Linear)]
         with warnings.catch_warnings():
@@ -115,22 +98,6 @@ def _called(module: nn.Module, shape: tuple[int, ...]) -> list[nn.Conv2d]:
     for hook in hooks:
         hook.remove()
     return called
-
-
-def _gradients(
-    module: nn.Module, x: NDArray[np.float32], y: IntArray, *, batch_size: int = 100
-) -> list[Tensor]:
-    """Of the mean loss over images, in eval mode, by each parameter."""
-    module = copy.deepcopy(module).eval()
-    for parameter in module.parameters():
-        parameter.requires_grad_(True)
-        parameter.grad = torch.zeros_like(parameter)
-    for start in range(0, len(y), batch_size):
-        batch = slice(start, start + batch_size)
-        logits = module(torch.from_numpy(x[batch]))
-        loss = nn.functional.cross_entropy(logits, torch.from_numpy(y[batch]), reduction="sum")
-        (loss / len(y)).backward()
-    return [parameter.grad for parameter in module.parameters() if parameter.grad is not None]
 
 
 def _nearest(task: PruningTask, keeps: IntArray) -> IntArray:

@@ -12,13 +12,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from datasets import catalogue
-from datasets.pack import CifarPack
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from benchmarks.peers.book import Book
 from benchmarks.peers.grid import Case
+from datasets import catalogue
+from datasets.pack import CifarPack
 from rlprune.graph.from_torch import TorchTrace, trace_torch
 from rlprune.profile.calibration import CalibrationSet
 from rlprune.runtime import get_runtime
@@ -61,20 +60,6 @@ class Bfloat16(nn.Module):
         return logits.float()
 
 
-@dataclass(frozen=True, slots=True)
-class Tuned:
-    """One plan after training, on the report's images."""
-
-    right: NDArray[np.bool_]
-    """Whether each image's top class is right [N]."""
-    seconds: float
-    """Of training; 0 for the unpruned network."""
-
-    @property
-    def accuracy(self) -> float:
-        return float(self.right.mean())
-
-
 def train_images(net: catalogue.Loaded, pack: CifarPack, count: int, seed: int) -> Images:
     """Train images as the network takes them, none of `train_calib`, which validates the zoo."""
     pixels, labels = pack.pixels("train")
@@ -86,21 +71,20 @@ def train_images(net: catalogue.Loaded, pack: CifarPack, count: int, seed: int) 
 class Tuner:
     """Trains plans of one case; for one thread."""
 
-    def __init__(self, case: Case, pack: CifarPack, recipe: Recipe, book: Book, work: Path) -> None:
-        self._case, self._pack, self._recipe = case, pack, recipe
-        self._book, self._work = book, work
+    def __init__(self, case: Case, pack: CifarPack, recipe: Recipe, work: Path) -> None:
+        self._case, self._pack, self._recipe, self._work = case, pack, recipe, work
         self._trace: TorchTrace | None = None
         self._images: Images | None = None
 
-    def unpruned(self) -> Tuned:
-        """The network as it is, without further training."""
+    def unpruned(self) -> NDArray[np.bool_]:
+        """Whether the network as it is, without further training, is right on each image [N]."""
         return self._kept(None)
 
-    def tuned(self, keeps: tuple[int, ...]) -> Tuned:
-        """The plan, trained."""
+    def tuned(self, keeps: tuple[int, ...]) -> NDArray[np.bool_]:
+        """Whether the plan, trained, is right on each image of the report [N]."""
         return self._kept(keeps)
 
-    def _kept(self, keeps: tuple[int, ...] | None) -> Tuned:
+    def _kept(self, keeps: tuple[int, ...] | None) -> NDArray[np.bool_]:
         case, recipe = self._case, self._recipe
         key = digest(
             "tuned" if keeps else "unpruned",
@@ -111,19 +95,15 @@ class Tuner:
         )
 
         def made() -> dict[str, Any]:
-            module, seconds = case.net.module, 0.0
-            if keeps is not None:
-                module, seconds = self._train(np.array(keeps), key)
+            module = case.net.module if keeps is None else self._train(np.array(keeps), key)
             right = _right(module, Images(case.report.x, case.report.y))
-            packed = np.packbits(right).tobytes().hex()
-            return {"right": packed, "count": len(right), "seconds": seconds}
+            return {"right": np.packbits(right).tobytes().hex(), "count": len(right)}
 
-        value = self._book.finding(key, made)
+        value = case.book.finding(key, made)
         bits = np.frombuffer(bytes.fromhex(value["right"]), np.uint8)
-        right = np.unpackbits(bits)[: value["count"]].astype(np.bool_)
-        return Tuned(right, float(value["seconds"]))
+        return np.unpackbits(bits)[: value["count"]].astype(np.bool_)
 
-    def _train(self, keeps: NDArray[np.int64], key: str) -> tuple[nn.Module, float]:
+    def _train(self, keeps: NDArray[np.int64], key: str) -> nn.Module:
         case, recipe = self._case, self._recipe
         if self._trace is None:
             self._trace = trace_torch(case.net.module, torch.zeros(1, 3, 32, 32))
@@ -139,7 +119,7 @@ class Tuner:
             reestimate(module, self._images.take(drawn))
         checkpoint = Checkpoint(self._work / f"tuning-{key}.safetensors", key)
         depthwise = any(op.kind == "depthwise_conv" for op in case.trace.graph.operators)
-        history = fit(
+        fit(
             Bfloat16(module) if recipe.bfloat16 and not depthwise else module,
             self._images,
             replace(recipe.config, seed=case.seed),
@@ -153,7 +133,7 @@ class Tuner:
             ),
         )
         checkpoint.path.unlink(missing_ok=True)
-        return module.eval(), sum(record.seconds for record in history)
+        return module.eval()
 
 
 def _right(module: nn.Module, images: Images, *, batch_size: int = 250) -> NDArray[np.bool_]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +13,6 @@ from typing import Any
 import grpc
 import numpy as np
 import onnx
-from fuzzing import Attempt
 from google.protobuf.message import Message
 from mutate import mutate_bytes, mutate_message
 from onnx import TensorProto, helper
@@ -35,6 +34,9 @@ from rlprune.store.jobs import JobQueue
 from rlprune.store.leases import Leases
 from rlprune.v1 import devices_pb2, plans_pb2
 
+Attempt = Callable[[np.random.Generator], str]
+"""Makes one request and hands it in; what came of it in a word, which begins with `BUG` where it
+should not have."""
 DEVICE = "board-1"
 FORGETTING = 2000
 """Requests after which a new store is begun: what is asked here is how requests are read."""
