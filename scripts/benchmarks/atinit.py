@@ -1,33 +1,25 @@
 """A VGG planned before it is trained, then trained: beside the dense one, at equal epochs.
 
-    scripts/bench_atinit [--quick] [--seed N] [--seeds N] [--json FILE] [--shared DIR]
-                         [--work DIR] [--budget-ratio R] [--size-ratio R]
-                         [--score synflow|snip|grasp] [--arms ARM ...]
-
-Four arms are trained on CIFAR-10 by one recipe (`cifar_training`), each from its own fresh
+Four arms are trained on CIFAR-10 by one recipe (`datasets.training`), each from its own fresh
 initialisation: dense; pruned by `rlprune.plan(at_init=...)` to half of the dense latency on this
 machine, certified, and a tenth of the weights; uniform, every layer by one ratio to both budgets;
 and unstructured, the dense net under SynFlow masks (100 rounds) with as many weights as the pruned
 net has. Validated on `train_calib`; `test_reward` is looked at once, at the end; `test_report`
 never. Latencies are of the trained nets on ONNX Runtime, each in turns with the dense one; sizes
 and speeds are those of the worst seed. A run that was killed goes on after its last whole epoch,
-with the plan it had.
+with the plan it had. `--quick`: two epochs on 2,560 images.
 """
 
 from __future__ import annotations
 
-import os
-
-os.environ.setdefault("OMP_NUM_THREADS", "1")
-
 import argparse
 import json
-import signal
-import sys
+import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -36,12 +28,12 @@ from platformdirs import user_cache_path
 from torch import Tensor, nn
 
 import rlprune
-from benchmarks.harness import Row, write_rows
-from benchmarks.peers.figures import Difference, difference
+from benchmarks.harness import Bench, Row
+from benchmarks.peers.figures import difference
 from datasets.nets import vgg
 from datasets.pack import CifarPack, exported, shared_data
-from datasets.training import Clock, Data, Recipe, train
-from rlprune.errors import InputError
+from datasets.running import Clock
+from datasets.training import Data, Recipe, train, work
 from rlprune.graph.from_torch import TorchTrace
 from rlprune.graph.load import load_onnx
 from rlprune.latency.device import local_device_key
@@ -64,7 +56,6 @@ SIZE_RATIO = 0.099
 ROUNDS = 100
 """Of SynFlow, as in its paper: scored once, it cuts whole layers off at this sparsity."""
 LEAST_SMALLER, LEAST_FASTER, MOST_DROP, MOST_PLAN_SEC = 10.0, 2.0, 0.5, 10.0
-NORMAL_90 = 1.645
 
 
 @dataclass(frozen=True)
@@ -102,53 +93,44 @@ class Run:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--quick", action="store_true", help="two epochs on 2,560 images")
-    parser.add_argument("--seed", type=int, default=0, help="the first")
-    parser.add_argument("--seeds", type=int, metavar="N", help="three by default")
-    parser.add_argument("--json", type=Path, metavar="FILE")
-    parser.add_argument("--shared", help="folder of the measuring pack")
-    parser.add_argument("--work", type=Path, default=user_cache_path("rlprune") / "atinit")
-    parser.add_argument("--budget-ratio", type=float, default=BUDGET_RATIO, metavar="R")
-    parser.add_argument("--size-ratio", type=float, default=SIZE_RATIO, metavar="R")
-    parser.add_argument("--score", default="synflow", metavar="synflow|snip|grasp")
-    parser.add_argument(
-        "--arms", nargs="+", choices=ARMS[1:], default=ARMS[1:], help="beside the dense one"
-    )
-    options = parser.parse_args()
-    for number in (signal.SIGINT, signal.SIGTERM):  # a shell starts jobs with SIGINT ignored
-        signal.signal(number, signal.default_int_handler)
+    bench = Bench("atinit", __doc__)
+    add = bench.parser.add_argument
+    add("--seeds", type=int, metavar="N", help="three by default")
+    add("--work", type=Path, default=user_cache_path("rlprune") / "atinit", metavar="DIR")
+    add("--budget-ratio", type=float, default=BUDGET_RATIO, metavar="R")
+    add("--size-ratio", type=float, default=SIZE_RATIO, metavar="R")
+    add("--score", default="synflow", choices=("synflow", "snip", "grasp"))
+    add("--arms", nargs="+", choices=ARMS[1:], default=ARMS[1:], help="beside the dense one")
+    options = bench.parse()
     torch.set_num_threads(1)
-    try:
-        rows = run(options)
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on after the last whole epoch", file=sys.stderr)
-        raise SystemExit(130) from None
-    except InputError as error:
-        raise SystemExit(str(error)) from error
-    if options.json:
-        write_rows(options.json, rows)
 
+    def rows() -> Iterator[Row]:
+        data = Data(CifarPack(shared_data(options.shared)))
+        if options.quick:
+            pixels, labels = data.train
+            data.train = pixels[:QUICK_IMAGES], labels[:QUICK_IMAGES]
+        count = options.seeds or (1 if options.quick else 3)
+        seeds = range(options.seed, options.seed + count)
+        with tempfile.TemporaryDirectory() as folder:
+            if bench.is_again("vgg"):
+                options.work = Path(folder)
+            yield from report({seed: run_seed(seed, data, options) for seed in seeds})
 
-def run(options: argparse.Namespace) -> list[Row]:
-    data = Data(CifarPack(shared_data(options.shared)))
-    if options.quick:
-        data.train = tuple(part[:QUICK_IMAGES] for part in data.train)
-    seeds = range(options.seed, options.seed + (options.seeds or (1 if options.quick else 3)))
-    return report({seed: run_seed(seed, data, options) for seed in seeds})
+    with bench.measuring():
+        bench.cell("vgg", rows)
 
 
 def run_seed(seed: int, data: Data, options: argparse.Namespace) -> Run:
     """All arms of one seed."""
     name = f"{options.score}-{options.budget_ratio:g}-{options.size_ratio:g}-seed{seed}"
-    work = options.work / (name + ("-quick" if options.quick else ""))
-    work.mkdir(parents=True, exist_ok=True)
+    folder = options.work / (name + ("-quick" if options.quick else ""))
+    folder.mkdir(parents=True, exist_ok=True)
     trace = rlprune.trace(fresh(seed), torch.zeros(1, 3, 32, 32))
-    plans = planned(trace, data, options, work)
+    plans = planned(trace, data, options, folder)
     for arm_name, plan in (("pruned", plans.pruned), ("uniform", plans.uniform)):
         print(f"{arm_name}: {plan.keeps.tolist()}, {plan.params:,} parameters", flush=True)
-    arms = trained(trace, plans, data, options, work, seed)
-    judge(arms, data, work)
+    arms = trained(trace, plans, data, options, seed)
+    judge(arms, data, folder)
     return Run(plans, arms)
 
 
@@ -157,19 +139,19 @@ def fresh(seed: int) -> nn.Module:
     return vgg(*STAGES)
 
 
-def planned(trace: TorchTrace, data: Data, options: argparse.Namespace, work: Path) -> Plans:
+def planned(trace: TorchTrace, data: Data, options: argparse.Namespace, folder: Path) -> Plans:
     """The plans, made once: measured latencies, and so plans, differ from run to run."""
-    files = {name: work / f"{name}.json" for name in ("pruned", "uniform", "seconds")}
+    files = {name: folder / f"{name}.json" for name in ("pruned", "uniform", "seconds")}
     if all(path.is_file() for path in files.values()):
-        plans = [PruningPlan.load(files[name]) for name in ("pruned", "uniform")]
-        return Plans(*plans, **json.loads(files["seconds"].read_text()))
+        known = [PruningPlan.load(files[name]) for name in ("pruned", "uniform")]
+        return Plans(known[0], known[1], **json.loads(files["seconds"].read_text()))
     asked: dict[str, Any] = {
         "budget_ratio": options.budget_ratio,
         "max_params": int(options.size_ratio * trace.graph.params(trace.graph.widths)),
         "at_init": options.score,
     }
     if options.score in WITH_IMAGES:
-        images = work / "images.npz"
+        images = folder / "images.npz"
         np.savez(images, x=data.validation.x[:BATCH_SIZE], y=data.validation.y[:BATCH_SIZE])
         asked["calibration"] = images
     seconds = {}
@@ -187,27 +169,21 @@ def planned(trace: TorchTrace, data: Data, options: argparse.Namespace, work: Pa
 
 
 def trained(
-    trace: TorchTrace,
-    plans: Plans,
-    data: Data,
-    options: argparse.Namespace,
-    work: Path,
-    seed: int,
+    trace: TorchTrace, plans: Plans, data: Data, options: argparse.Namespace, seed: int
 ) -> dict[str, Arm]:
     epochs = QUICK_EPOCHS if options.quick else EPOCHS
     names = [name for name in ARMS if name in ("dense", *options.arms)]
-    clock = Clock([epochs] * len(names))
+    clock = Clock(left=work(epochs) * len(names))
     arms: dict[str, Arm] = {}
     for name in names:
         module = fresh(seed)
         mask: dict[str, Tensor] = {}
         if name in ("pruned", "uniform"):
-            module = reinitialised(
-                rlprune.apply(getattr(plans, name), trace, calibration="none"), seed
-            )
+            cut = rlprune.apply(getattr(plans, name), trace, calibration="none")
+            module = reinitialised(cut, seed)
         elif name == "unstructured":
-            pruned = rlprune.apply(plans.pruned, trace, calibration="none")
-            mask = synflow_mask(trace, sum(p.numel() for p in pruned.parameters() if p.dim() > 1))
+            cut = rlprune.apply(plans.pruned, trace, calibration="none")
+            mask = synflow_mask(trace, sum(p.numel() for p in cut.parameters() if p.dim() > 1))
 
         def put_mask(module: nn.Module = module, mask: dict[str, Tensor] = mask) -> None:
             with torch.no_grad():
@@ -216,18 +192,13 @@ def trained(
                         parameter.mul_(mask[key])
 
         put_mask()
-        checkpoint = f"{name}-seed{seed}{'-quick' if options.quick else ''}.pt"
-        train(
-            module,
-            data,
-            Recipe(seed=seed),
-            # The dense net is the same whatever was planned.
-            (options.work if name == "dense" else work) / checkpoint,
-            epochs=epochs,
-            bfloat16=True,
-            after_step=put_mask,
-            on_epoch=clock.teller(name, epochs),
-        )
+        # The dense net is the same whatever was planned.
+        of = "" if name == "dense" else f"-{options.score}-{options.budget_ratio:g}"
+        of += "" if name == "dense" else f"-{options.size_ratio:g}"
+        state = options.work / f"{name}{of}-seed{seed}{'-quick' if options.quick else ''}.pt"
+        recipe = Recipe(seed=seed)
+        how = {"epochs": epochs, "bfloat16": True, "clock": clock, "after_step": put_mask}
+        train(module, data, recipe, state, **how)  # type: ignore[arg-type]
         masked = sum(int((part == 0).sum()) for part in mask.values())
         arms[name] = Arm(module, sum(p.numel() for p in module.parameters()) - masked)
     return arms
@@ -238,7 +209,7 @@ def reinitialised(module: nn.Module, seed: int) -> nn.Module:
     torch.manual_seed(seed)
     for part in module.modules():
         if hasattr(part, "reset_parameters"):
-            part.reset_parameters()
+            part.reset_parameters()  # type: ignore[operator]
     return module
 
 
@@ -267,12 +238,12 @@ def synflow_mask(trace: TorchTrace, kept: int) -> dict[str, Tensor]:
     return mask
 
 
-def judge(arms: dict[str, Arm], data: Data, work: Path) -> None:
+def judge(arms: dict[str, Arm], data: Data, folder: Path) -> None:
     """Right answers, file size and latency of the trained nets, into the arms."""
     runtime = get_runtime()
     models = {}
     for name, arm in arms.items():
-        path = work / f"{name}.onnx"
+        path = folder / f"{name}.onnx"
         path.write_bytes(exported(arm.module.float().eval()))
         arm.bytes = path.stat().st_size
         models[name] = load_onnx(path)
@@ -295,41 +266,40 @@ def judge(arms: dict[str, Arm], data: Data, work: Path) -> None:
 
 def right(module: nn.Module, images: Images) -> NDArray[np.bool_]:
     with torch.no_grad():
-        answers = [module(x).argmax(1) for x in torch.from_numpy(images.x).split(500)]
+        answers = [module(x).argmax(1) for x in torch.from_numpy(images.x).split(500)]  # type: ignore[no-untyped-call]
     return np.asarray(torch.cat(answers).numpy() == images.y)
 
 
-def report(runs: dict[int, Run]) -> list[Row]:
-    """Prints the figures over all seeds."""
-    count = len(runs)
+def report(runs: dict[int, Run]) -> Iterator[Row]:
+    """The figures over all seeds."""
+    count, first = len(runs), next(iter(runs.values()))
     again = float(np.mean([run.plans.again_sec for run in runs.values()]))
-    rows = [
-        Row("plan/again", again, "s", MOST_PLAN_SEC, "min", count, None),
-        Row("plan/first", next(iter(runs.values())).plans.first_sec, "s", None, "min", 1, None),
-    ]
-    for name in next(iter(runs.values())).arms:
+    yield Row("plan/again", again, "s", MOST_PLAN_SEC, "min", count, None)
+    yield Row("plan/first", first.plans.first_sec, "s", None, "min", 1, None)
+    dense = {seed: run.arms["dense"] for seed, run in runs.items()}
+    for name in first.arms:
         arms = {seed: run.arms[name] for seed, run in runs.items()}
-        dense = {seed: run.arms["dense"] for seed, run in runs.items()}
         ours = name == "pruned"
-        for images in arms[min(arms)].right:
+        for images in first.arms[name].right:
             own, whole = (
-                {seed: 100.0 * arm.right[images] for seed, arm in of.items()}
+                {seed: np.where(arm.right[images], 100.0, 0.0) for seed, arm in of.items()}
                 for of in (arms, dense)
             )
-            rows.append(_row(f"{name}/{images}", difference(own), "%", None, "max"))
+            accuracy, lost = difference(own), difference(whole, own)  # by the same images
+            assert accuracy is not None and lost is not None
+            yield accuracy.row(f"{name}/{images}", "%", "max")
             if name != "dense":
                 target = MOST_DROP if ours else None
-                lost = difference(whole, own)  # by the same images
-                rows.append(_row(f"{name}/{images}_drop", lost, "points", target, "min"))
+                yield lost.row(f"{name}/{images}_drop", "points", "min", target)
         if name == "dense":
             continue
-        smaller = [dense[seed].weights / arm.weights for seed, arm in arms.items()]
-        files = [dense[seed].bytes / arm.bytes for seed, arm in arms.items()]
         faster = [
             1 / one.control_ratio
             for arm in arms.values()
             if (one := arm.measured) is not None and one.status != "failed"
         ]
+        smaller = [dense[seed].weights / arm.weights for seed, arm in arms.items()]
+        files = [dense[seed].bytes / arm.bytes for seed, arm in arms.items()]
         for what, unit, values, least in (
             ("smaller", "x weights", smaller, LEAST_SMALLER),
             ("smaller_file", "x bytes", files, LEAST_SMALLER),
@@ -337,26 +307,7 @@ def report(runs: dict[int, Run]) -> list[Row]:
         ):
             if values:  # the least of the seeds
                 target = least if ours else None
-                full = f"{name}/{what}"
-                rows.append(Row(full, min(values), unit, target, "max", len(values), None))
-    print(f"\n{'figure':34} {'value':>10} {'90 %':>18} {'target':>10}")
-    for row in rows:
-        ends = "" if row.interval is None else f"{row.interval[0]:.2f} .. {row.interval[1]:.2f}"
-        sign = ">=" if row.sense == "max" else "<="
-        wanted = "" if row.target is None else f"{sign} {row.target:g}"
-        print(f"{row.name + ', ' + row.unit:34} {row.value:10.3f} {ends:>18} {wanted:>10}")
-    return rows
-
-
-def _row(
-    name: str, one: Difference | None, unit: str, target: float | None, sense: Literal["min", "max"]
-) -> Row:
-    """With an interval of 90 % over images and seeds."""
-    assert one is not None
-    half = NORMAL_90 * one.se
-    return Row(
-        name, one.mean, unit, target, sense, one.seed_count, (one.mean - half, one.mean + half)
-    )
+                yield Row(f"{name}/{what}", min(values), unit, target, "max", len(values), None)
 
 
 if __name__ == "__main__":

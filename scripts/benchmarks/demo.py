@@ -92,7 +92,7 @@ def run(folder: Path, options: argparse.Namespace, stack: ExitStack) -> None:
     # Leaving this pool ends its processes at once, also where a step failed or SIGTERM came.
     pool = stack.enter_context(spawning.Pool(CORE_COUNT, torch.set_num_threads, (1,)))
     images = part(splits, 0)
-    np.savez(folder / "calibration.npz", x=images.x, y=images.y)
+    np.savez(folder / "calibration.npz", x=images.x, y=splits.calibration.y[:IMAGE_COUNT])
     with phase("train and record the nets"):
         prepare(folder, pool, options)
     url = f"sqlite:///{folder / 'store.sqlite'}"

@@ -79,9 +79,9 @@ def main() -> None:
             if net != "resnet50" and not source.is_file():
                 print(f"trace/{net}: skipped, no {source}")
                 continue
-            bench.cell(net, lambda net=net: net_rows(net, shared, folder, count, options.seed))
+            bench.cell(net, partial(net_rows, net, shared, folder, count, options.seed))
         for path in sorted(shared.glob("*.onnx.gz")):
-            bench.cell(f"prunable/{path.name}", lambda path=path: [prunable_row(path)])
+            bench.cell(f"prunable/{path.name}", partial(prunable_row, path))
 
 
 def write_model(net: str, path: Path, shared: Path, seed: int) -> None:
@@ -163,11 +163,11 @@ def median_row(name: str, seconds: list[float], target: float | None) -> Row:
     return Row(name, float(np.median(ordered)), "s", target, "min", count, interval)
 
 
-def prunable_row(path: Path) -> Row:
+def prunable_row(path: Path) -> Iterator[Row]:
     name = path.name.removesuffix(".onnx.gz")
     share = rlprune.trace(gzip.decompress(path.read_bytes())).graph.prunable_macs_ratio()
     target = 0.6 if name.startswith("vit") else 0.9
-    return Row(f"prunable/{name}", share, "of MACs", target, "max", 1, None)
+    yield Row(f"prunable/{name}", share, "of MACs", target, "max", 1, None)
 
 
 if __name__ == "__main__":

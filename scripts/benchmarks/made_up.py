@@ -10,6 +10,7 @@ not looked at. `--quick`: ResNet-20 and the plain network. `--seed` draws the im
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 
 import numpy as np
 
@@ -61,7 +62,7 @@ def main() -> None:
     with bench.measuring():
         for name in NETWORKS[:3:2] if options.quick else NETWORKS:
             for share in SHARES[1:] if options.quick else SHARES:
-                bench.cell(f"{name}/m{share}", lambda n=name, s=share: measure(n, s))
+                bench.cell(f"{name}/m{share}", partial(measure, name, share))
 
 
 if __name__ == "__main__":

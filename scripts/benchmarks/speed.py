@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -56,10 +57,10 @@ def main() -> None:
 
     with bench.measuring():
         for name in ("learned", "knapsack") if options.quick else POLICY_NAMES:
-            bench.cell(f"plan/{name}", lambda name=name: time_plans(task, name))
+            bench.cell(f"plan/{name}", partial(time_plans, task, name))
         bench.cell("client/import", import_ms)
         for name in RACED[: 1 if options.quick else None]:
-            bench.cell(f"candidates/{name}", lambda name=name: [race_cpu(pack, name, count)])
+            bench.cell(f"candidates/{name}", partial(race_cpu, pack, name, count))
 
 
 def time_plans(task: PruningTask, name: str) -> Iterator[Row]:
@@ -77,7 +78,7 @@ def time_plans(task: PruningTask, name: str) -> Iterator[Row]:
     yield Row(f"plan/{name}/cpu", float(cpu), "ms", None, "min", COUNT, None)
 
 
-def race_cpu(pack: CifarPack, name: str, count: int) -> Row:
+def race_cpu(pack: CifarPack, name: str, count: int) -> Iterator[Row]:
     """CPU time of planning with candidates over that without, on as many images, from nothing."""
     net = catalogue.load(name, pack=pack)
     trace = catalogue.traced(net)
@@ -93,7 +94,7 @@ def race_cpu(pack: CifarPack, name: str, count: int) -> Row:
             asked = {"budget_ratio": 0.5, "round_to": 8, "candidates": candidates}
             rlprune.plan(trace, device="macs", calibration=images, **asked)  # type: ignore[arg-type]
             took[candidates] = time.process_time() - began
-    return Row(f"candidates/cpu/{name}", took[64] / took[0], "x", None, "min", 1, None)
+    yield Row(f"candidates/cpu/{name}", took[64] / took[0], "x", None, "min", 1, None)
 
 
 def run_ms(statement: str) -> float:

@@ -21,13 +21,7 @@ from datasets.running import recorded_folder, stoppable
 from rlprune.graph.types import FloatArray
 from rlprune.policy import get_policy
 from rlprune.profile.energy import loss_curve, non_increasing
-from rlprune.profile.predicted import (
-    DEFAULT_CURVES,
-    CurveModel,
-    Example,
-    energy_curve,
-    fit_curves,
-)
+from rlprune.profile.predicted import DEFAULT_CURVES, CurveModel, Example, energy_curve, fit_curves
 from rlprune.store import open_store
 from rlprune.task.knapsack import budgets_at, solve
 from rlprune.task.task import PruningTask

@@ -30,14 +30,7 @@ from rlprune.store import open_store
 from rlprune.training.cluster import ray_session
 from rlprune.training.population import Member, network_of, run_population
 from rlprune.training.run import load_models, population_configs, training_tasks
-from rlprune.training.select import (
-    SCORE_SHARES,
-    NamedTask,
-    Outcome,
-    outcomes,
-    relative_gain,
-    score,
-)
+from rlprune.training.select import SCORE_SHARES, NamedTask, Outcome, outcomes, relative_gain, score
 
 CHOOSER_EVERY = 6
 """One model in so many only chooses; a single one would choose by luck."""

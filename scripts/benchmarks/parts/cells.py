@@ -111,8 +111,7 @@ def case_of(run: Run, model: str, seed: int) -> Case:
     pack = pack_of(run.shared)
     # Chosen on the same images whatever is reported on: final figures are of the same plans.
     split = replace(
-        split_images(pack, final=False),
-        report=split_images(pack, final=run.settings.final).report,
+        split_images(pack, final=False), report=split_images(pack, final=run.settings.final).report
     )
     net = catalogue.load(model, pack=pack)
     return Case(run.settings, net, seed, pack, split, open_store(run.store))

@@ -3,27 +3,26 @@
 from __future__ import annotations
 
 import gzip
-import os
-import time
 from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
-from datasets.pack import CifarPack, shared_data
+from datasets.pack import CifarPack, shared_data, shared_folder
 from rlprune.graph.from_onnx import OnnxTrace, trace_onnx
 from rlprune.graph.skeleton import fill, strip
 from rlprune.graph.types import IntArray
 from rlprune.latency.collect import measure_subjects, trace_models
 from rlprune.latency.costs import OperatorCosts
+from rlprune.latency.device import local_device_key
 from rlprune.latency.measure import MeasureConfig
 from rlprune.latency.model import CALIBRATION_COUNT, LatencyModel
 from rlprune.latency.types import Measurement, ModelSubject, OperatorSpec
 from rlprune.profile.types import keep_levels
-from rlprune.runtime import Runtime
-from rlprune.store import Store, open_store
+from rlprune.runtime import Runtime, get_runtime
+from rlprune.store import open_store
 
 MODELS = (
     "cifar10_resnet20",
@@ -42,6 +41,7 @@ class Case:
     """One model on one device, and what was measured of it."""
 
     name: str
+    device: str
     trace: OnnxTrace
     levels: IntArray
     level_count: IntArray
@@ -49,15 +49,79 @@ class Case:
     """What its latency model asked for: operators, the unpruned model, plans."""
     tests: tuple[Measurement, ...]
     """Plans that nothing was fitted to; failed ones are left out."""
-    operator_sec: float
-    """Device time of the operators; NaN where they had been measured before."""
+
+
+@dataclass(frozen=True)
+class Lab:
+    """Some models, measured on whatever runtime is asked for; kept in `work`."""
+
+    work: Path
+    models: tuple[str, ...]
+    plan_count: int
+    """Unseen plans of each model."""
+    seed: int
+    session_count: int
+    shared: str | None
+    known: dict[str, list[Case]] = field(default_factory=dict)
+
+    def within(self, work: Path) -> Lab:
+        """The same in another folder, where nothing may be known yet."""
+        return self if work == self.work else replace(self, work=work, known={})
+
+    def cases(self, runtime: str) -> list[Case]:
+        """Measures what is not in the models' stores yet."""
+        if runtime not in self.known:
+            self.work.mkdir(parents=True, exist_ok=True)
+            self.known[runtime] = [self._case(get_runtime(runtime), name) for name in self.models]
+        return self.known[runtime]
+
+    def _case(self, runtime: Runtime, name: str) -> Case:
+        trace, device = traced(name, self.shared), local_device_key(runtime)
+        graph = trace.graph
+        levels, level_count = keep_levels(graph)
+        plans = random_plans(levels, level_count, self.plan_count, self.seed)
+        wanted = [ModelSubject(graph.fingerprint, tuple(map(int, keeps))) for keeps in plans]
+        url = f"sqlite:///{self.work / f'{runtime.name}-{name}.sqlite'}"
+        with closing(open_store(url)) as store:
+            store.register_device(device, {})
+            store.put_graph(graph, strip(trace.model))
+
+            def known(tests: bool) -> list[Measurement]:
+                every = store.measurements(device)
+                return [one for one in every if (one.subject in wanted) == tests]
+
+            def measured(subjects: Sequence[OperatorSpec | ModelSubject], what: str) -> None:
+                for start in range(0, len(subjects), PART):
+                    found = measure_subjects(
+                        subjects[start : start + PART],
+                        model_of=trace_models(trace),
+                        device=device,
+                        runtime=runtime,
+                        config=MeasureConfig(session_count=self.session_count),
+                    )
+                    store.add_measurements(found)
+                    done = min(start + PART, len(subjects))
+                    where = f"{runtime.name} {name}"
+                    print(f"  {where}: {done} of {len(subjects)} {what}", flush=True)
+
+            for _ in range(MEASURE_ROUNDS):
+                model = LatencyModel.fit(device, known(False), {graph.fingerprint: graph})
+                missing = model.missing(graph, levels, level_count)
+                missing = [one for one in missing if one not in wanted]
+                measured([one for one in missing if isinstance(one, OperatorSpec)], "operators")
+                measured([one for one in missing if isinstance(one, ModelSubject)], "fitted plans")
+                if not missing:
+                    break
+            tried = {one.subject for one in known(True)}
+            measured([one for one in dict.fromkeys(wanted) if one not in tried], "unseen plans")
+            tests = tuple(one for one in known(True) if one.status != "failed")
+            return Case(name, device, trace, levels, level_count, tuple(known(False)), tests)
 
 
 def traced(name: str, shared: str | None) -> OnnxTrace:
-    data = shared_data(shared)
     if name.startswith("cifar10"):
-        return CifarPack(data).traced(name)
-    path = data.parent / "models" / f"{name}.legacy.onnx.gz"
+        return CifarPack(shared_data(shared)).traced(name)
+    path = shared_folder(shared) / "models" / f"{name}.legacy.onnx.gz"
     emptied = trace_onnx(gzip.decompress(path.read_bytes()))
     return trace_onnx(fill(strip(emptied.model)))
 
@@ -75,96 +139,8 @@ def random_plans(levels: IntArray, level_count: IntArray, count: int, seed: int)
     return np.array(rows)
 
 
-def collect(
-    name: str,
-    trace: OnnxTrace,
-    runtime: Runtime,
-    device: str,
-    work: Path,
-    *,
-    plan_count: int,
-    seed: int,
-    config: MeasureConfig | None = None,
-) -> Case:
-    """Measures what is not in the model's store under `work` yet."""
-    url = f"sqlite:///{work / f'{runtime.name}-{name}.sqlite'}"
-    with closing(open_store(url)) as store:
-        store.register_device(device, {})
-        store.put_graph(trace.graph, strip(trace.model))
-        return _collect(name, trace, runtime, device, store, plan_count, seed, config)
-
-
-def _collect(
-    name: str,
-    trace: OnnxTrace,
-    runtime: Runtime,
-    device: str,
-    store: Store,
-    plan_count: int,
-    seed: int,
-    config: MeasureConfig | None,
-) -> Case:
-    graph = trace.graph
-    levels, level_count = keep_levels(graph)
-    model_of = trace_models(trace)
-    plans = random_plans(levels, level_count, plan_count, seed)
-    wanted = [ModelSubject(graph.fingerprint, tuple(map(int, keeps))) for keeps in plans]
-
-    def known() -> tuple[list[Measurement], list[Measurement]]:
-        every = store.measurements(device)
-        return (
-            [one for one in every if one.subject not in wanted],
-            [one for one in every if one.subject in wanted],
-        )
-
-    def measured(subjects: Sequence[OperatorSpec | ModelSubject], what: str) -> float:
-        began = time.monotonic()
-        for start in range(0, len(subjects), PART):
-            store.add_measurements(
-                measure_subjects(
-                    subjects[start : start + PART],
-                    model_of=model_of,
-                    device=device,
-                    runtime=runtime,
-                    config=config,
-                )
-            )
-            done = min(start + PART, len(subjects))
-            print(
-                f"  {runtime.name} {name}: {done} of {len(subjects)} {what}, "
-                f"{time.monotonic() - began:.0f} s, load {os.getloadavg()[0]:.1f}",
-                flush=True,
-            )
-        return time.monotonic() - began
-
-    fresh = not known()[0]
-    operator_sec = 0.0
-    for _ in range(MEASURE_ROUNDS):
-        model = LatencyModel.fit(device, known()[0], {graph.fingerprint: graph})
-        missing = model.missing(graph, levels, level_count)
-        missing = [one for one in missing if one not in wanted]
-        operator_sec += measured([o for o in missing if isinstance(o, OperatorSpec)], "operators")
-        models = [one for one in missing if isinstance(one, ModelSubject)]
-        measured(models, "fitted plans")
-        if not missing:
-            break
-    tried = {one.subject for one in known()[1]}
-    measured([one for one in dict.fromkeys(wanted) if one not in tried], "unseen plans")
-    fitting, tests = known()
-    return Case(
-        name=name,
-        trace=trace,
-        levels=levels,
-        level_count=level_count,
-        fitting=tuple(fitting),
-        tests=tuple(one for one in tests if one.status != "failed"),
-        operator_sec=operator_sec if fresh else float("nan"),
-    )
-
-
 def fitted(
     case: Case,
-    device: str,
     own_count: int = CALIBRATION_COUNT,
     *,
     operators: bool = True,
@@ -174,4 +150,6 @@ def fitted(
     plans = [one for one in case.fitting if isinstance(one.subject, ModelSubject)][:own_count]
     alone = [one for one in case.fitting if isinstance(one.subject, OperatorSpec)]
     graphs = {case.trace.graph.fingerprint: case.trace.graph}
-    return LatencyModel.fit(device, [*(alone if operators else []), *plans], graphs, donor=donor)
+    return LatencyModel.fit(
+        case.device, [*(alone if operators else []), *plans], graphs, donor=donor
+    )

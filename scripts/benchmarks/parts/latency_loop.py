@@ -8,16 +8,17 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
 import numpy as np
-from bench_nets import export
 
 from benchmarks.harness import Row
-from benchmarks.parts.latency_data import Case
-from rlprune.graph.from_onnx import OnnxTrace, trace_onnx
+from benchmarks.parts.latency_data import Case, Lab, traced
+from datasets.nets import resnet50
+from datasets.pack import exported
+from rlprune.graph.from_onnx import trace_onnx
 from rlprune.graph.skeleton import strip
 from rlprune.graph.types import FloatArray, IntArray
 from rlprune.latency.collect import measure_subjects, trace_models
@@ -59,21 +60,17 @@ def neighbour() -> Iterator[None]:
         child.wait()
 
 
-def repeat_rows(runtime: str, cases: list[Case], *, quick: bool) -> Iterator[Row]:
+def repeat_rows(runtime: str, lab: Lab) -> Iterator[Row]:
     """How far five measurements of one plan, each in a new process, are apart."""
     spreads = []
     with neighbour():
-        for case in cases:
+        for case in lab.cases(runtime):
             base = float(np.median([one.control_ms for one in case.tests]))
             if base <= LEAST_MS:
                 continue
-            for one in case.tests[: 1 if quick else 3]:
-                device = one.device
+            for one in case.tests[: 1 if lab.plan_count < 20 else 3]:
                 keeps = np.array(one.subject.keeps)  # type: ignore[union-attr]
-                found = [
-                    measure_fresh(case.trace, keeps, device=device, runtime=runtime).control_ratio
-                    for _ in range(PROCESS_COUNT)
-                ]
+                found = [again(case, keeps, runtime).control_ratio for _ in range(PROCESS_COUNT)]
                 spreads.append(float(np.ptp(found) / np.median(found)))
                 print(
                     f"  {runtime} {case.name}: spread {spreads[-1]:.1%} over {PROCESS_COUNT} "
@@ -82,16 +79,20 @@ def repeat_rows(runtime: str, cases: list[Case], *, quick: bool) -> Iterator[Row
                 )
     if spreads:
         n = len(spreads)
-        yield Row(f"{runtime}/repeat spread, median", np.median(spreads), "", 0.03, "min", n, None)
+        median = float(np.median(spreads))
+        yield Row(f"{runtime}/repeat spread, median", median, "", 0.03, "min", n, None)
         yield Row(f"{runtime}/repeat spread, worst", max(spreads), "", 0.03, "min", n, None)
 
 
-def certify_rows(runtime: str, cases: list[Case], *, quick: bool) -> Iterator[Row]:
+def again(case: Case, keeps: IntArray, runtime: str) -> Measurement:
+    return measure_fresh(case.trace, keeps, device=case.device, runtime=runtime)
+
+
+def certify_rows(runtime: str, lab: Lab) -> Iterator[Row]:
     """Certified plans measured once more: how many keep their budget, how much is unused."""
     kept, slacks, rounds, refused = [], [], [], 0
-    for case in cases:
-        device = case.tests[0].device
-        graph = case.trace.graph
+    for case in lab.cases(runtime):
+        device, graph = case.device, case.trace.graph
         profiles = energy_profiles(case.trace, case.levels, case.level_count)
         with tempfile.TemporaryDirectory() as folder:
             url = f"sqlite:///{Path(folder) / 'store.sqlite'}"
@@ -105,13 +106,13 @@ def certify_rows(runtime: str, cases: list[Case], *, quick: bool) -> Iterator[Ro
                     return make_plan(task, get_policy(POLICY), budget_ms, device=device)  # noqa: B023
 
                 def measured(keeps: IntArray) -> Measurement:
-                    found = measure_fresh(case.trace, keeps, device=device, runtime=runtime)  # noqa: B023
+                    found = again(case, keeps, runtime)  # noqa: B023
                     store.add_measurements([found])
                     return found
 
                 task = task_for(graph, profiles, store, device)
                 least = float(task.tables.upper_ms(least_keeps(task)[None])[0])
-                for share in SHARES[:2] if quick else SHARES:
+                for share in SHARES[:2] if lab.plan_count < 20 else SHARES:
                     budget = least + share * (task.base_ms - least)
                     plan = certify_plan(ask, measured, ask(budget))
                     assert plan.certificate is not None
@@ -120,8 +121,7 @@ def certify_rows(runtime: str, cases: list[Case], *, quick: bool) -> Iterator[Ro
                         refused += 1
                         print(f"  {runtime} {case.name} b={share}: {plan.note}", flush=True)
                         continue
-                    again = measured(plan.keeps)
-                    ratio = again.control_ratio * plan.base_latency_ms / budget
+                    ratio = measured(plan.keeps).control_ratio * plan.base_latency_ms / budget
                     kept.append(ratio <= 1.0)
                     slacks.append(max(0.0, 1.0 - ratio - granularity(task, plan, budget)))
                     print(
@@ -131,10 +131,13 @@ def certify_rows(runtime: str, cases: list[Case], *, quick: bool) -> Iterator[Ro
                     )
     if kept:
         n = len(kept)
-        yield Row(f"{runtime}/certified kept", np.mean(kept), "", 0.97, "max", n, None)
-        yield Row(f"{runtime}/certified slack, mean", np.mean(slacks), "", 0.04, "min", n, None)
+        yield Row(f"{runtime}/certified kept", float(np.mean(kept)), "", 0.97, "max", n, None)
+        yield Row(
+            f"{runtime}/certified slack, mean", float(np.mean(slacks)), "", 0.04, "min", n, None
+        )
     yield Row(f"{runtime}/not certified", refused, "", None, "min", len(rounds), None)
-    yield Row(f"{runtime}/certify rounds", np.mean(rounds), "", 3, "min", len(rounds), None)
+    mean = float(np.mean(rounds))
+    yield Row(f"{runtime}/certify rounds", mean, "", 3, "min", len(rounds), None)
 
 
 def granularity(task: PruningTask, plan: PruningPlan, budget_ms: float) -> float:
@@ -155,8 +158,9 @@ def granularity(task: PruningTask, plan: PruningPlan, budget_ms: float) -> float
     return float(positive.min() / budget_ms) if len(positive) else 0.0
 
 
-def speed_rows(traces: Mapping[str, OnnxTrace], runtime_name: str) -> Iterator[Row]:
-    trace = traces.get("cifar10_resnet56") or next(iter(traces.values()))
+def speed_rows(runtime_name: str, lab: Lab) -> Iterator[Row]:
+    """A batch of plans of a ResNet-56, and the operators of a network of 50 layers."""
+    trace = traced("cifar10_resnet56", lab.shared)
     levels, level_count = keep_levels(trace.graph)
     tables = macs_tables(trace.graph, levels, level_count)
     choice = np.random.default_rng(0).integers(0, level_count, (BATCH, len(level_count)))
@@ -176,10 +180,7 @@ def speed_rows(traces: Mapping[str, OnnxTrace], runtime_name: str) -> Iterator[R
 
     runtime = get_runtime(runtime_name)
     device = local_device_key(runtime)
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "resnet50.onnx"
-        export("resnet50", path)
-        new = trace_onnx(path)
+    new = trace_onnx(exported(resnet50().eval(), (1, 3, 224, 224)))
     levels, level_count = keep_levels(new.graph)
     measurements: list[Measurement] = []
     began = time.monotonic()

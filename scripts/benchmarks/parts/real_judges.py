@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from benchmarks.parts import real_inputs
 
 Feeds = Mapping[str, NDArray[np.generic]]
-SILERO = "data/silero_vad_op18_ifless.onnx"
+Judge = Callable[[ort.InferenceSession, ort.InferenceSession, int], float]
+"""(original, pruned, seed) -> figure."""
 
 
 def session(model: bytes) -> ort.InferenceSession:
@@ -21,17 +22,6 @@ def session(model: bytes) -> ort.InferenceSession:
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.log_severity_level = 4
     return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-
-
-def packaged(package: str, path: str) -> Callable[[Path | None], bytes | None]:
-    """Reads a file that a package brings; the package is not imported."""
-
-    def read(folder: Path | None) -> bytes | None:
-        root = package_folder(package, folder)
-        file = None if root is None else root / path
-        return file.read_bytes() if file is not None and file.is_file() else None
-
-    return read
 
 
 def package_folder(package: str, folder: Path | None) -> Path | None:
@@ -80,9 +70,7 @@ def mask_overlap(original: ort.InferenceSession, small: ort.InferenceSession, se
     return both / max(either, 1)
 
 
-def same_class(
-    inputs: Callable[[int], NDArray[np.generic]],
-) -> Callable[[ort.InferenceSession, ort.InferenceSession, int], float]:
+def same_class(inputs: Callable[[int], NDArray[np.generic]]) -> Judge:
     """Share of inputs whose top class is the original's."""
 
     def judged(original: ort.InferenceSession, small: ort.InferenceSession, seed: int) -> float:
@@ -110,7 +98,8 @@ def _voice(
     """Probability of speech in each frame, and what the model was fed."""
     names = {value.name for value in one.get_inputs()}
     state, before = np.zeros((2, 1, 128), np.float32), np.zeros(64, np.float32)
-    heard, fed = [], []
+    heard: list[float] = []
+    fed: list[Feeds] = []
     for start in range(0, len(sound) - 512, 512):
         frame = np.concatenate([before, sound[start : start + 512]])[None]
         feeds: dict[str, NDArray[np.generic]] = {"input": frame, "state": state}
@@ -122,14 +111,11 @@ def _voice(
     return np.array(heard), fed
 
 
-def voice_inputs(
-    folder: Path | None,
-) -> Callable[[int, bool], Mapping[str, NDArray[np.generic]] | None]:
+def voice_inputs(read: Callable[[], bytes | None]) -> Callable[[int, bool], Feeds | None]:
     """Frames and the states before them, as they come when the original listens."""
 
-    def made(seed: int, quick: bool) -> Mapping[str, NDArray[np.generic]] | None:
-        sound = real_inputs.speech(1, seed)
-        file = packaged("silero_vad", SILERO)(folder)
+    def made(seed: int, quick: bool) -> Feeds | None:
+        sound, file = real_inputs.speech(1, seed), read()
         if sound is None or file is None:
             return None
         _, fed = _voice(session(file), sound)

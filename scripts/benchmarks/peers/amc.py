@@ -88,7 +88,7 @@ def _embedding(task: PruningTask) -> FloatArray:
     base = task.tables.latency_ms(widths[None])[0]
     _, moves = LevelCosts.of(task.tables).moves_ms((task.level_count - 1)[None])
     scaled[:, 7] = np.ptp(moves[0], axis=-1) / base
-    return scaled
+    return np.asarray(scaled, dtype=np.float64)
 
 
 def random_policy(task: PruningTask, budget_ms: float, rng: np.random.Generator) -> Search:
@@ -189,10 +189,7 @@ class Ddpg:
         self._actor_steps.zero_grad()
         (-gain).backward()  # type: ignore[no-untyped-call]
         self._actor_steps.step()
-        for slow, fast in (
-            (self._actor_target, self._actor),
-            (self._critic_target, self._critic),
-        ):
+        for slow, fast in ((self._actor_target, self._actor), (self._critic_target, self._critic)):
             with torch.no_grad():
                 for old_one, new in zip(slow.parameters(), fast.parameters(), strict=True):
                     old_one.lerp_(new, config.tau)

@@ -21,13 +21,13 @@ Predict = Callable[[IntArray], FloatArray]
 """Keeps [N, G] to latency in any unit [N]."""
 
 
-def by_macs(case: Case, device: str) -> Predict:
+def by_macs(case: Case) -> Predict:
     """Proportional to multiply-accumulates."""
     graph = case.trace.graph
     return lambda keeps: np.asarray(graph.macs(keeps), dtype=np.float64)
 
 
-def by_roofline(case: Case, device: str) -> Predict:
+def by_roofline(case: Case) -> Predict:
     """Compute plus traffic, two rates fitted to the operators measured alone."""
     graph = case.trace.graph
     measured = [
@@ -51,9 +51,9 @@ def by_roofline(case: Case, device: str) -> Predict:
     return predict
 
 
-def by_operator_table(case: Case, device: str) -> Predict:
+def by_operator_table(case: Case) -> Predict:
     """The sum of operators measured alone, interpolated; no whole model corrects it."""
-    costs: OperatorCosts = fitted(case, device, 0).costs
+    costs: OperatorCosts = fitted(case, 0).costs
 
     def predict(keeps: IntArray) -> FloatArray:
         total = np.zeros(len(keeps))

@@ -22,7 +22,7 @@ RATIO_COUNT = 60
 
 
 class TorchPruningPolicy:
-    """A magnitude pruner with `global_pruning=True` at the least ratio whose widths meet the budget."""
+    """A magnitude pruner with `global_pruning=True`, at the least ratio that meets the budget."""
 
     name = "magnitude"
 

@@ -24,13 +24,7 @@ from rlprune.runtime import get_runtime
 from rlprune.store.encoding import digest
 from rlprune.surgery.torch import prune_torch
 from rlprune.training.checkpoint import Checkpoint
-from rlprune.training.finetune import (
-    Images,
-    TrainConfig,
-    fit,
-    flipped_and_shifted,
-    reestimate,
-)
+from rlprune.training.finetune import Images, TrainConfig, fit, flipped_and_shifted, reestimate
 from rlprune.training.reconstruct import reconstruct_module
 from rlprune.training.recover import RECONSTRUCT_COUNT, REESTIMATE_COUNT
 
@@ -96,6 +90,7 @@ class Tuner:
 
         def made() -> dict[str, Any]:
             module = case.net.module if keeps is None else self._train(np.array(keeps), key)
+            assert case.report.y is not None
             right = _right(module, Images(case.report.x, case.report.y))
             return {"right": np.packbits(right).tobytes().hex(), "count": len(right)}
 
