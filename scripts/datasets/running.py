@@ -12,10 +12,13 @@ from pathlib import Path
 
 from rlprune.errors import InputError, RlpruneError
 
+STOPS = (signal.SIGINT, signal.SIGTERM)
+
 
 @contextmanager
 def stoppable() -> Iterator[None]:
     """Ends with a line on Ctrl+C, on SIGTERM and on errors of ours; what is finished stays."""
+    before = [(number, signal.getsignal(number)) for number in STOPS]
     listen()
     try:
         yield
@@ -24,11 +27,14 @@ def stoppable() -> Iterator[None]:
         raise SystemExit(130) from None
     except RlpruneError as error:
         raise SystemExit(str(error)) from error
+    finally:
+        for number, handler in before:
+            signal.signal(number, handler)
 
 
 def listen() -> None:
     """Both ways to stop a run lead through every `finally`."""
-    for number in (signal.SIGINT, signal.SIGTERM):  # a shell starts jobs with SIGINT ignored
+    for number in STOPS:  # a shell starts jobs with SIGINT ignored
         signal.signal(number, signal.default_int_handler)
 
 

@@ -28,7 +28,6 @@ from rlprune.planning.candidates import (
 from rlprune.plans import PruningPlan
 from rlprune.policy import DEFAULT_ARTIFACT, SamplingPolicy, get_policy
 from rlprune.policy.artifact import PolicyArtifact, Score
-from rlprune.task.knapsack import budgets_at
 from rlprune.policy.guard import recorded_gain, why_not_alone
 from rlprune.policy.learned import LearnedPolicy
 from rlprune.profile.energy import loss_curve
@@ -36,6 +35,7 @@ from rlprune.profile.evaluate import Evaluation, Evaluator
 from rlprune.runtime import get_runtime
 from rlprune.service.client import Client
 from rlprune.service.server import start
+from rlprune.task.knapsack import budgets_at
 from rlprune.task.task import PruningTask
 
 

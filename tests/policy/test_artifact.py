@@ -16,11 +16,10 @@ from synthetic import random_task
 from rlprune.errors import PolicyError
 from rlprune.policy import DEFAULT_ARTIFACT, DEFAULT_CORRECTED, get_policy
 from rlprune.policy.artifact import PolicyArtifact, Score
-from rlprune.task.knapsack import budgets_at
 from rlprune.policy.learned import LearnedPolicy
 from rlprune.policy.network import Network, Normalizer
 from rlprune.task.episode import ACTION_SIZE, ActionMode
-from rlprune.task.knapsack import least_keeps
+from rlprune.task.knapsack import budgets_at, least_keeps
 from rlprune.task.observe import SLOTS
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+
 from benchmarks.peers.figures import Losses, Place, difference, over_cells, share_of_saving
 
 N = 400

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from datasets import nursery
 import pytest
-from datasets import catalogue
-from datasets.pack import exported
 
+from datasets import catalogue, nursery
+from datasets.pack import exported
 from rlprune.graph.from_onnx import trace_onnx
 
 

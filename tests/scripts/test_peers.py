@@ -8,18 +8,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from synthetic import chain_graph, random_task, task_of
+
 from benchmarks.peers.amc import amc, random_policy
 from benchmarks.peers.book import Book
 from benchmarks.peers.rules import SensitivityPolicy
 from benchmarks.peers.search import Search, Space, follow
 from benchmarks.peers.searches import evolution, netadapt, random_search
-from synthetic import chain_graph, random_task, task_of
-
 from rlprune.graph.types import FloatArray, IntArray
-from rlprune.task.knapsack import budgets_at
 from rlprune.profile.energy import loss_curve
 from rlprune.profile.evaluate import Evaluation
-from rlprune.task.knapsack import least_keeps, solve
+from rlprune.task.knapsack import budgets_at, least_keeps, solve
 from rlprune.task.task import PruningTask
 
 COUNT = 24
