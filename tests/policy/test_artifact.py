@@ -142,7 +142,7 @@ def test_slots_that_never_varied_are_left_out() -> None:
 @pytest.mark.parametrize("name", ["learned", "corrected"])
 def test_what_ships_loads_and_plans_within_the_budget(name: str) -> None:
     if not {"learned": DEFAULT_ARTIFACT, "corrected": DEFAULT_CORRECTED}[name].exists():
-        pytest.skip(f"no shipped {name} policy yet: scripts/train_default_policy makes it")
+        pytest.skip(f"no shipped {name} policy yet: scripts/data train_default_policy makes it")
     task = random_task(1)
     budget = budgets_at(task, np.array([0.25, 0.5, 0.75]))
     assert (task.tables.upper_ms(get_policy(name).plan(task, budget)) <= budget).all()
