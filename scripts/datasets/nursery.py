@@ -26,11 +26,10 @@ from datasets import nets
 from datasets.pack import CifarPack, exported, shared_data
 from datasets.running import recorded_folder, stoppable
 from datasets.training import Data, Recipe, train
-from rlprune.graph.from_onnx import OnnxTrace, trace_onnx
-from rlprune.profile.calibration import CalibrationSet
+from rlprune.graph.from_onnx import trace_onnx
 from rlprune.profile.fit import check_calibration
 from rlprune.task.taskdir import load_model_dir
-from rlprune.training.finetune import Images, score
+from rlprune.training.finetune import score
 from rlprune.training.record import RecordConfig, record_model
 
 EPOCHS = (2, 2, 1)
@@ -132,11 +131,10 @@ KINDS = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--count", type=int, default=36)
-    parser.add_argument(
-        "--part", type=part_of, default=(1, 1), metavar="K/N", help="every Nth from the Kth on"
-    )
+    every = "every Nth from the Kth on"
+    parser.add_argument("--part", type=part, default=(1, 1), metavar="K/N", help=every)
     parser.add_argument("--evaluations", type=int, default=200, help="of each network")
     parser.add_argument("--out", type=Path, help="the recordings by default")
     parser.add_argument("--work", type=Path, default=Path("~/.cache/rlprune/nursery").expanduser())
@@ -146,17 +144,14 @@ def main() -> None:
     with stoppable():
         options.out = options.out or recorded_folder()
         data = Data(CifarPack(shared_data(options.shared)))
-        part, parts = options.part
-        for number in range(part - 1, options.count, parts):
+        for number in range(options.part[0] - 1, options.count, options.part[1]):
             raise_one(number, data, options)
 
 
-def part_of(text: str) -> tuple[int, int]:
+def part(text: str) -> tuple[int, int]:
     """(K, N) of `K/N`."""
-    part, _, parts = text.partition("/")
-    if not (part.isdigit() and parts.isdigit() and 1 <= int(part) <= int(parts)):
-        raise argparse.ArgumentTypeError(f"{text!r} is no part; write 1/2 for the first of two")
-    return int(part), int(parts)
+    number, count = map(int, text.split("/"))
+    return number, count
 
 
 def raise_one(number: int, data: Data, options: argparse.Namespace) -> None:
@@ -168,38 +163,31 @@ def raise_one(number: int, data: Data, options: argparse.Namespace) -> None:
         if found is not None and len(found.keeps) >= options.evaluations:
             return
     family, module = drawn(number)
-    recipe = Recipe(seed=number)
-    started = time.monotonic()
+    recipe, started = Recipe(seed=number), time.monotonic()
     state, bfloat16 = options.work / f"{name}.pt", not KINDS[family].depthwise
     train(module, data, recipe, state, epochs=EPOCHS, bfloat16=bfloat16)
-    trained = time.monotonic()
     accuracy = score(module, data.validation).accuracy
     trace = trace_onnx(exported(module))
-    profile_images, objective_images = images(data.validation, number, trace)
-    model = record_model(
-        folder,
-        trace,
-        profile_images,
-        objective_images,
-        config=RecordConfig(evaluation_count=options.evaluations, seed=number),
-        provenance={
-            "name": name,
-            "family": family,
-            "weights": f"scripts/nursery.py, number {number}, {asdict(recipe)}, {EPOCHS}",
-            "licence": "Apache-2.0",
-            "accuracy": f"{accuracy:.4f} on train_calib",
-            "images": f"CIFAR-10 train_calib, {IMAGES} for each purpose",
-            "made_by": "scripts/data nursery",
-        },
+    # Validation images did not train the network: some to profile on, others to judge plans on.
+    order = np.random.default_rng(number).permutation(len(data.validation))
+    profile, objective = (
+        check_calibration(data.validation.x[index], data.validation.y[index], trace)
+        for index in (order[:IMAGES], order[IMAGES : 2 * IMAGES])
     )
-    graph = trace.graph
-    assert model.evaluations is not None
-    print(
-        f"{time.strftime('%H:%M')} {name} {family}: {graph.macs(graph.widths) / 1e6:.1f} MMACs, "
-        f"{len(graph.groups)} groups, {accuracy:.1%}, trained in {trained - started:.0f} s, "
-        f"{len(model.evaluations.keeps)} plans in {time.monotonic() - trained:.0f} s",
-        flush=True,
-    )
+    about = {
+        "name": name,
+        "family": family,
+        "weights": f"scripts/data nursery, number {number}, {asdict(recipe)}, {EPOCHS}",
+        "licence": "Apache-2.0",
+        "accuracy": f"{accuracy:.4f} on train_calib",
+        "images": f"CIFAR-10 train_calib, {IMAGES} for each purpose",
+        "made_by": "scripts/data nursery",
+    }
+    config = RecordConfig(evaluation_count=options.evaluations, seed=number)
+    record_model(folder, trace, profile, objective, config=config, provenance=about)
+    now, macs = time.strftime("%H:%M"), trace.graph.macs(trace.graph.widths) / 1e6
+    took = f"{time.monotonic() - started:.0f} s"
+    print(f"{now} {name} {family}: {macs:.1f} MMACs, {accuracy:.1%}, {took}", flush=True)
 
 
 def drawn(number: int) -> tuple[str, nn.Module]:
@@ -213,18 +201,6 @@ def drawn(number: int) -> tuple[str, nn.Module]:
         least, most = KINDS[family].mmacs
         if least <= graph.macs(graph.widths) / 1e6 <= most:
             return family, module
-
-
-def images(
-    validation: Images, seed: int, trace: OnnxTrace
-) -> tuple[CalibrationSet, CalibrationSet]:
-    """To profile on, and to judge plans on; validation images did not train the network."""
-    order = np.random.default_rng(seed).permutation(len(validation.y))
-    profile, objective = (
-        check_calibration(validation.x[index], validation.y[index], trace)
-        for index in (order[:IMAGES], order[IMAGES : 2 * IMAGES])
-    )
-    return profile, objective
 
 
 if __name__ == "__main__":

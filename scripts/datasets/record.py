@@ -17,25 +17,25 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from collections.abc import Mapping
 from contextlib import closing, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from datasets import catalogue
 from datasets.pack import CifarPack, shared_data
-from datasets.running import Clock, listen, recorded_folder, stoppable
+from datasets.running import listen, recorded_folder, stoppable
 from rlprune.errors import InputError, NotFoundError, RlpruneError
 from rlprune.graph.from_onnx import OnnxTrace
 from rlprune.latency.tables import LatencyTables
-from rlprune.policy import Policy, get_policy
+from rlprune.policy import get_policy
 from rlprune.profile.calibration import CalibrationSet
 from rlprune.profile.fit import check_calibration
-from rlprune.profile.measured import single_group_plans
-from rlprune.profile.types import keep_levels
 from rlprune.store import Store, open_store
-from rlprune.task.taskdir import EVALUATIONS, load_model_dir
+from rlprune.task.taskdir import EVALUATIONS
 from rlprune.training.cluster import ray_session
 from rlprune.training.record import RecordConfig, proposal_tables, record_model
 
@@ -74,7 +74,7 @@ class Zoo:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("networks", nargs="*", metavar="NAME", help="all of them if left out")
     parser.add_argument("--held-out", action="store_true", help="those that policies are judged on")
     parser.add_argument("--out", type=Path, help=f"default: the recordings, or {HELD_OUT}")
@@ -86,12 +86,12 @@ def main() -> int:
     parser.add_argument("--store", help="URL of the store with the devices' measurements")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--shared")
-    arguments = parser.parse_args()
+    options = parser.parse_args()
     with stoppable():
-        out = arguments.out or (HELD_OUT if arguments.held_out else recorded_folder())
-        names = chosen(arguments.networks, arguments.held_out, out)
-        zoo = Zoo(CifarPack(shared_data(arguments.shared)), arguments.images, arguments.seed)
-        return record(names, zoo, out, arguments)
+        out = options.out or (HELD_OUT if options.held_out else recorded_folder())
+        names = chosen(options.networks, options.held_out, out)
+        zoo = Zoo(CifarPack(shared_data(options.shared)), options.images, options.seed)
+        return record(names, zoo, out, options)
 
 
 def chosen(given: list[str], held_out: bool, out: Path) -> list[str]:
@@ -121,26 +121,22 @@ def chosen(given: list[str], held_out: bool, out: Path) -> list[str]:
     return names
 
 
-def record(names: list[str], zoo: Zoo, out: Path, arguments: argparse.Namespace) -> int:
+def record(names: list[str], zoo: Zoo, out: Path, options: argparse.Namespace) -> int:
     """All networks in rounds; 1 where one could not be recorded."""
-    policy = get_policy(arguments.policy)
-    clock = Clock(left=sum(work_left(name, zoo, out, arguments.evaluations) for name in names))
     failed: set[str] = set()
     count = 0
-    with (
-        closing(open_store(arguments.store)) as store,
-        ray_session(None) if arguments.workers else nullcontext(),
-    ):
+    ray = ray_session(None) if options.workers else nullcontext()
+    with closing(open_store(options.store)) as store, ray:
         listen()  # Ray has its own idea of SIGTERM
-        for device in arguments.device:
+        for device in options.device:
             store.device(device)  # refuses one that nobody knows
-        while count < arguments.evaluations:
-            count = min(max(FIRST_PASS, 2 * count), arguments.evaluations)
+        while count < options.evaluations:
+            count = min(max(FIRST_PASS, 2 * count), options.evaluations)
             for name in names:
                 if name in failed:
                     continue
                 try:
-                    record_one(name, zoo, out / name, count, store, policy, clock, arguments)
+                    record_one(name, zoo, out / name, count, store, options)
                 except RlpruneError as error:  # the others go on
                     print(f"{name}: {error}", file=sys.stderr, flush=True)
                     failed.add(name)
@@ -148,46 +144,32 @@ def record(names: list[str], zoo: Zoo, out: Path, arguments: argparse.Namespace)
 
 
 def record_one(
-    name: str,
-    zoo: Zoo,
-    folder: Path,
-    count: int,
-    store: Store,
-    policy: Policy,
-    clock: Clock,
-    arguments: argparse.Namespace,
+    name: str, zoo: Zoo, folder: Path, count: int, store: Store, options: argparse.Namespace
 ) -> None:
     net, trace = zoo.network(name)
-    macs = float(trace.graph.macs(trace.graph.widths))
     started, own = time.monotonic(), 0
 
     def progress(stage: str, done: int, total: int) -> None:
         nonlocal own
         own += 1
-        left = clock.finish(macs)
         if done == total or done % LOG_EVERY == 0:
-            rate = own / (time.monotonic() - started)
-            print(
-                f"{time.strftime('%H:%M')} {name} {stage} {done}/{total}, {rate:.2f} evaluations/s,"
-                f" all done in about {left:.0f} min",
-                flush=True,
-            )
+            rate, now = own / (time.monotonic() - started), time.strftime("%H:%M")
+            print(f"{now} {name} {stage} {done}/{total}, {rate:.2f} evaluations/s", flush=True)
 
     profile_images, objective_images = zoo.images(name)
+    workers = options.workers
     model = record_model(
         folder,
         trace,
         profile_images,
         objective_images,
-        config=RecordConfig(
-            evaluation_count=count, worker_count=arguments.workers, seed=arguments.seed
-        ),
-        tables=tables_of(name, trace, store, arguments.device),
-        policy=policy,
+        config=RecordConfig(evaluation_count=count, worker_count=workers, seed=options.seed),
+        tables=tables_of(name, trace, store, options.device),
+        policy=get_policy(options.policy),
         provenance={
             "name": name,
             "family": net.family,
-            **origin(net),
+            **origin(net.card),
             "images": f"CIFAR-10 {split_of(name)}, {zoo.image_count} for each purpose",
             "made_by": "scripts/data record",
         },
@@ -196,12 +178,7 @@ def record_one(
     found = model.evaluations
     assert found is not None
     if own:
-        useful = found.accuracy > 0.5 * found.accuracy.max()
-        print(
-            f"{name}: {len(found.loss)} plans, base loss {found.base_loss:.3f}, {useful.mean():.0%}"
-            " of them with half the best one's accuracy",
-            flush=True,
-        )
+        print(f"{name}: {len(found.loss)} plans, base loss {found.base_loss:.3f}", flush=True)
 
 
 def tables_of(name: str, trace: OnnxTrace, store: Store, devices: list[str]) -> list[LatencyTables]:
@@ -220,25 +197,14 @@ def split_of(name: str) -> str:
     return "test_reward" if name in catalogue.PRETRAINED else "train_calib"
 
 
-def origin(net: catalogue.Loaded) -> dict[str, str]:
+def origin(card: Mapping[str, Any]) -> dict[str, str]:
     """Where the weights are from."""
-    card = net.card
     if "source" in card:
         weights = f"{card['source']['repo']} @ {card['source']['commit']}"
     else:
         weights = f"{card['made_by']}, seed {card['recipe']['seed']}"
-    sha256 = {"weights_sha256": card["safetensors_sha256"]}
-    return {"weights": weights, **sha256, "licence": card["licence"]}
-
-
-def work_left(name: str, zoo: Zoo, out: Path, evaluation_count: int) -> float:
-    """MACs of all plans still to be evaluated."""
-    _, trace = zoo.network(name)
-    plans = len(single_group_plans(*keep_levels(trace.graph))) + evaluation_count
-    if (out / name / "graph.json").exists() and (out / name / EVALUATIONS).exists():
-        found = load_model_dir(out / name).evaluations
-        plans = max(0, evaluation_count - (len(found.keeps) if found else 0))
-    return plans * float(trace.graph.macs(trace.graph.widths))
+    sha256 = card["safetensors_sha256"]
+    return {"weights": weights, "weights_sha256": sha256, "licence": card["licence"]}
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from pathlib import Path
 from datasets import catalogue
 from datasets.running import recorded_folder, stoppable
 from rlprune.policy import DEFAULT_ARTIFACT, Policy, get_policy
-from rlprune.policy.artifact import PolicyArtifact, Score
+from rlprune.policy.artifact import PolicyArtifact
 from rlprune.policy.learned import LearnedPolicy
 from rlprune.store import open_store
 from rlprune.training.cluster import ray_session
@@ -106,8 +106,9 @@ def make(options: argparse.Namespace) -> None:
     )
     shutil.rmtree(options.out, ignore_errors=True)
     artifact.save(options.out)
-    write_card(options.out, artifact, names, unseen, (time.monotonic() - started) / 60)
-    print(f"wrote {options.out} in {(time.monotonic() - started) / 60:.1f} min")
+    minutes = (time.monotonic() - started) / 60
+    write_card(options.out, artifact, unseen, minutes)
+    print(f"wrote {options.out} in {minutes:.1f} min")
 
 
 def choosing(names: Sequence[str], left_out: set[str]) -> set[str]:
@@ -121,6 +122,10 @@ def train_on(
     """A population on every model but those left out and those that choose."""
     choosers = choosing(sorted({named.model for named in tasks}), left_out)
     round_steps = options.steps // options.rounds
+
+    def told(done: int, total: int, gain: float) -> None:
+        print(f"  round {done}/{total}, best {gain:+.1%}", file=sys.stderr, flush=True)
+
     return run_population(
         [named.task for named in tasks if named.model not in left_out | choosers],
         [named for named in tasks if named.model in choosers],
@@ -131,9 +136,7 @@ def train_on(
         rounds=options.rounds,
         directory=directory,
         run_id="default",
-        on_round=lambda done, total, gain: print(
-            f"  round {done}/{total}, best {gain:+.1%}", file=sys.stderr, flush=True
-        ),
+        on_round=told,
     )
 
 
@@ -148,63 +151,44 @@ def print_row(title: str, results: Results) -> None:
     print(f"{title}: share of the knapsack's loss saved: {', '.join(cells)}", flush=True)
 
 
-def write_card(
-    directory: Path, artifact: PolicyArtifact, models: list[str], unseen: Results, minutes: float
-) -> None:
+def write_card(directory: Path, artifact: PolicyArtifact, unseen: Results, minutes: float) -> None:
     """`card.md` for people and `card.json` for programs, with the same figures."""
     rows = {name: score(own) for name, own in unseen.items()}
-    each = {
-        model: {
-            name: relative_gain([r for r in own if r.model == model])
-            for name, own in unseen.items()
-        }
-        for model in models
-    }
-    provenance = artifact.provenance
+    models = sorted({result.model for result in unseen["learned"]})
     data = {
         "action": artifact.action,
-        "provenance": dict(provenance),
+        "provenance": dict(artifact.provenance),
         "validation": asdict(artifact.validation) if artifact.validation else None,
         "left_out": {name: asdict(row) for name, row in rows.items()},
-        "left_out_by_model": each,
+        "left_out_by_model": {
+            model: {
+                name: relative_gain([r for r in own if r.model == model])
+                for name, own in unseen.items()
+            }
+            for model in models
+        },
         "budget_shares": list(SCORE_SHARES),
         "minutes": round(minutes, 1),
     }
     (directory / "card.json").write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
-    clear = "is" if rows["learned"].saved_low > 0 else "is not"
-    by_model = [
-        f"| {model} | " + " | ".join(f"{saved:+.1%}" for saved in own.values()) + " |"
-        for model, own in each.items()
+    table = [
+        f"| {name} | {row.saved_ratio:+.1%} | {row.saved_low:+.1%} .. {row.saved_high:+.1%} | "
+        f"{row.gain:+.3f} | {row.gain_low:+.3f} .. {row.gain_high:+.3f} | {row.differs_ratio:.0%} |"
+        for name, row in rows.items()
     ]
-    card = CARD.format(
-        artifact=artifact,
-        minutes=minutes,
-        trained_on=", ".join(provenance["trained_on"]),
-        chosen_on=", ".join(provenance["chosen_on"]),
-        devices=", ".join(provenance["devices"]),
-        rows="\n".join(table_row(name, row) for name, row in rows.items()),
-        clear=clear,
-        names=" | ".join(rows),
-        rule=" --- |" * len(rows),
-        by_model="\n".join(by_model),
-    )
+    named = ("trained_on", "chosen_on", "devices")
+    lists = {key: ", ".join(artifact.provenance[key]) for key in named}
+    clear = "is" if rows["learned"].saved_low > 0 else "is not"
+    card = CARD.format(a=artifact, minutes=minutes, rows="\n".join(table), clear=clear, **lists)
     (directory / "card.md").write_text(card, encoding="utf-8")
-
-
-def table_row(name: str, row: Score) -> str:
-    return (
-        f"| {name} | {row.saved_ratio:+.1%} | {row.saved_low:+.1%} .. {row.saved_high:+.1%} "
-        f"| {row.gain:+.3f} | {row.gain_low:+.3f} .. {row.gain_high:+.3f} "
-        f"| {row.differs_ratio:.0%} |"
-    )
 
 
 CARD = """# The default policy
 
-PPO (stable-baselines3), action mode `{artifact.action}`, network {artifact.network.sizes}, made by
-`scripts/data train_default_policy` in {minutes:.0f} minutes.
+PPO (stable-baselines3), action mode `{a.action}`, network {a.network.sizes}, made by `scripts/data
+train_default_policy` in {minutes:.0f} minutes.
 
-- Trained on {trained_on}; chosen among {artifact.provenance[agents]} agents on {chosen_on}.
+- Trained on {trained_on}; chosen among {a.provenance[agents]} agents on {chosen_on}.
 - Devices: {devices}.
 
 ## How such policies do on models they have not seen
@@ -213,10 +197,9 @@ Every model was left out once; policies were trained and chosen on others. Figur
 objective's (surrogates of recorded evaluations), not live evaluations; the interval is a 90 %
 bootstrap over models, then cells. Gain is the knapsack's loss minus the policy's, at budgets
 `least + b (base - least)`, b in 0.1, 0.15 .. 0.9; budgets at which the knapsack loses next to
-nothing, or so much that plans are next to guessing, are left out.
+nothing, or so much that plans are next to guessing, are left out. By model: `card.json`.
 
-| policy | share of the knapsack's loss saved | 90 % interval | gain [nats] | 90 % interval | \
-groups that differ from the reference |
+| policy | knapsack's loss saved | 90 % | gain [nats] | 90 % | groups that differ from the knapsack |
 | --- | --- | --- | --- | --- | --- |
 {rows}
 
@@ -224,12 +207,6 @@ Rows that end in data-free saw no measured loss, and are held against the knapsa
 either, by the predicted curves of `scripts/data fit_curves`, which saw these models.
 
 The learned policy's gain {clear} clearly above zero.
-
-Share of the knapsack's loss saved, by the model left out:
-
-| model | {names} |
-| --- |{rule}
-{by_model}
 """
 
 

@@ -11,6 +11,7 @@ from datasets import catalogue, record
 from datasets.pack import CifarPack, shared_data
 from datasets.running import recorded_folder
 from rlprune.errors import InputError
+from rlprune.task.taskdir import load_model_dir
 from rlprune.training.run import load_models
 
 NETWORK = "cifar10_resnet8_mlperf_tiny"
@@ -79,9 +80,9 @@ def test_a_run_goes_in_rounds_over_all_and_what_is_there_is_not_done_again(
     except SystemExit as error:
         pytest.skip(str(error))
     said = capsys.readouterr().out
-    assert "evaluations/s, all done in about" in said
+    assert "evaluations/s" in said
     assert [f"{NETWORK}: {n} plans" in said for n in (2, 4, 5)] == [True] * 3
-    found = record.load_model_dir(tmp_path / NETWORK).evaluations
+    found = load_model_dir(tmp_path / NETWORK).evaluations
     assert found is not None and len(found.loss) == 5
     assert found.about["licence"] == "Apache-2.0" and found.about["family"] == "residual"
     assert record.main() == 0
