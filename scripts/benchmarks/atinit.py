@@ -1,10 +1,9 @@
 """A VGG planned before it is trained, then trained: beside the dense one, at equal epochs.
 
-Four arms are trained on CIFAR-10 by one recipe (`datasets.training`), each from its own fresh
+Three arms are trained on CIFAR-10 by one recipe (`datasets.training`), each from its own fresh
 initialisation: dense; pruned by `rlprune.plan(at_init=...)` to half of the dense latency on this
-machine, certified, and a tenth of the weights; uniform, every layer by one ratio to both budgets;
-and unstructured, the dense net under SynFlow masks (100 rounds) with as many weights as the pruned
-net has. Validated on `train_calib`; `test_reward` is looked at once, at the end; `test_report`
+machine, certified, and a tenth of the weights; and uniform, every layer by one ratio to both
+budgets. Validated on `train_calib`; `test_reward` is looked at once, at the end; `test_report`
 never. Latencies are of the trained nets on ONNX Runtime, each in turns with the dense one; sizes
 and speeds are those of the worst seed. A run that was killed goes on after its last whole epoch,
 with the plan it had. `--quick`: two epochs on 2,560 images.
@@ -25,7 +24,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from platformdirs import user_cache_path
-from torch import Tensor, nn
+from torch import nn
 
 import rlprune
 from benchmarks.harness import Bench, Row
@@ -41,20 +40,18 @@ from rlprune.latency.measure import MeasureConfig, measure
 from rlprune.latency.types import Measurement, ModelSubject
 from rlprune.plans import PruningPlan
 from rlprune.runtime import get_runtime
-from rlprune.surgery.torch_saliency import BATCH_SIZE, WITH_IMAGES, weight_saliency
+from rlprune.surgery.torch_saliency import BATCH_SIZE, WITH_IMAGES
 from rlprune.training.finetune import Images
 
 STAGES = ((16, 24), (40, 40), (64, 64), (128, 128), (512, 512))
 """VGG-16's wide end (512) on a body of a quarter of its width; 29 MMACs, 3.3 M parameters."""
-ARMS = ("dense", "pruned", "uniform", "unstructured")
+ARMS = ("dense", "pruned", "uniform")
 EPOCHS, QUICK_EPOCHS = (4, 3, 2), (1, 0, 1)
 QUICK_IMAGES = 2560
 BUDGET_RATIO = 0.5
 """Of the dense latency: twice as fast."""
 SIZE_RATIO = 0.099
 """Of the dense weights: ten times smaller, with BatchNorm, which plans count as folded away."""
-ROUNDS = 100
-"""Of SynFlow, as in its paper: scored once, it cuts whole layers off at this sparsity."""
 LEAST_SMALLER, LEAST_FASTER, MOST_DROP, MOST_PLAN_SEC = 10.0, 2.0, 0.5, 10.0
 
 
@@ -76,7 +73,6 @@ class Arm:
 
     module: nn.Module
     weights: int
-    """Parameters that are not masked."""
     bytes: int = 0
     """Of the ONNX file."""
     right: dict[str, NDArray[np.bool_]] = field(default_factory=dict)
@@ -100,7 +96,6 @@ def main() -> None:
     add("--budget-ratio", type=float, default=BUDGET_RATIO, metavar="R")
     add("--size-ratio", type=float, default=SIZE_RATIO, metavar="R")
     add("--score", default="synflow", choices=("synflow", "snip", "grasp"))
-    add("--arms", nargs="+", choices=ARMS[1:], default=ARMS[1:], help="beside the dense one")
     options = bench.parse()
     torch.set_num_threads(1)
 
@@ -171,36 +166,20 @@ def planned(trace: TorchTrace, data: Data, options: argparse.Namespace, folder: 
 def trained(
     trace: TorchTrace, plans: Plans, data: Data, options: argparse.Namespace, seed: int
 ) -> dict[str, Arm]:
+    """All networks by name."""
     epochs = QUICK_EPOCHS if options.quick else EPOCHS
-    names = [name for name in ARMS if name in ("dense", *options.arms)]
-    clock = Clock(left=work(epochs) * len(names))
+    clock = Clock(left=work(epochs) * len(ARMS))
     arms: dict[str, Arm] = {}
-    for name in names:
-        module = fresh(seed)
-        mask: dict[str, Tensor] = {}
-        if name in ("pruned", "uniform"):
+    for name in ARMS:
+        module, of = fresh(seed), ""  # the dense net is the same whatever was planned
+        if name != "dense":
             cut = rlprune.apply(getattr(plans, name), trace, calibration="none")
             module = reinitialised(cut, seed)
-        elif name == "unstructured":
-            cut = rlprune.apply(plans.pruned, trace, calibration="none")
-            mask = synflow_mask(trace, sum(p.numel() for p in cut.parameters() if p.dim() > 1))
-
-        def put_mask(module: nn.Module = module, mask: dict[str, Tensor] = mask) -> None:
-            with torch.no_grad():
-                for key, parameter in module.named_parameters():
-                    if key in mask:
-                        parameter.mul_(mask[key])
-
-        put_mask()
-        # The dense net is the same whatever was planned.
-        of = "" if name == "dense" else f"-{options.score}-{options.budget_ratio:g}"
-        of += "" if name == "dense" else f"-{options.size_ratio:g}"
+            of = f"-{options.score}-{options.budget_ratio:g}-{options.size_ratio:g}"
         state = options.work / f"{name}{of}-seed{seed}{'-quick' if options.quick else ''}.pt"
         recipe = Recipe(seed=seed)
-        how = {"epochs": epochs, "bfloat16": True, "clock": clock, "after_step": put_mask}
-        train(module, data, recipe, state, **how)  # type: ignore[arg-type]
-        masked = sum(int((part == 0).sum()) for part in mask.values())
-        arms[name] = Arm(module, sum(p.numel() for p in module.parameters()) - masked)
+        train(module, data, recipe, state, epochs=epochs, bfloat16=True, clock=clock)
+        arms[name] = Arm(module, sum(p.numel() for p in module.parameters()))
     return arms
 
 
@@ -211,31 +190,6 @@ def reinitialised(module: nn.Module, seed: int) -> nn.Module:
         if hasattr(part, "reset_parameters"):
             part.reset_parameters()  # type: ignore[operator]
     return module
-
-
-def synflow_mask(trace: TorchTrace, kept: int) -> dict[str, Tensor]:
-    """The `kept` weights that matter most over all layers, found in `ROUNDS` rounds."""
-    module = trace.module
-    dense = {name: p.detach().clone() for name, p in module.named_parameters() if p.dim() > 1}
-    count = sum(weight.numel() for weight in dense.values())
-    mask = {name: torch.ones_like(weight) for name, weight in dense.items()}
-    try:
-        for step in range(1, ROUNDS + 1):
-            with torch.no_grad():
-                for name, parameter in module.named_parameters():
-                    if name in mask:
-                        parameter.copy_(dense[name] * mask[name])
-            worth = weight_saliency(module, trace.call, "synflow")
-            left = round(count * (kept / count) ** (step / ROUNDS))
-            flat = torch.cat([value.flatten() for value in worth.values()])
-            least = flat.kthvalue(count - left + 1).values
-            mask = {name: (value >= least).float() for name, value in worth.items()}
-    finally:
-        with torch.no_grad():
-            for name, parameter in module.named_parameters():
-                if name in dense:
-                    parameter.copy_(dense[name])
-    return mask
 
 
 def judge(arms: dict[str, Arm], data: Data, folder: Path) -> None:

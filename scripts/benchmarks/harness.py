@@ -67,7 +67,7 @@ class Row:
         if self.target is not None:
             bound = "<=" if self.sense == "min" else ">="
             target = f"target {bound} {self.target:g}: {'met' if self.met else 'NOT MET'}"
-        figure = f"{self.name:46} {self.value:9.3f} {self.unit:9} {ends:17} n={self.n:<5}"
+        figure = f"{self.name:56} {self.value:9.3f} {self.unit:9} {ends:17} n={self.n:<5}"
         return f"{figure} {target:26} {remark}".rstrip()
 
 

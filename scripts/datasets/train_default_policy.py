@@ -199,7 +199,7 @@ bootstrap over models, then cells. Gain is the knapsack's loss minus the policy'
 `least + b (base - least)`, b in 0.1, 0.15 .. 0.9; budgets at which the knapsack loses next to
 nothing, or so much that plans are next to guessing, are left out. By model: `card.json`.
 
-| policy | knapsack's loss saved | 90 % | gain [nats] | 90 % | groups that differ from the knapsack |
+| policy | knapsack's loss saved | 90 % | gain [nats] | 90 % | groups that differ from it |
 | --- | --- | --- | --- | --- | --- |
 {rows}
 

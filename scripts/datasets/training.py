@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -73,7 +73,6 @@ def train(
     epochs: Sequence[int],
     bfloat16: bool,
     clock: Clock | None = None,
-    after_step: Callable[[], None] = lambda: None,
 ) -> list[dict[str, Any]]:
     """Trains `module` in place and leaves it in eval mode; returns what each epoch saw.
 
@@ -82,7 +81,6 @@ def train(
     Args:
         epochs: at each of `SIZES`.
         clock: counts `work(epochs)` down; where given, every epoch is told of.
-        after_step: called after every step; a mask is put back here.
 
     Raises:
         InputError: the checkpoint is of another recipe.
@@ -114,9 +112,7 @@ def train(
         clock.left -= sum(area(row["size"]) for row in history)
     for epoch in range(len(history), len(plan)):
         started = time.monotonic()
-        loss, accuracy = _epoch(
-            module, optimizer, data, recipe, (epoch, plan, bfloat16, after_step)
-        )
+        loss, accuracy = _epoch(module, optimizer, data, recipe, (epoch, plan, bfloat16))
         row = {
             "size": plan[epoch],
             "loss": round(loss, 4),
@@ -147,10 +143,10 @@ def _epoch(
     optimizer: torch.optim.Optimizer,
     data: Data,
     recipe: Recipe,
-    place: tuple[int, list[int], bool, Callable[[], None]],
+    place: tuple[int, list[int], bool],
 ) -> tuple[float, float]:
     """Mean loss and accuracy over the epoch; its order and augmentation follow from its number."""
-    epoch, plan, bfloat16, after_step = place
+    epoch, plan, bfloat16 = place
     generator = torch.Generator().manual_seed(1000 * recipe.seed + epoch)
     pixels, labels = data.train
     step_count = len(labels) // recipe.batch_size
@@ -172,7 +168,6 @@ def _epoch(
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
-        after_step()
         loss_sum += loss.item()
         right += (logits.argmax(1) == y).sum().item()
     return loss_sum / step_count, right / len(order)

@@ -1,14 +1,10 @@
-"""Inputs of deployed models, rendered or synthesised: lines and pages of text, speech, photographs.
+"""Inputs of deployed models: lines and pages of text, rendered, and photographs.
 
-Calibration and judging never share a generator's seed, a voice, a sentence or a photograph.
+Calibration and judging never share a generator's seed or a photograph.
 """
 
 from __future__ import annotations
 
-import shutil
-import subprocess
-import tempfile
-import wave
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -25,11 +21,6 @@ TEXT = (
     "revenue growth market share people water house green light open close start stop exit"
 )
 WORDS = TEXT.split()
-SENTENCES = (
-    "good morning, please call the office before five o'clock today",
-    "the weather forecast says rain in the north and sunshine along the coast, with a light wind",
-)
-VOICES = (("en", "en-us", "de", "fr"), ("en+f3", "en-us+m5", "es", "it"))
 FONT_FOLDER = Path("/usr/share/fonts/truetype/dejavu")
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -123,28 +114,3 @@ def _photos(folder: Path | None) -> Sequence[Image.Image]:
     here = Path(sklearn.datasets.__file__).parent / "images"
     files += [here / "china.jpg", here / "flower.jpg"]
     return [Image.open(file).convert("RGB") for file in files if file.is_file()]
-
-
-def speech(which: int, seed: int) -> Floats | None:
-    """Spoken sentences with pauses and a little noise, 16 kHz; None without espeak-ng.
-
-    `which` 0 and 1 are other sentences and other voices.
-    """
-    if shutil.which("espeak-ng") is None:
-        return None
-    rng = np.random.default_rng(seed)
-    parts: list[NDArray[np.float64]] = []
-    with tempfile.TemporaryDirectory() as folder:
-        for index in range(6):
-            path = f"{folder}/{index}.wav"
-            voice = VOICES[which][index % 4]
-            command = ["espeak-ng", "-v", voice, "-s", str(120 + 20 * index), "-w", path]
-            subprocess.run([*command, SENTENCES[which]], check=True)
-            with wave.open(path) as file:
-                rate = file.getframerate()
-                data = np.frombuffer(file.readframes(file.getnframes()), np.int16)
-            when = np.arange(0, len(data) / rate, 1 / 16000)
-            heard = np.interp(when, np.arange(len(data)) / rate, data / 32768)
-            parts += [heard * rng.uniform(0.2, 0.8), np.zeros(int(16000 * rng.uniform(0.6, 1.5)))]
-    sound = np.concatenate(parts)
-    return np.asarray(sound + rng.normal(0, 0.004, len(sound)), dtype=np.float32)

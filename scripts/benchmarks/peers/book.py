@@ -14,21 +14,13 @@ from typing import Any
 
 import numpy as np
 
-from rlprune.graph.types import FloatArray, IntArray
+from rlprune.graph.types import IntArray
 from rlprune.profile.evaluate import Evaluation
 
 WAIT_SEC = 60.0
 """For another process's write."""
 
-SCHEMA = """
-CREATE TABLE IF NOT EXISTS evaluation (
-    context TEXT, keeps TEXT, losses BLOB, accuracy REAL, PRIMARY KEY (context, keeps)
-) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS divergence (
-    context TEXT, keeps TEXT, divergences BLOB, PRIMARY KEY (context, keeps)
-) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS finding (key TEXT PRIMARY KEY, value TEXT) WITHOUT ROWID;
-"""
+SCHEMA = "CREATE TABLE IF NOT EXISTS kept (key TEXT PRIMARY KEY, value BLOB) WITHOUT ROWID"
 
 
 class Book:
@@ -39,7 +31,7 @@ class Book:
         self._file = sqlite3.connect(path, timeout=WAIT_SEC, isolation_level=None)
         self._file.execute("PRAGMA journal_mode=WAL")
         self._file.execute("PRAGMA synchronous=NORMAL")
-        self._file.executescript(SCHEMA)
+        self._file.execute(SCHEMA)
 
     def close(self) -> None:
         self._file.close()
@@ -48,42 +40,24 @@ class Book:
         self, context: str, keeps: IntArray, make: Callable[[], Evaluation]
     ) -> Evaluation:
         """The plan's evaluation in a context; made where it is not there. Kept in float32."""
-        key = (context, ",".join(str(int(keep)) for keep in keeps))
-        found = self._file.execute(
-            "SELECT losses, accuracy, divergences FROM evaluation JOIN divergence "
-            "USING (context, keeps) WHERE context = ? AND keeps = ?",
-            key,
-        ).fetchone()
-        if found is None:
-            made = make()
-            losses, divergences = (
-                np.asarray(values, dtype=np.float32).tobytes()
-                for values in (made.image_losses, made.image_divergences)
-            )
-            found = (losses, made.accuracy, divergences)
-            self._file.execute("BEGIN")
-            self._file.execute(
-                "INSERT OR REPLACE INTO evaluation VALUES (?, ?, ?, ?)", (*key, *found[:2])
-            )
-            self._file.execute(
-                "INSERT OR REPLACE INTO divergence VALUES (?, ?, ?)", (*key, divergences)
-            )
-            self._file.execute("COMMIT")
-        return Evaluation.of(_unpacked(found[0]), _unpacked(found[2]), float(found[1]))
+
+        def made() -> bytes:
+            one = make()
+            values = (one.image_losses, one.image_divergences, [one.accuracy])
+            return np.concatenate(values).astype(np.float32).tobytes()
+
+        found = self._kept(f"{context} {','.join(str(int(keep)) for keep in keeps)}", made)
+        values = np.frombuffer(found, dtype=np.float32).astype(np.float64)
+        losses, divergences = np.split(values[:-1], 2)
+        return Evaluation.of(losses, divergences, float(values[-1]))
 
     def finding(self, key: str, make: Callable[[], Any]) -> Any:
         """A JSON value by its key; made where it is not there."""
-        row = self._file.execute("SELECT value FROM finding WHERE key = ?", (key,)).fetchone()
-        if row is not None:
-            return json.loads(row[0])
-        value = json.dumps(make())
-        self._file.execute("INSERT OR REPLACE INTO finding VALUES (?, ?)", (key, value))
-        return json.loads(value)
+        return json.loads(self._kept(key, lambda: json.dumps(make()).encode()))
 
-    def has(self, key: str) -> bool:
-        """Whether the finding is there."""
-        return bool(self._file.execute("SELECT 1 FROM finding WHERE key = ?", (key,)).fetchone())
-
-
-def _unpacked(values: bytes) -> FloatArray:
-    return np.frombuffer(values, dtype=np.float32).astype(np.float64)
+    def _kept(self, key: str, make: Callable[[], bytes]) -> bytes:
+        row = self._file.execute("SELECT value FROM kept WHERE key = ?", (key,)).fetchone()
+        if row is None:
+            row = (make(),)
+            self._file.execute("INSERT OR REPLACE INTO kept VALUES (?, ?)", (key, *row))
+        return bytes(row[0])

@@ -24,14 +24,14 @@ in images: a thousand that plans saw are one evaluation."""
 DATA_FREE = "_free"
 """How the names of methods end that see no measured loss though they could."""
 RULES = (
-    *("uniform", "uniform-plain", "magnitude", "sensitivity", "knapsack", "learned"),
+    *("uniform", "uniform-plain", "global", "sensitivity", "knapsack", "learned"),
     *("knapsack_free", "learned_free"),
 )
 """Methods that evaluate nothing beyond the profile."""
 EPISODIC = ("amc", "random_policy")
 SEARCHES = ("evolution", *EPISODIC, "random", "netadapt")
 METHODS = (*RULES, *CANDIDATES, *SEARCHES)
-UNPROFILED = ("uniform", "uniform-plain", "magnitude", "random", "netadapt", *EPISODIC)
+UNPROFILED = ("uniform", "uniform-plain", "global", "random", "netadapt", *EPISODIC)
 """Methods that never look at single-group losses."""
 
 

@@ -30,7 +30,6 @@ from benchmarks.peers.findings import (
 from benchmarks.peers.rules import SensitivityPolicy
 from benchmarks.peers.search import Search, Space, Trail, follow
 from benchmarks.peers.searches import evolution, netadapt, random_search
-from benchmarks.peers.torch_pruning import TorchPruningPolicy
 from datasets import catalogue
 from datasets.pack import CifarPack
 from rlprune.graph.types import IntArray
@@ -182,13 +181,9 @@ class Case:
 
     def _policy(self, name: str) -> Policy:
         if name not in self._policies:
-            if name == "magnitude":
-                policy: Policy = TorchPruningPolicy(self.net.module)
-            elif name == "sensitivity":
-                policy = SensitivityPolicy()
-            else:
-                policy = get_policy(self.settings.policy if name == "learned" else name)
-            self._policies[name] = policy
+            known = self.settings.policy if name == "learned" else name
+            sensitivity = name == "sensitivity"
+            self._policies[name] = SensitivityPolicy() if sensitivity else get_policy(known)
         return self._policies[name]
 
     def _plans(

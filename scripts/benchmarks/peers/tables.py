@@ -83,7 +83,7 @@ def headlines(grid: Grid) -> Iterator[Row]:
     if over is not None:
         yield over.row("amc/over_random_policy", "nats", "min", 0.0)
     free = grid.of_method("learned_free")
-    for other in ("magnitude", "uniform", "uniform-plain"):
+    for other in ("global", "uniform", "uniform-plain"):
         for model in dict.fromkeys(place.model for place in free):
             own = {place: cell for place, cell in free.items() if place.model == model}
             over = over_cells(own, grid.of_method(other))
