@@ -9,8 +9,8 @@ What measuring says differs from that by much the same in all networks on record
 (`rlprune-recordings`), by where a group is and how deep the cut: a factor, log-linear in
 a few traits. It is fitted with a ridge, which draws it to 1 where the record says nothing. Only
 ratios within one network matter to a planner, so every network's mean is taken out. Products of the
-traits fit the record better and unseen block types worse. `scripts/data fit_curves` fits, and says what
-plans are worth that go by it on block types left out.
+traits fit the record better and unseen block types worse. `scripts/data fit_curves` fits, and says
+what plans are worth that go by it on block types left out.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ class CurveModel:
         """
         data = json.loads(Path(path).read_text(encoding="utf-8"))
         if data["format"] != FORMAT or tuple(data["traits"]) != TRAITS:
-            raise ValueError(f"{path} is of other traits; make it again with scripts/data fit_curves")
+            raise ValueError(f"{path} is of other traits; run scripts/data fit_curves again")
         names = (field.name for field in fields(CurveModel) if field.name != "level")
         return CurveModel(level=data["level"], **{name: tuple(data[name]) for name in names})
 
