@@ -28,7 +28,7 @@ from torch import nn
 
 import rlprune
 from benchmarks.harness import Bench, Row
-from benchmarks.peers.figures import difference
+from benchmarks.peers.figures import difference, right
 from datasets.nets import vgg
 from datasets.pack import CifarPack, exported, shared_data
 from datasets.running import Clock
@@ -41,7 +41,6 @@ from rlprune.latency.types import Measurement, ModelSubject
 from rlprune.plans import PruningPlan
 from rlprune.runtime import get_runtime
 from rlprune.surgery.torch_saliency import BATCH_SIZE, WITH_IMAGES
-from rlprune.training.finetune import Images
 
 STAGES = ((16, 24), (40, 40), (64, 64), (128, 128), (512, 512))
 """VGG-16's wide end (512) on a body of a quarter of its width; 29 MMACs, 3.3 M parameters."""
@@ -216,12 +215,6 @@ def judge(arms: dict[str, Arm], data: Data, folder: Path) -> None:
     )
     for arm, one in zip(arms.values(), found, strict=True):
         arm.measured = one
-
-
-def right(module: nn.Module, images: Images) -> NDArray[np.bool_]:
-    with torch.no_grad():
-        answers = [module(x).argmax(1) for x in torch.from_numpy(images.x).split(500)]  # type: ignore[no-untyped-call]
-    return np.asarray(torch.cat(answers).numpy() == images.y)
 
 
 def report(runs: dict[int, Run]) -> Iterator[Row]:

@@ -1,6 +1,6 @@
 """Trains the zoo's CIFAR-10 networks from scratch, one after the other, on one thread.
 
-    scripts/data zoo [--only NAME ...] [--list] [--out DIR] [--work DIR] [--shared DIR]
+    scripts/data zoo [--only NAME ...] [--out DIR] [--work DIR] [--shared DIR]
 
 Each net trains on 45,000 train images and is validated on the other 5,000 (`train_calib`);
 `test_reward` is looked at once, after training, and chooses nothing; `test_report` is never read.
@@ -35,7 +35,6 @@ LEAST_ACCURACY = 0.85
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--only", nargs="+", metavar="NAME", default=list(NETS), choices=NETS)
-    parser.add_argument("--list", action="store_true", help="say what there is, and train nothing")
     parser.add_argument("--out", type=Path, help="the recordings' folder by default")
     parser.add_argument("--work", type=Path, default=Path("~/.cache/rlprune/zoo").expanduser())
     parser.add_argument("--shared")
@@ -43,9 +42,7 @@ def main() -> None:
     with stoppable():
         out = options.out or zoo_folder()
         missing = [name for name in options.only if not (out / f"{name}.json").is_file()]
-        if options.list:
-            print_list(options.only, out)
-        elif missing:
+        if missing:
             torch.set_num_threads(1)
             data = Data(CifarPack(shared_data(options.shared)))
             clock = Clock(left=sum(work(NETS[name].epochs) for name in missing))
@@ -121,18 +118,6 @@ def keep(
     (out / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n")
     verdict = "" if included else f", left out (below {LEAST_ACCURACY:.0%})"
     print(f"{name} ({net.family}): {after.accuracy:.2%} on validation{verdict}", flush=True)
-
-
-def print_list(names: list[str], out: Path) -> None:
-    for name in names:
-        family = NETS[name].family + (", held out" if NETS[name].family in HELD_OUT else "")
-        path, said = out / f"{name}.json", "not trained"
-        if path.is_file():
-            record = json.loads(path.read_text())
-            said = f"{record['macs'] / 1e6:.1f} MMACs, {record['params']:,} parameters, "
-            said += f"{record['measured']['validation_accuracy']:.2%} on validation"
-            said += "" if record["included"] else ", left out"
-        print(f"{name:20} {family:28} {said}")
 
 
 if __name__ == "__main__":

@@ -12,9 +12,13 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
 
 from benchmarks.harness import Row, Sense
 from rlprune.graph.types import FloatArray
+from rlprune.training.finetune import Images
 
 DRAWS = 4000
 LEVEL = 0.9
@@ -69,6 +73,15 @@ def difference(own: Losses, other: Losses | None = None) -> Difference | None:
         float(of_seeds.std(ddof=1) / np.sqrt(count)) if count > 1 else 0.0,
         count,
     )
+
+
+def right(module: nn.Module, images: Images, *, batch_size: int = 250) -> NDArray[np.bool_]:
+    """Whether each image's top class is its label [N]."""
+    module.eval()
+    with torch.no_grad():
+        parts = np.array_split(images.x, max(1, len(images) // batch_size))
+        top = [module(torch.from_numpy(part)).argmax(1).numpy() for part in parts]
+    return np.asarray(np.concatenate(top) == images.y)
 
 
 @dataclass(frozen=True, slots=True)

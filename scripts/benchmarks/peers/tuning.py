@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from benchmarks.peers.figures import right
 from benchmarks.peers.grid import Case
 from datasets import catalogue
 from datasets.pack import CifarPack
@@ -36,9 +37,6 @@ class Recipe:
     config: TrainConfig
     image_count: int
     """Train images, drawn by the seed from the 45,000 that the zoo is trained on."""
-    bfloat16: bool = True
-    """Whether dense networks train in bfloat16 (autocast); never those of depthwise layers, which
-    it slows."""
 
 
 class Bfloat16(nn.Module):
@@ -91,8 +89,8 @@ class Tuner:
         def made() -> dict[str, Any]:
             module = case.net.module if keeps is None else self._train(np.array(keeps), key)
             assert case.report.y is not None
-            right = _right(module, Images(case.report.x, case.report.y))
-            return {"right": np.packbits(right).tobytes().hex(), "count": len(right)}
+            found = right(module, Images(case.report.x, case.report.y))
+            return {"right": np.packbits(found).tobytes().hex(), "count": len(found)}
 
         value = case.book.finding(key, made)
         bits = np.frombuffer(bytes.fromhex(value["right"]), np.uint8)
@@ -115,7 +113,7 @@ class Tuner:
         checkpoint = Checkpoint(self._work / f"tuning-{key}.safetensors", key)
         depthwise = any(op.kind == "depthwise_conv" for op in case.trace.graph.operators)
         fit(
-            Bfloat16(module) if recipe.bfloat16 and not depthwise else module,
+            module if depthwise else Bfloat16(module),  # it slows depthwise layers
             self._images,
             replace(recipe.config, seed=case.seed),
             augment=flipped_and_shifted,
@@ -129,13 +127,3 @@ class Tuner:
         )
         checkpoint.path.unlink(missing_ok=True)
         return module.eval()
-
-
-def _right(module: nn.Module, images: Images, *, batch_size: int = 250) -> NDArray[np.bool_]:
-    module.eval()
-    top = []
-    with torch.no_grad():
-        for start in range(0, len(images), batch_size):
-            logits = module(torch.from_numpy(images.x[start : start + batch_size]))
-            top.append(logits.argmax(1).numpy())
-    return np.asarray(np.concatenate(top) == images.y)
