@@ -23,13 +23,13 @@ if TYPE_CHECKING:
     import onnx
     from torch import nn
 
+    from rlprune.finetuning.run import finetune
     from rlprune.graph.from_onnx import OnnxTrace
     from rlprune.graph.from_torch import TorchTrace
     from rlprune.plans import PruningPlan
-    from rlprune.profile.correct import Correction
-    from rlprune.profile.sources import CalibrationData, CalibrationSource
+    from rlprune.sensitivity.correct import Correction
+    from rlprune.sensitivity.sources import CalibrationData, CalibrationSource
     from rlprune.service.client import Client
-    from rlprune.training.recover import finetune
 
     OnnxModel = str | Path | bytes | onnx.ModelProto | OnnxTrace
     TorchModel = nn.Module | TorchTrace
@@ -52,11 +52,11 @@ def __getattr__(name: str) -> Any:
 
         return Client
     if name == "finetune":
-        from rlprune.training.recover import finetune
+        from rlprune.finetuning.run import finetune
 
         return finetune
     if name == "CalibrationData":
-        from rlprune.profile.sources import CalibrationData
+        from rlprune.sensitivity.sources import CalibrationData
 
         return CalibrationData
     if name == "PruningPlan":
@@ -209,7 +209,7 @@ def plan(
     traced = _trace(model, example_inputs, input_shapes)
     initial = None
     if at_init is not None:
-        from rlprune.training.at_init import score_units
+        from rlprune.sensitivity.at_init import score_units
 
         if isinstance(traced, OnnxTrace):
             raise InputError(
@@ -286,8 +286,8 @@ def apply(
     plan.check(traced.graph)
     if isinstance(traced, OnnxTrace):
         from rlprune.graph.reach import attach
-        from rlprune.profile.correct import carry_out
         from rlprune.runtime.once import run_once
+        from rlprune.sensitivity.correct import carry_out
         from rlprune.surgery.written import note_plan
 
         made = carry_out(traced, plan.keeps, calibration)
@@ -296,7 +296,7 @@ def apply(
         note_plan(written, plan)
         _tell(made, on_result)
         return written
-    from rlprune.training.reconstruct import prune_module
+    from rlprune.sensitivity.torch_reconstruct import prune_module
 
     small, correction = prune_module(traced, plan.keeps, calibration)
     _tell(correction, on_result)

@@ -9,9 +9,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import secrets
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,6 +17,7 @@ import numpy as np
 
 from rlprune.constraints import Constraints
 from rlprune.errors import InputError, PlanError, PlanMismatchError
+from rlprune.files import write_atomic
 from rlprune.graph.types import IntArray, PruningGraph
 
 FORMAT = "rlprune.plan/1"
@@ -275,33 +273,6 @@ class PruningPlan:
             return PruningPlan.from_json(text)
         except PlanError as error:
             raise PlanError(f"{path}: {error}") from error
-
-
-def write_atomic(path: Path, content: bytes | Iterator[bytes]) -> None:
-    """Writes `content`, whole or in pieces, beside `path`, then renames it there, so no reader sees
-    half a file. A link stays and its target is written; a device or a pipe is written to as it is.
-    """
-    path = Path(os.path.realpath(path)) if path.is_symlink() else path
-    if path.exists() and not path.is_file():
-        with path.open("wb") as file:
-            file.writelines((content,) if isinstance(content, bytes) else content)
-        return
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
-    # Not mkstemp, whose files only their owner may read: a plan is to be passed on.
-    try:
-        handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
-    except OSError as error:
-        error.filename = str(path)
-        raise
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.writelines((content,) if isinstance(content, bytes) else content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
 
 
 def _figures(data: Any) -> dict[str, Any]:

@@ -12,9 +12,9 @@ from topologies import TOPOLOGIES
 
 from rlprune.graph.from_onnx import OnnxTrace, trace_onnx
 from rlprune.graph.types import IntArray
-from rlprune.profile.calibration import CalibrationSet
-from rlprune.profile.fit import check_calibration
 from rlprune.runtime import get_runtime
+from rlprune.sensitivity.calibration import CalibrationSet
+from rlprune.sensitivity.fit import check_calibration
 
 
 def traced(name: str) -> OnnxTrace:

@@ -21,8 +21,8 @@ from rlprune.graph.from_onnx import trace_onnx
 from rlprune.graph.skeleton import strip
 from rlprune.latency.types import Measurement, ModelSubject, OperatorSpec
 from rlprune.planning import latency_model
-from rlprune.profile.energy import shape_profiles
-from rlprune.profile.types import keep_levels
+from rlprune.sensitivity.energy import shape_profiles
+from rlprune.sensitivity.types import keep_levels
 from rlprune.service.device_messages import measurement_to, subject_to
 from rlprune.service.devices import DeviceService
 from rlprune.service.front import EventLoop, Pools, event_loop

@@ -13,9 +13,9 @@ import numpy as np
 from synthetic import resnet_like, task_of
 
 from rlprune.graph.types import FloatArray, IntArray
-from rlprune.profile.energy import loss_curve
-from rlprune.profile.predicted import energy_curve
-from rlprune.task.task import PruningTask
+from rlprune.sensitivity.energy import loss_curve
+from rlprune.sensitivity.predicted import energy_curve
+from rlprune.solver.task import PruningTask
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,9 @@ import numpy as np
 from rlprune.graph.types import FloatArray, Group, IntArray, Operator, PruningGraph, Width
 from rlprune.latency.interval import Interval
 from rlprune.latency.tables import LatencyTables
-from rlprune.profile.types import GroupProfiles, keep_levels
-from rlprune.task.evaluations import Evaluations
-from rlprune.task.task import PruningTask
+from rlprune.recording.evaluations import Evaluations
+from rlprune.sensitivity.types import GroupProfiles, keep_levels
+from rlprune.solver.task import PruningTask
 
 
 def group_width(group: int) -> Width:

@@ -13,9 +13,9 @@ from small_onnx import small_onnx
 
 import rlprune
 from rlprune.errors import PlanError, PolicyError, RlpruneError
+from rlprune.files import read_npz, write_npz
 from rlprune.plans import PruningPlan
 from rlprune.policy.artifact import PolicyArtifact
-from rlprune.task.taskdir import read_npz, write_npz
 
 ODD = ("1e400", "-1e400", "NaN", "1" + "0" * 400, "1" + "0" * 5000, "-1", "null", "[]", "{}", '"x"')
 

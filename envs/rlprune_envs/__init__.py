@@ -1,4 +1,4 @@
-"""Gymnasium environments over `rlprune.task`; importing this registers `rlprune/ChannelPruning-v0`.
+"""Gymnasium environments over `rlprune.mdp`; importing this registers `rlprune/ChannelPruning-v0`.
 
 gymnasium.make("rlprune_envs:rlprune/ChannelPruning-v0")
 """

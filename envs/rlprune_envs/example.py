@@ -8,9 +8,9 @@ import numpy as np
 
 from rlprune.graph.types import FloatArray, Group, IntArray, Operator, PruningGraph, Width
 from rlprune.latency.macs import macs_tables
-from rlprune.profile.types import GroupProfiles, keep_levels
-from rlprune.task.objective import curve_at
-from rlprune.task.task import PruningTask
+from rlprune.mdp.objective import curve_at
+from rlprune.sensitivity.types import GroupProfiles, keep_levels
+from rlprune.solver.task import PruningTask
 
 _SIDE = 16
 
@@ -26,7 +26,7 @@ class CoupledObjective:
     """Loss per product of two neighbours' losses."""
 
     def loss(self, keeps: IntArray) -> FloatArray:
-        """As `rlprune.task.task.Objective.loss`."""
+        """As `rlprune.solver.task.Objective.loss`."""
         own = curve_at(self.levels, self.curve, keeps)  # [B, G]
         return np.asarray(own.sum(-1) + self.coupling * (own[:, 1:] * own[:, :-1]).sum(-1))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from rlprune.task.episode import Episode
+from rlprune.mdp.episode import Episode
 
 _BAR, _GAP, _HEIGHT = 12, 4, 120
 """Pixels: of a bar across, between bars, and of a bar that keeps all."""

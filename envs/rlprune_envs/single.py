@@ -1,4 +1,4 @@
-"""The single environment: `rlprune.task.dynamics` with one row."""
+"""The single environment: `rlprune.mdp.dynamics` with one row."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ import gymnasium
 import numpy as np
 from numpy.typing import NDArray
 
-from rlprune.task.dynamics import (
+from rlprune.mdp.dynamics import (
     BUDGET_RANGE,
     WITHHELD_RATIO,
     LatencyMode,
     Measure,
     PruningDynamics,
 )
-from rlprune.task.episode import ACTION_SIZE, ActionMode
-from rlprune.task.observe import LIMIT, SLOTS
-from rlprune.task.task import PruningTask
+from rlprune.mdp.episode import ACTION_SIZE, ActionMode
+from rlprune.mdp.observe import LIMIT, SLOTS
+from rlprune.solver.task import PruningTask
 from rlprune_envs.example import example_task
 from rlprune_envs.render import bars, table
 
@@ -56,8 +56,8 @@ class ChannelPruningEnv(gymnasium.Env[Observation, Observation]):
 
     ## Observation Space
 
-    A `Box(-5, 5, (D,), float32)`, D = `len(rlprune.task.observe.SLOTS)`, whatever the network's depth.
-    Slots have no unit and are clipped; `rlprune.task.observe` gives name and formula of each.
+    A `Box(-5, 5, (D,), float32)`, D = `len(rlprune.mdp.observe.SLOTS)`, whatever the network's depth.
+    Slots have no unit and are clipped; `rlprune.mdp.observe` gives name and formula of each.
 
     | slots | what | changes with |
     | --- | --- | --- |
@@ -78,7 +78,7 @@ class ChannelPruningEnv(gymnasium.Env[Observation, Observation]):
         r_t = (L(s_t) - L(s_t+1)) / scale
 
     so an episode's return is (L(reference) - L(final)) / scale, undiscounted: use gamma = 1. `scale` is
-    how far recorded plans like the reference lie apart (`rlprune.task.objective.reward_scale`). In
+    how far recorded plans like the reference lie apart (`rlprune.mdp.objective.reward_scale`). In
     `correction` all of it comes with the last step. With `latency="measured"` the last reward also
     loses 20 max(0, measured / budget - 1).
 
@@ -103,7 +103,7 @@ class ChannelPruningEnv(gymnasium.Env[Observation, Observation]):
 
     | argument | default | what |
     | --- | --- | --- |
-    | `tasks` | a small built-in one, in MACs | sequence of `rlprune.task.task.PruningTask`; no folder |
+    | `tasks` | a small built-in one, in MACs | sequence of `rlprune.solver.task.PruningTask`; no folder |
     | `action` | `"offset"` | see Action Space |
     | `latency` | `"predicted"` | or `"measured"`: see Rewards; needs `measure` |
     | `measure` | None | `(task, keeps [B, G]) -> ms [B]`, usually a device worker |

@@ -13,15 +13,15 @@ from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
 from rlprune.graph.types import FloatArray
-from rlprune.task.dynamics import (
+from rlprune.mdp.dynamics import (
     BUDGET_RANGE,
     WITHHELD_RATIO,
     LatencyMode,
     Measure,
     PruningDynamics,
 )
-from rlprune.task.episode import ActionMode
-from rlprune.task.task import PruningTask
+from rlprune.mdp.episode import ActionMode
+from rlprune.solver.task import PruningTask
 from rlprune_envs.single import Observation, action_space, checked_tasks, observation_space
 
 _BATCH_ROWS = 32

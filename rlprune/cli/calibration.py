@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from rlprune.profile.inputs import Reading
-    from rlprune.profile.sources import CalibrationData
+    from rlprune.sensitivity.inputs import Reading
+    from rlprune.sensitivity.sources import CalibrationData
 
 Calibration = Annotated[
     str | None,
@@ -62,7 +62,7 @@ def calibration_data(
     Raises:
         BadParameter: options without anything to read, or of other words.
     """
-    from rlprune.profile.sources import CalibrationData
+    from rlprune.sensitivity.sources import CalibrationData
 
     if calibration is None:
         for value, hint in ((judged_by, "--judged-by"), (pixels, "--pixels"), (sounds, "--sounds")):
@@ -75,7 +75,7 @@ def calibration_data(
 
 
 def _reading(pixels: str | None, sounds: str | None) -> Reading:
-    from rlprune.profile.inputs import Reading
+    from rlprune.sensitivity.inputs import Reading
 
     def numbers(text: str) -> tuple[float, ...]:
         return tuple(float(part) for part in text.split("/"))
@@ -117,6 +117,6 @@ def _reading(pixels: str | None, sounds: str | None) -> Reading:
 
 def calibration_path(calibration: str | None) -> Path | None:
     """The file that is read, if it is one."""
-    from rlprune.profile.sources import MADE_UP, NONE
+    from rlprune.sensitivity.sources import MADE_UP, NONE
 
     return None if calibration in (None, MADE_UP, NONE) else Path(str(calibration))

@@ -109,7 +109,7 @@ def _tables(
     from rlprune.latency.macs import macs_tables
     from rlprune.latency.types import MACS_DEVICE
     from rlprune.planning import check_measured, task_for
-    from rlprune.profile.energy import shape_profiles
+    from rlprune.sensitivity.energy import shape_profiles
 
     if device in (None, MACS_DEVICE):
         return macs_tables(graph, graph.widths[:, None], graph.widths**0)

@@ -76,8 +76,8 @@ def finetune(
 
     An interrupted run goes on from its checkpoint in OUT_DIR when the same command is given again.
     """
+    from rlprune.finetuning.run import CHECKPOINT_NAME, finetune, load_module
     from rlprune.plans import PruningPlan
-    from rlprune.training.recover import CHECKPOINT_NAME, finetune, load_module
 
     made = PruningPlan.load(plan)
     checkpoint = output / CHECKPOINT_NAME
@@ -87,7 +87,7 @@ def finetune(
 
     with stoppable(kept), progress() as on_progress:
         loaded = load_module(module, weights, seed=seed)
-        from rlprune.training.finetune import TrainConfig
+        from rlprune.finetuning.loop import TrainConfig
 
         if learning_rate is None:
             learning_rate = 1e-3 if optimizer == "adamw" else 0.02

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
     from rlprune.graph.from_onnx import OnnxTrace
     from rlprune.plans import PruningPlan
-    from rlprune.profile.correct import Correction
+    from rlprune.sensitivity.correct import Correction
 
 Model = Annotated[Path, typer.Argument(metavar="MODEL.onnx", show_default=False)]
 
@@ -75,7 +75,8 @@ def apply(
     made-up ones, and it is told how far the answers moved. With --calibration none it is only cut.
     """
     import rlprune
-    from rlprune.plans import PruningPlan, write_atomic
+    from rlprune.files import write_atomic
+    from rlprune.plans import PruningPlan
     from rlprune.surgery.encode import encode
 
     source = calibration_data(calibration, judged_by, pixels, sounds)

@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from rlprune.graph.from_onnx import OnnxTrace
     from rlprune.graph.types import PruningGraph
     from rlprune.plans import PlanFigures, PruningPlan
-    from rlprune.profile.initial import InitialScores
+    from rlprune.sensitivity.initial import InitialScores
 
 
 def plan(
@@ -282,14 +282,14 @@ def _untrained(
     module: str, input_shape: list[str] | None, score: str, calibration: str | None
 ) -> tuple[OnnxTrace, InitialScores]:
     """A module's trace and what its units are worth before training."""
-    from rlprune.training.recover import load_module
+    from rlprune.finetuning.run import load_module
 
     made = load_module(module)
     import torch
 
     from rlprune.graph.from_torch import trace_torch
-    from rlprune.profile.fit import read_images
-    from rlprune.training.at_init import score_units
+    from rlprune.sensitivity.at_init import score_units
+    from rlprune.sensitivity.fit import read_images
 
     if input_shape:
         if len(input_shape) > 1:
@@ -309,7 +309,7 @@ def _untrained(
 
 def _print_plan(plan: PruningPlan, graph: PruningGraph) -> None:
     from rlprune.latency.types import MACS_DEVICE
-    from rlprune.profile.correct import MUCH_DIVERGENCE
+    from rlprune.sensitivity.correct import MUCH_DIVERGENCE
 
     unit = "M MACs" if plan.device == MACS_DEVICE else "ms"
     print_line(f"graph {plan.fingerprint[:12]}   device {plan.device}   policy {plan.policy}")

@@ -26,7 +26,7 @@ from rlprune.cli.models import Model, load_trace
 from rlprune.errors import InputError
 
 if TYPE_CHECKING:
-    from rlprune.task.evaluations import Evaluations
+    from rlprune.recording.evaluations import Evaluations
 
 StoreUrl = Annotated[
     str | None, typer.Option(metavar="URL", help="Store with the devices' measurements.")
@@ -87,9 +87,9 @@ def record(
     import platformdirs
 
     from rlprune.policy import get_policy
-    from rlprune.profile.fit import load_calibration
+    from rlprune.recording.record import RecordConfig, proposal_tables, record_model
+    from rlprune.sensitivity.fit import load_calibration
     from rlprune.store import open_store
-    from rlprune.training.record import RecordConfig, proposal_tables, record_model
 
     folder = output or platformdirs.user_data_path("rlprune") / "tasks"
     name = check_name(model.stem if name is None else name)

@@ -112,7 +112,7 @@ class PlanRows:
 
 
 @dataclass(frozen=True)
-class Calibration:
+class LatencyCorrection:
     """Factors for the operators of one graph."""
 
     factors: dict[Key, FloatArray]
@@ -131,7 +131,7 @@ class Calibration:
 
 def calibrate(
     graph: PruningGraph, costs: OperatorCosts, call_ms: float, rows: Sequence[PlanRows]
-) -> Calibration:
+) -> LatencyCorrection:
     """Factors for `graph` from its own rows and, weakly, from those of other graphs."""
     keys = list(dict.fromkeys(operator_keys(graph)))
     blocks = [row for row in rows if len(row.ms)]
@@ -141,7 +141,7 @@ def calibrate(
     mean, covariance = _prior([cls for cls, _ in keys])
     if not blocks:
         wide = Interval.of(DEFAULT_HALF_WIDTH)
-        return Calibration(
+        return LatencyCorrection(
             dict(zip(keys, mean, strict=True)), call_ms, 0.0, wide, DEFAULT_HALF_WIDTH
         )
 
@@ -196,7 +196,7 @@ def calibrate(
         interval = fit_interval(left_out, own.ms[own.judged], own.base_ms)
         other_ms = max(float(fixed_ratio[place]), 0.0) * own.base_ms
         width = interval.half_width_at(own.base_ms / 2)
-    return Calibration(
+    return LatencyCorrection(
         factors=dict(zip(keys, factors, strict=True)),
         overhead_ms=(scale + call_var * float(pull @ call)) * call_ms,
         other_ms=other_ms,

@@ -13,7 +13,14 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from rlprune.graph.types import FloatArray, IntArray, Operator, PruningGraph
-from rlprune.latency.calibrate import OTHER, Calibration, Key, PlanRows, calibrate, operator_keys
+from rlprune.latency.calibrate import (
+    OTHER,
+    Key,
+    LatencyCorrection,
+    PlanRows,
+    calibrate,
+    operator_keys,
+)
 from rlprune.latency.choose import calibration_keeps, operator_specs
 from rlprune.latency.costs import CostPoint, OperatorCosts
 from rlprune.latency.drift import CANARY, ENOUGH, Drift, device_drift
@@ -132,11 +139,11 @@ class LatencyModel:
             dropped=tuple(dropped),
         )
 
-    def calibration(self, graph: PruningGraph) -> Calibration:
+    def correction(self, graph: PruningGraph) -> LatencyCorrection:
         """Factors and interval for this graph."""
         return self._fitted(graph)[1]
 
-    def _fitted(self, graph: PruningGraph) -> tuple[OperatorCosts, Calibration]:
+    def _fitted(self, graph: PruningGraph) -> tuple[OperatorCosts, LatencyCorrection]:
         """Costs of this graph's operators, and what they are worth in it.
 
         Once enough of its own plans were measured, nothing that is not of this graph's forms counts

@@ -16,8 +16,8 @@ from rlprune.planning.local import device_task, which_device
 from rlprune.planning.profiles import OnProgress, constrained_levels
 from rlprune.planning.tables import latency_model
 from rlprune.plans import PruningPlan
-from rlprune.profile.energy import energy_profiles, loss_curve
-from rlprune.task.task import PruningTask
+from rlprune.sensitivity.energy import energy_profiles, loss_curve
+from rlprune.solver.task import PruningTask
 
 if TYPE_CHECKING:
     from rlprune.graph.from_onnx import OnnxTrace

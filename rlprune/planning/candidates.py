@@ -20,14 +20,14 @@ from rlprune.errors import InputError
 from rlprune.graph.types import FloatArray, IntArray
 from rlprune.plans import PruningPlan
 from rlprune.policy import Policy, SamplingPolicy, get_policy
-from rlprune.profile.energy import loss_curve
-from rlprune.task.knapsack import solve
-from rlprune.task.task import PruningTask
+from rlprune.sensitivity.energy import loss_curve
+from rlprune.solver.knapsack import solve
+from rlprune.solver.task import PruningTask
 
 if TYPE_CHECKING:
     from rlprune.graph.from_onnx import OnnxTrace
-    from rlprune.profile.calibration import CalibrationSet
-    from rlprune.profile.evaluate import Evaluation, Evaluator
+    from rlprune.sensitivity.calibration import CalibrationSet
+    from rlprune.sensitivity.evaluate import Evaluation, Evaluator
 
 MAX_CANDIDATES = 64
 CURVE_ERROR = 0.2
@@ -257,8 +257,8 @@ def chooser(
 
     @cache
     def evaluator() -> Evaluator:
-        from rlprune.profile.evaluate import Evaluator
         from rlprune.runtime import get_runtime
+        from rlprune.sensitivity.evaluate import Evaluator
 
         return Evaluator(trace, images, runtime=get_runtime())
 

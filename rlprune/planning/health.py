@@ -43,5 +43,5 @@ def _error_ratio(model: LatencyModel) -> float:
     """Median half-width of the 90 % interval over models with whole-model measurements."""
     graphs = [rows.graph for rows in model.rows if len(rows.ms) > 1]
     chosen = graphs[:: -(-len(graphs) // MAX_GRAPHS)] if graphs else []
-    widths = [model.calibration(graph).half_width for graph in chosen]
+    widths = [model.correction(graph).half_width for graph in chosen]
     return median(widths) if widths else float("nan")

@@ -23,15 +23,15 @@ from rlprune.planning.profiles import (
 from rlprune.planning.reasons import with_reasons
 from rlprune.planning.tables import latency_model, nothing_measured, task_for
 from rlprune.plans import PruningPlan
-from rlprune.profile.initial import InitialScores, initial_profiles
-from rlprune.profile.types import GroupProfiles
-from rlprune.task.task import PruningTask
+from rlprune.sensitivity.initial import InitialScores, initial_profiles
+from rlprune.sensitivity.types import GroupProfiles
+from rlprune.solver.task import PruningTask
 
 if TYPE_CHECKING:
     from rlprune.graph.from_onnx import OnnxTrace
-    from rlprune.profile.calibration import CalibrationSet
-    from rlprune.profile.sources import CalibrationSource
     from rlprune.runtime import Runtime
+    from rlprune.sensitivity.calibration import CalibrationSet
+    from rlprune.sensitivity.sources import CalibrationSource
     from rlprune.store import Store
 
 MEASURE_ROUNDS = 4

@@ -14,9 +14,9 @@ from rlprune.graph.types import IntArray, PruningGraph
 from rlprune.latency.types import MACS_DEVICE
 from rlprune.planning.candidates import PENDING, propose
 from rlprune.plans import Candidate, PlanEntry, PlanFigures, PruningPlan
-from rlprune.profile.energy import loss_curve
-from rlprune.task.pinned import PinnedTask
-from rlprune.task.task import PruningTask
+from rlprune.sensitivity.energy import loss_curve
+from rlprune.solver.pinned import PinnedTask
+from rlprune.solver.task import PruningTask
 
 if TYPE_CHECKING:
     from rlprune.policy.base import Policy
@@ -83,8 +83,8 @@ def make_plan(
         InputError: the unpruned model is predicted to cost nothing.
         BudgetError: the budget is NaN, infinite, zero or negative; `max_params` below 1.
     """
-    from rlprune.policy.guard import why_not_alone
-    from rlprune.task.knapsack import least_keeps
+    from rlprune.policy.guard import refusal_reason
+    from rlprune.solver.knapsack import least_keeps
 
     if task.base_ms <= 0:
         raise InputError(f"the model costs nothing by {device!r}: there is nothing to prune")
@@ -107,7 +107,7 @@ def make_plan(
                 Candidate(**_figures(task, pinned.expand(own)), policy=name)
                 for name, own in propose(pinned.task, policy, budget_ms, candidate_count, rng)
             ]
-        elif guard and (why := why_not_alone(policy, untrained=untrained)):
+        elif guard and (why := refusal_reason(policy, untrained=untrained)):
             decided, why = "knapsack", f"the knapsack reference: {why}"
         elif policy.name != "knapsack":
             own_plan = _plan_within(policy, pinned.task, (least_ms, budget_ms), max_params)
@@ -161,8 +161,8 @@ def make_plan(
 
 def _reference(task: PruningTask, budget_ms: float, max_params: int | None) -> IntArray | None:
     """The knapsack's keeps [G] for a latency that can be met; None where none is small enough."""
-    from rlprune.task.knapsack import solve
-    from rlprune.task.sized import solve_within
+    from rlprune.solver.knapsack import solve
+    from rlprune.solver.second_budget import solve_within
 
     if max_params is None:
         return np.asarray(solve(task, np.array([budget_ms]))[0])

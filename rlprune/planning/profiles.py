@@ -10,15 +10,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from rlprune.constraints import BoundConstraints
+from rlprune.files import digest, read_npz, write_npz
 from rlprune.graph.types import IntArray, PruningGraph
-from rlprune.profile.types import GroupProfiles, keep_levels
-from rlprune.store.encoding import digest
-from rlprune.task.taskdir import read_npz, write_npz
+from rlprune.sensitivity.types import GroupProfiles, keep_levels
 
 if TYPE_CHECKING:
     from rlprune.graph.from_onnx import OnnxTrace
-    from rlprune.profile.calibration import CalibrationSet
-    from rlprune.profile.sources import CalibrationSource
+    from rlprune.sensitivity.calibration import CalibrationSet
+    from rlprune.sensitivity.sources import CalibrationSource
 
 OnProgress = Callable[[str, int, int], None]
 """(what is being done, how much is done, of how much)."""
@@ -39,7 +38,7 @@ def read_calibration(
     """
     if calibration is None:
         return None
-    from rlprune.profile.sources import open_calibration
+    from rlprune.sensitivity.sources import open_calibration
 
     return open_calibration(calibration, trace)
 
@@ -61,14 +60,14 @@ def profile_model(
         CalibrationError: the model cannot be evaluated on the images.
         MissingExtraError: evaluating needs a runtime, and none is installed.
     """
-    from rlprune.profile.energy import energy_profiles
+    from rlprune.sensitivity.energy import energy_profiles
 
     profiles = energy_profiles(trace, levels, level_count)
     if images is None:
         return profiles
-    from rlprune.profile.evaluate import Evaluator
-    from rlprune.profile.measured import measure_profiles
     from rlprune.runtime import get_runtime
+    from rlprune.sensitivity.evaluate import Evaluator
+    from rlprune.sensitivity.measured import measure_profiles
 
     key = digest(
         PROFILE_FORMAT.encode(),
@@ -92,8 +91,8 @@ def profile_model(
 def made_up_profile_sec(graph: PruningGraph) -> float:
     """CPU time, roughly, that measuring a profile on made-up inputs takes: one evaluation per group
     and level, at `MACS_PER_SEC`."""
-    from rlprune.profile.made_up import default_count
-    from rlprune.profile.measured import MOST_EVALUATED
+    from rlprune.sensitivity.made_up import default_count
+    from rlprune.sensitivity.measured import MOST_EVALUATED
 
     plan_count = sum(min(MOST_EVALUATED, int(width) - 1) for width in graph.widths)
     sample_count = default_count(graph)

@@ -16,8 +16,8 @@ from rlprune.planning.make import plan_unit
 from rlprune.planning.profiles import constrained_levels
 from rlprune.planning.tables import latency_model, tables_for
 from rlprune.plans import PruningPlan
-from rlprune.task.knapsack import least_keeps
-from rlprune.task.task import PruningTask
+from rlprune.solver.knapsack import least_keeps
+from rlprune.solver.task import PruningTask
 
 if TYPE_CHECKING:  # clients import this room, and no database
     from rlprune.store import Store

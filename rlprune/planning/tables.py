@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 from weakref import WeakKeyDictionary
 
 from rlprune.errors import NotFoundError
+from rlprune.files import digest
 from rlprune.graph.types import IntArray, PruningGraph
 from rlprune.latency.device import check_batch
 from rlprune.latency.tables import LatencyTables
 from rlprune.latency.types import MACS_DEVICE
-from rlprune.profile.types import GroupProfiles
-from rlprune.store.encoding import digest
-from rlprune.task.task import PruningTask
+from rlprune.sensitivity.types import GroupProfiles
+from rlprune.solver.task import PruningTask
 
 if TYPE_CHECKING:
     from rlprune.latency.costs import OperatorCosts

@@ -19,10 +19,10 @@ from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
 from rlprune.errors import PolicyError
-from rlprune.plans import write_atomic
+from rlprune.files import write_atomic
+from rlprune.mdp.episode import ACTION_SIZE, ActionMode
+from rlprune.mdp.observe import OBSERVATION_VERSION, SLOTS
 from rlprune.policy.network import Network
-from rlprune.task.episode import ACTION_SIZE, ActionMode
-from rlprune.task.observe import OBSERVATION_VERSION, SLOTS
 
 FORMAT = "rlprune.policy/1"
 TENSORS_NAME = "policy.safetensors"
@@ -56,7 +56,7 @@ class PolicyArtifact:
 
     network: Network
     action: ActionMode
-    """How its output is meant; see `rlprune.task.episode`."""
+    """How its output is meant; see `rlprune.mdp.episode`."""
     seed: int
     validation: Score | None = None
     """On the models that chose it among its population; optimistic for that reason."""

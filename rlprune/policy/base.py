@@ -7,7 +7,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 
 from rlprune.graph.types import FloatArray, IntArray
-from rlprune.task.task import PruningTask
+from rlprune.solver.task import PruningTask
 
 
 class Policy(Protocol):
@@ -22,7 +22,7 @@ class Policy(Protocol):
         """Keeps [B, G] for budgets [B], each a level of its group.
 
         `task.tables.upper_ms` of every row is within its budget where any plan is; where none is,
-        the row is `rlprune.task.knapsack.least_keeps`.
+        the row is `rlprune.solver.knapsack.least_keeps`.
         """
         ...
 

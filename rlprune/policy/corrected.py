@@ -17,12 +17,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rlprune.errors import PolicyError
+from rlprune.files import write_atomic
 from rlprune.graph.types import FloatArray, IntArray
-from rlprune.plans import write_atomic
-from rlprune.profile.energy import loss_curve
-from rlprune.profile.predicted import PLACE, group_features
-from rlprune.task.knapsack import least_keeps, solve
-from rlprune.task.task import PruningTask
+from rlprune.sensitivity.energy import loss_curve
+from rlprune.sensitivity.predicted import PLACE, group_features
+from rlprune.solver.knapsack import least_keeps, solve
+from rlprune.solver.task import PruningTask
 
 FORMAT = "rlprune.corrected/1"
 

@@ -30,7 +30,7 @@ def recorded_gain(artifact: PolicyArtifact) -> tuple[float, float] | None:
     return None if score is None else (score.gain_low, score.gain_high)
 
 
-def why_not_alone(policy: Policy, *, untrained: bool = False) -> str:
+def refusal_reason(policy: Policy, *, untrained: bool = False) -> str:
     """Why the policy's plans are not to be taken unevaluated; empty where they are.
 
     Policies that learned nothing on other models by reinforcement answer for themselves.

@@ -1,6 +1,6 @@
 """The learned policy: an artifact's network, walked through the task's own dynamics.
 
-It sees and does exactly what it saw and did in training, because `rlprune.task.dynamics` is the one
+It sees and does exactly what it saw and did in training, because `rlprune.mdp.dynamics` is the one
 place where observations are made and actions become keeps.
 """
 
@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rlprune.graph.types import FloatArray, IntArray
+from rlprune.mdp.episode import plan_with
 from rlprune.policy.artifact import PolicyArtifact
-from rlprune.task.episode import plan_with
-from rlprune.task.task import PruningTask
+from rlprune.solver.task import PruningTask
 
 SAMPLE_STD = (0.1, 0.2)
 """Of what is added to actions (-1..1) in samples, in turns: most plans that 0.3 leads to are worse

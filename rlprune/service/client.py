@@ -30,7 +30,7 @@ from rlprune.planning import (
     split_calibration,
 )
 from rlprune.plans import PruningPlan
-from rlprune.profile.types import GroupProfiles
+from rlprune.sensitivity.types import GroupProfiles
 from rlprune.service.channel import Channel
 from rlprune.service.device_messages import device_from, subject_to
 from rlprune.service.plan_messages import plan_from, profiles_to, record_from
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     import onnx
 
     from rlprune.graph.from_onnx import OnnxTrace
-    from rlprune.profile.sources import CalibrationSource
+    from rlprune.sensitivity.sources import CalibrationSource
 
     Model = str | Path | bytes | onnx.ModelProto | OnnxTrace
 

@@ -16,7 +16,7 @@ from rlprune.constraints import BoundConstraints, Constraints
 from rlprune.errors import InputError
 from rlprune.graph.types import FloatArray, IntArray, PruningGraph
 from rlprune.plans import Candidate, PlanEntry, PlanFigures, PruningPlan
-from rlprune.profile.types import MAX_LEVELS, GroupProfiles
+from rlprune.sensitivity.types import MAX_LEVELS, GroupProfiles
 from rlprune.store.records import PlanRecord
 from rlprune.v1 import plans_pb2, types_pb2
 

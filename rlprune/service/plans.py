@@ -24,8 +24,8 @@ from rlprune.planning import (
 )
 from rlprune.plans import PruningPlan
 from rlprune.policy import POLICY_NAMES, Policy, get_policy
-from rlprune.profile.energy import shape_profiles
-from rlprune.profile.types import GroupProfiles
+from rlprune.sensitivity.energy import shape_profiles
+from rlprune.sensitivity.types import GroupProfiles
 from rlprune.service.models import Skeletons
 from rlprune.service.plan_messages import (
     check_levels,

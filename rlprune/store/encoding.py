@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Iterator
@@ -140,13 +139,3 @@ def measurement_from_json(subject: str, body: str) -> Measurement:
         data[name] = tuple(tuple(session) for session in data[name])
     data["conditions"] = tuple((str(name), str(value)) for name, value in data["conditions"])
     return Measurement(subject=subject_from_key(subject), **data)
-
-
-def digest(*parts: str | bytes) -> str:
-    """sha256 over parts with their lengths, so that ("ab", "c") and ("a", "bc") differ."""
-    whole = hashlib.sha256()
-    for part in parts:
-        data = part.encode() if isinstance(part, str) else part
-        whole.update(len(data).to_bytes(8, "big"))
-        whole.update(data)
-    return whole.hexdigest()

@@ -15,6 +15,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from rlprune.errors import ConflictError, InputError, NotFoundError
+from rlprune.files import digest
 from rlprune.graph.types import PruningGraph
 from rlprune.latency.types import Measurement, ModelSubject
 from rlprune.plans import PruningPlan
@@ -251,7 +252,7 @@ class JobQueue:
         keys = json.dumps([encoding.subject_key(subject) for subject in subjects])
         return {
             "job_id": uuid.uuid4().hex,
-            "content_digest": encoding.digest(device, fingerprint, keys),
+            "content_digest": digest(device, fingerprint, keys),
             "device": device,
             "fingerprint": fingerprint or None,
             "subjects": keys,

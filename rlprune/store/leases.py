@@ -18,6 +18,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from rlprune.errors import InputError, LeaseError
+from rlprune.files import digest
 from rlprune.latency.types import FAULT, Measurement
 from rlprune.store import encoding, schema
 from rlprune.store.encoding import Subject
@@ -165,7 +166,7 @@ class Leases:
             raise InputError("a report either finishes the job or releases it", field="release")
         for index, measurement in enumerate(measurements):
             encoding.check_measurement(measurement, field=f"measurements[{index}]")
-        content = encoding.digest(
+        content = digest(
             lease_id,
             f"{done},{release}",
             *(

@@ -9,6 +9,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from rlprune.errors import ConflictError, NotFoundError
+from rlprune.files import digest
 from rlprune.plans import PruningPlan
 from rlprune.store import encoding, schema
 from rlprune.store.records import PlanRecord
@@ -22,7 +23,7 @@ def plan_row(
     return {
         "plan_id": uuid.uuid4().hex,
         "request_id": encoding.check_request_id(request_id) if request_id else None,
-        "content_digest": encoding.digest(body if content is None else content),
+        "content_digest": digest(body if content is None else content),
         "device": plan.device,
         "fingerprint": plan.fingerprint,
         "body": body,

@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 import sqlalchemy as sa
 
 from rlprune.errors import InputError, NotFoundError
+from rlprune.files import digest
 from rlprune.graph.types import PruningGraph
 from rlprune.latency.types import Measurement
 from rlprune.plans import PruningPlan
@@ -251,7 +252,7 @@ class Store:
             ConflictError: the same request_id came with other content.
         """
         with self.database.read() as connection:
-            return plan_of_request(connection, request_id, encoding.digest(content))
+            return plan_of_request(connection, request_id, digest(content))
 
     def plan(self, plan_id: str) -> PruningPlan:
         """One plan.

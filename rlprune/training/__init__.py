@@ -1,6 +1,6 @@
-"""Training: record what plans lose on real models, and learn from it to plan for others.
+"""Training: learn from recorded models (`rlprune.recording`) to plan for others.
 
-`train` runs a population of PPO agents on Ray. Importing this package loads neither torch nor Ray.
+`train` runs PPO agents on Ray. Importing this package loads neither torch nor Ray.
 """
 
 from __future__ import annotations

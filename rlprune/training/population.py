@@ -23,11 +23,11 @@ from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
 from rlprune.errors import PolicyError, UnavailableError
-from rlprune.plans import write_atomic
+from rlprune.files import write_atomic
 from rlprune.policy.artifact import PolicyArtifact
 from rlprune.policy.learned import LearnedPolicy
 from rlprune.policy.network import Network
-from rlprune.task.task import PruningTask
+from rlprune.solver.task import PruningTask
 from rlprune.training.ppo import Agent, AgentConfig, agent_config
 from rlprune.training.select import NamedTask, outcomes, relative_gain
 

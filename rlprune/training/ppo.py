@@ -22,10 +22,10 @@ from safetensors.torch import save as save_tensors
 from stable_baselines3 import PPO
 
 from rlprune.errors import PolicyError
+from rlprune.mdp.episode import ActionMode
+from rlprune.mdp.observe import SLOTS
 from rlprune.policy.network import Float32Array, Network, Normalizer
-from rlprune.task.episode import ActionMode
-from rlprune.task.observe import SLOTS
-from rlprune.task.task import PruningTask
+from rlprune.solver.task import PruningTask
 from rlprune.training.vec import TaskVecEnv
 
 STRUCTURE = ("bypassed", "sibling_share", "first", "last")

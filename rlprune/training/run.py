@@ -19,16 +19,16 @@ import numpy as np
 
 from rlprune.errors import InputError, NotFoundError
 from rlprune.latency.types import MACS_DEVICE
+from rlprune.mdp.episode import ActionMode
+from rlprune.mdp.objective import LEAST_RECORDS, AdditiveObjective
+from rlprune.mdp.observe import OBSERVATION_VERSION
 from rlprune.planning import latency_model, task_for
 from rlprune.policy.artifact import PolicyArtifact, Score
 from rlprune.policy.learned import LearnedPolicy
-from rlprune.task.episode import ActionMode
-from rlprune.task.objective import LEAST_RECORDS, AdditiveObjective, objective_of
-from rlprune.task.observe import OBSERVATION_VERSION
-from rlprune.task.task import PruningTask
-from rlprune.task.taskdir import RecordedModel, load_model_dir
-from rlprune.training.imagined import imagined_tables
+from rlprune.recording.model_dir import RecordedModel, load_model_dir, objective_of
+from rlprune.solver.task import PruningTask
 from rlprune.training.select import NamedTask, outcomes, relative_gain, score
+from rlprune.training.synthetic_devices import synthetic_tables
 
 if TYPE_CHECKING:
     from rlprune.store import Store
@@ -87,7 +87,7 @@ def train(
     devices: Sequence[str] = (),
     validation: Sequence[str] = (),
     actions: Sequence[ActionMode] = ACTIONS,
-    imagined: int = 3,
+    synthetic: int = 3,
     agents: int = 2,
     steps: int = 500_000,
     rounds: int = 8,
@@ -100,12 +100,12 @@ def train(
     An interrupted run leaves checkpoints in `out/checkpoints`; the same call goes on from them.
 
     Args:
-        task_dirs: recorded models (`rlprune.task.taskdir`), or folders of them.
+        task_dirs: recorded models (`rlprune.recording.model_dir`), or folders of them.
         devices: keys whose tables are read from the store, beside `macs`, which always is.
         validation: names of the models that choose the winner and are not trained on; about a
             quarter of the models, drawn by the seed, if none is named.
         actions: action modes tried, dealt to the agents in turn.
-        imagined: devices that do not exist, trained on beside the real ones.
+        synthetic: devices that do not exist, trained on beside the real ones.
         agents: size of the population, at least 1 and each in a process of its own.
         steps: environment steps of each agent.
 
@@ -120,12 +120,12 @@ def train(
         raise InputError(f"agents {agents}, steps {steps} and rounds {rounds} must be at least 1")
     models = load_models(task_dirs)
     chosen = _split(sorted(models), validation, seed)
-    tasks, skipped = training_tasks(models, store=store, devices=devices, imagined=imagined)
+    tasks, skipped = training_tasks(models, store=store, devices=devices, synthetic=synthetic)
     seen = [named for named in tasks if named.model not in chosen]
     unseen = [named for named in tasks if named.model in chosen]
     if not seen or not unseen:
         raise InputError("the devices have not measured enough models to train and validate on")
-    from rlprune.training.cluster import ray_session
+    from rlprune.cluster import ray_session
     from rlprune.training.population import network_of, run_population
 
     directory = Path(out)
@@ -215,11 +215,11 @@ def training_tasks(
     *,
     store: Store | None,
     devices: Sequence[str],
-    imagined: int = 0,
+    synthetic: int = 0,
 ) -> tuple[list[NamedTask], tuple[str, ...]]:
     """Every model on every device, tables as the store has them now; and the pairs left out.
 
-    With `imagined` further devices that do not exist (`rlprune.training.imagined`).
+    With `synthetic` further devices that do not exist (`rlprune.training.synthetic_devices`).
 
     Raises:
         InputError: a model has too few evaluations for an objective.
@@ -253,8 +253,8 @@ def training_tasks(
                 f"device {device!r} has not measured what any of the models needs; known: {known}",
                 field="device",
             )
-    for seed, (name, model) in itertools.product(range(imagined), models.items()):
-        tables = imagined_tables(model.graph, model.profiles, seed)
+    for seed, (name, model) in itertools.product(range(synthetic), models.items()):
+        tables = synthetic_tables(model.graph, model.profiles, seed)
         tasks.append(
             NamedTask(name, PruningTask(model.graph, tables, model.profiles, objectives[name]))
         )

@@ -16,8 +16,8 @@ from rlprune.graph.types import FloatArray, IntArray
 from rlprune.policy.artifact import Score
 from rlprune.policy.base import Policy
 from rlprune.policy.corrected import LEAST_LOSS, budgets_at, telling
-from rlprune.task.knapsack import solve
-from rlprune.task.task import PruningTask
+from rlprune.solver.knapsack import solve
+from rlprune.solver.task import PruningTask
 
 SCORE_SHARES = tuple(round(0.1 + 0.05 * step, 2) for step in range(17))
 """Budgets that policies are scored at: b in `least + b (base - least)`, 0.1 .. 0.9."""

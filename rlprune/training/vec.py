@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 from stable_baselines3.common.vec_env import VecEnv
 
+from rlprune.mdp.episode import ActionMode
 from rlprune.policy.network import Float32Array, Normalizer
-from rlprune.task.episode import ActionMode
-from rlprune.task.task import PruningTask
+from rlprune.solver.task import PruningTask
 from rlprune_envs import ChannelPruningVectorEnv
 
 

@@ -41,14 +41,14 @@ import rlprune
 from datasets.digits import NetSpec, Splits, build, digits, train_net
 from datasets.running import stoppable
 from rlprune.errors import RlpruneError
+from rlprune.finetuning.loop import TrainConfig, fit, score, shifted
 from rlprune.graph.from_torch import TorchTrace, trace_torch
 from rlprune.plans import PruningPlan
-from rlprune.profile.calibration import CalibrationSet
+from rlprune.recording.record import RecordConfig, record_model
+from rlprune.sensitivity.calibration import CalibrationSet
 from rlprune.service.client import Client
 from rlprune.store import open_store
 from rlprune.training import train
-from rlprune.training.finetune import TrainConfig, fit, score, shifted
-from rlprune.training.record import RecordConfig, record_model
 
 SEEN = (
     NetSpec("inverted", 40, 1),

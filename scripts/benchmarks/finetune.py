@@ -36,12 +36,12 @@ from benchmarks.parts.cells import (
 from benchmarks.peers.figures import NORMAL_90, Losses, Place, difference, over_cells
 from benchmarks.peers.grid import Case
 from benchmarks.peers.tuning import Recipe, Tuner
+from rlprune.files import digest
+from rlprune.finetuning.loop import TrainConfig
 from rlprune.latency.collect import measure_subjects, trace_models
 from rlprune.latency.types import MACS_DEVICE, ModelSubject
 from rlprune.planning import which_device
-from rlprune.store.encoding import digest
-from rlprune.task.knapsack import budgets_at
-from rlprune.training.finetune import TrainConfig
+from rlprune.solver.knapsack import budgets_at
 
 GRID_METHODS = ("uniform", "knapsack", "learned64", "amc", "evolution")
 OURS = "learned64"

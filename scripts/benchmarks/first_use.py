@@ -38,7 +38,8 @@ from benchmarks.harness import Bench, Row
 from datasets import nets
 from datasets.digits import digits
 from datasets.pack import exported
-from rlprune.training.finetune import Images, TrainConfig, fit
+from rlprune.finetuning.loop import TrainConfig, fit
+from rlprune.sensitivity.calibration import CalibrationSet
 
 SIDE, NOISE = 32, 0.3
 CALIBRATION_COUNT = 200
@@ -87,7 +88,7 @@ def newcomer(exporter: str, quick: bool, seed: int) -> Iterator[Row]:
     yield Row(label, over_real, "", TARGET, "max", len(judged), None)
 
 
-def trained(width: int, images: Images, seed: int) -> nn.Module:
+def trained(width: int, images: CalibrationSet, seed: int) -> nn.Module:
     torch.manual_seed(seed)
     blocks = [(1 if index % 2 else 2, width << index // 2) for index in range(8)]
     net = nets.resnet(width, partial(nets.basic, gated=False), *blocks)
@@ -106,7 +107,7 @@ def export(net: nn.Module, path: Path, *, dynamo: bool) -> None:
         torch.onnx.export(net, (torch.zeros(1, 3, SIDE, SIDE),), path, dynamo=True)
 
 
-def accuracy(path: Path, images: Images) -> float:
+def accuracy(path: Path, images: CalibrationSet) -> float:
     """Share (0-1) of labels that a file's answers meet, in the runtime itself, one by one."""
     session = ort.InferenceSession(path)
     name = session.get_inputs()[0].name

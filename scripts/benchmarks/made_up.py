@@ -17,8 +17,8 @@ import numpy as np
 import rlprune
 from benchmarks.harness import Bench, Row, log_final
 from datasets.pack import CifarPack, shared_data
-from rlprune.profile.evaluate import evaluate_model
 from rlprune.runtime import get_runtime
+from rlprune.sensitivity.evaluate import evaluate_model
 
 NETWORKS = (
     "cifar10_resnet20",

@@ -30,9 +30,9 @@ from datasets.pack import CifarPack, shared_data
 from rlprune.latency.macs import macs_tables
 from rlprune.planning import make_plan
 from rlprune.policy import POLICY_NAMES, get_policy
-from rlprune.profile.energy import energy_profiles
-from rlprune.profile.types import keep_levels
-from rlprune.task.task import PruningTask
+from rlprune.sensitivity.energy import energy_profiles
+from rlprune.sensitivity.types import keep_levels
+from rlprune.solver.task import PruningTask
 
 COUNT, IMPORT_COUNT = 21, 7
 MOST_PLAN_MS, MOST_IMPORT_MS = 50.0, 700.0

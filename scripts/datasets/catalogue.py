@@ -32,7 +32,7 @@ from datasets.pack import CifarPack, exported, shared_data
 from datasets.running import zoo_folder
 from rlprune.errors import InputError
 from rlprune.graph.from_onnx import OnnxTrace, trace_onnx
-from rlprune.task.taskdir import RecordedModel
+from rlprune.recording.model_dir import RecordedModel
 
 HELD_OUT = ("dense", "squeeze_excite")
 """Families that no default policy is trained on; named before any net of the zoo was trained.

@@ -17,7 +17,8 @@ from torch import nn
 
 from datasets import nets
 from rlprune.errors import InputError
-from rlprune.training.finetune import Images, TrainConfig, fit, shifted
+from rlprune.finetuning.loop import TrainConfig, fit, shifted
+from rlprune.sensitivity.calibration import CalibrationSet
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,9 +64,9 @@ KINDS: dict[str, Callable[[NetSpec], nn.Module]] = {
 class Splits:
     """Disjoint images: to train on, to calibrate and choose with, and to report on."""
 
-    train: Images
-    calibration: Images
-    report: Images
+    train: CalibrationSet
+    calibration: CalibrationSet
+    report: CalibrationSet
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -97,7 +98,12 @@ def train_net(spec: NetSpec, splits: Splits, *, epoch_count: int = 6, seed: int 
     fine = TrainConfig(min(epoch_count, 2), batch_size=32, learning_rate=0.05, seed=seed + 1)
     if epoch_count > 2:
         halved = F.avg_pool2d(torch.from_numpy(splits.train.x), 2).numpy()
-        fit(module, Images(halved, splits.train.y), coarse, augment=partial(shifted, pixels=1))
+        fit(
+            module,
+            CalibrationSet.single(halved, splits.train.y),
+            coarse,
+            augment=partial(shifted, pixels=1),
+        )
     fit(module, splits.train, fine, augment=shifted)
     return module
 
@@ -119,7 +125,7 @@ def digits(*, seed: int = 0, side: int = 32, noise: float = 0.0) -> Splits:
     if noise:
         x = x + np.float32(noise) * rng.standard_normal(x.shape, dtype=np.float32)
     parts = [
-        Images(np.ascontiguousarray(x[part]), labels[part].astype(np.int64))
+        CalibrationSet.single(np.ascontiguousarray(x[part]), labels[part].astype(np.int64))
         for part in np.split(order, [900, 1350])
     ]
     return Splits(*parts)

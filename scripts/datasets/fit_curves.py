@@ -20,11 +20,17 @@ from datasets import catalogue
 from datasets.running import recorded_folder, stoppable
 from rlprune.graph.types import FloatArray
 from rlprune.policy import get_policy
-from rlprune.profile.energy import loss_curve, non_increasing
-from rlprune.profile.predicted import DEFAULT_CURVES, CurveModel, Example, energy_curve, fit_curves
+from rlprune.sensitivity.energy import loss_curve, non_increasing
+from rlprune.sensitivity.predicted import (
+    DEFAULT_CURVES,
+    CurveModel,
+    Example,
+    energy_curve,
+    fit_curves,
+)
+from rlprune.solver.knapsack import budgets_at, solve
+from rlprune.solver.task import PruningTask
 from rlprune.store import open_store
-from rlprune.task.knapsack import budgets_at, solve
-from rlprune.task.task import PruningTask
 from rlprune.training.run import load_models, training_tasks
 
 SHARES = np.linspace(0.1, 0.9, 9)

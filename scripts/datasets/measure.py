@@ -19,9 +19,9 @@ from datasets.pack import CifarPack, shared_data
 from datasets.running import stoppable
 from rlprune.latency.device import local_device_key
 from rlprune.planning.local import device_task
-from rlprune.profile.energy import energy_profiles
-from rlprune.profile.types import keep_levels
 from rlprune.runtime import RUNTIMES, get_runtime
+from rlprune.sensitivity.energy import energy_profiles
+from rlprune.sensitivity.types import keep_levels
 from rlprune.store import open_store
 
 

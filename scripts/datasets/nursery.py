@@ -26,11 +26,11 @@ from datasets import nets
 from datasets.pack import CifarPack, exported, shared_data
 from datasets.running import recorded_folder, stoppable
 from datasets.training import Data, Recipe, train
+from rlprune.finetuning.loop import score
 from rlprune.graph.from_onnx import trace_onnx
-from rlprune.profile.fit import check_calibration
-from rlprune.task.taskdir import load_model_dir
-from rlprune.training.finetune import score
-from rlprune.training.record import RecordConfig, record_model
+from rlprune.recording.model_dir import load_model_dir
+from rlprune.recording.record import RecordConfig, record_model
+from rlprune.sensitivity.fit import check_calibration
 
 EPOCHS = (2, 2, 1)
 """At each of `training.SIZES`."""

@@ -16,8 +16,8 @@ import torch
 from numpy.typing import NDArray
 
 from rlprune.graph.from_onnx import OnnxTrace, trace_onnx
-from rlprune.profile.calibration import CalibrationSet
-from rlprune.profile.fit import check_calibration
+from rlprune.sensitivity.calibration import CalibrationSet
+from rlprune.sensitivity.fit import check_calibration
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 

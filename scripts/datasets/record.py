@@ -28,16 +28,16 @@ import numpy as np
 from datasets import catalogue
 from datasets.pack import CifarPack, shared_data
 from datasets.running import listen, recorded_folder, stoppable
+from rlprune.cluster import ray_session
 from rlprune.errors import InputError, NotFoundError, RlpruneError
 from rlprune.graph.from_onnx import OnnxTrace
 from rlprune.latency.tables import LatencyTables
 from rlprune.policy import get_policy
-from rlprune.profile.calibration import CalibrationSet
-from rlprune.profile.fit import check_calibration
+from rlprune.recording.model_dir import EVALUATIONS
+from rlprune.recording.record import RecordConfig, proposal_tables, record_model
+from rlprune.sensitivity.calibration import CalibrationSet
+from rlprune.sensitivity.fit import check_calibration
 from rlprune.store import Store, open_store
-from rlprune.task.taskdir import EVALUATIONS
-from rlprune.training.cluster import ray_session
-from rlprune.training.record import RecordConfig, proposal_tables, record_model
 
 FIRST_PASS = 75
 """Evaluations of each network in the first round over all; every further round doubles them."""

@@ -23,11 +23,11 @@ from pathlib import Path
 
 from datasets import catalogue
 from datasets.running import recorded_folder, stoppable
+from rlprune.cluster import ray_session
 from rlprune.policy import DEFAULT_ARTIFACT, Policy, get_policy
 from rlprune.policy.artifact import PolicyArtifact
 from rlprune.policy.learned import LearnedPolicy
 from rlprune.store import open_store
-from rlprune.training.cluster import ray_session
 from rlprune.training.population import Member, network_of, run_population
 from rlprune.training.run import load_models, population_configs, training_tasks
 from rlprune.training.select import SCORE_SHARES, NamedTask, Outcome, outcomes, relative_gain, score
@@ -50,7 +50,7 @@ def main() -> None:
     parser.add_argument("--more", type=Path, action="append", default=[], help="further models")
     parser.add_argument("--store", help="URL of the store with the devices' measurements")
     parser.add_argument("--device", action="append", default=[], help="beside macs; repeat")
-    parser.add_argument("--imagined", type=int, default=3, help="devices that do not exist")
+    parser.add_argument("--synthetic", type=int, default=3, help="devices that do not exist")
     parser.add_argument("--agents", type=int, default=2)
     parser.add_argument("--steps", type=int, default=120_000)
     parser.add_argument("--rounds", type=int, default=4)
@@ -67,7 +67,7 @@ def make(options: argparse.Namespace) -> None:
     catalogue.recorded_families(models)  # refuses what is held out
     with closing(open_store(options.store)) as store:
         tasks, skipped = training_tasks(
-            models, store=store, devices=options.device, imagined=options.imagined
+            models, store=store, devices=options.device, synthetic=options.synthetic
         )
     print(f"{len(models)} models, {len(tasks)} tasks; {len(skipped)} more were never measured")
     names = sorted(models)

@@ -23,7 +23,8 @@ from datasets.catalogue import PREPROCESS, preprocess
 from datasets.pack import CifarPack
 from datasets.running import Clock
 from rlprune.errors import InputError
-from rlprune.training.finetune import Images, flipped_and_shifted, score
+from rlprune.finetuning.loop import flipped_and_shifted, score
+from rlprune.sensitivity.calibration import CalibrationSet
 
 SIZES = (16, 24, 32)
 """Pixels, in the order in which epochs see them."""
@@ -173,8 +174,8 @@ def _epoch(
     return loss_sum / step_count, right / len(order)
 
 
-def as_images(pixels: NDArray[np.uint8], labels: NDArray[np.uint8]) -> Images:
-    return Images(preprocess(pixels, PREPROCESS), labels.astype(np.int64))
+def as_images(pixels: NDArray[np.uint8], labels: NDArray[np.uint8]) -> CalibrationSet:
+    return CalibrationSet.single(preprocess(pixels, PREPROCESS), labels.astype(np.int64))
 
 
 def sizes(epochs: Sequence[int]) -> list[int]:

@@ -16,7 +16,8 @@ from small_onnx import small_onnx
 
 import rlprune.cli
 from rlprune.errors import PlanError
-from rlprune.plans import PruningPlan, write_atomic
+from rlprune.files import write_atomic
+from rlprune.plans import PruningPlan
 
 MACS = ("--budget-ratio", 0.5, "--device", "macs", "--policy", "knapsack")
 

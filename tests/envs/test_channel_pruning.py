@@ -13,9 +13,9 @@ from stable_baselines3.common.env_checker import check_env as check_for_sb3
 from stable_baselines3.common.env_util import make_vec_env
 from synthetic import random_task
 
-from rlprune.task.episode import ActionMode
-from rlprune.task.knapsack import solve
-from rlprune.task.task import PruningTask
+from rlprune.mdp.episode import ActionMode
+from rlprune.solver.knapsack import solve
+from rlprune.solver.task import PruningTask
 from rlprune_envs import ChannelPruningEnv, ChannelPruningVectorEnv, example_task
 
 NAME = "rlprune_envs:rlprune/ChannelPruning-v0"

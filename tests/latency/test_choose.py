@@ -11,7 +11,7 @@ from rlprune.latency.costs import OperatorCosts
 from rlprune.latency.model import LatencyModel
 from rlprune.latency.operators import OVERHEAD, form
 from rlprune.latency.types import OperatorSpec
-from rlprune.profile.types import keep_levels
+from rlprune.sensitivity.types import keep_levels
 
 NOTHING = OperatorCosts.fit([])
 

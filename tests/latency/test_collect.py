@@ -17,8 +17,8 @@ from rlprune.latency.device import local_device_key
 from rlprune.latency.measure import MeasureConfig
 from rlprune.latency.model import LatencyModel
 from rlprune.latency.types import ModelSubject, OperatorSpec
-from rlprune.profile.types import keep_levels
 from rlprune.runtime import get_runtime
+from rlprune.sensitivity.types import keep_levels
 
 QUICK = MeasureConfig(session_count=2, extra_session_count=0, sample_count=3, max_sample_count=4)
 

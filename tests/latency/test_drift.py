@@ -21,7 +21,7 @@ from rlprune.latency.drift import CANARY, ENOUGH, WINDOW, device_drift
 from rlprune.latency.model import CALIBRATION_COUNT, LatencyModel
 from rlprune.latency.operators import OVERHEAD
 from rlprune.latency.types import Measurement, ModelSubject
-from rlprune.profile.types import keep_levels
+from rlprune.sensitivity.types import keep_levels
 
 GRAPH = residual_graph()
 LEVELS, COUNTS = keep_levels(GRAPH)

@@ -23,7 +23,7 @@ from rlprune.latency.costs import OperatorCosts
 from rlprune.latency.model import CALIBRATION_COUNT, LatencyModel
 from rlprune.latency.operators import OVERHEAD
 from rlprune.latency.types import Measurement, ModelSubject, OperatorSpec
-from rlprune.profile.types import keep_levels
+from rlprune.sensitivity.types import keep_levels
 
 GRAPH = residual_graph()
 LEVELS, COUNTS = keep_levels(GRAPH)
@@ -62,7 +62,7 @@ def predicted(model: LatencyModel, keeps: IntArray) -> FloatArray:
 
 def test_recovers_the_factors_of_a_device() -> None:
     model = LatencyModel.fit(DEVICE, operators() + calibration(60), GRAPHS)
-    fitted, wide = model.calibration(GRAPH), np.array([64])
+    fitted, wide = model.correction(GRAPH), np.array([64])
     factors = {key: float(fitted.factor(key, wide, wide)[0]) for key in fitted.factors}
     kinds = {cls for cls, _ in factors}
     assert {"conv", "activation+", "add+"} <= kinds
@@ -83,7 +83,7 @@ def test_predicts_plans_it_has_not_seen() -> None:
 def test_compiled_tables_are_the_models_own_prediction() -> None:
     """Operators' costs times their factors, plus the call; nothing is lost in the tables."""
     model = LatencyModel.fit(DEVICE, operators() + calibration(6), GRAPHS)
-    fitted, keeps = model.calibration(GRAPH), unseen(20)
+    fitted, keeps = model.correction(GRAPH), unseen(20)
     expected = np.full(20, fitted.overhead_ms)
     for key, op in zip(operator_keys(GRAPH), GRAPH.operators, strict=True):
         ins, outs = op.in_width.at(keeps), op.out_width.at(keeps)
@@ -120,7 +120,7 @@ def test_more_evidence_narrows_the_interval() -> None:
     widths = []
     for count in (0, 4, 40):
         measured = operators() + calibration(count, noise=0.02) * (count > 0)
-        widths.append(LatencyModel.fit(DEVICE, measured, GRAPHS).calibration(GRAPH).half_width)
+        widths.append(LatencyModel.fit(DEVICE, measured, GRAPHS).correction(GRAPH).half_width)
     assert widths == sorted(widths, reverse=True)
 
 
@@ -197,7 +197,7 @@ def test_a_graph_never_measured_learns_from_another() -> None:
         return float(np.mean(np.abs(np.log(tables.latency_ms(keeps) / truth))))
 
     assert error(taught) < error(alone)
-    assert taught.calibration(other).half_width == alone.calibration(other).half_width
+    assert taught.correction(other).half_width == alone.correction(other).half_width
 
 
 def test_other_devices_and_unknown_graphs_are_left_out() -> None:

@@ -11,7 +11,7 @@ from rlprune.graph.types import FloatArray, Group, IntArray, Operator, PruningGr
 from rlprune.latency.macs import macs_tables
 from rlprune.latency.tables import LatencyTables
 from rlprune.latency.types import MACS_DEVICE
-from rlprune.profile.types import keep_levels
+from rlprune.sensitivity.types import keep_levels
 
 
 @st.composite

@@ -25,7 +25,7 @@ from rlprune.latency.limits import KINDS
 from rlprune.latency.model import LatencyModel
 from rlprune.latency.operators import _BUILDERS, OVERHEAD
 from rlprune.latency.types import Measurement, ModelSubject, OperatorSpec
-from rlprune.profile.types import keep_levels
+from rlprune.sensitivity.types import keep_levels
 from rlprune.store.encoding import check_measurement
 
 GRAPH = residual_graph(fingerprint="ab" * 32)

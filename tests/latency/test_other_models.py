@@ -26,8 +26,8 @@ from rlprune.latency.types import Measurement, ModelSubject, OperatorSpec
 from rlprune.planning import make_plan
 from rlprune.plans import PruningPlan
 from rlprune.policy import get_policy
-from rlprune.profile.types import keep_levels
-from rlprune.task.task import PruningTask
+from rlprune.sensitivity.types import keep_levels
+from rlprune.solver.task import PruningTask
 
 A = residual_graph()
 LEVELS, COUNTS = keep_levels(A)
@@ -88,7 +88,7 @@ def test_the_same_command_gives_the_same_plan_after_other_models_were_measured()
         store += measured(other, LatencyModel.fit(DEVICE, store, graphs), foreign, odd_ms=0.002)
     after = LatencyModel.fit(DEVICE, store, graphs)
     again = plan_of(after, 0.5)
-    assert after.calibration(A).half_width <= before.calibration(A).half_width * 1.001
+    assert after.correction(A).half_width <= before.correction(A).half_width * 1.001
     assert again.predicted_latency_ms == pytest.approx(plan.predicted_latency_ms, rel=0.01)
     assert again.keeps.tolist() == plan.keeps.tolist()
 
@@ -156,6 +156,6 @@ def test_a_quarter_of_the_time_in_one_operator_is_neither_lost_nor_charged_to_ot
     truth = model_ms(A, keeps, {}) + extra
     error = np.log(tables.latency_ms(keeps) / truth)
     assert np.abs(error).max() < 0.05
-    assert model.calibration(graph).half_width < 0.05
+    assert model.correction(graph).half_width < 0.05
     own = tables.operator_ms(graph.widths[None])[0, -2]
     assert own == pytest.approx(extra, rel=0.1)

@@ -28,15 +28,15 @@ from rlprune.planning.candidates import (
 from rlprune.plans import PruningPlan
 from rlprune.policy import DEFAULT_ARTIFACT, SamplingPolicy, get_policy
 from rlprune.policy.artifact import PolicyArtifact, Score
-from rlprune.policy.guard import recorded_gain, why_not_alone
+from rlprune.policy.guard import recorded_gain, refusal_reason
 from rlprune.policy.learned import LearnedPolicy
-from rlprune.profile.energy import loss_curve
-from rlprune.profile.evaluate import Evaluation, Evaluator
 from rlprune.runtime import get_runtime
+from rlprune.sensitivity.energy import loss_curve
+from rlprune.sensitivity.evaluate import Evaluation, Evaluator
 from rlprune.service.client import Client
 from rlprune.service.server import start
-from rlprune.task.knapsack import budgets_at
-from rlprune.task.task import PruningTask
+from rlprune.solver.knapsack import budgets_at
+from rlprune.solver.task import PruningTask
 
 
 @pytest.fixture
@@ -236,7 +236,7 @@ def test_a_policy_answers_alone_where_its_recorded_gain_is_above_zero(
     task: PruningTask, left_out: Any, validation: float | None, alone: bool
 ) -> None:
     policy = learned(left_out, validation)
-    assert (why_not_alone(policy) == "") == alone
+    assert (refusal_reason(policy) == "") == alone
     budget = float(budgets_at(task, np.array([0.4]))[0])
     plan = make_plan(task, policy, budget, device="d")
     own = policy.plan(task, np.array([budget]))[0]
@@ -247,7 +247,7 @@ def test_a_policy_answers_alone_where_its_recorded_gain_is_above_zero(
         assert plan == raw
     else:
         assert plan.policy == "knapsack" and tuple(plan.keeps) == raw.reference.keeps
-        assert f"the knapsack reference: {why_not_alone(policy)}" in plan.note
+        assert f"the knapsack reference: {refusal_reason(policy)}" in plan.note
 
 
 def test_the_shipped_policy_is_guarded_by_its_own_card() -> None:
@@ -257,8 +257,8 @@ def test_the_shipped_policy_is_guarded_by_its_own_card() -> None:
     card = json.loads((DEFAULT_ARTIFACT / "card.json").read_text())["provenance"]["left_out"]
     policy = LearnedPolicy.load(DEFAULT_ARTIFACT)
     assert recorded_gain(policy.artifact) == (card["gain_low"], card["gain_high"])
-    assert bool(why_not_alone(policy)) == (card["gain_low"] <= 0)
-    assert all(why_not_alone(get_policy(name)) == "" for name in ("knapsack", "corrected"))
+    assert bool(refusal_reason(policy)) == (card["gain_low"] <= 0)
+    assert all(refusal_reason(get_policy(name)) == "" for name in ("knapsack", "corrected"))
 
 
 # --- the whole way -------------------------------------------------------------------------------
@@ -282,7 +282,7 @@ def test_profile_and_choice_see_different_images(
     """In process and through a server the same plan, chosen on what was not profiled on."""
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
     seen: list[set[bytes]] = []
-    from rlprune.profile import evaluate
+    from rlprune.sensitivity import evaluate
 
     class Spying(evaluate.Evaluator):
         def __init__(self, trace: Any, images: Any, **rest: Any) -> None:

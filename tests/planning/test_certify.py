@@ -20,7 +20,7 @@ from rlprune.planning.certify import ENOUGH_SLACK, MAX_ROUNDS, certify_plan
 from rlprune.planning.fresh import pooled
 from rlprune.plans import PruningPlan
 from rlprune.policy import get_policy
-from rlprune.task.task import PruningTask
+from rlprune.solver.task import PruningTask
 
 
 class Device:

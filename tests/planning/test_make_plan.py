@@ -13,8 +13,8 @@ from rlprune.graph.types import FloatArray, IntArray, Width
 from rlprune.planning import make_plan
 from rlprune.plans import PruningPlan
 from rlprune.policy import get_policy
-from rlprune.task.knapsack import least_keeps, solve
-from rlprune.task.task import PruningTask
+from rlprune.solver.knapsack import least_keeps, solve
+from rlprune.solver.task import PruningTask
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from rlprune.graph.from_onnx import OnnxTrace, trace_onnx
 from rlprune.graph.skeleton import strip
 from rlprune.latency.types import Measurement, OperatorSpec
 from rlprune.planning import latency_model, plan_model
-from rlprune.profile.types import keep_levels
+from rlprune.sensitivity.types import keep_levels
 from rlprune.store import Store, open_store
 
 DEVICE = "board-1"

@@ -16,8 +16,8 @@ from rlprune.graph.skeleton import strip
 from rlprune.latency.types import Measurement, ModelSubject, OperatorSpec
 from rlprune.planning import latency_model, make_plan, plan_model, task_for
 from rlprune.policy import get_policy
-from rlprune.profile.energy import energy_profiles
-from rlprune.profile.types import GroupProfiles, keep_levels
+from rlprune.sensitivity.energy import energy_profiles
+from rlprune.sensitivity.types import GroupProfiles, keep_levels
 from rlprune.store import Store, open_store
 
 DEVICE = "board-1"

@@ -14,13 +14,13 @@ from safetensors.numpy import load_file, save_file
 from synthetic import random_task
 
 from rlprune.errors import PolicyError
+from rlprune.mdp.episode import ACTION_SIZE, ActionMode
+from rlprune.mdp.observe import SLOTS
 from rlprune.policy import DEFAULT_ARTIFACT, DEFAULT_CORRECTED, get_policy
 from rlprune.policy.artifact import PolicyArtifact, Score
 from rlprune.policy.learned import LearnedPolicy
 from rlprune.policy.network import Network, Normalizer
-from rlprune.task.episode import ACTION_SIZE, ActionMode
-from rlprune.task.knapsack import budgets_at, least_keeps
-from rlprune.task.observe import SLOTS
+from rlprune.solver.knapsack import budgets_at, least_keeps
 
 
 def random_network(seed: int = 0, *, inputs: int = len(SLOTS), actions: int = 1) -> Network:

@@ -25,7 +25,7 @@ from rlprune.policy.corrected import (
     budgets_at,
     fit_corrected,
 )
-from rlprune.task.knapsack import least_keeps, solve
+from rlprune.solver.knapsack import least_keeps, solve
 
 SHARES = np.array([0.1, 0.4, 0.7, 1.0])
 BENT = CorrectedKnapsackPolicy(tuple(0.1 * (-1) ** i for i in range(len(NUMBERS))))

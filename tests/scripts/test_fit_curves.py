@@ -8,9 +8,9 @@ import numpy as np
 
 from datasets.fit_curves import example, excesses
 from datasets.running import recorded_folder
-from rlprune.profile.predicted import DEFAULT_CURVES, CurveModel, fit_curves
+from rlprune.sensitivity.predicted import DEFAULT_CURVES, CurveModel, fit_curves
+from rlprune.solver.task import PruningTask
 from rlprune.store import open_store
-from rlprune.task.task import PruningTask
 from rlprune.training.run import load_models, training_tasks
 
 

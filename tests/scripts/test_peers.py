@@ -16,10 +16,10 @@ from benchmarks.peers.rules import SensitivityPolicy
 from benchmarks.peers.search import Search, Space, follow
 from benchmarks.peers.searches import evolution, netadapt, random_search
 from rlprune.graph.types import FloatArray, IntArray
-from rlprune.profile.energy import loss_curve
-from rlprune.profile.evaluate import Evaluation
-from rlprune.task.knapsack import budgets_at, least_keeps, solve
-from rlprune.task.task import PruningTask
+from rlprune.sensitivity.energy import loss_curve
+from rlprune.sensitivity.evaluate import Evaluation
+from rlprune.solver.knapsack import budgets_at, least_keeps, solve
+from rlprune.solver.task import PruningTask
 
 COUNT = 24
 

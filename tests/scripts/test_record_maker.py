@@ -11,7 +11,7 @@ from datasets import catalogue, record
 from datasets.pack import CifarPack, shared_data
 from datasets.running import recorded_folder
 from rlprune.errors import InputError
-from rlprune.task.taskdir import load_model_dir
+from rlprune.recording.model_dir import load_model_dir
 from rlprune.training.run import load_models
 
 NETWORK = "cifar10_resnet8_mlperf_tiny"

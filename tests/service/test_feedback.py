@@ -10,12 +10,12 @@ from service_rig import BOARD, Rig, measured
 from rlprune.graph.from_onnx import trace_onnx
 from rlprune.graph.types import FloatArray
 from rlprune.latency.types import ModelSubject, OperatorSpec
+from rlprune.mdp.dynamics import PruningDynamics
 from rlprune.planning import task_for
-from rlprune.profile.energy import energy_profiles
-from rlprune.profile.types import keep_levels
+from rlprune.sensitivity.energy import energy_profiles
+from rlprune.sensitivity.types import keep_levels
 from rlprune.store import Store, open_store
 from rlprune.store.encoding import Subject
-from rlprune.task.dynamics import PruningDynamics
 
 NET = conv_net((16, 32, 32), extent=32)
 TRACE = trace_onnx(NET)

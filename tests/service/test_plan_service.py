@@ -22,8 +22,8 @@ from rlprune.errors import (
 from rlprune.graph.from_onnx import trace_onnx
 from rlprune.graph.skeleton import strip
 from rlprune.latency.types import Measurement
-from rlprune.profile.energy import energy_profiles
-from rlprune.profile.types import keep_levels
+from rlprune.sensitivity.energy import energy_profiles
+from rlprune.sensitivity.types import keep_levels
 from rlprune.service.models import MAX_SKELETON_BYTES
 from rlprune.service.plan_messages import profiles_from, profiles_to
 from rlprune.v1 import plans_pb2, types_pb2

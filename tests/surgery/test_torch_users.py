@@ -19,7 +19,7 @@ from torch_resume import optimizer_of, tensors, train
 import rlprune
 from rlprune.graph.from_torch import TorchTrace
 from rlprune.plans import PlanEntry, PruningPlan
-from rlprune.profile.correct import Correction
+from rlprune.sensitivity.correct import Correction
 
 NETS = {**TOPOLOGIES, **TRANSFORMERS}
 QUICK = (*("resnet_a", "channel_shuffle", "c2f", "grouped_conv", "unet", "vit_packed"),)

@@ -9,11 +9,11 @@ import pytest
 from learnable import learnable_task
 
 from rlprune.errors import PolicyError
+from rlprune.mdp.episode import ActionMode
+from rlprune.mdp.observe import SLOTS
 from rlprune.policy.artifact import PolicyArtifact
 from rlprune.policy.learned import LearnedPolicy
 from rlprune.policy.network import Network
-from rlprune.task.episode import ActionMode
-from rlprune.task.observe import SLOTS
 from rlprune.training.ppo import Agent, AgentConfig
 from rlprune.training.select import NamedTask, outcomes
 

@@ -8,8 +8,8 @@ import time
 
 import pytest
 
+from rlprune.cluster import START_TRIES, ray_session
 from rlprune.errors import UnavailableError
-from rlprune.training.cluster import START_TRIES, ray_session
 
 
 class _FaultyRay:
@@ -65,7 +65,7 @@ def test_an_address_at_which_nothing_listens_is_refused_at_once(form: str) -> No
 def test_an_address_at_which_no_ray_answers_is_refused_in_time(
     monkeypatch: pytest.MonkeyPatch, greeting: bytes
 ) -> None:
-    monkeypatch.setattr("rlprune.training.cluster.PROBE_SEC", 0.3)
+    monkeypatch.setattr("rlprune.cluster.PROBE_SEC", 0.3)
     with socket.create_server(("127.0.0.1", 0)) as server:
         taken: list[socket.socket] = []
 

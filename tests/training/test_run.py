@@ -15,12 +15,12 @@ from synthetic import evaluations_of
 from rlprune.errors import InputError, NotFoundError
 from rlprune.graph.types import FloatArray, PruningGraph
 from rlprune.latency.types import Measurement, ModelSubject
+from rlprune.mdp.dynamics import PruningDynamics
 from rlprune.planning import latency_model
 from rlprune.policy import get_policy
-from rlprune.profile.types import GroupProfiles
+from rlprune.recording.model_dir import save_model_dir
+from rlprune.sensitivity.types import GroupProfiles
 from rlprune.store import Store, open_store
-from rlprune.task.dynamics import PruningDynamics
-from rlprune.task.taskdir import save_model_dir
 from rlprune.training import train
 from rlprune.training.run import load_models, training_tasks
 
@@ -162,13 +162,13 @@ def test_imagined_devices_differ_from_each_other_and_not_from_themselves(
     store: Store, recorded: Path
 ) -> None:
     models = load_models([recorded])
-    tasks, _ = training_tasks(models, store=store, devices=[], imagined=2)
-    again, _ = training_tasks(models, store=store, devices=[], imagined=2)
+    tasks, _ = training_tasks(models, store=store, devices=[], synthetic=2)
+    again, _ = training_tasks(models, store=store, devices=[], synthetic=2)
     tables = {(t.model, t.task.tables.device): t.task.tables.flat_ms for t in tasks}
     assert len(tables) == 9
     for named in again:
         assert np.array_equal(
             named.task.tables.flat_ms, tables[named.model, named.task.tables.device]
         )
-    share = [tables["net1", f"imagined-{seed}"] / tables["net1", "macs"].sum() for seed in (0, 1)]
+    share = [tables["net1", f"synthetic-{seed}"] / tables["net1", "macs"].sum() for seed in (0, 1)]
     assert not np.allclose(share[0] / share[0].sum(), share[1] / share[1].sum(), rtol=0.1)

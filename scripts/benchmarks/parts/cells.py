@@ -24,8 +24,8 @@ from datasets import catalogue
 from datasets.pack import CifarPack, shared_data
 from rlprune.errors import NotFoundError
 from rlprune.planning import device_task, which_device
-from rlprune.profile.energy import energy_profiles
-from rlprune.profile.types import keep_levels
+from rlprune.sensitivity.energy import energy_profiles
+from rlprune.sensitivity.types import keep_levels
 from rlprune.store import open_store
 
 B = TypeVar("B")

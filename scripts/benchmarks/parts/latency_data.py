@@ -20,8 +20,8 @@ from rlprune.latency.device import local_device_key
 from rlprune.latency.measure import MeasureConfig
 from rlprune.latency.model import CALIBRATION_COUNT, LatencyModel
 from rlprune.latency.types import Measurement, ModelSubject, OperatorSpec
-from rlprune.profile.types import keep_levels
 from rlprune.runtime import Runtime, get_runtime
+from rlprune.sensitivity.types import keep_levels
 from rlprune.store import open_store
 
 MODELS = (

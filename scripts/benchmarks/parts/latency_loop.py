@@ -31,12 +31,12 @@ from rlprune.planning.certify import certify_plan
 from rlprune.planning.fresh import measure_fresh
 from rlprune.plans import PruningPlan
 from rlprune.policy import get_policy
-from rlprune.profile.energy import energy_profiles
-from rlprune.profile.types import keep_levels
 from rlprune.runtime import get_runtime
+from rlprune.sensitivity.energy import energy_profiles
+from rlprune.sensitivity.types import keep_levels
+from rlprune.solver.knapsack import least_keeps
+from rlprune.solver.task import PruningTask
 from rlprune.store import open_store
-from rlprune.task.knapsack import least_keeps
-from rlprune.task.task import PruningTask
 
 PROCESS_COUNT = 5
 LEAST_MS = 1.0

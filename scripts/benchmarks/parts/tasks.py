@@ -10,18 +10,17 @@ from numpy.typing import NDArray
 
 from datasets import catalogue
 from datasets.pack import CifarPack
+from rlprune.files import digest, read_npz, write_npz
 from rlprune.graph.from_onnx import OnnxTrace
 from rlprune.graph.types import IntArray
 from rlprune.planning.profiles import PROFILE_FORMAT
-from rlprune.profile.calibration import CalibrationSet
-from rlprune.profile.energy import energy_profiles
-from rlprune.profile.evaluate import Evaluator
-from rlprune.profile.fit import check_calibration
-from rlprune.profile.measured import measure_profiles
-from rlprune.profile.types import GroupProfiles
-from rlprune.store.encoding import digest
+from rlprune.sensitivity.calibration import CalibrationSet
+from rlprune.sensitivity.energy import energy_profiles
+from rlprune.sensitivity.evaluate import Evaluator
+from rlprune.sensitivity.fit import check_calibration
+from rlprune.sensitivity.measured import measure_profiles
+from rlprune.sensitivity.types import GroupProfiles
 from rlprune.surgery.importance import unit_scores
-from rlprune.task.taskdir import read_npz, write_npz
 
 
 @dataclass(frozen=True)

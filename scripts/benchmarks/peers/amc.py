@@ -20,8 +20,8 @@ from torch import Tensor, nn
 
 from benchmarks.peers.search import HAIR, Search, Space
 from rlprune.graph.types import FloatArray, IntArray
-from rlprune.task.costs import LevelCosts
-from rlprune.task.task import PruningTask
+from rlprune.solver.costs import LevelCosts
+from rlprune.solver.task import PruningTask
 
 LEAST_RATIO = 0.2
 """Of a group's units that an action may keep (`lbound`)."""

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from rlprune.graph.types import IntArray
-from rlprune.profile.evaluate import Evaluation
+from rlprune.sensitivity.evaluate import Evaluation
 
 WAIT_SEC = 60.0
 """For another process's write."""

@@ -18,7 +18,7 @@ from torch import nn
 
 from benchmarks.harness import Row, Sense
 from rlprune.graph.types import FloatArray
-from rlprune.training.finetune import Images
+from rlprune.sensitivity.calibration import CalibrationSet
 
 DRAWS = 4000
 LEVEL = 0.9
@@ -75,7 +75,7 @@ def difference(own: Losses, other: Losses | None = None) -> Difference | None:
     )
 
 
-def right(module: nn.Module, images: Images, *, batch_size: int = 250) -> NDArray[np.bool_]:
+def right(module: nn.Module, images: CalibrationSet, *, batch_size: int = 250) -> NDArray[np.bool_]:
     """Whether each image's top class is its label [N]."""
     module.eval()
     with torch.no_grad():

@@ -14,7 +14,7 @@ import numpy as np
 
 from benchmarks.peers.book import Book
 from rlprune.graph.types import FloatArray
-from rlprune.profile.evaluate import Evaluation
+from rlprune.sensitivity.evaluate import Evaluation
 
 CHECKPOINTS = (50, 100, 200, 400)
 """Evaluations after which the best so far of a search is recorded."""

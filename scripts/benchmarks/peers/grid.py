@@ -32,21 +32,21 @@ from benchmarks.peers.search import Search, Space, Trail, follow
 from benchmarks.peers.searches import evolution, netadapt, random_search
 from datasets import catalogue
 from datasets.pack import CifarPack
+from rlprune.files import digest
 from rlprune.graph.types import IntArray
 from rlprune.planning import make_plan, task_for
 from rlprune.planning.candidates import choose
 from rlprune.plans import PruningPlan
 from rlprune.policy import Policy, get_policy
-from rlprune.profile.calibration import CalibrationSet
-from rlprune.profile.energy import loss_curve
-from rlprune.profile.evaluate import Evaluation, Evaluator, evaluate_model
-from rlprune.profile.measured import single_group_plans
-from rlprune.profile.types import GroupProfiles, keep_levels
 from rlprune.runtime import get_runtime
+from rlprune.sensitivity.calibration import CalibrationSet
+from rlprune.sensitivity.energy import loss_curve
+from rlprune.sensitivity.evaluate import Evaluation, Evaluator, evaluate_model
+from rlprune.sensitivity.measured import single_group_plans
+from rlprune.sensitivity.types import GroupProfiles, keep_levels
+from rlprune.solver.knapsack import budgets_at
+from rlprune.solver.task import PruningTask
 from rlprune.store import Store
-from rlprune.store.encoding import digest
-from rlprune.task.knapsack import budgets_at
-from rlprune.task.task import PruningTask
 
 
 class Case:

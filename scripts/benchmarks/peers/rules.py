@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from rlprune.graph.types import FloatArray, IntArray
-from rlprune.profile.energy import loss_curve
-from rlprune.task.knapsack import least_keeps
-from rlprune.task.task import PruningTask
+from rlprune.sensitivity.energy import loss_curve
+from rlprune.solver.knapsack import least_keeps
+from rlprune.solver.task import PruningTask
 
 
 class SensitivityPolicy:

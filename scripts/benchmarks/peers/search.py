@@ -13,9 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from rlprune.graph.types import FloatArray, IntArray
-from rlprune.task.costs import LevelCosts
-from rlprune.task.knapsack import latency_limit, least_keeps
-from rlprune.task.task import PruningTask
+from rlprune.solver.costs import LevelCosts
+from rlprune.solver.knapsack import latency_limit, least_keeps
+from rlprune.solver.task import PruningTask
 
 Search = Generator[IntArray, float, None]
 """Yields keeps [G] to be evaluated and is sent the loss [nats]; may end before it is stopped."""

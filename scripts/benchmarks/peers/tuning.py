@@ -19,15 +19,15 @@ from benchmarks.peers.figures import right
 from benchmarks.peers.grid import Case
 from datasets import catalogue
 from datasets.pack import CifarPack
+from rlprune.files import digest
+from rlprune.finetuning.checkpoint import Checkpoint
+from rlprune.finetuning.loop import TrainConfig, fit, flipped_and_shifted, reestimate
+from rlprune.finetuning.run import RECONSTRUCT_COUNT, REESTIMATE_COUNT
 from rlprune.graph.from_torch import TorchTrace, trace_torch
-from rlprune.profile.calibration import CalibrationSet
 from rlprune.runtime import get_runtime
-from rlprune.store.encoding import digest
+from rlprune.sensitivity.calibration import CalibrationSet
+from rlprune.sensitivity.torch_reconstruct import reconstruct_module
 from rlprune.surgery.torch import prune_torch
-from rlprune.training.checkpoint import Checkpoint
-from rlprune.training.finetune import Images, TrainConfig, fit, flipped_and_shifted, reestimate
-from rlprune.training.reconstruct import reconstruct_module
-from rlprune.training.recover import RECONSTRUCT_COUNT, REESTIMATE_COUNT
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,12 +52,12 @@ class Bfloat16(nn.Module):
         return logits.float()
 
 
-def train_images(net: catalogue.Loaded, pack: CifarPack, count: int, seed: int) -> Images:
+def train_images(net: catalogue.Loaded, pack: CifarPack, count: int, seed: int) -> CalibrationSet:
     """Train images as the network takes them, none of `train_calib`, which validates the zoo."""
     pixels, labels = pack.pixels("train")
     index = np.setdiff1d(np.arange(len(labels)), pack.splits["train_calib"])
     index = np.random.default_rng([seed, 3]).permutation(index)[:count]
-    return Images(net.preprocess(pixels[index]), labels[index].astype(np.int64))
+    return CalibrationSet.single(net.preprocess(pixels[index]), labels[index].astype(np.int64))
 
 
 class Tuner:
@@ -66,7 +66,7 @@ class Tuner:
     def __init__(self, case: Case, pack: CifarPack, recipe: Recipe, work: Path) -> None:
         self._case, self._pack, self._recipe, self._work = case, pack, recipe, work
         self._trace: TorchTrace | None = None
-        self._images: Images | None = None
+        self._images: CalibrationSet | None = None
 
     def unpruned(self) -> NDArray[np.bool_]:
         """Whether the network as it is, without further training, is right on each image [N]."""
@@ -89,7 +89,7 @@ class Tuner:
         def made() -> dict[str, Any]:
             module = case.net.module if keeps is None else self._train(np.array(keeps), key)
             assert case.report.y is not None
-            found = right(module, Images(case.report.x, case.report.y))
+            found = right(module, CalibrationSet.single(case.report.x, case.report.y))
             return {"right": np.packbits(found).tobytes().hex(), "count": len(found)}
 
         value = case.book.finding(key, made)

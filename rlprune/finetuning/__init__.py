@@ -1,0 +1,1 @@
+"""A pruned module trained further, from plan to files."""

@@ -1,0 +1,1 @@
+"""What a learned policy sees, does and is rewarded for."""

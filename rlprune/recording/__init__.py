@@ -1,0 +1,1 @@
+"""What plans of a model lose, recorded for training."""

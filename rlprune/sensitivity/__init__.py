@@ -1,0 +1,1 @@
+"""What pruning loses, in single groups and in whole plans: measured, or predicted from weights."""

@@ -1,0 +1,275 @@
+"""Least-squares reconstruction: the channels that stay stand in for those that go, without data
+being run again.
+
+A layer that reads fewer channels cannot answer as before, but what went correlates with what
+stayed. With the mean and covariance of a layer's inputs in the dense network, taken once, the
+weights that come nearest to its old answers from any subset of its inputs are one linear solve
+(channel pruning by reconstruction, He et al. 2017, section 3.1; here with the dense network's
+inputs, so that a solution depends on nothing but the subset and is kept for the next plan). Layers
+that share a weight share the solve: their moments are summed. No labels are read.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+import onnx
+from onnx import numpy_helper
+
+from rlprune.graph.types import FloatArray, IntArray
+from rlprune.graph.walk import Node
+from rlprune.runtime.base import Runtime
+from rlprune.sensitivity.calibration import CalibrationSet
+from rlprune.sensitivity.layers import LayerChange, with_layers
+from rlprune.sensitivity.moments import Seen, input_moments
+from rlprune.surgery.importance import mixing_axes
+from rlprune.surgery.onnx import BoolArray, kept_mask
+
+if TYPE_CHECKING:
+    from rlprune.graph.from_onnx import OnnxTrace
+
+MOST_INPUTS = 1 << 13
+"""What a layer's outputs are each made of, at most; one that reads more stays as it was cut. The
+covariance of VGG-16's first linear layer, 25,088 inputs, would take 5 GiB and never have images
+enough."""
+MAX_CACHE_BYTES = 1 << 28
+
+Shift = Literal["own", "one", "none"]
+"""What is added behind the layers that share a weight: to each its own, to all the same, nothing"""
+
+
+@dataclass(frozen=True)
+class Layer:
+    """The layers of one weight that mix their input channels, and what they read in the dense
+    network."""
+
+    outputs: tuple[str, ...]
+    """Of each layer."""
+    tensor: str
+    """The weight's name."""
+    places: tuple[tuple[str, float], ...]
+    """Of each layer the constant that takes its shift, and times what: its bias, or the mean of the
+    BatchNorm or the constant of the Add behind it. Empty where one of them has none."""
+    weight: FloatArray
+    """[C_out, C_in * K], K positions of the kernel to each channel."""
+    shape: tuple[int, ...]
+    """Of the weight as the file has it, with the out- and in-axis moved to the front."""
+    axes: tuple[int, int]
+    """(out, in) in the file."""
+    read: tuple[IntArray, IntArray]
+    """Group and unit of every input channel [C_in]."""
+    made: tuple[IntArray, IntArray]
+    """Group and unit of every output channel [C_out]."""
+    means: FloatArray
+    """Of each layer's inputs [layers, C_in * K]."""
+    shares: FloatArray
+    """Of what was seen, each layer's [layers], 1 together."""
+    covariance: FloatArray
+    """About the layers' own means [C_in * K, C_in * K], ridge included on the diagonal."""
+
+    @property
+    def shift(self) -> Shift:
+        """What the layers have places for."""
+        if not self.places:
+            return "none"
+        return "own" if len({name for name, _ in self.places}) == len(self.outputs) else "one"
+
+    def change(self, weight: FloatArray, shifts: FloatArray) -> LayerChange:
+        """Of a weight [C_out', C_in' * K] and shifts [layers, C_out'], fewer than the layer has."""
+        outputs, inputs = len(weight), weight.shape[1] // int(np.prod(self.shape[2:]))
+        moved = np.moveaxis(weight.reshape(outputs, inputs, *self.shape[2:]), (0, 1), self.axes)
+        added = {
+            name: factor * shift
+            for (name, factor), shift in zip(self.places, shifts, strict=bool(self.places))
+        }
+        return LayerChange(moved, added)
+
+    def flat(self, change: LayerChange) -> FloatArray:
+        """The weight of a change as [C_out', C_in' * K]."""
+        moved = np.moveaxis(change.weight, self.axes, (0, 1))
+        return moved.reshape(len(moved), -1)
+
+    def moment(self, shift: Shift) -> tuple[FloatArray, FloatArray]:
+        """What is solved with [D, D], and the mean that the shift makes up for: each layer's
+        [layers, D], or one for all [1, D]."""
+        if shift == "own" or (shift == "one" and len(self.outputs) == 1):
+            return self.covariance, self.means
+        centre = self.shares @ self.means if shift == "one" else np.zeros(self.means.shape[1])
+        apart = self.means - centre
+        moment = self.covariance + np.einsum("k,ki,kj->ij", self.shares, apart, apart)
+        return moment, centre[None]
+
+
+@dataclass
+class Reconstruction:
+    """Reconstructs pruned models of one trace; keeps what it has solved. For one thread."""
+
+    layers: Sequence[Layer]
+    _solved: dict[tuple[str, bytes, Shift], tuple[FloatArray, FloatArray]] = field(
+        default_factory=dict
+    )
+    _bytes: int = 0
+
+    @staticmethod
+    def of(trace: OnnxTrace, samples: CalibrationSet, runtime: Runtime) -> Reconstruction:
+        """Runs the dense network once to see what its layers read.
+
+        Raises:
+            CalibrationError: it does not run on the samples, or overflows on them.
+        """
+        tensors = {tensor.name: tensor for tensor in trace.model.graph.initializer}
+        shared = _sharing(trace, tensors)
+        moments = input_moments(trace, shared, samples, runtime)
+        return Reconstruction(
+            [_layer(trace, nodes, tensors[name], moments[name]) for name, nodes in shared.items()]
+        )
+
+    def apply(self, pruned: onnx.ModelProto, kept: Sequence[IntArray]) -> onnx.ModelProto:
+        """A copy of a model cut to the units `kept` of every group, its layers reconstructed."""
+        return with_layers(pruned, self.changes(kept))
+
+    def changes(self, kept: Sequence[IntArray]) -> dict[str, LayerChange]:
+        """By weight, what becomes of the layers that lose inputs to the units `kept`."""
+        changes = {}
+        for layer, inputs in self.losing(kept):
+            weight, shifts = self._solve(layer, inputs, layer.shift)
+            outputs = kept_mask(*layer.made, kept)
+            changes[layer.tensor] = layer.change(weight[outputs], shifts[:, outputs])
+        return changes
+
+    def uncut(self, layer: Layer, inputs: BoolArray, shift: Shift) -> tuple[FloatArray, FloatArray]:
+        """Weight (laid out and as wide as in the file, 0 where inputs go) and shifts
+        [layers, C_out] of a layer that keeps `inputs` [C_in], for who cuts it another way.
+
+        With the shift `none` it is the best there is without one, and shifts are 0.
+        """
+        weight, shifts = self._solve(layer, inputs, shift)
+        whole = np.zeros_like(layer.weight)
+        whole[:, np.repeat(inputs, whole.shape[1] // len(inputs))] = weight
+        return np.moveaxis(whole.reshape(layer.shape), (0, 1), layer.axes), shifts
+
+    def losing(self, kept: Sequence[IntArray]) -> Iterator[tuple[Layer, BoolArray]]:
+        """Layers that lose inputs to the units `kept` of every group, and what they keep [C_in]."""
+        for layer in self.layers:
+            inputs = kept_mask(*layer.read, kept)
+            if not inputs.all():
+                yield layer, inputs
+
+    def _solve(
+        self, layer: Layer, inputs: BoolArray, shift: Shift
+    ) -> tuple[FloatArray, FloatArray]:
+        """Weights [C_out, kept * K] and shifts [layers, C_out] of all outputs for the kept inputs
+        [C_in]."""
+        key = (layer.tensor, inputs.tobytes(), shift)
+        if key not in self._solved:
+            stay = np.repeat(inputs, layer.weight.shape[1] // len(inputs))
+            # Least squares in moments: W C[:, S] C[S, S]^-1, the means left to the shifts if any.
+            whole, means = layer.moment(shift)
+            moment = whole[stay]  # [kept * K, C_in * K]
+            solved = np.linalg.solve(moment[:, stay], moment @ layer.weight.T)
+            weight: FloatArray = np.asarray(solved.T, dtype=np.float64)
+            shifts = means @ layer.weight.T - means[:, stay] @ weight.T
+            # To the bit the same for all that share a bias: it stays one.
+            shifts = np.broadcast_to(shifts, (len(layer.outputs), shifts.shape[1]))
+            if self._bytes > MAX_CACHE_BYTES:
+                self._solved.clear()
+                self._bytes = 0
+            self._solved[key] = weight, shifts
+            self._bytes += weight.nbytes + shifts.nbytes
+        return self._solved[key]
+
+
+def _sharing(trace: OnnxTrace, constants: Mapping[str, onnx.TensorProto]) -> dict[str, list[Node]]:
+    """By weight, the layers that read it and may be reconstructed; none where anything else reads
+    it, or reads it another way: what is shared stays shared."""
+    found: dict[str, list[Node]] = {}
+    for node in trace.normal.nodes:
+        if _reads_groups(trace, node, constants):
+            found.setdefault(node.inputs[1], []).append(node)
+    return {
+        name: nodes
+        for name, nodes in found.items()
+        if len(nodes) == len(trace.normal.readers[name])
+        and len({mixing_axes(node, trace.normal.shapes) for node in nodes}) == 1
+        and len({node.op for node in nodes}) == 1
+    }
+
+
+def _reads_groups(trace: OnnxTrace, node: Node, constants: Mapping[str, onnx.TensorProto]) -> bool:
+    """Whether a layer mixes channels that may be pruned, by weights and a bias that are known."""
+    axes = mixing_axes(node, trace.normal.shapes)
+    if axes is None or node.op == "ConvTranspose" or node.inputs[1] not in constants:
+        return False
+    if float(node.attrs.get("alpha", 1.0)) != 1.0 or float(node.attrs.get("beta", 1.0)) == 0.0:
+        return False
+    if len(node.inputs) > 2 and node.inputs[2] and node.inputs[2] not in constants:
+        return False
+    shape = trace.normal.shapes[node.inputs[1]]
+    if int(np.prod(shape, dtype=np.int64)) // shape[axes[1]] > MOST_INPUTS:
+        return False
+    return bool((trace.channels.axis_units(node.inputs[1], axes[0])[0] >= 0).any())
+
+
+def _layer(trace: OnnxTrace, nodes: Sequence[Node], tensor: onnx.TensorProto, seen: Seen) -> Layer:
+    read, made = mixing_axes(nodes[0], trace.normal.shapes) or (1, 0)
+    weight = np.moveaxis(
+        np.asarray(numpy_helper.to_array(tensor), dtype=np.float64), (made, read), (0, 1)
+    )
+    return Layer(
+        outputs=tuple(node.outputs[0] for node in nodes),
+        tensor=tensor.name,
+        places=_places(trace, nodes),
+        weight=weight.reshape(len(weight), -1),
+        shape=weight.shape,
+        axes=(made, read),
+        read=trace.channels.axis_units(tensor.name, read),
+        made=trace.channels.axis_units(tensor.name, made),
+        means=seen.first / seen.count[:, None],
+        shares=seen.count / seen.count.sum(),
+        covariance=seen.covariance(),
+    )
+
+
+def _places(trace: OnnxTrace, nodes: Sequence[Node]) -> tuple[tuple[str, float], ...]:
+    """Constants that take the shifts of layers with one weight, and that nothing else reads."""
+    found = [_place(trace, node) for node in nodes]
+    names = [place[0] for place in found if place is not None]
+    alone = all(len(trace.normal.readers[name]) == names.count(name) for name in names)
+    if len(names) < len(nodes) or not alone:
+        return ()
+    return tuple(place for place in found if place is not None)
+
+
+def _place(trace: OnnxTrace, node: Node) -> tuple[str, float] | None:
+    """The constant that one layer's shift goes into, and times what."""
+    normal = trace.normal
+    [output] = node.outputs
+    made = normal.shapes[output]
+    channel = 1 if node.op == "Conv" else len(made) - 1
+    # As broadcasting lays it over the layer's answers.
+    over = tuple(extent if axis == channel else 1 for axis, extent in enumerate(made))
+    if len(node.inputs) > 2 and node.inputs[2]:
+        name, factor = node.inputs[2], 1.0 / float(node.attrs.get("beta", 1.0))
+        fits = node.op == "Conv" or _ends(over, normal.shapes[name])
+        return (name, factor) if fits else None
+    readers = normal.readers.get(output, ())
+    if len(readers) != 1 or output in {value.name for value in trace.model.graph.output}:
+        return None
+    [behind] = readers
+    if behind.op == "BatchNormalization" and channel == 1:
+        mean = behind.inputs[3]
+        return (mean, -1.0) if mean in normal.weights else None
+    if behind.op == "Add":
+        [added] = [name for name in behind.inputs if name != output]
+        fits = added in normal.weights and _ends(over, normal.shapes[added])
+        return (added, 1.0) if fits else None
+    return None
+
+
+def _ends(over: tuple[int, ...], shape: tuple[int, ...]) -> bool:
+    """Whether a constant of `shape`, laid over [.., C, ..], has a number for every channel."""
+    return over[len(over) - len(shape) :] == shape and math.prod(over) == math.prod(shape)

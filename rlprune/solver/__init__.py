@@ -1,0 +1,1 @@
+"""What to keep within a latency budget: the task as arrays, and the knapsack that solves it."""

@@ -1,0 +1,317 @@
+"""The latency knapsack: least summed loss within a latency budget (HALP, Shen et al., 2021).
+
+An operator's cost depends on its in- *and* out-width, so the cost of a group's level depends on its
+neighbours' levels. `solve` linearises the tables at the current plan, solves the separable
+knapsack, and repeats; the outcome is held against the true tables, repaired, and improved by
+exchanges.
+Every row is solved for itself: a row's answer does not depend on the others in its batch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rlprune.graph.types import FloatArray, IntArray
+from rlprune.sensitivity.energy import loss_curve
+from rlprune.solver.costs import LevelCosts
+from rlprune.solver.separable import MARGIN, Programme, at_level, greedy
+from rlprune.solver.task import PruningTask
+
+ROUNDS = 6
+"""Linearisations from each start, and half as many programmes; most tasks settle in three."""
+EXCHANGES = 24
+"""Exchanges of one or two groups' levels at most, after the last programme."""
+TIE = 1e-7
+"""Share of the loss range that decides between plans of equal loss: the one that keeps more."""
+
+
+def solve(task: PruningTask, budget_ms: FloatArray, *, loss: FloatArray | None = None) -> IntArray:
+    """The keeps [B, G] of least summed loss whose `upper_ms` is within each budget [B].
+
+    Args:
+        budget_ms: [B]; a row below what `least_keeps` needs gets `least_keeps`.
+        loss: curves [G, L] or [B, G, L] over the task's levels, in any unit; by default the task's
+            own (`rlprune.sensitivity.energy.loss_curve`).
+    """
+    budget = np.asarray(budget_ms, dtype=np.float64)
+    if not task.group_count or not len(budget):
+        return np.zeros((len(budget), task.group_count), dtype=np.int64)
+    problem = _Problem.of(task, budget, loss)
+    return task.keeps_at(_solve(problem))
+
+
+def least_keeps(task: PruningTask) -> IntArray:
+    """Keeps [G] of the least `upper_ms` found; where fewer channels never cost more, of the least.
+
+    Fewer channels need not be cheaper (ARCHITECTURE section 6); where they are not, single groups
+    are moved, from the least and from the full widths, until none helps.
+    """
+    if not task.group_count:
+        return np.zeros(0, dtype=np.int64)
+    choice = _least_choice(LevelCosts.of(task.tables), task.level_count)
+    return np.asarray(task.keeps_at(choice[None])[0])
+
+
+def budgets_at(task: PruningTask, shares: FloatArray) -> FloatArray:
+    """Budgets `least + b (base - least)` on the upper end of the interval, for shares b [B]."""
+    ends = task.tables.upper_ms(np.stack([least_keeps(task), task.graph.widths]))
+    return np.asarray(ends[0] + np.asarray(shares) * (ends[1] - ends[0]))
+
+
+def latency_limit(task: PruningTask, budget_ms: FloatArray) -> FloatArray:
+    """The greatest latencies [B] whose upper end is within the budgets."""
+    return task.tables.interval.limit_ms(budget_ms)
+
+
+def summed_curves(task: PruningTask, loss: FloatArray | None, rows: int) -> FloatArray:
+    """What is summed [B, G, L]: `loss`, or the task's own curve; of equal levels the fuller wins.
+
+    A loss clipped at zero is common where the calibration images are few; that nothing was seen to
+    be lost is no reason to drop channels that the budget has room for. The difference is `TIE` of
+    the curves' range.
+    """
+    curve = loss_curve(task.profiles, task.graph) if loss is None else np.asarray(loss)
+    curve = np.broadcast_to(curve, (rows, *curve.shape[-2:]))
+    spread = np.maximum(np.ptp(curve, axis=(1, 2)), 1e-12)
+    hair: FloatArray = TIE * spread[:, None, None] * (1.0 - task.levels / task.levels[:, -1:])
+    return curve + hair
+
+
+@dataclass(frozen=True)
+class _Problem:
+    """B budgets over one task, in level indices."""
+
+    costs: LevelCosts
+    levels: IntArray
+    level_count: IntArray
+    loss: FloatArray
+    """[B, G, L], ties broken."""
+    limit: FloatArray
+    """What the predicted latency may be [B], ms."""
+
+    @staticmethod
+    def of(task: PruningTask, budget_ms: FloatArray, loss: FloatArray | None) -> _Problem:
+        return _Problem(
+            costs=LevelCosts.of(task.tables),
+            levels=task.levels,
+            level_count=task.level_count,
+            loss=summed_curves(task, loss, len(budget_ms)),
+            limit=latency_limit(task, budget_ms),
+        )
+
+    def rows(self, index: IntArray) -> _Problem:
+        """The problems of some rows."""
+        return _Problem(
+            self.costs, self.levels, self.level_count, self.loss[index], self.limit[index]
+        )
+
+    def total(self, choice: IntArray) -> FloatArray:
+        """Summed loss of plans [B, ..., G] -> [B, ...]."""
+        rows, groups = len(choice), choice.shape[-1]
+        row = np.arange(rows).reshape(rows, *[1] * (choice.ndim - 1))
+        return np.asarray(self.loss[row, np.arange(groups), choice].sum(-1))
+
+
+def _solve(problem: _Problem) -> IntArray:
+    """Level indices [B, G]."""
+    rows = len(problem.limit)
+    least = np.repeat(_least_choice(problem.costs, problem.level_count)[None], rows, axis=0)
+    full = np.broadcast_to(problem.level_count - 1, least.shape)
+    settled = _settle(problem, np.stack([least, full, _uniform(problem, least)]))  # [S, B, G]
+    # Different starts often reach the same plan, which is then improved only once.
+    fresh = np.ones(settled.shape[:2], dtype=np.bool_)
+    for start in range(1, len(settled)):
+        fresh[start] = ~(settled[start] == settled[:start]).all(-1).any(0)
+    owner = np.nonzero(fresh)[1]  # [N]
+    part = problem.rows(owner)
+    plans = _improve(part, _best_of(part, least[owner], settled[fresh][:, None]))
+    order = np.lexsort((part.total(plans), owner))
+    return np.asarray(plans[order[np.unique(owner[order], return_index=True)[1]]])
+
+
+def _improve(problem: _Problem, best: IntArray) -> IntArray:
+    """Programmes around plans [N, G], then exchanges, until neither helps."""
+    best = best.copy()
+    active = np.arange(len(best))
+    for _ in range(ROUNDS // 2):
+        part, now = problem.rows(active), best[active]
+        latency, moves = part.costs.moves_ms(now)
+        plans = Programme.solve(moves, part.loss, part.limit - latency).plans()  # [N, K, G]
+        repaired = _shrink(part, plans[:, MARGIN])[:, None]
+        after = _exchange(part, _best_of(part, now, np.concatenate([plans, repaired], axis=1)))
+        best[active] = after
+        active = active[(after != now).any(1)]
+        if not len(active):
+            break
+    return best
+
+
+def _uniform(problem: _Problem, least: IntArray) -> IntArray:
+    """The largest single keep ratio, rounded to levels, within each budget [B, G]; else `least`."""
+    share = problem.levels / problem.levels[:, -1:]
+    ratios = np.linspace(0.05, 1.0, 20)
+    plans = np.abs(share[None] - ratios[:, None, None]).argmin(-1)  # [20, G]
+    fits: NDArray[np.bool_] = np.less_equal(
+        problem.costs.latency_ms(plans)[None], problem.limit[:, None]
+    )  # [B, 20]
+    largest = len(ratios) - 1 - fits[:, ::-1].argmax(1)
+    return np.where(fits.any(1, keepdims=True), plans[largest], least)
+
+
+def _settle(problem: _Problem, starts: IntArray) -> IntArray:
+    """Linearise and solve from starts [S, B, G] until nothing moves; repaired plans [S, B, G]."""
+    count, rows, groups = starts.shape
+    wide = problem.rows(np.tile(np.arange(rows), count))
+    choice = starts.reshape(-1, groups)
+    model = np.zeros((len(choice), *problem.levels.shape))
+    active = np.arange(len(choice))
+    for turn in range(ROUNDS):
+        now = choice[active]
+        latency, moves = wide.costs.moves_ms(now)
+        moves -= moves[..., -1:]
+        # Both ends of a layer shrink at once, so a fresh linearisation oversteps; the mean with the
+        # ones before it does not cycle.
+        model[active] = moves if turn == 0 else (model[active] + moves) / 2
+        own = model[active]
+        spent = at_level(own, now).sum(1)
+        after = greedy(own, wide.loss[active], wide.limit[active] - latency + spent)
+        choice[active] = after
+        active = active[(after != now).any(1)]
+        if not len(active):
+            break
+    return _shrink(wide, choice).reshape(starts.shape)
+
+
+def _shrink(problem: _Problem, choice: IntArray) -> IntArray:
+    """Drops channels, least loss per ms saved first, until plans [R, G] fit or nothing helps."""
+    choice = choice.copy()
+    active = np.arange(len(choice))
+    for _ in range(4 * choice.shape[1]):
+        latency, moves = problem.costs.moves_ms(choice[active])
+        over = latency - problem.limit[active]
+        active, over, moves = active[over > 0], over[over > 0], moves[over > 0]
+        if not len(active):
+            break
+        loss = problem.loss[active]
+        now = choice[active]
+        added = loss - at_level(loss, now)[..., None]
+        saved = np.minimum(-moves, over[:, None, None])  # saving more than is over earns nothing
+        with np.errstate(divide="ignore", invalid="ignore"):
+            price = np.where(saved > 0, added / saved, np.inf).reshape(len(active), -1)
+        move = price.argmin(1)
+        helps = np.isfinite(price[np.arange(len(active)), move])
+        active, move = active[helps], move[helps]
+        choice[active, move // loss.shape[2]] = move % loss.shape[2]
+    return choice
+
+
+def _exchange(problem: _Problem, best: IntArray) -> IntArray:
+    """Moves one or two groups at a time while that lowers the loss of plans [B, G] that fit."""
+    best = best.copy()
+    levels = problem.levels.shape[1]
+    active = np.arange(len(best))
+    for _ in range(EXCHANGES):
+        now = best[active]
+        part = problem.rows(active)
+        latency, moves = part.costs.moves_ms(now)
+        slack = part.limit - latency
+        added = part.loss - at_level(part.loss, now)[..., None]
+        first, second = _pairs(
+            moves.reshape(len(now), -1), added.reshape(len(now), -1), slack, levels
+        )
+        row = np.arange(len(now))[:, None]
+        plans = np.repeat(now[:, None], first.shape[1], axis=1)  # [A, K, G]
+        slot = np.arange(first.shape[1])[None]
+        plans[row, slot, first // levels] = first % levels
+        plans[row, slot, second // levels] = second % levels
+        after = _best_of(part, now, plans)
+        moved = (after != now).any(1)
+        if len(part.costs.edges) and not moved.all():
+            stuck = np.flatnonzero(~moved)
+            after[stuck] = _move_neighbours(
+                part.rows(stuck), now[stuck], slack[stuck], added[stuck], moves[stuck]
+            )
+            moved = (after != now).any(1)
+        best[active] = after
+        active = active[moved]
+        if not len(active):
+            break
+    return best
+
+
+def _move_neighbours(
+    problem: _Problem, now: IntArray, slack: FloatArray, added: FloatArray, moves: FloatArray
+) -> IntArray:
+    """Plans [A, G] with the best move of two groups that share an operator, where one helps."""
+    cost = problem.costs.edge_moves_ms(now, moves)  # [A, E, L, L]
+    left, right = problem.costs.edges.T
+    total = added[:, left, :, None] + added[:, right, None, :]
+    total = np.where(cost <= slack[:, None, None, None], total, np.inf).reshape(len(now), -1)
+    edge, one, two = np.unravel_index(total.argmin(1), cost.shape[1:])
+    plans = now.copy()
+    row = np.arange(len(now))
+    plans[row, left[edge]] = one
+    plans[row, right[edge]] = two
+    return _best_of(problem, now, plans[:, None])
+
+
+def _pairs(
+    cost: FloatArray, added: FloatArray, slack: FloatArray, levels: int, count: int = 8
+) -> tuple[IntArray, IntArray]:
+    """The most promising pairs of moves [A, count] each, costs taken to add up.
+
+    Every move is paired with the best move that leaves the pair within the slack. A move to where a
+    group already is costs and adds nothing, so single moves are among the pairs.
+    """
+    rows, moves = cost.shape
+    row = np.arange(rows)[:, None]
+    order = np.argsort(cost, axis=1, kind="stable")
+    sorted_cost = cost[row, order]
+    sorted_added = added[row, order]
+    least = np.minimum.accumulate(sorted_added, axis=1)
+    fresh = np.concatenate([np.ones((rows, 1), bool), sorted_added[:, 1:] < least[:, :-1]], axis=1)
+    holder = np.maximum.accumulate(np.where(fresh, np.arange(moves), 0), axis=1)
+    room = slack[:, None] - cost
+    within = np.stack([np.searchsorted(sorted_cost[r], room[r], side="right") for r in range(rows)])
+    at = np.maximum(within - 1, 0)
+    partner = order[row, holder[row, at]]  # [A, M]
+    total = added + added[row, partner]
+    possible = (within > 0) & (partner // levels != np.arange(moves) // levels)
+    total = np.where(possible, total, np.inf)
+    first = np.argsort(total, axis=1, kind="stable")[:, :count]
+    return first, partner[row, first]
+
+
+def _best_of(problem: _Problem, best: IntArray, plans: IntArray) -> IntArray:
+    """Of best [B, G] and plans [B, K, G], the one of least loss within the limit."""
+    rows, count, groups = plans.shape
+    latency = problem.costs.latency_ms(plans.reshape(-1, groups)).reshape(rows, count)
+    total = np.where(latency <= problem.limit[:, None], problem.total(plans), np.inf)
+    pick = total.argmin(1)
+    row = np.arange(rows)
+    # Strictly less by more than rounding, or exchanges could go round in circles.
+    gain = problem.total(best) - total[row, pick]
+    better = gain > 1e-12 * np.ptp(problem.loss, axis=(1, 2))
+    return np.where(better[:, None], plans[row, pick], best)
+
+
+def _least_choice(costs: LevelCosts, level_count: IntArray) -> IntArray:
+    """Level indices [G] of the least latency that moving single groups finds from both ends."""
+    choice = np.zeros((1, len(level_count)), dtype=np.int64)
+    if costs.moves_ms(choice)[1].min() >= 0.0:
+        return np.asarray(choice[0])  # as on most devices, fewer channels are cheaper
+    choice = np.concatenate([choice, level_count[None] - 1])
+    levels = costs.index.shape[1]
+    for _ in range(4 * len(level_count)):
+        latency, moves = costs.moves_ms(choice)
+        flat = moves.reshape(2, -1)
+        move = flat.argmin(1)
+        helps = flat[[0, 1], move] < -1e-12 * latency
+        if not helps.any():
+            break
+        row = np.flatnonzero(helps)
+        choice[row, move[row] // levels] = move[row] % levels
+    return np.asarray(choice[costs.latency_ms(choice).argmin()])

@@ -1,0 +1,78 @@
+"""A torch module reconstructed after a cut is the ONNX file reconstructed after the same cut."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from calibrated import own_images, shrunk, single_outputs
+from topologies import TOPOLOGIES
+
+import rlprune
+from rlprune.runtime import get_runtime
+from rlprune.sensitivity.evaluate import Evaluator
+from rlprune.sensitivity.torch_reconstruct import reconstruct_module
+from rlprune.surgery.torch import prune_torch
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "resnet_a",  # padded shortcuts: the module keeps its channels in an order of its own
+        "vgg_view",
+        "mobilenet_v2",
+    ],
+)
+def test_module_and_file_answer_alike_after_reconstruction(name: str) -> None:
+    module, inputs = TOPOLOGIES[name]()
+    trace = rlprune.trace(module.eval(), inputs)
+    images = own_images(trace.onnx, 96)
+    keeps = shrunk(trace.onnx)
+    small = prune_torch(trace, keeps).eval()
+    with torch.no_grad():
+        cut = small(torch.from_numpy(images.x)).numpy()
+
+        count = reconstruct_module(small, trace, keeps, images, get_runtime())
+
+        found = small(torch.from_numpy(images.x)).numpy()
+    evaluator = Evaluator(trace.onnx, images, runtime=get_runtime())
+    expected = single_outputs(evaluator.corrected_model(keeps), images.x)
+    scale = np.abs(expected).max()
+    assert count > 0
+    assert np.abs(found - expected).max() < 1e-3 * scale
+    assert np.abs(cut - expected).max() > 1e-2 * scale
+
+
+@pytest.mark.parametrize("name", ["preact", "dense_concat"])
+def test_layers_without_bias_or_batch_norm_behind_are_reconstructed_without_a_shift(
+    name: str,
+) -> None:
+    module, inputs = TOPOLOGIES[name]()
+    trace = rlprune.trace(module.eval(), inputs)
+    images = own_images(trace.onnx, 96)
+    keeps = shrunk(trace.onnx)
+    x = torch.from_numpy(images.x)
+    small = prune_torch(trace, keeps).eval()
+    with torch.no_grad():
+        wanted, cut = module(x), small(x)
+        count = reconstruct_module(small, trace, keeps, images, get_runtime())
+        assert count > 2
+        assert float((small(x) - wanted).norm()) < 0.8 * float((cut - wanted).norm())
+
+
+def test_apply_reconstructs_a_module_where_it_is_given_images(tmp_path: Path) -> None:
+    module, inputs = TOPOLOGIES["resnet_a"]()
+    trace = rlprune.trace(module.eval(), inputs)
+    images = own_images(trace.onnx, 96)
+    np.savez(tmp_path / "images.npz", x=images.x, y=images.y)
+    plan = rlprune.plan(trace, budget_ratio=0.6, device="macs", policy="knapsack")
+    x = torch.from_numpy(images.x)
+    with torch.no_grad():
+        wanted = module(x)
+        distances = [
+            float((rlprune.apply(plan, trace, calibration=given).eval()(x) - wanted).norm())
+            for given in ("none", tmp_path / "images.npz")
+        ]
+    assert distances[1] < 0.8 * distances[0]
