@@ -1,13 +1,18 @@
-"""Environment and options of the whole suite; its being here also puts `tests/` on the import path.
+"""Environment and options of the whole suite; its being here also puts `tests/` on the import path,
+and it puts `scripts/` there, behind everything else.
 
 `--long` is for the tests that try many models, plans or damaged files: with it they try all.
 """
 
 import os
 import shutil
+import sys
 import tempfile
+from pathlib import Path
 
 import pytest
+
+sys.path.append(str(Path(__file__).parents[1] / "scripts"))
 
 for _name, _value in {
     "OMP_NUM_THREADS": "1",

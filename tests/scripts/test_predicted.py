@@ -14,12 +14,11 @@ from scipy.stats import spearmanr
 from synthetic import chain_graph, channel_space, random_task
 
 from rlprune.graph.types import FloatArray
-from rlprune.policy import DATA
 from rlprune.recording.model_dir import load_model_dir
 from rlprune.sensitivity.energy import loss_curve, shape_profiles
 from rlprune.sensitivity.predicted import CurveModel, default_curves, energy_curve
 
-EVERY_FIFTH = sorted(path.parent for path in (DATA / "recorded").glob("*/graph.json"))[::5]
+EVERY_FIFTH = sorted(path.parent for path in RECORDED.glob("*/graph.json"))[::5]
 
 
 @cache
@@ -34,7 +33,7 @@ def recorded(path: Path) -> Example:
 
 
 def others(left_out: Path) -> CurveModel:
-    every = sorted(path.parent for path in (DATA / "recorded").glob("*/graph.json"))
+    every = sorted(path.parent for path in RECORDED.glob("*/graph.json"))
     return fit_curves([recorded(path) for path in every if path != left_out])
 
 
@@ -56,7 +55,7 @@ def test_networks_left_out_are_foretold_better_than_by_the_energy_that_goes() ->
 
 
 def test_the_shipped_curves_are_of_the_recordings_that_ship() -> None:
-    every = sorted(path.parent for path in (DATA / "recorded").glob("*/graph.json"))
+    every = sorted(path.parent for path in RECORDED.glob("*/graph.json"))
     model = default_curves()
     assert model.trained_on == tuple(path.name for path in every)
     again = fit_curves([recorded(path) for path in every])
