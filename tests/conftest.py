@@ -1,5 +1,6 @@
-"""Environment and options of the whole suite; its being here also puts `tests/` on the import path,
-and it puts `scripts/` there, behind everything else.
+"""Environment and options of the whole suite.
+
+What tests share (`support/`) is put on the import path, and `scripts/` behind everything else.
 
 `--long` is for the tests that try many models, plans or damaged files: with it they try all.
 """
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+sys.path.insert(0, str(Path(__file__).parent / "support"))
 sys.path.append(str(Path(__file__).parents[1] / "scripts"))
 
 for _name, _value in {

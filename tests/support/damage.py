@@ -1,6 +1,6 @@
 """Damages small models in every way a file can be damaged, and watches what comes of it.
 
-    python tests/damage.py --seed 0 --count 300 [--seconds 300]
+    python tests/support/damage.py --seed 0 --count 300 [--seconds 300]
 
 Every outcome must be a refusal in one line, or a trace whose cut model equals the oracle. Prints
 how often which; ends with 1, naming the case, at anything else. The test runs it as a process of
@@ -16,6 +16,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import onnx
@@ -24,8 +25,8 @@ from onnx import ModelProto, TensorProto, helper
 from onnx_oracle import Net, inputs_of, relative_error, run, with_dead_readers
 
 from rlprune.errors import RlpruneError
-from rlprune.graph import skeleton
 from rlprune.graph.from_onnx import trace_onnx
+from rlprune.graph.load import is_skeleton
 from rlprune.surgery.importance import unit_scores
 from rlprune.surgery.onnx import kept_units, prune_onnx
 
@@ -87,10 +88,10 @@ def branching() -> ModelProto:
     x = net.add("Relu", net.add("Conv", "x", unit, pads=[1] * 4))
     rank = net.add("Size", net.add("Shape", x))
     known = net.add("Equal", rank, net.constant(4, np.int64))
-    x = net.add("If", known, **bodies(x))
+    x = net.add("If", known, **bodies(x))  # type: ignore[arg-type]
     x = net.add("Relu", net.conv(x, 8, 12))
     unknown = net.add("Greater", net.add("ReduceMax", x, keepdims=0), net.constant(0.0, np.float32))
-    end = net.add("If", unknown, **bodies(x))
+    end = net.add("If", unknown, **bodies(x))  # type: ignore[arg-type]
     model = net.model(end, net.head(x, 12))
     del model.graph.value_info[:]
     return model
@@ -118,8 +119,8 @@ def old() -> ModelProto:
 SOURCES = (residual, shuffled, attending, branching, old)
 
 
-def pick(rng: Generator, items: object) -> object:
-    return items[int(rng.integers(len(items)))] if len(items) else None  # type: ignore[arg-type, index]
+def pick(rng: Generator, items: Any) -> Any:
+    return items[int(rng.integers(len(items)))] if len(items) else None
 
 
 def names(model: ModelProto) -> list[str]:
@@ -284,7 +285,7 @@ def outcome(data: bytes, rng: Generator, *, running: bool = True) -> str:
         if not trace.graph.groups:
             return "whole"
         keeps = rng.integers(1, trace.graph.widths + 1)
-        if skeleton.is_skeleton(trace.model):
+        if is_skeleton(trace.model):
             return "whole"
         kept = kept_units(unit_scores(trace), keeps)
         pruned = prune_onnx(trace, keeps)

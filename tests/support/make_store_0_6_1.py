@@ -1,6 +1,6 @@
 """Made `data/store_0_6_1.sql`, a store as rlprune 0.6.1 (925f37d) left it; kept to show how.
 
-In a checkout of that version: `PYTHONPATH=tests:tests/service python make_store_0_6_1.py OUT.sql`.
+In a checkout of that version: `PYTHONPATH=tests/support python make_store_0_6_1.py OUT.sql`.
 A real server of 0.6.1 wrote it: a device that measured a small network and was planned for, a job
 that a worker holds, a pending one, a parked one, and two plans.
 """

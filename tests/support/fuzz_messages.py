@@ -21,8 +21,9 @@ from rlprune.graph.from_onnx import trace_onnx
 from rlprune.graph.skeleton import strip
 from rlprune.latency.types import Measurement, ModelSubject, OperatorSpec
 from rlprune.planning import latency_model
+from rlprune.schemes import space_with
+from rlprune.schemes.channels import keep_levels
 from rlprune.sensitivity.energy import shape_profiles
-from rlprune.sensitivity.types import keep_levels
 from rlprune.service.device_messages import measurement_to, subject_to
 from rlprune.service.devices import DeviceService
 from rlprune.service.front import EventLoop, Pools, event_loop
@@ -106,11 +107,8 @@ class _Served:
         store.register_device(DEVICE, {"runtime": "ort"})
         store.put_graph(trace.graph, strip(trace.model))
         jobs = JobQueue(store)
-        levels, counts = keep_levels(trace.graph)
-        profiles = shape_profiles(trace.graph, levels, counts)
-        subjects = list(
-            latency_model(store, DEVICE).missing(trace.graph, profiles.levels, profiles.level_count)
-        )
+        space = space_with(trace.graph, *keep_levels(trace.graph))
+        subjects = list(latency_model(store, DEVICE).missing(space))
         sessions = ((1.0, 1.01, 1.0), (1.0, 1.0, 0.99))
         store.add_measurements([Measurement(DEVICE, one, sessions, sessions) for one in subjects])
         jobs.request(DEVICE, subjects[:20], request_id="job", fingerprint=trace.graph.fingerprint)
@@ -170,7 +168,7 @@ def _requests(lease_id: str) -> list[tuple[str, Message]]:
     """A valid request, or several, of every rpc."""
     trace = trace_onnx(_model())
     graph, skeleton = trace.graph, strip(trace.model)
-    profiles = profiles_to(shape_profiles(graph, *keep_levels(graph)))
+    profiles = profiles_to(shape_profiles(space_with(graph, *keep_levels(graph))))
     plans, devices = plans_pb2, devices_pb2
     ask: Any = plans.CreatePlanRequest
     plan = ask(skeleton=skeleton, device="macs", budget_ratio=0.5, request_id="r1", min_keep=2)

@@ -180,7 +180,7 @@ class ConvNextBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.norm(self.depth(x).permute(0, 2, 3, 1))
-        return x + (self.mlp(y) * self.scale).permute(0, 3, 1, 2)
+        return x + (self.mlp(y) * self.scale).permute(0, 3, 1, 2)  # type: ignore[no-any-return]
 
 
 class ConvNext(nn.Module):

@@ -62,7 +62,7 @@ def mutate_message(message: Message, rng: np.random.Generator) -> None:
     """Changes one field somewhere in `message`, to what its type allows and nobody means."""
     fields = [field for field, _ in message.ListFields()]
     if not fields or rng.random() < 0.2:
-        fields = list(message.DESCRIPTOR.fields)
+        fields = list(message.DESCRIPTOR.fields)  # type: ignore[arg-type]
     if not fields:
         return
     field = fields[int(rng.integers(len(fields)))]

@@ -89,7 +89,7 @@ class VisionTransformer(nn.Module):
             "packed": lambda: PackedAttention(32, 4),
             "separate": lambda: SeparateAttention(32, 4),
         }[kind]
-        self.blocks = nn.Sequential(Block(32, make(), 64), Block(32, make(), 64))
+        self.blocks = nn.Sequential(Block(32, make(), 64), Block(32, make(), 64))  # type: ignore[no-untyped-call]
         self.norm, self.fc = nn.LayerNorm(32), nn.Linear(32, 10)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ def traced(name: str) -> OnnxTrace:
     buffer = io.BytesIO()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        torch.onnx.export(module, inputs, buffer, dynamo=False, opset_version=17)
+        torch.onnx.export(module, inputs, buffer, dynamo=False, opset_version=17)  # type: ignore[arg-type]
     return trace_onnx(buffer.getvalue())
 
 

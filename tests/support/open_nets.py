@@ -65,7 +65,7 @@ class UNetCrop(nn.Module):
         high, wide = kept.shape[2] - up.shape[2], kept.shape[3] - up.shape[3]
         up = F.pad(up, [wide // 2, wide - wide // 2, high // 2, high - high // 2])
         logits = self.out(torch.cat([kept, up], 1))
-        return cast(Tensor, F.interpolate(logits, size=x.shape[2:], mode="bilinear"))
+        return F.interpolate(logits, size=x.shape[2:], mode="bilinear")
 
 
 class PooledHead(nn.Module):
@@ -130,7 +130,7 @@ class YoloHeads(nn.Module):
         a = F.silu(self.a(x))
         maps = [head(y) for head, y in zip(self.heads, (a, F.silu(self.b(a))), strict=True)]
         columns = torch.cat([m.view(m.shape[0], 9, -1) for m in maps], 2)
-        box, score = columns.split((4, 5), 1)
+        box, score = columns.split((4, 5), 1)  # type: ignore[no-untyped-call]
         return torch.cat([box * 2, score.sigmoid()], 1)
 
 
@@ -231,7 +231,7 @@ def older(net: OpenNet, opset: int = 17, *, leave_open: bool = True) -> onnx.Mod
         torch.onnx.export(
             module,
             inputs,
-            file,
+            file,  # type: ignore[arg-type]
             dynamo=False,
             opset_version=opset,
             input_names=["x"],
@@ -260,5 +260,5 @@ def newer(net: OpenNet, opset: int = 18) -> onnx.ModelProto:
             dynamic_shapes=(dims,),
         )
         assert program is not None
-        program.save(file)
+        program.save(file)  # type: ignore[arg-type]
     return onnx.load_model_from_string(file.getvalue())

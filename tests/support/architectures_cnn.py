@@ -21,7 +21,7 @@ class MobileV3Block(nn.Module):
         self.project = conv_bn(hidden, cout, 1, act=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.se(self.act(self.depth(self.act(self.expand(x)))))
+        y: Tensor = self.se(self.act(self.depth(self.act(self.expand(x)))))
         y = self.project(y)
         return x + y if self.residual else y
 
@@ -150,7 +150,7 @@ class ConvNextBlock(nn.Module):
         self.gamma = nn.Parameter(torch.full((width,), 0.5))
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.norm(self.depth(x).permute(0, 2, 3, 1))
+        y: Tensor = self.norm(self.depth(x).permute(0, 2, 3, 1))
         y = self.gamma * self.down(F.gelu(self.up(y)))
         return x + y.permute(0, 3, 1, 2)
 

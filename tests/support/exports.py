@@ -21,7 +21,7 @@ def newer_export(build: Callable[[], Built], opset: int) -> bytes:
             module, inputs, dynamo=True, opset_version=opset, external_data=False, verbose=False
         )
         assert program is not None
-        program.save(file)
+        program.save(file)  # type: ignore[arg-type]
     return file.getvalue()
 
 
@@ -30,5 +30,5 @@ def older_export(build: Callable[[], Built], opset: int = 17) -> bytes:
     file = io.BytesIO()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        torch.onnx.export(module, inputs, file, dynamo=False, opset_version=opset)
+        torch.onnx.export(module, inputs, file, dynamo=False, opset_version=opset)  # type: ignore[arg-type]
     return file.getvalue()
