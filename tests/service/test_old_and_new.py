@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent import futures
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +90,15 @@ class Old:
             text=True,
         )
 
+    @contextmanager
+    def started(self, code: str, *arguments: str) -> Iterator[subprocess.Popen[str]]:
+        """A process that is ended, whatever happens meanwhile."""
+        with self.start(code, *arguments) as process:
+            try:
+                yield process
+            finally:
+                process.terminate()
+
     def run(self, code: str, *arguments: str) -> list[str]:
         with self.start(code, *arguments) as process:
             out, _ = process.communicate(timeout=120)
@@ -125,11 +135,10 @@ def model(tmp_path: Path) -> Path:
 @pytest.fixture
 def old_worker(old: Old, rig: Rig) -> Iterator[str]:
     """A worker of 0.6.1 at today's server; the key that it calls its device by."""
-    with old.start(WORKER, rig.server.address, str(old.folder)) as process:
+    with old.started(WORKER, rig.server.address, str(old.folder)):
         key = local_device_key(get_runtime("ort"))
         until(lambda: any(device.key == key for device in rig.client.devices()), 60)
         yield key.replace(".b1", ".f32.b1")
-        process.terminate()
 
 
 def test_an_old_worker_measures_for_todays_client(rig: Rig, model: Path, old_worker: str) -> None:
@@ -152,7 +161,7 @@ def test_an_old_client_plans_by_the_old_key_and_its_plan_is_kept(
 
 
 def test_todays_client_and_worker_at_an_old_server(old: Old, model: Path, tmp_path: Path) -> None:
-    with old.start(SERVER, f"sqlite:///{tmp_path / 'old.sqlite'}") as process:
+    with old.started(SERVER, f"sqlite:///{tmp_path / 'old.sqlite'}") as process:
         assert process.stdout is not None
         address, stop = process.stdout.readline().strip(), threading.Event()
         key = local_device_key(get_runtime("ort"))
@@ -166,7 +175,6 @@ def test_todays_client_and_worker_at_an_old_server(old: Old, model: Path, tmp_pa
             finally:
                 stop.set()
             worker.result(30)
-        process.terminate()
     assert plan.feasible and kept.plan.keeps.tolist() == plan.keeps.tolist()
 
 
