@@ -19,9 +19,12 @@ import rlprune
 from rlprune.errors import InputError, NotFoundError, UnavailableError
 from rlprune.graph.from_onnx import trace_onnx
 from rlprune.graph.skeleton import strip
+from rlprune.graph.types import IntArray
+from rlprune.latency.types import ModelSubject
 from rlprune.planning import LocalPlanner, PlanRequest, latency_model, make_plans
 from rlprune.plans import PruningPlan
 from rlprune.profile.types import keep_levels
+from rlprune.service import remote
 from rlprune.store import Store, open_store
 
 KEY = "board-1.x.t1.f32.b1"
@@ -216,13 +219,25 @@ def test_a_store_that_takes_no_plan_loses_none(
         assert "is not kept" in line.getMessage() and "\n" not in line.getMessage()
 
 
-def test_a_certificate_is_kept_and_its_rounds_are_not_plans_of_their_own(measured: Rig) -> None:
-    before = {record.plan_id for record in measured.client.plans()}
-    with measured.working(macs_cost(TRACE.graph, 1.3), KEY):
-        plan = measured.client.plan(TRACE, device=KEY, budget_ratio=0.6, certify=True)
-    assert plan.certificate is not None and plan.certificate.rounds
-    (kept,) = (record for record in measured.client.plans() if record.plan_id not in before)
+def test_a_certificate_is_kept_and_its_rounds_are_not_plans_of_their_own(
+    measured: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The device is a tenth slower than predicted."""
+    cost = macs_cost(TRACE.graph)
+    base_ms = cost(ModelSubject(TRACE.graph.fingerprint, tuple(TRACE.graph.widths.tolist())))
+
+    def measure(channel: object, model: object, keeps: IntArray, *_: object, **__: object) -> Any:
+        subject = ModelSubject(TRACE.graph.fingerprint, tuple(int(keep) for keep in keeps))
+        one = measured_as(KEY, subject, 1.1 * cost(subject))
+        control = measured_as(KEY, subject, base_ms).cpu_ms
+        return [replace(one, control_cpu_ms=control, control_wall_ms=control)]
+
+    monkeypatch.setattr(remote, "measure_on", measure)
+    plan = measured.client.plan(TRACE, device=KEY, budget_ratio=0.6, certify=True)
+    assert plan.certificate is not None and len(plan.certificate.rounds) > 1
+    (kept,) = measured.client.plans()
     assert kept.plan == plan and kept.plan.certificate == plan.certificate
+    assert PruningPlan.from_json(plan.to_json()) == plan
 
 
 def test_waiting_keeps_one_plan(rig: Rig) -> None:
