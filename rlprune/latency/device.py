@@ -67,8 +67,10 @@ def with_threads(device: str, threads: int) -> str:
     """The key of the same device with so many threads.
 
     Raises:
-        InputError: the key names no threads, as `macs` does not.
+        InputError: the key names no threads, as `macs` does not, and more than one is asked for.
     """
+    if threads == threads_of(device):
+        return device
     if not re.search(r"\.t\d+\.", device):
         raise InputError(
             f"device {device!r} names no threads to choose; leave threads out", field="threads"

@@ -39,7 +39,7 @@ from rlprune.graph.skeleton import strip
 from rlprune.graph.types import PruningGraph
 from rlprune.latency.types import Measurement, ModelSubject
 from rlprune.planning import profile_model
-from rlprune.profile.types import keep_levels
+from rlprune.sensitivity.types import keep_levels
 from rlprune.service.channel import Channel
 from rlprune.service.device_client import DeviceClient
 from rlprune.service.profile_messages import profiles_to

@@ -5,9 +5,11 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+import pytest
 from onnx_nets import conv_net
 
-from rlprune.latency.device import batch_of, local_device_key, model_batch
+from rlprune.errors import InputError
+from rlprune.latency.device import batch_of, local_device_key, model_batch, with_threads
 
 
 @dataclass
@@ -47,3 +49,10 @@ def test_a_models_batch_is_its_first_inputs_leading_extent() -> None:
     assert batch_of([(0, 3, 8, 8)]) == 1, "open"
     assert batch_of([]) == 1
     assert model_batch(conv_net((8, 16), extent=8)) == 1
+
+
+def test_the_same_device_with_other_threads_has_another_key() -> None:
+    assert with_threads("ort-1.2.x86_64-cpu.t1.b1", 4) == "ort-1.2.x86_64-cpu.t4.b1"
+    assert with_threads("macs", 1) == "macs" and with_threads("board", 1) == "board"
+    with pytest.raises(InputError, match="names no threads"):
+        with_threads("macs", 2)

@@ -14,6 +14,7 @@ import numpy as np
 import sqlalchemy as sa
 
 from rlprune.graph.types import PruningGraph
+from rlprune.latency.device import threads_of
 from rlprune.latency.types import Measurement, ModelSubject, OperatorSpec, Subject
 from rlprune.service.channel import Channel
 from rlprune.service.client import Client
@@ -89,7 +90,7 @@ def dump(store: Store) -> dict[str, list[tuple[object, ...]]]:
 
 def measured(key: str, subject: Subject, ms: float) -> Measurement:
     sessions = ((ms, ms * 1.01, ms), (ms, ms, ms * 0.99), (ms,) * 3, (ms,) * 3)
-    return Measurement(key, subject, sessions, sessions)
+    return Measurement(key, subject, sessions, sessions, thread_count=threads_of(key))
 
 
 def macs_cost(graph: PruningGraph, factor: float = 1.0) -> Cost:
