@@ -19,11 +19,11 @@ import rlprune
 from rlprune.errors import InputError, NotFoundError, UnavailableError
 from rlprune.graph.from_onnx import trace_onnx
 from rlprune.graph.skeleton import strip
-from rlprune.graph.types import IntArray
 from rlprune.latency.types import ModelSubject
 from rlprune.planning import LocalPlanner, PlanRequest, latency_model, make_plans
 from rlprune.plans import PruningPlan
-from rlprune.sensitivity.types import keep_levels
+from rlprune.schemes import space_with
+from rlprune.schemes.channels import keep_levels
 from rlprune.service import remote
 from rlprune.store import Store, open_store
 
@@ -54,12 +54,12 @@ def ask(rig: Rig, request: pytest.FixtureRequest) -> Ask:
 @pytest.fixture
 def measured(rig: Rig) -> Rig:
     """A server whose boards have measured what plans of NET need without constraints."""
-    levels = keep_levels(TRACE.graph, finer=True)
+    space = space_with(TRACE.graph, *keep_levels(TRACE.graph, finer=True))
     rig.store.put_graph(TRACE.graph, strip(TRACE.model))
     for key, factor in ((KEY, 1.0), (KEY.replace(".t1.", ".t2."), 0.6)):
         cost = macs_cost(TRACE.graph, factor)
         rig.device.register_device(key, {})
-        while missing := latency_model(rig.store, key).missing(TRACE.graph, *levels):
+        while missing := latency_model(rig.store, key).missing(space):
             rig.store.add_measurements([measured_as(key, one, cost(one)) for one in missing])
     return rig
 
@@ -197,9 +197,9 @@ def test_without_waiting_nothing_is_measured_here(tmp_path: Path) -> None:
 def test_measuring_here_ends_in_time() -> None:
     with pytest.raises(NotFoundError):
         rlprune.plan(NET, budget_ratio=0.5, timeout_sec=0.0)
-    plan = rlprune.plan(NET, budget_ratio=0.9, timeout_sec=0.05)
+    plan = rlprune.plan(NET, budget_ratio=0.9, timeout_sec=0.5)
     count = len(open_store().measurements(plan.device))
-    assert 0 < count <= 8, "one part was begun, and none after it"
+    assert 0 < count < 30, "what was begun was ended, and nothing begun after"
     assert rlprune.plan(NET, budget_ratio=0.9, wait=False) == plan
 
 
@@ -226,8 +226,10 @@ def test_a_certificate_is_kept_and_its_rounds_are_not_plans_of_their_own(
     cost = macs_cost(TRACE.graph)
     base_ms = cost(ModelSubject(TRACE.graph.fingerprint, tuple(TRACE.graph.widths.tolist())))
 
-    def measure(channel: object, model: object, keeps: IntArray, *_: object, **__: object) -> Any:
-        subject = ModelSubject(TRACE.graph.fingerprint, tuple(int(keep) for keep in keeps))
+    def measure(
+        channel: object, model: object, subjects: list[ModelSubject], *_: object, **__: object
+    ) -> Any:
+        (subject,) = subjects
         one = measured_as(KEY, subject, 1.1 * cost(subject))
         control = measured_as(KEY, subject, base_ms).cpu_ms
         return [replace(one, control_cpu_ms=control, control_wall_ms=control)]
