@@ -58,9 +58,8 @@ class Walk:
     def _state(self, done: int, choice: IntArray, last: float) -> FloatArray:
         """AMC's eleven numbers: the layer, what is saved so far, what is still to come, a_t-1."""
         at = min(done, len(self._embedding) - 1)
-        saved = (
-            1.0 - float(self._space.costs.latency_ms(choice[None])[0]) / self._space.task.base_ms
-        )
+        space = self._space
+        saved = 1.0 - float(space.costs.latency_ms(choice[None])[0]) / space.task.base_ms
         rest = float(self._embedding[at + 1 :, -1].sum())
         return np.array([*self._embedding[at], saved, rest, last])
 
