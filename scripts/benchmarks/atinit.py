@@ -146,7 +146,7 @@ def planned(trace: TorchTrace, data: Data, options: argparse.Namespace, folder: 
     }
     if options.score in WITH_IMAGES:
         images = folder / "images.npz"
-        np.savez(images, x=data.validation.x[:BATCH_SIZE], y=data.validation.y[:BATCH_SIZE])
+        np.savez(images, x=data.validation.x[:BATCH_SIZE], y=data.validation.labels[:BATCH_SIZE])
         asked["calibration"] = images
     seconds = {}
     for which in ("first_sec", "again_sec"):

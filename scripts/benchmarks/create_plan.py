@@ -1,49 +1,47 @@
 """CPU time that a server spends on one CreatePlan of a model that it knows.
 
-    scripts/bench_create_plan [--old PYTHON] [--quick] [--seed N] [--json FILE]
+    scripts/bench create_plan [--old PYTHON] [--quick] [--seed N] [--json FILE]
 
 A real server on a real port is called in blocks of calls; its CPU time is read before and after
 each block. With `--old`, the interpreter of an environment that holds an earlier version, a server
 of that version is called in turns with this one, block by block, with the same messages, and what
 is told is the ratio of the two, with the 90 % interval of its mean over blocks. Models: ResNet-56
 (CIFAR) and ResNet-50, with profiles as a client sends them. Devices: `macs`, and a board that
-measured all that was asked for (made-up latencies in proportion to MACs). Budgets are drawn.
+measured all that was asked for (made-up latencies in proportion to MACs). `--seed` draws budgets.
 `provisional` calls are what this version's clients make; `stored` are those of earlier clients.
 """
 
 from __future__ import annotations
 
-import argparse
 import math
-import os
 import subprocess
 import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing
+from functools import partial
 from pathlib import Path
 
-import cifar_nets
 import numpy as np
 import psutil
 import torch
-from bench_nets import ResNet50
-from bench_rows import Row, write_rows
 from scipy.stats import t as student
-from torch import nn
 
 import rlprune
+from benchmarks.harness import Bench, Row
+from datasets import nets
 from rlprune.graph.from_onnx import OnnxTrace
 from rlprune.graph.skeleton import strip
 from rlprune.graph.types import PruningGraph
-from rlprune.latency.types import Measurement, ModelSubject
+from rlprune.latency.types import Measurement, ModelSubject, Subject
 from rlprune.planning import profile_model
-from rlprune.sensitivity.types import keep_levels
+from rlprune.schemes import space_with
+from rlprune.schemes.channels import keep_levels
 from rlprune.service.channel import Channel
 from rlprune.service.device_client import DeviceClient
 from rlprune.service.profile_messages import profiles_to
-from rlprune.store.encoding import Subject
 from rlprune.v1 import plans_pb2
 
 Cost = Callable[[Subject], float]
@@ -124,7 +122,7 @@ def macs_cost(graph: PruningGraph) -> Cost:
 
     def cost(subject: Subject) -> float:
         if isinstance(subject, ModelSubject):
-            return 0.05 + float(graph.macs(np.array(subject.keeps))) / 1e7
+            return 0.05 + float(graph.macs(np.array(subject.settings))) / 1e7
         channels = subject.in_width * subject.out_width
         macs = channels if subject.kind in ("conv", "linear") else 0
         return 0.002 + macs * math.prod(subject.kernel) * math.prod(subject.out_spatial) / 1e7
@@ -132,29 +130,20 @@ def macs_cost(graph: PruningGraph) -> Cost:
     return cost
 
 
-def resnet56() -> nn.Module:
-    layers: list[nn.Module] = [nn.Conv2d(3, 16, 3, 1, 1, bias=False), nn.BatchNorm2d(16), nn.ReLU()]
-    for stage, width in enumerate((16, 32, 64)):
-        for block in range(9):
-            before = width // 2 if stage and not block else width
-            stride = 2 if stage and not block else 1
-            layers.append(cifar_nets.basic(before, width, stride, False))
-    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 10))
-
-
 def traced(name: str) -> OnnxTrace:
     torch.manual_seed(0)
-    net = resnet56() if name == "resnet56" else ResNet50()
-    side = 32 if name == "resnet56" else 224
-    found = rlprune.trace(net.eval(), torch.zeros(1, 3, side, side))
-    return found.onnx
+    if name == "resnet50":
+        return rlprune.trace(nets.resnet50().eval(), torch.zeros(1, 3, 224, 224)).onnx
+    blocks = [(1, 16)] * 9 + [(2, 32)] + [(1, 32)] * 8 + [(2, 64)] + [(1, 64)] * 8
+    net = nets.resnet(16, partial(nets.basic, gated=False), *blocks)
+    return rlprune.trace(net.eval(), torch.zeros(1, 3, 32, 32)).onnx
 
 
 def questions(
     trace: OnnxTrace, device: str, count: int, rng: np.random.Generator
 ) -> list[plans_pb2.CreatePlanRequest]:
-    levels, level_count = keep_levels(trace.graph, finer=True)
-    profiles = profiles_to(profile_model(trace, levels, level_count))
+    space = space_with(trace.graph, *keep_levels(trace.graph, finer=True))
+    profiles = profiles_to(profile_model(trace, space))
     return [
         plans_pb2.CreatePlanRequest(
             fingerprint=trace.graph.fingerprint,
@@ -173,66 +162,50 @@ def mean_and_interval(values: list[float]) -> tuple[float, tuple[float, float]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--old", metavar="PYTHON", help="interpreter of an earlier version's")
-    parser.add_argument("--quick", action="store_true", help="fewer blocks of calls")
-    parser.add_argument("--seed", type=int, default=0, help="of the budgets")
-    parser.add_argument("--json", type=Path, metavar="FILE")
-    options = parser.parse_args()
+    bench = Bench("create_plan", __doc__)
+    bench.parser.add_argument("--old", metavar="PYTHON", help="interpreter of an earlier version's")
+    options = bench.parse()
+    pythons = {"new": sys.executable} | ({"old": options.old} if options.old else {})
     blocks = 4 if options.quick else 12
-    rng = np.random.default_rng(options.seed)
-    rows: list[Row] = []
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        pythons = {"new": sys.executable} | ({"old": options.old} if options.old else {})
-        servers = {version: Served(python, folder) for version, python in pythons.items()}
-        try:
-            for net in ("resnet56", "resnet50"):
-                trace = traced(net)
-                for device in ("macs", BOARD):
-                    asked = questions(trace, device, BLOCK_CALLS * blocks, rng)
-                    for server in servers.values():
-                        server.make_ready(asked[0], strip(trace.model), macs_cost(trace.graph))
-                    rows += compare(f"{net}/{device}", servers, asked, blocks)
-        finally:
-            for server in servers.values():
-                server.close()
-    print(f"load average {os.getloadavg()[0]:.1f}")
-    for row in rows:
-        low, high = row.interval or (math.nan, math.nan)
-        target = "" if row.target is None else f"target {row.target:g}"
-        print(f"{row.name:36} {row.value:8.3f} {row.unit:2} ({low:.3f} .. {high:.3f}) {target}")
-    if options.json:
-        write_rows(options.json, rows)
+    with bench.measuring():
+        for net in ("resnet56", "resnet50"):
+            for device in ("macs", BOARD):
+                measure = partial(compare, net, device, pythons, blocks, options.seed)
+                bench.cell(f"{net}/{device}", measure)
 
 
 def compare(
-    name: str, servers: dict[str, Served], asked: list[plans_pb2.CreatePlanRequest], blocks: int
-) -> list[Row]:
+    net: str, device: str, pythons: dict[str, str], blocks: int, seed: int
+) -> Iterator[Row]:
     """What a call costs each version, and this one as a share of the earlier one."""
-    ways: dict[str, tuple[Served, bool]] = {
-        f"{version}/stored": (server, False) for version, server in servers.items()
-    }
-    ways["new/provisional"] = (servers["new"], True)
-    for server, _ in ways.values():
-        server.block_ms(asked[:BLOCK_CALLS])  # fills caches
-    spent: dict[str, list[float]] = {way: [] for way in ways}
-    for block in range(blocks):
-        own = asked[block * BLOCK_CALLS : (block + 1) * BLOCK_CALLS]
-        for way, (server, provisional) in ways.items():
-            for one in own:
-                one.provisional = provisional
-            spent[way].append(server.block_ms(own))
-    rows = []
+    trace, name = traced(net), f"{net}/{device}"
+    asked = questions(trace, device, BLOCK_CALLS * blocks, np.random.default_rng(seed))
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+        servers = {
+            version: stack.enter_context(closing(Served(python, Path(folder))))
+            for version, python in pythons.items()
+        }
+        for server in servers.values():
+            server.make_ready(asked[0], strip(trace.model), macs_cost(trace.graph))
+        ways = {f"{version}/stored": (server, False) for version, server in servers.items()}
+        ways["new/provisional"] = (servers["new"], True)
+        for server, _ in ways.values():
+            server.block_ms(asked[:BLOCK_CALLS])  # fills caches
+        spent: dict[str, list[float]] = {way: [] for way in ways}
+        for block in range(blocks):
+            own = asked[block * BLOCK_CALLS : (block + 1) * BLOCK_CALLS]
+            for way, (server, provisional) in ways.items():
+                for one in own:
+                    one.provisional = provisional
+                spent[way].append(server.block_ms(own))
     for way, values in spent.items():
         mean, interval = mean_and_interval(values)
-        rows.append(Row(f"{name}/{way}/cpu", mean, "ms", None, "min", len(asked), interval))
+        yield Row(f"{name}/{way}/cpu", mean, "ms", None, "min", len(asked), interval)
     for way in ("new/stored", "new/provisional") if "old/stored" in spent else ():
         ratios = [new / old for new, old in zip(spent[way], spent["old/stored"], strict=True)]
         mean, interval = mean_and_interval(ratios)
         full = f"{name}/{way}_over_old"
-        rows.append(Row(full, mean, "x", MOST_RATIO, "min", len(asked), interval))
-    return rows
+        yield Row(full, mean, "x", MOST_RATIO, "min", len(asked), interval)
 
 
 if __name__ == "__main__":

@@ -109,7 +109,7 @@ def run(folder: Path, options: argparse.Namespace, stack: ExitStack) -> None:
     # Leaving this pool ends its processes at once, also where a step failed or SIGTERM came.
     pool = stack.enter_context(spawning.Pool(CORE_COUNT, torch.set_num_threads, (1,)))
     images = part(splits, 0)
-    np.savez(folder / "calibration.npz", x=images.x, y=splits.calibration.y[:IMAGE_COUNT])
+    np.savez(folder / "calibration.npz", x=images.x, y=images.labels)
     with phase("train and record the nets"):
         prepare(folder, pool, options)
     url = f"sqlite:///{folder / 'store.sqlite'}"
@@ -179,7 +179,7 @@ def load(folder: Path, spec: NetSpec) -> nn.Module:
 def part(splits: Splits, index: int) -> CalibrationSet:
     """The index-th `IMAGE_COUNT` calibration images."""
     where = slice(index * IMAGE_COUNT, (index + 1) * IMAGE_COUNT)
-    return CalibrationSet.single(splits.calibration.x[where], splits.calibration.y[where])
+    return CalibrationSet.single(splits.calibration.x[where], splits.calibration.labels[where])
 
 
 def record_one(folder: Path, spec: NetSpec, seed: int, count: int) -> int:
@@ -197,14 +197,22 @@ def measured(
 ) -> tuple[PruningPlan, list[Row]]:
     """The plan that keeps everything; every policy's at every budget, budgets descending."""
 
-    def ask(policy: str, **budget: float | bool) -> PruningPlan:
+    def ask(
+        policy: str,
+        *,
+        budget_ms: float | None = None,
+        budget_ratio: float | None = None,
+        certify: bool = False,
+    ) -> PruningPlan:
         plan = client.plan(
             trace.onnx,
             device=device,
             policy=policy,
             calibration=calibration,
             guard=False,  # the demo is about what the policy itself plans
-            **budget,  # type: ignore[arg-type]
+            budget_ms=budget_ms,
+            budget_ratio=budget_ratio,
+            certify=certify,
         )
         if not plan.feasible:
             raise RlpruneError(f"{policy} found {plan.budget_ms:.3f} ms infeasible: {plan.note}")

@@ -72,7 +72,7 @@ def newcomer(exporter: str, quick: bool, seed: int) -> Iterator[Row]:
         folder = Path(name)
         export(net, folder / "r.onnx", dynamo=exporter == "default")
         few = splits.calibration.take(np.arange(CALIBRATION_COUNT))
-        np.savez(folder / "images.npz", x=few.x, y=few.y)
+        np.savez(folder / "images.npz", x=few.x, y=few.labels)
         kept = {"unpruned": accuracy(folder / "r.onnx", judged)}
         for data, option in (("no_data", ""), ("images", " --calibration images.npz")):
             typed(f"rlprune plan r.onnx --budget-ratio {BUDGET_RATIO}{option} -o p.json", folder)

@@ -34,6 +34,7 @@ from benchmarks.parts.latency_data import MODELS, Case, Lab, fitted
 from benchmarks.parts.latency_loop import certify_rows, repeat_rows, speed_rows
 from benchmarks.peers.latency import RIVALS, Predict
 from rlprune.graph.types import FloatArray, IntArray
+from rlprune.latency.tables import LatencyTables
 from rlprune.latency.types import ModelSubject, OperatorSpec
 from rlprune.runtime import RUNTIMES
 
@@ -84,14 +85,14 @@ def predict_rows(runtime: str, lab: Lab) -> Iterator[Row]:
     covered: list[NDArray[np.bool_]] = []
     for case in lab.cases(runtime):
         measured, keeps = tests(case)
-        tables = fitted(case).compile(case.trace.graph, case.levels, case.level_count)
-        base_only = fitted(case, 1).compile(case.trace.graph, case.levels, case.level_count)
+        tables, base_only = (fitted(case, *few).compile(case.space) for few in ((), (1,)))
         ways: dict[str, Predict] = {name: rival(case) for name, rival in RIVALS.items()}
-        ways |= {"predicted": tables.latency_ms, "base alone": base_only.latency_ms}
+        ways |= {"predicted": by_tables(case, tables), "base alone": by_tables(case, base_only)}
         for name, way in ways.items():
             errors.setdefault(name, []).append(np.log(ratios(case, way, keeps) / measured))
         own = errors["predicted"][-1]
-        low, high = (ends / tables.latency_ms(keeps) for ends in tables.interval_ms(keeps))
+        choice = case.space.choice_of(keeps)
+        low, high = (ends / tables.latency_ms(choice) for ends in tables.interval_ms(choice))
         covered.append((-own >= np.log(low)) & (-own <= np.log(high)))
         operators = sum(isinstance(one.subject, OperatorSpec) for one in case.fitting)
         print(
@@ -123,17 +124,21 @@ def transfer_rows(runtime: str, donor: str, lab: Lab) -> Iterator[Row]:
     errors = []
     for case, known in zip(lab.cases(runtime), lab.cases(donor), strict=True):
         model = fitted(case, TEN, operators=False, donor=fitted(known).costs)
-        tables = model.compile(case.trace.graph, case.levels, case.level_count)
+        predict = by_tables(case, model.compile(case.space))
         measured, keeps = tests(case)
-        errors.append(np.log(ratios(case, tables.latency_ms, keeps) / measured))
+        errors.append(np.log(ratios(case, predict, keeps) / measured))
     name = f"{runtime} new, from {donor}/within 10%"
     yield share_row(name, np.abs(np.concatenate(errors)), NEAR, 0.7)
 
 
 def tests(case: Case) -> tuple[FloatArray, IntArray]:
-    """Measured ratio to the control [N], and keeps [N, G], of the unseen plans."""
-    keeps = [one.subject.keeps for one in case.tests if isinstance(one.subject, ModelSubject)]
+    """Measured ratio to the control [N], and keeps [N, S], of the unseen plans."""
+    keeps = [one.subject.settings for one in case.tests if isinstance(one.subject, ModelSubject)]
     return np.array([one.control_ratio for one in case.tests]), np.array(keeps, dtype=np.int64)
+
+
+def by_tables(case: Case, tables: LatencyTables) -> Predict:
+    return lambda keeps: tables.latency_ms(case.space.choice_of(keeps))
 
 
 def ratios(case: Case, predict: Predict, keeps: IntArray) -> FloatArray:

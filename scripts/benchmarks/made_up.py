@@ -18,7 +18,7 @@ import rlprune
 from benchmarks.harness import Bench, Row, log_final
 from datasets.pack import CifarPack, shared_data
 from rlprune.runtime import get_runtime
-from rlprune.sensitivity.evaluate import evaluate_model
+from rlprune.sensitivity.evaluate import Evaluator
 
 NETWORKS = (
     "cifar10_resnet20",
@@ -47,12 +47,12 @@ def main() -> None:
         trace = pack.traced(name)
         real = pack.images(name, order[:256], trace)
         report = pack.images(name, judged, trace)
-        runtime = get_runtime()
-        kept = {"unpruned": evaluate_model(trace.model, report, runtime=runtime).accuracy}
+        judge = Evaluator(trace, report, runtime=get_runtime(), reconstruct=False)
+        kept = {"unpruned": judge.base.accuracy}
         plan = rlprune.plan(trace, device="macs", budget_ratio=share)
         for source, given in (("real", real.x), ("made_up", None), ("cut", "none")):
             pruned = rlprune.apply(plan, trace, calibration=given, on_result=lambda _: None)
-            kept[source] = evaluate_model(pruned, report, runtime=runtime).accuracy
+            kept[source] = judge.evaluate_model(pruned).accuracy
         for what, value in kept.items():
             yield Row(f"{name}/m{share}/{what}", 100 * value, "%", None, "max", len(judged), None)
         ratio = kept["made_up"] / kept["real"]

@@ -30,8 +30,9 @@ from datasets.pack import CifarPack, shared_data
 from rlprune.latency.macs import macs_tables
 from rlprune.planning import make_plan
 from rlprune.policy import POLICY_NAMES, get_policy
+from rlprune.schemes import space_with
+from rlprune.schemes.channels import keep_levels
 from rlprune.sensitivity.energy import energy_profiles
-from rlprune.sensitivity.types import keep_levels
 from rlprune.solver.task import PruningTask
 
 COUNT, IMPORT_COUNT = 21, 7
@@ -46,9 +47,8 @@ def main() -> None:
     options = bench.parse()
     pack = CifarPack(shared_data(options.shared))
     trace = pack.traced("cifar10_resnet56")
-    levels, level_count = keep_levels(trace.graph)
-    tables = macs_tables(trace.graph, levels, level_count)
-    task = PruningTask(trace.graph, tables, energy_profiles(trace, levels, level_count))
+    space = space_with(trace.graph, *keep_levels(trace.graph))
+    task = PruningTask(space, macs_tables(space), energy_profiles(trace, space))
     count = 500 if options.quick else 1000
 
     def import_ms() -> list[Row]:
@@ -91,8 +91,14 @@ def race_cpu(pack: CifarPack, name: str, count: int) -> Iterator[Row]:
         np.savez(images, x=net.preprocess(pixels[index]), y=labels[index].astype(np.int64))
         for candidates in (0, 64):
             began = time.process_time()
-            asked = {"budget_ratio": 0.5, "round_to": 8, "candidates": candidates}
-            rlprune.plan(trace, device="macs", calibration=images, **asked)  # type: ignore[arg-type]
+            rlprune.plan(
+                trace,
+                device="macs",
+                calibration=images,
+                budget_ratio=0.5,
+                round_to=8,
+                candidates=candidates,
+            )
             took[candidates] = time.process_time() - began
     yield Row(f"candidates/cpu/{name}", took[64] / took[0], "x", None, "min", 1, None)
 

@@ -20,8 +20,9 @@ from datasets.running import stoppable
 from rlprune.latency.device import local_device_key
 from rlprune.planning.local import device_task
 from rlprune.runtime import RUNTIMES, get_runtime
+from rlprune.schemes import space_with
+from rlprune.schemes.channels import keep_levels
 from rlprune.sensitivity.energy import energy_profiles
-from rlprune.sensitivity.types import keep_levels
 from rlprune.store import open_store
 
 
@@ -38,9 +39,11 @@ def main() -> None:
         runtimes = [get_runtime(name) for name in options.runtimes]
         for name in options.networks or catalogue.names():
             trace = catalogue.traced(catalogue.load(name, pack=pack))
-            profiles = energy_profiles(trace, *keep_levels(trace.graph))
+            space = space_with(trace.graph, *keep_levels(trace.graph))
+            profiles = energy_profiles(trace, space)
             for runtime in runtimes:
-                task = device_task(trace, profiles, store, local_device_key(runtime), runtime)
+                device = local_device_key(runtime)
+                task = device_task(trace, space, profiles, store, device, runtime)
                 now = time.strftime("%H:%M")
                 print(f"{now} {name} on {runtime.name}: {task.base_ms:.3f} ms", flush=True)
         keys = " ".join(f"--device {local_device_key(runtime)}" for runtime in runtimes)

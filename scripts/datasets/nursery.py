@@ -30,7 +30,6 @@ from rlprune.finetuning.loop import score
 from rlprune.graph.from_onnx import trace_onnx
 from rlprune.recording.model_dir import load_model_dir
 from rlprune.recording.record import RecordConfig, record_model
-from rlprune.sensitivity.fit import check_calibration
 
 EPOCHS = (2, 2, 1)
 """At each of `training.SIZES`."""
@@ -171,8 +170,7 @@ def raise_one(number: int, data: Data, options: argparse.Namespace) -> None:
     # Validation images did not train the network: some to profile on, others to judge plans on.
     order = np.random.default_rng(number).permutation(len(data.validation))
     profile, objective = (
-        check_calibration(data.validation.x[index], data.validation.y[index], trace)
-        for index in (order[:IMAGES], order[IMAGES : 2 * IMAGES])
+        data.validation.take(index) for index in (order[:IMAGES], order[IMAGES : 2 * IMAGES])
     )
     about = {
         "name": name,

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from rlprune.graph.from_onnx import OnnxTrace, trace_onnx
 from rlprune.sensitivity.calibration import CalibrationSet
-from rlprune.sensitivity.fit import check_calibration
+from rlprune.sensitivity.fit import fit_inputs
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -70,7 +70,7 @@ class CifarPack:
         pixels, labels = self.pixels("test")
         _, sidecar = self.network(name)
         x = self._pack.preprocess(pixels[index], sidecar).numpy()
-        return check_calibration(x, labels[index].astype(np.int64), model)
+        return fit_inputs({"x": x}, labels[index].astype(np.int64), model)
 
 
 def exported(module: torch.nn.Module, shape: tuple[int, ...] = (1, 3, 32, 32)) -> bytes:

@@ -36,7 +36,7 @@ from rlprune.policy import get_policy
 from rlprune.recording.model_dir import EVALUATIONS
 from rlprune.recording.record import RecordConfig, proposal_tables, record_model
 from rlprune.sensitivity.calibration import CalibrationSet
-from rlprune.sensitivity.fit import check_calibration
+from rlprune.sensitivity.fit import fit_inputs
 from rlprune.store import Store, open_store
 
 FIRST_PASS = 75
@@ -67,7 +67,7 @@ class Zoo:
         order = np.random.default_rng(self.seed).permutation(self.pack.splits[split_of(name)])
         count = self.image_count
         profile, objective = (
-            check_calibration(net.preprocess(pixels[index]), labels[index].astype(np.int64), trace)
+            fit_inputs({"x": net.preprocess(pixels[index])}, labels[index].astype(np.int64), trace)
             for index in (order[:count], order[count : 2 * count])
         )
         return profile, objective

@@ -30,7 +30,14 @@ from rlprune.policy.learned import LearnedPolicy
 from rlprune.store import open_store
 from rlprune.training.population import Member, network_of, run_population
 from rlprune.training.run import load_models, population_configs, training_tasks
-from rlprune.training.select import SCORE_SHARES, NamedTask, Outcome, outcomes, relative_gain, score
+from rlprune.training.select import (
+    SCORE_SHARES,
+    NamedTask,
+    TaskResult,
+    outcomes,
+    policy_score,
+    relative_gain,
+)
 
 CHOOSER_EVERY = 6
 """One model in so many only chooses; a single one would choose by luck."""
@@ -38,7 +45,7 @@ CHOOSER_EVERY = 6
 DATA_FREE = ", data-free"
 """How names end where no measured loss was shown; the knapsack beside them sees none either."""
 
-Results = dict[str, list[Outcome]]
+Results = dict[str, list[TaskResult]]
 """By policy: what it planned of models it was not trained on."""
 
 
@@ -93,7 +100,7 @@ def make(options: argparse.Namespace) -> None:
     chosen_on = [named for named in tasks if named.model in choosers]
     artifact = replace(
         final.artifact,
-        validation=score(outcomes(final, chosen_on), seed=options.seed),
+        validation=policy_score(outcomes(final, chosen_on), seed=options.seed),
         provenance={
             "made_by": "scripts/data train_default_policy",
             "trained_on": [name for name in names if name not in choosers],
@@ -101,7 +108,7 @@ def make(options: argparse.Namespace) -> None:
             "devices": sorted({named.task.tables.device for named in tasks}),
             "steps": options.steps,
             "agents": options.agents,
-            "left_out": asdict(score(unseen["learned"], seed=options.seed)),
+            "left_out": asdict(policy_score(unseen["learned"], seed=options.seed)),
         },
     )
     shutil.rmtree(options.out, ignore_errors=True)
@@ -129,9 +136,7 @@ def train_on(
     return run_population(
         [named.task for named in tasks if named.model not in left_out | choosers],
         [named for named in tasks if named.model in choosers],
-        population_configs(
-            options.agents, ("correction",), round_steps=round_steps, seed=options.seed
-        ),
+        population_configs(options.agents, round_steps=round_steps, seed=options.seed),
         steps=options.steps,
         rounds=options.rounds,
         directory=directory,
@@ -153,7 +158,7 @@ def print_row(title: str, results: Results) -> None:
 
 def write_card(directory: Path, artifact: PolicyArtifact, unseen: Results, minutes: float) -> None:
     """`card.md` for people and `card.json` for programs, with the same figures."""
-    rows = {name: score(own) for name, own in unseen.items()}
+    rows = {name: policy_score(own) for name, own in unseen.items()}
     models = sorted({result.model for result in unseen["learned"]})
     data = {
         "action": artifact.action,

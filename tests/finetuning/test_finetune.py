@@ -6,14 +6,12 @@ import numpy as np
 import pytest
 import torch
 
+from datasets.digits import NetSpec, Splits, build, digits
 from rlprune.finetuning.checkpoint import EpochRecord
 from rlprune.finetuning.loop import TrainConfig, fit, reestimate, score, shifted
 from rlprune.graph.from_torch import trace_torch
 from rlprune.sensitivity.calibration import CalibrationSet
 from rlprune.surgery.torch import prune_torch
-from rlprune.training.zoo import NetSpec, Splits, build, digits
-
-SHARED = Path(os.environ.get("RLPRUNE_SHARED", Path(__file__).parents[3] / "shared"))
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""Where nothing was measured, losses are foretold from other networks', and planned by."""
+"""Where nothing was measured, losses are predicted from other networks', and planned by."""
 
 from __future__ import annotations
 
@@ -9,16 +9,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fit_curves import Example, fit_curves, save
 from scipy.stats import spearmanr
 from synthetic import chain_graph, channel_space, random_task
 
+from datasets.fit_curves import Example, fit_curves, save
+from datasets.running import recorded_folder
 from rlprune.graph.types import FloatArray
 from rlprune.recording.model_dir import load_model_dir
 from rlprune.sensitivity.energy import loss_curve, shape_profiles
 from rlprune.sensitivity.predicted import CurveModel, default_curves, energy_curve
 
-EVERY_FIFTH = sorted(path.parent for path in RECORDED.glob("*/graph.json"))[::5]
+EVERY = sorted(path.parent for path in recorded_folder().glob("*/graph.json"))
 
 
 @cache
@@ -33,19 +34,18 @@ def recorded(path: Path) -> Example:
 
 
 def others(left_out: Path) -> CurveModel:
-    every = sorted(path.parent for path in RECORDED.glob("*/graph.json"))
-    return fit_curves([recorded(path) for path in every if path != left_out])
+    return fit_curves([recorded(path) for path in EVERY if path != left_out])
 
 
-def agreement(one: Example, foretold: FloatArray) -> float:
+def agreement(one: Example, predicted: FloatArray) -> float:
     """Rank correlation with what was measured, over groups and levels that prune."""
     below = np.arange(one.levels.shape[1]) < one.level_count[:, None] - 1
-    return float(spearmanr(foretold[below], one.loss[below])[0])
+    return float(spearmanr(predicted[below], one.loss[below])[0])
 
 
-def test_networks_left_out_are_foretold_better_than_by_the_energy_that_goes() -> None:
+def test_networks_left_out_are_predicted_better_than_by_the_energy_that_goes() -> None:
     ours, shapes, energy = [], [], []
-    for path in EVERY_FIFTH:
+    for path in EVERY[::5]:
         one, model = recorded(path), others(path)
         ours.append(agreement(one, model.curve(one.graph, one.levels, one.share)))
         shapes.append(agreement(one, model.curve(one.graph, one.levels, None)))
@@ -55,10 +55,9 @@ def test_networks_left_out_are_foretold_better_than_by_the_energy_that_goes() ->
 
 
 def test_the_shipped_curves_are_of_the_recordings_that_ship() -> None:
-    every = sorted(path.parent for path in RECORDED.glob("*/graph.json"))
     model = default_curves()
-    assert model.trained_on == tuple(path.name for path in every)
-    again = fit_curves([recorded(path) for path in every])
+    assert model.trained_on == tuple(path.name for path in EVERY)
+    again = fit_curves([recorded(path) for path in EVERY])
     np.testing.assert_allclose(again.weights, model.weights, rtol=1e-3, atol=1e-4)
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from calibrated import judged
 
+from datasets.pack import CifarPack
 from rlprune.runtime import get_runtime
 from rlprune.sensitivity.evaluate import Evaluator
 from rlprune.surgery.onnx import prune_onnx

@@ -24,8 +24,9 @@ from datasets import catalogue
 from datasets.pack import CifarPack, shared_data
 from rlprune.errors import NotFoundError
 from rlprune.planning import device_task, which_device
+from rlprune.schemes import space_with
+from rlprune.schemes.channels import keep_levels
 from rlprune.sensitivity.energy import energy_profiles
-from rlprune.sensitivity.types import keep_levels
 from rlprune.store import open_store
 
 B = TypeVar("B")
@@ -137,9 +138,9 @@ def places_of(run: Run, options: argparse.Namespace, models: Sequence[str]) -> l
     for key, runtime in dict(keys).items():
         try:
             for trace in traces.values():
-                levels, level_count = keep_levels(trace.graph, round_to=run.settings.round_to)
-                profiles = energy_profiles(trace, levels, level_count)
-                device_task(trace, profiles, store, key, runtime)
+                levels = keep_levels(trace.graph, round_to=run.settings.round_to)
+                space = space_with(trace.graph, *levels)
+                device_task(trace, space, energy_profiles(trace, space), store, key, runtime)
         except NotFoundError as error:
             print(f"{key} is left out: {error}", flush=True)
             continue

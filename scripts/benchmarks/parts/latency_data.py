@@ -21,7 +21,8 @@ from rlprune.latency.measure import MeasureConfig
 from rlprune.latency.model import CALIBRATION_COUNT, LatencyModel
 from rlprune.latency.types import Measurement, ModelSubject, OperatorSpec
 from rlprune.runtime import Runtime, get_runtime
-from rlprune.sensitivity.types import keep_levels
+from rlprune.schemes import Space, space_with
+from rlprune.schemes.channels import keep_levels
 from rlprune.store import open_store
 
 MODELS = (
@@ -43,8 +44,7 @@ class Case:
     name: str
     device: str
     trace: OnnxTrace
-    levels: IntArray
-    level_count: IntArray
+    space: Space
     fitting: tuple[Measurement, ...]
     """What its latency model asked for: operators, the unpruned model, plans."""
     tests: tuple[Measurement, ...]
@@ -78,9 +78,9 @@ class Lab:
     def _case(self, runtime: Runtime, name: str) -> Case:
         trace, device = traced(name, self.shared), local_device_key(runtime)
         graph = trace.graph
-        levels, level_count = keep_levels(graph)
-        plans = random_plans(levels, level_count, self.plan_count, self.seed)
-        wanted = [ModelSubject(graph.fingerprint, tuple(map(int, keeps))) for keeps in plans]
+        space = space_with(graph, *keep_levels(graph))
+        plans = random_plans(space, self.plan_count, self.seed)
+        wanted = [ModelSubject(graph.fingerprint, tuple(settings.tolist())) for settings in plans]
         url = f"sqlite:///{self.work / f'{runtime.name}-{name}.sqlite'}"
         with closing(open_store(url)) as store:
             store.register_device(device, {})
@@ -106,8 +106,7 @@ class Lab:
 
             for _ in range(MEASURE_ROUNDS):
                 model = LatencyModel.fit(device, known(False), {graph.fingerprint: graph})
-                missing = model.missing(graph, levels, level_count)
-                missing = [one for one in missing if one not in wanted]
+                missing = [one for one in model.missing(space) if one not in wanted]
                 measured([one for one in missing if isinstance(one, OperatorSpec)], "operators")
                 measured([one for one in missing if isinstance(one, ModelSubject)], "fitted plans")
                 if not missing:
@@ -115,7 +114,7 @@ class Lab:
             tried = {one.subject for one in known(True)}
             measured([one for one in dict.fromkeys(wanted) if one not in tried], "unseen plans")
             tests = tuple(one for one in known(True) if one.status != "failed")
-            return Case(name, device, trace, levels, level_count, tuple(known(False)), tests)
+            return Case(name, device, trace, space, tuple(known(False)), tests)
 
 
 def traced(name: str, shared: str | None) -> OnnxTrace:
@@ -126,17 +125,17 @@ def traced(name: str, shared: str | None) -> OnnxTrace:
     return trace_onnx(fill(strip(emptied.model)))
 
 
-def random_plans(levels: IntArray, level_count: IntArray, count: int, seed: int) -> IntArray:
-    """Half of them with every group drawn by itself, half around a common share [count, G]."""
+def random_plans(space: Space, count: int, seed: int) -> IntArray:
+    """Settings [count, S]: half with every site drawn by itself, half around a common share."""
     rng = np.random.default_rng(seed)
-    top = level_count - 1
+    top = space.unpruned
     rows = []
     for index in range(count):
         share = rng.uniform(size=len(top))
         if index % 2:
             share = np.clip(rng.uniform() + rng.normal(0.0, 0.3, len(top)), 0.0, 1.0)
-        rows.append(levels[np.arange(len(top)), np.rint(share * top).astype(np.int64)])
-    return np.array(rows)
+        rows.append(np.rint(share * top).astype(np.int64))
+    return space.settings_at(np.array(rows))
 
 
 def fitted(

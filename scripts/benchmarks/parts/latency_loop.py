@@ -25,16 +25,17 @@ from rlprune.latency.collect import measure_subjects, trace_models
 from rlprune.latency.device import local_device_key
 from rlprune.latency.macs import macs_tables
 from rlprune.latency.model import LatencyModel
-from rlprune.latency.types import Measurement, OperatorSpec
+from rlprune.latency.types import Measurement, ModelSubject, OperatorSpec
 from rlprune.planning import make_plan, task_for
 from rlprune.planning.certify import certify_plan
 from rlprune.planning.fresh import measure_fresh
 from rlprune.plans import PruningPlan
 from rlprune.policy import get_policy
 from rlprune.runtime import get_runtime
+from rlprune.schemes import space_with
+from rlprune.schemes.channels import keep_levels
 from rlprune.sensitivity.energy import energy_profiles
-from rlprune.sensitivity.types import keep_levels
-from rlprune.solver.knapsack import least_keeps
+from rlprune.solver.knapsack import budgets_at
 from rlprune.solver.task import PruningTask
 from rlprune.store import open_store
 
@@ -69,7 +70,7 @@ def repeat_rows(runtime: str, lab: Lab) -> Iterator[Row]:
             if base <= LEAST_MS:
                 continue
             for one in case.tests[: 1 if lab.plan_count < 20 else 3]:
-                keeps = np.array(one.subject.keeps)  # type: ignore[union-attr]
+                keeps = np.array(one.subject.settings)  # type: ignore[union-attr]
                 found = [again(case, keeps, runtime).control_ratio for _ in range(PROCESS_COUNT)]
                 spreads.append(float(np.ptp(found) / np.median(found)))
                 print(
@@ -85,24 +86,25 @@ def repeat_rows(runtime: str, lab: Lab) -> Iterator[Row]:
 
 
 def again(case: Case, keeps: IntArray, runtime: str) -> Measurement:
-    return measure_fresh(case.trace, keeps, device=case.device, runtime=runtime)
+    subject = ModelSubject(case.trace.graph.fingerprint, tuple(keeps.tolist()))
+    return measure_fresh(case.trace, subject, device=case.device, runtime=runtime)
 
 
 def certify_rows(runtime: str, lab: Lab) -> Iterator[Row]:
     """Certified plans measured once more: how many keep their budget, how much is unused."""
     kept, slacks, rounds, refused = [], [], [], 0
     for case in lab.cases(runtime):
-        device, graph = case.device, case.trace.graph
-        profiles = energy_profiles(case.trace, case.levels, case.level_count)
+        device, space = case.device, case.space
+        profiles = energy_profiles(case.trace, space)
         with tempfile.TemporaryDirectory() as folder:
             url = f"sqlite:///{Path(folder) / 'store.sqlite'}"
             with closing(open_store(url)) as store:
                 store.register_device(device, {})
-                store.put_graph(graph, strip(case.trace.model))
+                store.put_graph(space.graph, strip(case.trace.model))
                 store.add_measurements(case.fitting)
 
                 def ask(budget_ms: float) -> PruningPlan:
-                    task = task_for(graph, profiles, store, device)  # noqa: B023
+                    task = task_for(space, profiles, store, device)  # noqa: B023
                     return make_plan(task, get_policy(POLICY), budget_ms, device=device)  # noqa: B023
 
                 def measured(keeps: IntArray) -> Measurement:
@@ -110,8 +112,8 @@ def certify_rows(runtime: str, lab: Lab) -> Iterator[Row]:
                     store.add_measurements([found])
                     return found
 
-                task = task_for(graph, profiles, store, device)
-                least = float(task.tables.upper_ms(least_keeps(task)[None])[0])
+                task = task_for(space, profiles, store, device)
+                least = float(budgets_at(task, np.zeros(1))[0])
                 for share in SHARES[:2] if lab.plan_count < 20 else SHARES:
                     budget = least + share * (task.base_ms - least)
                     plan = certify_plan(ask, measured, ask(budget))
@@ -141,19 +143,12 @@ def certify_rows(runtime: str, lab: Lab) -> Iterator[Row]:
 
 
 def granularity(task: PruningTask, plan: PruningPlan, budget_ms: float) -> float:
-    """The least that widening one group by one level would add, as a share of the budget."""
-    keeps = plan.keeps
-    levels = task.tables.levels
-    wider = []
-    for group, keep in enumerate(keeps):
-        above = levels[group][levels[group] > keep]
-        if len(above):
-            row = keeps.copy()
-            row[group] = above[0]
-            wider.append(row)
-    if not wider:
+    """The least that widening one site by one option would add, as a share of the budget."""
+    choice = task.space.choice_of(plan.keeps)
+    wider = choice + np.eye(task.site_count, dtype=np.int64)[choice < task.space.unpruned]
+    if not len(wider):
         return math.inf
-    steps = task.tables.latency_ms(np.array(wider)) - task.tables.latency_ms(keeps[None])
+    steps = task.tables.latency_ms(wider) - task.tables.latency_ms(choice[None])
     positive = steps[steps > 0]
     return float(positive.min() / budget_ms) if len(positive) else 0.0
 
@@ -161,19 +156,18 @@ def granularity(task: PruningTask, plan: PruningPlan, budget_ms: float) -> float
 def speed_rows(runtime_name: str, lab: Lab) -> Iterator[Row]:
     """A batch of plans of a ResNet-56, and the operators of a network of 50 layers."""
     trace = traced("cifar10_resnet56", lab.shared)
-    levels, level_count = keep_levels(trace.graph)
-    tables = macs_tables(trace.graph, levels, level_count)
-    choice = np.random.default_rng(0).integers(0, level_count, (BATCH, len(level_count)))
-    keeps = levels[np.arange(len(level_count)), choice]
+    space = space_with(trace.graph, *keep_levels(trace.graph))
+    tables = macs_tables(space)
+    choice = np.random.default_rng(0).integers(0, space.option_count, (BATCH, len(space.sites)))
     ways: list[tuple[str, float | None, Callable[[IntArray], FloatArray]]] = [
         ("", 10.0, tables.latency_ms),
-        (" operator by operator", None, lambda keeps: tables.operator_ms(keeps).sum(-1)),
+        (" operator by operator", None, lambda choice: tables.operator_ms(choice).sum(-1)),
     ]
     for name, target, latency_ms in ways:
         took = []
         for _ in range(21):
             began = time.process_time()
-            latency_ms(keeps)
+            latency_ms(choice)
             took.append(1e3 * (time.process_time() - began))
         median = float(np.median(took))
         yield Row(f"{BATCH} plans{name}, CPU", median, "ms", target, "min", len(took), None)
@@ -181,16 +175,12 @@ def speed_rows(runtime_name: str, lab: Lab) -> Iterator[Row]:
     runtime = get_runtime(runtime_name)
     device = local_device_key(runtime)
     new = trace_onnx(exported(resnet50().eval(), (1, 3, 224, 224)))
-    levels, level_count = keep_levels(new.graph)
+    space = space_with(new.graph, *keep_levels(new.graph))
     measurements: list[Measurement] = []
     began = time.monotonic()
     while True:
         model = LatencyModel.fit(device, measurements, {})
-        wanted = [
-            one
-            for one in model.missing(new.graph, levels, level_count)
-            if isinstance(one, OperatorSpec)
-        ]
+        wanted = [one for one in model.missing(space) if isinstance(one, OperatorSpec)]
         if not wanted:
             break
         measurements += measure_subjects(

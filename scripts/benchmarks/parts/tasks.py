@@ -12,12 +12,12 @@ from datasets import catalogue
 from datasets.pack import CifarPack
 from rlprune.files import digest, read_npz, write_npz
 from rlprune.graph.from_onnx import OnnxTrace
-from rlprune.graph.types import IntArray
 from rlprune.planning.profiles import PROFILE_FORMAT
+from rlprune.schemes import Space
 from rlprune.sensitivity.calibration import CalibrationSet
 from rlprune.sensitivity.energy import energy_profiles
 from rlprune.sensitivity.evaluate import Evaluator
-from rlprune.sensitivity.fit import check_calibration
+from rlprune.sensitivity.fit import fit_inputs
 from rlprune.sensitivity.measured import measure_profiles
 from rlprune.sensitivity.types import GroupProfiles
 from rlprune.surgery.importance import unit_scores
@@ -46,16 +46,16 @@ def network_images(
     """Test images of these indices, as the network takes them."""
     pixels, labels = pack.pixels("test")
     x = net.preprocess(pixels[index])
-    return check_calibration(x, labels[index].astype(np.int64), trace)
+    return fit_inputs({"x": x}, labels[index].astype(np.int64), trace)
 
 
-def context_of(evaluator: Evaluator, levels: IntArray, level_count: IntArray) -> str:
+def context_of(evaluator: Evaluator, space: Space) -> str:
     """Digest of all that evaluations depend on: model, images, and how they are evaluated.
 
-    The last is told by the answer for one plan, every group at its middle level, so that what was
+    The last is told by the answer for one plan, every site at its middle option, so that what was
     kept before a change of the evaluator is not found after it.
     """
-    middle = levels[np.arange(len(levels)), level_count // 2]
+    middle = space.settings_at(space.option_count // 2)
     images = evaluator.calibration
     return digest(
         evaluator.trace.model.SerializeToString(deterministic=True),
@@ -65,27 +65,25 @@ def context_of(evaluator: Evaluator, levels: IntArray, level_count: IntArray) ->
     )
 
 
-def kept_profiles(
-    evaluator: Evaluator, levels: IntArray, level_count: IntArray, work: Path
-) -> GroupProfiles:
+def kept_profiles(evaluator: Evaluator, space: Space, work: Path) -> GroupProfiles:
     """The measured profile, kept in `work` between runs: it is what takes longest."""
     images = evaluator.calibration
     key = digest(
         PROFILE_FORMAT,
-        context_of(evaluator, levels, level_count),
-        levels.tobytes(),
-        *(score.tobytes() for score in unit_scores(evaluator.trace)),  # which units a level keeps
+        context_of(evaluator, space),
+        space.settings.tobytes(),
+        *(score.tobytes() for score in unit_scores(evaluator.trace)),  # which units an option keeps
     )
     path = work / f"profile-{key}.npz"
     if path.exists():
         data = read_npz(path)
         return replace(
-            energy_profiles(evaluator.trace, levels, level_count),
+            energy_profiles(evaluator.trace, space),
             measured_loss=data["measured_loss"],
             base_loss=evaluator.base.loss,
             image_count=len(images),
         )
-    profiles = measure_profiles(evaluator, levels, level_count)
+    profiles = measure_profiles(evaluator, space)
     assert profiles.measured_loss is not None
     write_npz(path, {"measured_loss": profiles.measured_loss})
     return profiles

@@ -18,9 +18,9 @@ import torch
 from scipy.stats import truncnorm
 from torch import Tensor, nn
 
-from benchmarks.peers.search import HAIR, Search, Space
+from benchmarks.peers.search import HAIR, Search, SearchSpace
 from rlprune.graph.types import FloatArray, IntArray
-from rlprune.solver.costs import LevelCosts
+from rlprune.solver.costs import MoveCosts
 from rlprune.solver.task import PruningTask
 
 LEAST_RATIO = 0.2
@@ -33,34 +33,33 @@ class Walk:
     """Episodes of one task at one budget: the groups in order, a keep ratio each."""
 
     def __init__(self, task: PruningTask, budget_ms: float) -> None:
-        self._space = Space.of(task, budget_ms)
+        self._space = SearchSpace.of(task, budget_ms)
         self._embedding = _embedding(task)
-        self._base_ms = float(self._space.costs.latency_ms(self._space.full[None])[0])
 
     def run(self, act: Callable[[FloatArray], float]) -> tuple[list[FloatArray], IntArray]:
-        """One episode: its states [11], the one after the last step too, and the plan [G].
+        """One episode: its states [11], the one after the last step too, and the choice [S].
 
         `act` gives a keep ratio (0-1) for a state.
         """
         space = self._space
-        levels = space.task.levels
-        choice, states, last = space.full.copy(), [self._state(0, space.full, 1.0)], 1.0
+        shares, choice, last = space.task.shares, space.task.space.unpruned, 1.0
+        states = [self._state(0, choice, last)]
         for group in range(len(choice)):
             last = act(states[-1])
             rest = np.concatenate([choice[:group], space.least[group:]])
             latency, moves = space.moves(rest)
             able = latency + moves[group] <= space.limit * (1 - HAIR)
-            able &= np.arange(levels.shape[1]) < space.task.level_count[group]
+            able &= np.arange(shares.shape[1]) < space.task.option_count[group]
             able[space.least[group]] = True
-            distance = np.abs(levels[group] / levels[group, -1] - last)
-            choice[group] = np.where(able, distance, np.inf).argmin()
+            choice[group] = np.where(able, np.abs(shares[group] - last), np.inf).argmin()
             states.append(self._state(group + 1, choice, last))
-        return states, space.keeps(choice)
+        return states, choice
 
     def _state(self, done: int, choice: IntArray, last: float) -> FloatArray:
         """AMC's eleven numbers: the layer, what is saved so far, what is still to come, a_t-1."""
         at = min(done, len(self._embedding) - 1)
-        saved = 1.0 - float(self._space.costs.latency_ms(choice[None])[0]) / self._base_ms
+        space = self._space
+        saved = 1.0 - float(space.costs.latency_ms(choice[None])[0]) / space.task.base_ms
         rest = float(self._embedding[at + 1 :, -1].sum())
         return np.array([*self._embedding[at], saved, rest, last])
 
@@ -72,8 +71,8 @@ def _embedding(task: PruningTask) -> FloatArray:
     Of the operators that write a group the costliest by MACs speaks for it.
     """
     graph, widths = task.graph, task.graph.widths
-    rows = np.zeros((task.group_count, 8))
-    heaviest = np.full(task.group_count, -1.0)
+    rows = np.zeros((task.site_count, 8))
+    heaviest = np.full(task.site_count, -1.0)
     for op in graph.operators:
         ins, outs = op.in_width.at(widths), op.out_width.at(widths)
         macs = float(op.macs_at(ins, outs))
@@ -85,9 +84,8 @@ def _embedding(task: PruningTask) -> FloatArray:
                 rows[group, 2:7] = float(ins), *extent, stride, kernel
     rows[:, 0], rows[:, 1] = np.arange(len(rows)), widths
     scaled = (rows - rows.min(0)) / np.maximum(np.ptp(rows, axis=0), 1e-9)
-    base = task.tables.latency_ms(widths[None])[0]
-    _, moves = LevelCosts.of(task.tables).moves_ms((task.level_count - 1)[None])
-    scaled[:, 7] = np.ptp(moves[0], axis=-1) / base
+    _, moves = MoveCosts.of(task.tables).moves_ms(task.space.unpruned[None])
+    scaled[:, 7] = np.ptp(moves[0], axis=-1) / task.base_ms
     return np.asarray(scaled, dtype=np.float64)
 
 
@@ -101,7 +99,7 @@ def random_policy(task: PruningTask, budget_ms: float, rng: np.random.Generator)
 def amc(task: PruningTask, budget_ms: float, episode_count: int, seed: int) -> Search:
     """DDPG over whole episodes."""
     walk = Walk(task, budget_ms)
-    agent = Ddpg(DdpgConfig(memory_count=100 * task.group_count), seed)
+    agent = Ddpg(DdpgConfig(memory_count=100 * task.site_count), seed)
     warmup = round(WARMUP_RATIO * episode_count)
     for number in range(-warmup, episode_count - warmup):
         actions: list[float] = []
@@ -110,8 +108,8 @@ def amc(task: PruningTask, budget_ms: float, episode_count: int, seed: int) -> S
             actions.append(agent.act(state, number))
             return actions[-1]
 
-        states, keeps = walk.run(act)
-        loss = yield keeps
+        states, choice = walk.run(act)
+        loss = yield choice
         for step, action in enumerate(actions):
             over = step == len(actions) - 1
             agent.remember(states[step], action, -loss, states[step + 1], over)

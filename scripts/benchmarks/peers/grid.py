@@ -28,7 +28,7 @@ from benchmarks.peers.findings import (
     PlanFound,
 )
 from benchmarks.peers.rules import SensitivityPolicy
-from benchmarks.peers.search import Search, Space, Trail, follow
+from benchmarks.peers.search import Search, SearchSpace, Trail, follow
 from benchmarks.peers.searches import evolution, netadapt, random_search
 from datasets import catalogue
 from datasets.pack import CifarPack
@@ -39,12 +39,13 @@ from rlprune.planning.candidates import choose
 from rlprune.plans import PruningPlan
 from rlprune.policy import Policy, get_policy
 from rlprune.runtime import get_runtime
+from rlprune.schemes import space_with
+from rlprune.schemes.channels import keep_levels
 from rlprune.sensitivity.calibration import CalibrationSet
-from rlprune.sensitivity.energy import loss_curve
-from rlprune.sensitivity.evaluate import Evaluation, Evaluator, evaluate_model
-from rlprune.sensitivity.measured import single_group_plans
-from rlprune.sensitivity.types import GroupProfiles, keep_levels
-from rlprune.solver.knapsack import budgets_at
+from rlprune.sensitivity.evaluate import Evaluation, Evaluator
+from rlprune.sensitivity.measured import single_site_plans
+from rlprune.sensitivity.types import GroupProfiles
+from rlprune.solver.knapsack import budgets_at, solve
 from rlprune.solver.task import PruningTask
 from rlprune.store import Store
 
@@ -66,14 +67,15 @@ class Case:
         self._pack, self._split, self._store = pack, split, store
         self.book = Book(settings.work / "peers.sqlite")
         self.trace = catalogue.traced(net)
-        self.levels, self.level_count = keep_levels(self.trace.graph, round_to=settings.round_to)
+        graph = self.trace.graph
+        self.space = space_with(graph, *keep_levels(graph, round_to=settings.round_to))
         order = np.random.default_rng([seed, 2]).permutation(split.calibrate)
         first = settings.objective_count
         self._profile_index = order[first : first + settings.profile_count]
         if len(self._profile_index) < settings.profile_count:
             raise SystemExit(f"{len(order)} images are too few to profile and to choose on")
         self.objective = Evaluator(self.trace, self._images(order[:first]), runtime=get_runtime())
-        self.context = context_of(self.objective, self.levels, self.level_count)
+        self.context = context_of(self.objective, self.space)
         self._policies: dict[str, Policy] = {}
 
     def _images(self, index: NDArray[np.integer]) -> CalibrationSet:
@@ -84,6 +86,10 @@ class Case:
         return self._images(self._split.report[: self.settings.report_count])
 
     @cached_property
+    def _report_judge(self) -> Evaluator:
+        return Evaluator(self.trace, self.report, runtime=get_runtime(), reconstruct=False)
+
+    @cached_property
     def report_context(self) -> str:
         index = self._split.report[: self.settings.report_count]
         return digest(self.context, np.asarray(index).tobytes())
@@ -92,11 +98,11 @@ class Case:
     def profiles(self) -> GroupProfiles:
         """Measured on images of their own, the same for all devices."""
         evaluator = Evaluator(self.trace, self._images(self._profile_index), runtime=get_runtime())
-        return kept_profiles(evaluator, self.levels, self.level_count, self.settings.work)
+        return kept_profiles(evaluator, self.space, self.settings.work)
 
     def task(self, device: str) -> PruningTask:
         """With the measured profile."""
-        return task_for(self.trace.graph, self.profiles, self._store, device)
+        return task_for(self.space, self.profiles, self._store, device)
 
     def evaluate(self, keeps: IntArray) -> Evaluation:
         """On the objective's images."""
@@ -118,7 +124,7 @@ class Case:
                 model = self.trace.model
             else:
                 model = self.objective.corrected_model(np.asarray(keeps))
-            return evaluate_model(model, self.report, runtime=get_runtime())
+            return self._report_judge.evaluate_model(model)
 
         return self.book.evaluation(self.report_context, keeps, made)
 
@@ -137,11 +143,12 @@ class Case:
         def made() -> dict[str, Any]:
             plans = self._plans(method, policy or proposed, task, budget, key)
             for plan in plans:
-                upper = float(task.tables.upper_ms(np.array([plan.keeps]))[0])
+                choice = task.space.choice_of(np.array([plan.keeps]))
+                upper = float(task.tables.upper_ms(choice)[0])
                 if upper > budget:
                     raise AssertionError(f"{method} plans {upper} ms for a budget of {budget} ms")
             profiled = method not in UNPROFILED and not method.endswith(DATA_FREE)
-            profile = len(single_group_plans(self.levels, self.level_count)) if profiled else 0
+            profile = len(single_site_plans(self.space)) if profiled else 0
             widths = tuple(int(width) for width in self.trace.graph.widths)
             place = (method, self.net.name, device, share, self.seed)
             return asdict(Finding(*place, profile, tuple(plans), widths))
@@ -168,7 +175,7 @@ class Case:
         settings, measured = self.settings, task.profiles.measured_loss
         assert measured is not None
         if method.endswith(DATA_FREE):
-            measured = loss_curve(task.data_free.profiles, task.graph)
+            measured = task.data_free.curve
         return digest(
             method if policy is None else f"{method} {policy.name}",
             f"{settings.search_count} {settings.episode_count} {settings.profile_count}",
@@ -176,7 +183,7 @@ class Case:
             self.context,
             f"{where} {self.seed} by divergence",
             measured.tobytes(),
-            task.tables.flat_ms.tobytes(),
+            task.tables.operators.flat_ms.tobytes(),
         )
 
     def _policy(self, name: str) -> Policy:
@@ -199,21 +206,21 @@ class Case:
             count = self.settings.objective_count
             plan = choose(by, self._evaluate_part, count)
             seen = sum(one.image_count for one in plan.candidates)
-            return [PlanFound(-(-seen // count), tuple(int(keep) for keep in plan.keeps))]
+            return [PlanFound(-(-seen // count), tuple(plan.keeps.tolist()))]
         if by is not None:
             task = task.data_free if method.endswith(DATA_FREE) else task
-            [keeps] = by.plan(task, np.array([budget]))
-            return [PlanFound(0, tuple(int(keep) for keep in keeps))]
+            [choice] = by.plan(task, np.array([budget]))
+            return [PlanFound(0, tuple(task.space.settings_at(choice).tolist()))]
         # What a search draws must not change when it is resumed, but differ from cell to cell.
         drawn_from = int(key[:8], 16)
         count = self.settings.count(method)
         trail = follow(
             _search(method, task, budget, count, drawn_from),
-            lambda keeps: self.evaluate(keeps).divergence,
-            lambda keeps: bool(task.tables.upper_ms(keeps[None])[0] <= budget),
+            lambda choice: self.evaluate(task.space.settings_at(choice)).divergence,
+            lambda choice: bool(task.tables.upper_ms(choice[None])[0] <= budget),
             count,
         )
-        return list(_checkpoints(trail, method, count))
+        return list(_checkpoints(trail, task, method, count))
 
 
 def _search(method: str, task: PruningTask, budget: float, count: int, seed: int) -> Search:
@@ -222,19 +229,19 @@ def _search(method: str, task: PruningTask, budget: float, count: int, seed: int
         return amc(task, budget, count, seed)
     if method == "random_policy":
         return random_policy(task, budget, rng)
-    space = Space.of(task, budget)
+    space = SearchSpace.of(task, budget)
     if method == "random":
         return random_search(space, rng)
     if method == "netadapt":
         return netadapt(space, count, rng)
-    start = get_policy("knapsack").plan(task, np.array([budget]))
-    return evolution(space, task.choice_of(start)[0], rng)
+    return evolution(space, solve(task, np.array([budget]))[0], rng)
 
 
-def _checkpoints(trail: Trail, method: str, count: int) -> Iterator[PlanFound]:
+def _checkpoints(trail: Trail, task: PruningTask, method: str, count: int) -> Iterator[PlanFound]:
     """Best so far at the checkpoints up to `count`; the greedy search has but one answer."""
     known = sorted({*(c for c in CHECKPOINTS if c < count), count})
     for at in [count] if method == "netadapt" else known:
         best = trail.at(at)
         if best is not None:
-            yield PlanFound(min(at, trail.evaluation_count), best[0])
+            keeps = task.space.settings_at(np.array(best[0]))
+            yield PlanFound(min(at, trail.evaluation_count), tuple(keeps.tolist()))

@@ -18,7 +18,7 @@ from rlprune.latency.operators import OVERHEAD, form, spec_at
 from rlprune.latency.types import OperatorSpec
 
 Predict = Callable[[IntArray], FloatArray]
-"""Keeps [N, G] to latency in any unit [N]."""
+"""Keeps [N, S] to latency in any unit [N]."""
 
 
 def by_macs(case: Case) -> Predict:

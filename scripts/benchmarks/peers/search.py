@@ -13,12 +13,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from rlprune.graph.types import FloatArray, IntArray
-from rlprune.solver.costs import LevelCosts
-from rlprune.solver.knapsack import latency_limit, least_keeps
+from rlprune.solver.costs import MoveCosts
+from rlprune.solver.knapsack import latency_limit, least_choice
 from rlprune.solver.task import PruningTask
 
 Search = Generator[IntArray, float, None]
-"""Yields keeps [G] to be evaluated and is sent the loss [nats]; may end before it is stopped."""
+"""Yields choices [S] to be evaluated and is sent the loss [nats]; may end before it is stopped."""
 
 HAIR = 1e-12
 """Relative; single moves are added to a latency, which rounds differently from the whole sum."""
@@ -30,11 +30,11 @@ class Trail:
 
     evaluation_count: int
     improvements: tuple[tuple[int, tuple[int, ...], float], ...]
-    """(evaluations so far, keeps, loss) of every plan within the budget that beat those before."""
+    """(evaluations so far, choice, loss) of every plan within the budget that beat those before."""
 
     def at(self, count: int) -> tuple[tuple[int, ...], float] | None:
         """Best plan within the budget, and its loss, after `count` evaluations; None before one."""
-        known = [(keeps, loss) for after, keeps, loss in self.improvements if after <= count]
+        known = [(choice, loss) for after, choice, loss in self.improvements if after <= count]
         return known[-1] if known else None
 
 
@@ -54,14 +54,14 @@ def follow(
     answer: float | None = None
     while done < count:
         try:
-            keeps = next(search) if answer is None else search.send(answer)
+            choice = next(search) if answer is None else search.send(answer)
         except StopIteration:
             break
-        answer = evaluate(keeps)
+        answer = evaluate(choice)
         done += 1
-        if answer < best and fits(keeps):
+        if answer < best and fits(choice):
             best = answer
-            improvements.append((done, tuple(int(keep) for keep in keeps), answer))
+            improvements.append((done, tuple(choice.tolist()), answer))
         if on_progress is not None:
             on_progress(done, best)
     search.close()
@@ -69,74 +69,67 @@ def follow(
 
 
 @dataclass(frozen=True)
-class Space:
-    """The plans of one task within one budget, as level indices [G]."""
+class SearchSpace:
+    """The choices of one task within one budget."""
 
     task: PruningTask
-    costs: LevelCosts
+    costs: MoveCosts
     limit: float
     """What the predicted latency may be, ms."""
     least: IntArray
     """The cheapest plan known; the answer where a budget cannot be met."""
 
     @staticmethod
-    def of(task: PruningTask, budget_ms: float) -> Space:
-        return Space(
+    def of(task: PruningTask, budget_ms: float) -> SearchSpace:
+        return SearchSpace(
             task,
-            LevelCosts.of(task.tables),
+            MoveCosts.of(task.tables),
             float(latency_limit(task, np.array([budget_ms]))[0]),
-            task.choice_of(least_keeps(task)[None])[0],
+            least_choice(task),
         )
 
     @property
-    def full(self) -> IntArray:
-        return np.asarray(self.task.level_count - 1)
-
-    @property
     def free(self) -> IntArray:
-        """The groups that have a choice."""
-        return np.flatnonzero(self.task.level_count > 1)
-
-    def keeps(self, choice: IntArray) -> IntArray:
-        return np.asarray(self.task.keeps_at(choice[None])[0])
+        """The sites that have a choice."""
+        return np.flatnonzero(self.task.option_count > 1)
 
     def fits(self, choice: IntArray) -> bool:
         return bool(self.costs.latency_ms(choice[None])[0] <= self.limit)
 
     def moves(self, choice: IntArray) -> tuple[float, FloatArray]:
-        """Latency of a plan, and what moving one group alone to each level adds [G, L], ms."""
+        """Latency of a plan, and what moving one site alone to each option adds [S, L], ms."""
         latency, moves = self.costs.moves_ms(choice[None])
         return float(latency[0]), moves[0]
 
     def fitted(self, choice: IntArray, rng: np.random.Generator) -> IntArray:
-        """The plan brought to just within the budget by single levels of random groups.
+        """The plan brought to just within the budget by single options of random sites.
 
-        First down until it fits, each time to the nearest level that is cheaper, then up as long as
-        anything fits; `least` where going down leads nowhere.
+        First down until it fits, each time to the nearest option that is cheaper, then up as
+        long as anything fits; `least` where going down leads nowhere.
         """
         choice = choice.copy()
-        place = np.arange(self.task.levels.shape[1])
+        place = np.arange(self.task.shares.shape[1])
         while not self.fits(choice):
             _, moves = self.moves(choice)
             down = (place < choice[:, None]) & (moves < -HAIR)
             able = np.flatnonzero(down.any(1))
             if not len(able):
                 return self.least.copy()
-            group = rng.choice(able)
-            choice[group] = np.flatnonzero(down[group])[-1]
+            site = rng.choice(able)
+            choice[site] = np.flatnonzero(down[site])[-1]
         while True:
             latency, moves = self.moves(choice)
-            up = (place > choice[:, None]) & (place < self.task.level_count[:, None])
+            up = (place > choice[:, None]) & (place < self.task.option_count[:, None])
             up &= latency + moves <= self.limit * (1 - HAIR)
             able = np.flatnonzero(up.any(1))
             if not len(able):
                 return choice
-            group = rng.choice(able)
-            choice[group] = np.flatnonzero(up[group])[0]
+            site = rng.choice(able)
+            choice[site] = np.flatnonzero(up[site])[0]
 
     def random(self, rng: np.random.Generator) -> IntArray:
-        """Random keep ratios, shifted together to where they just fit, and rounded to levels."""
-        share = self.task.levels / self.task.levels[:, -1:]
+        """Random keep ratios, shifted together to where they just fit, and rounded to options."""
+        share = self.task.shares
         wanted = rng.random(len(share))
         low, high = -1.0, 1.0
         for _ in range(12):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from benchmarks.peers.search import HAIR, Search, Space
+from benchmarks.peers.search import HAIR, Search, SearchSpace
 from rlprune.graph.types import IntArray
 
 POPULATION = 24
@@ -17,7 +17,7 @@ TRIES = 200
 """Proposals in a row that were all seen before; then the space is taken as searched."""
 
 
-def random_search(space: Space, rng: np.random.Generator) -> Search:
+def random_search(space: SearchSpace, rng: np.random.Generator) -> Search:
     """Random plans that just fit; the best by loss after statistics correction is kept.
 
     EagleEye (Li et al., ECCV 2020): random ratios within the constraint, ranked by the accuracy
@@ -31,14 +31,14 @@ def random_search(space: Space, rng: np.random.Generator) -> Search:
         if tuple(choice) not in seen:
             seen.add(tuple(choice))
             repeats = 0
-            yield space.keeps(choice)
+            yield choice
 
 
-def evolution(space: Space, start: IntArray, rng: np.random.Generator) -> Search:
+def evolution(space: SearchSpace, start: IntArray, rng: np.random.Generator) -> Search:
     """A steady-state genetic algorithm from one plan: tournament, crossover, mutation, repair.
 
     As in LeGR (Chin et al., CVPR 2020) and MetaPruning (Liu et al., ICCV 2019), over keep levels;
-    departs: it starts from `start` (level indices [G], the knapsack's) and its mutations, and no
+    departs: it starts from `start` (a choice [S], the knapsack's) and its mutations, and no
     plan is evaluated twice.
     """
     people: list[tuple[float, IntArray]] = []
@@ -46,7 +46,7 @@ def evolution(space: Space, start: IntArray, rng: np.random.Generator) -> Search
     child = space.fitted(start, rng) if not space.fits(start) else start
     while True:
         seen.add(tuple(child))
-        loss = yield space.keeps(child)
+        loss = yield child
         people.append((loss, child))
         people.sort(key=lambda one: one[0])
         del people[POPULATION:]
@@ -71,12 +71,12 @@ def _child(
     return np.where(rng.random(len(mother)) < 0.5, mother, father)
 
 
-def _mutated(choice: IntArray, space: Space, rng: np.random.Generator) -> IntArray:
+def _mutated(choice: IntArray, space: SearchSpace, rng: np.random.Generator) -> IntArray:
     """One to a few groups moved, mostly by one or two levels."""
     choice = choice.copy()
     count = min(int(rng.geometric(0.5)), len(space.free))
     for group in rng.choice(space.free, size=count, replace=False):
-        last = int(space.task.level_count[group]) - 1
+        last = int(space.task.option_count[group]) - 1
         if rng.random() < ANYWHERE_RATIO:
             choice[group] = rng.integers(last + 1)
         else:
@@ -84,7 +84,7 @@ def _mutated(choice: IntArray, space: Space, rng: np.random.Generator) -> IntArr
     return choice
 
 
-def netadapt(space: Space, evaluation_count: int, rng: np.random.Generator) -> Search:
+def netadapt(space: SearchSpace, evaluation_count: int, rng: np.random.Generator) -> Search:
     """Greedy: each round every group alone is shrunk until the round's latency step is met.
 
     NetAdapt (Yang et al., ECCV 2018): of the groups' proposals the one that loses least is taken,
@@ -92,9 +92,9 @@ def netadapt(space: Space, evaluation_count: int, rng: np.random.Generator) -> S
     proposals are compared after statistics correction, not after short training; where no group
     alone can make the step, each proposes the most that it can save.
     """
-    choice, asked = space.full, 0
+    choice, asked = space.task.space.unpruned, 0
     rounds = max(1, evaluation_count // max(1, len(space.free)))
-    place = np.arange(space.task.levels.shape[1])
+    place = np.arange(space.task.shares.shape[1])
     done = 0
     while not space.fits(choice):
         latency, moves = space.moves(choice)
@@ -112,10 +112,10 @@ def netadapt(space: Space, evaluation_count: int, rng: np.random.Generator) -> S
         for group, level in levels.items():
             proposal = choice.copy()
             proposal[group] = level
-            loss = yield space.keeps(proposal)
+            loss = yield proposal
             proposals.append((loss, proposal))
         asked += len(levels)
         choice = min(proposals, key=lambda one: one[0])[1]
         done += 1
     if not space.fits(choice):
-        yield space.keeps(space.fitted(choice, rng))
+        yield space.fitted(choice, rng)
