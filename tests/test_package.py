@@ -125,6 +125,6 @@ def test_version_is_the_same_everywhere() -> None:
     import rlprune
 
     declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
-    newest = re.search(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    newest = re.search(r"^## (\d\S*)", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
     assert newest is not None
     assert rlprune.__version__ == declared == newest[1]
