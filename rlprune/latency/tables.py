@@ -9,7 +9,7 @@ does. Whole-model calibration is already multiplied in.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -25,7 +25,7 @@ FormCost = Callable[[Form, IntArray, IntArray], FloatArray]
 """(an operator's form, in-widths [I], out-widths [J]) -> ms [I, J]."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Cells:
     """Tables end to end, and what every site's options add to the place looked up in each."""
 
@@ -38,6 +38,8 @@ class Cells:
     """Table of every pair [P]."""
     step: IntArray
     """What each of the site's options adds to the place [P, L]."""
+    kept: dict[str, object] = field(default_factory=dict, repr=False)
+    """What a search has made of these tables, for as long as they are kept."""
 
     @cached_property
     def by_table(self) -> IntArray:
@@ -64,6 +66,10 @@ class Cells:
         """What stands in every table [B, T] for choices [B, S]."""
         return np.asarray(self.flat_ms[self.places(choice)[0]])
 
+    def scaled(self, ratio: float) -> Cells:
+        """The same with everything `ratio` times as dear."""
+        return replace(self, flat_ms=self.flat_ms * ratio, kept={})
+
     def merged(self, place: IntArray) -> Cells:
         """The same over sites that stand for several: site s is now part of site `place[s]`."""
         pairs, own = np.unique(
@@ -71,7 +77,7 @@ class Cells:
         )
         step = np.zeros((len(pairs), self.step.shape[1]), dtype=np.int64)
         np.add.at(step, own.ravel(), self.step)
-        return replace(self, site=pairs[:, 0], table=pairs[:, 1], step=step)
+        return replace(self, site=pairs[:, 0], table=pairs[:, 1], step=step, kept={})
 
 
 @dataclass(frozen=True)
@@ -129,8 +135,8 @@ class LatencyTables:
             self,
             overhead_ms=self.overhead_ms * ratio,
             condensed_overhead_ms=self.condensed_overhead_ms * ratio,
-            operators=replace(self.operators, flat_ms=self.operators.flat_ms * ratio),
-            condensed=replace(self.condensed, flat_ms=self.condensed.flat_ms * ratio),
+            operators=self.operators.scaled(ratio),
+            condensed=self.condensed.scaled(ratio),
         )
 
     def merged(self, place: IntArray, option_count: IntArray) -> LatencyTables:

@@ -7,6 +7,7 @@ once.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -17,12 +18,14 @@ MAX_SHARED = 256
 """Where more pairs of sites share tables, as in a DenseNet, there are no edges to look at."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class MoveCosts:
     """What plans cost, and what moving one site or two of them adds."""
 
     cells: Cells
     overhead_ms: float
+    option_count: IntArray
+    """[S]"""
     site_start: IntArray
     """Where the pairs of each site that moves in any table start."""
     costly: IntArray
@@ -36,15 +39,47 @@ class MoveCosts:
 
     @staticmethod
     def of(tables: LatencyTables) -> MoveCosts:
-        """Takes well under a millisecond, so it is made anew wherever it is needed."""
+        """Made once for tables, and kept as long as they are."""
         cells = tables.condensed
+        known = cells.kept.get("moves")
+        if isinstance(known, MoveCosts):
+            return known
         costly, site_start = np.unique(cells.site, return_index=True)
         shared = _shared(cells.table[cells.by_table], cells.by_table)
         shared = shared[np.lexsort((cells.site[shared[:, 1]], cells.site[shared[:, 0]]))]
         edges, edge_start = np.unique(cells.site[shared], axis=0, return_index=True)
-        return MoveCosts(
-            cells, tables.condensed_overhead_ms, site_start, costly, shared, edges, edge_start
+        made = MoveCosts(
+            cells=cells,
+            overhead_ms=tables.condensed_overhead_ms,
+            option_count=tables.option_count,
+            site_start=site_start,
+            costly=costly,
+            shared=shared,
+            edges=edges,
+            edge_start=edge_start,
         )
+        cells.kept["moves"] = made
+        return made
+
+    @cached_property
+    def least(self) -> IntArray:
+        """The choice [S] of the least latency that moving single sites finds from both ends."""
+        count = len(self.option_count)
+        choice = np.zeros((1, count), dtype=np.int64)
+        if not count or self.moves_ms(choice)[1].min() >= 0.0:
+            return np.asarray(choice[0])  # as on most devices, fewer channels are cheaper
+        choice = np.concatenate([choice, self.option_count[None] - 1])
+        options = self.cells.step.shape[1]
+        for _ in range(4 * count):
+            latency, moves = self.moves_ms(choice)
+            flat = moves.reshape(2, -1)
+            move = flat.argmin(1)
+            helps = flat[[0, 1], move] < -1e-12 * latency
+            if not helps.any():
+                break
+            row = np.flatnonzero(helps)
+            choice[row, move[row] // options] = move[row] % options
+        return np.asarray(choice[self.latency_ms(choice).argmin()])
 
     def latency_ms(self, choice: IntArray) -> FloatArray:
         """Predicted ms of choices [R, S] -> [R]; the same as `LatencyTables.latency_ms`."""

@@ -49,9 +49,7 @@ def least_choice(task: PruningTask) -> IntArray:
     Where they are not, single sites are moved, from their first options and from their last, until
     none helps.
     """
-    if not task.site_count:
-        return np.zeros(0, dtype=np.int64)
-    return _least_choice(MoveCosts.of(task.tables), task.option_count)
+    return MoveCosts.of(task.tables).least
 
 
 def budgets_at(task: PruningTask, shares: FloatArray) -> FloatArray:
@@ -119,7 +117,7 @@ class _Problem:
 def _solve(problem: _Problem) -> IntArray:
     """Choices [B, S]."""
     rows = len(problem.limit)
-    least = np.repeat(_least_choice(problem.costs, problem.option_count)[None], rows, axis=0)
+    least = np.repeat(problem.costs.least[None], rows, axis=0)
     full = np.broadcast_to(problem.option_count - 1, least.shape)
     settled = _settle(problem, np.stack([least, full, _uniform(problem, least)]))  # [S, B, S]
     # Different starts often reach the same plan, which is then improved only once.
@@ -296,22 +294,3 @@ def _best_of(problem: _Problem, best: IntArray, plans: IntArray) -> IntArray:
     gain = problem.total(best) - total[row, pick]
     better = gain > 1e-12 * np.ptp(problem.loss, axis=(1, 2))
     return np.where(better[:, None], plans[row, pick], best)
-
-
-def _least_choice(costs: MoveCosts, option_count: IntArray) -> IntArray:
-    """Choice [S] of the least latency that moving single sites finds from both ends."""
-    choice = np.zeros((1, len(option_count)), dtype=np.int64)
-    if costs.moves_ms(choice)[1].min() >= 0.0:
-        return np.asarray(choice[0])  # as on most devices, fewer channels are cheaper
-    choice = np.concatenate([choice, option_count[None] - 1])
-    options = costs.cells.step.shape[1]
-    for _ in range(4 * len(option_count)):
-        latency, moves = costs.moves_ms(choice)
-        flat = moves.reshape(2, -1)
-        move = flat.argmin(1)
-        helps = flat[[0, 1], move] < -1e-12 * latency
-        if not helps.any():
-            break
-        row = np.flatnonzero(helps)
-        choice[row, move[row] // options] = move[row] % options
-    return np.asarray(choice[costs.latency_ms(choice).argmin()])

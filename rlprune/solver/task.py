@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Protocol
 
 from rlprune.graph.types import FloatArray, IntArray, PruningGraph
@@ -54,7 +55,7 @@ class PruningTask:
         """How much of its site each option leaves [S, L], 0 to 1, padded by repeating the last."""
         return self.space.shares
 
-    @property
+    @cached_property
     def curve(self) -> FloatArray:
         """What each option is thought to lose [S, L] (`sensitivity.energy.loss_curve`)."""
         return loss_curve(self.profiles, self.space)
