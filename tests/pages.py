@@ -5,9 +5,9 @@ A page is run as its reader would run it:
 - A `python` block is executed; all blocks of a page share one namespace. One that begins with the
   comment `# name.py` is written to that file instead.
 - A `sh` block is a list of commands. In a `console` block commands begin with `$ `, and what
-  follows is their output. `rlprune` and `python FILE.py` run in this process; of commands that serve
-  for ever or need a fleet (`CHECKED`) only the options are checked; what sets a machine up
-  (`NOT_RUN`) is left out; any other command is an error.
+  follows is their output. `rlprune` and `python FILE.py` run in this process; of commands that
+  serve or train (`CHECKED`) only the options are checked; what sets a machine up (`NOT_RUN`) is
+  left out; any other command is an error.
 - Output is compared loosely: the first word of every shown line must begin a printed line, where
   all numbers are alike and `...` stands for anything.
 - Blocks in other languages are not run.
@@ -28,12 +28,14 @@ from contextlib import redirect_stdout
 from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
+from typing import Any
 
-import click
 import typer.main
 from typer.testing import CliRunner
 
 from rlprune.cli.app import app
+from rlprune.service.server import start
+from rlprune.store import open_store
 
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.M | re.S)
 FILE = re.compile(r"# (\w+\.py)\n")
@@ -46,7 +48,7 @@ REPLACED = (
     (r" --certify\b", ""),
     # Measuring takes minutes.
     (r"(rlprune plan(?!.* --device macs)(?:(?! --device).)*)( --device \S+)?", r"\1 --device macs"),
-    (r"(rlprune\.plan\()((?!.*device=).*budget_)", r'\1device="macs", \2'),
+    (r"(rlprune\.plan\((?!.*device=).*?)budget_", r'\1device="macs", budget_'),
 )
 
 
@@ -58,6 +60,10 @@ class Setting:
     """Makes the files that the page's reader has."""
     replaced: tuple[tuple[str, str], ...] = ()
     """Patterns and what stands in their place, after `REPLACED`."""
+    check: Callable[[dict[str, Any]], None] = lambda names: None
+    """Looks at what the page's Python defined, once it ran."""
+    server: str = ""
+    """Address at which the page finds a server; one is started on a free port in its place."""
 
 
 def blocks(page: Path) -> list[tuple[str, str]]:
@@ -66,12 +72,26 @@ def blocks(page: Path) -> list[tuple[str, str]]:
     return [(language, text) for language, text in found if language in ("python", "sh", "console")]
 
 
-def run_page(page: Path, folder: Path, setting: Setting) -> dict[str, object]:
-    """Runs a page in `folder`, the current one, on `sys.path`; gives what its Python defined."""
+def run_page(page: Path, folder: Path, setting: Setting) -> None:
+    """Runs a page in `folder`, which is the current one and on `sys.path`."""
     setting.prepare(folder)
-    names: dict[str, object] = {"__name__": "page"}
+    if not setting.server:
+        setting.check(_run_blocks(page, folder, setting.replaced))
+        return
+    store = open_store(f"sqlite:///{folder / 'server.sqlite'}")
+    server = start("127.0.0.1:0", store)
+    try:
+        replaced = (*setting.replaced, (re.escape(setting.server), server.address))
+        setting.check(_run_blocks(page, folder, replaced))
+    finally:
+        server.stop(0.5)
+        store.close()
+
+
+def _run_blocks(page: Path, folder: Path, replaced: tuple[tuple[str, str], ...]) -> dict[str, Any]:
+    names: dict[str, Any] = {"__name__": "page"}
     for language, text in blocks(page):
-        for pattern, with_what in (*REPLACED, *setting.replaced):
+        for pattern, with_what in (*REPLACED, *replaced):
             text = re.sub(pattern, with_what, text)
         file = FILE.match(text)
         if language == "python" and file:
@@ -124,10 +144,8 @@ def run(command: str) -> str | None:
 
 def check_options(words: list[str]) -> None:
     """Raises where a command or one of its options does not exist."""
-    group = typer.main.get_command(app)
-    assert isinstance(group, click.Group)
-    command = group.commands[words[0]]
-    known = {name for option in command.params for name in (*option.opts, *option.secondary_opts)}
+    group: Any = typer.main.get_command(app)
+    known = {name for option in group.commands[words[0]].params for name in option.opts}
     assert {word for word in words if word.startswith("-")} <= known, words
 
 
