@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from rlprune.constraints import Constraints
+from rlprune.device_keys import canonical_key
 from rlprune.errors import InputError, PlanError, PlanMismatchError
 from rlprune.files import write_atomic
 from rlprune.graph.types import IntArray, PruningGraph
@@ -137,6 +138,8 @@ class PruningPlan:
     """What was stated; `round_to` is None only where it is not known."""
     candidates: tuple[Candidate, ...] = ()
     """What it was chosen from, where that was asked for; the first is the knapsack's."""
+    precision: str = "f32"
+    """Arithmetic that its latencies are of."""
     expected_divergence: float | None = field(default=None, compare=False)
     """How far the answers are expected to lie from the unpruned network's once `apply` has
     reconstructed it, nats: what its groups lose one by one, summed; None of a network that was not
@@ -259,7 +262,8 @@ class PruningPlan:
                 fingerprint=str(data["fingerprint"]),
                 policy=str(data["policy"]),
                 profiled=bool(data["profiled"]),
-                device=str(data["device"]),
+                device=canonical_key(str(data["device"])),
+                precision=str(data.get("precision", "f32")),
                 budget_ms=_finite(data["budget_ms"]),
                 feasible=bool(data["feasible"]),
                 base_latency_ms=_finite(data["base_latency_ms"]),

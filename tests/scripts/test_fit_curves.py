@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 from fit_curves import example, excesses, fit_curves
 
-from rlprune.policy import DATA
 from rlprune.sensitivity.predicted import DEFAULT_CURVES, CurveModel
 from rlprune.solver.task import PruningTask
 from rlprune.store import open_store
@@ -15,7 +14,7 @@ from rlprune.training.run import load_models, training_tasks
 
 
 def recorded_tasks(folder: Path) -> dict[str, PruningTask]:
-    models = load_models([DATA / "recorded"])
+    models = load_models([recorded_folder()])
     store = open_store(f"sqlite:///{folder}/latency.db")
     named, _ = training_tasks(models, store=store, devices=[])
     return {one.model: one.task for one in named}
@@ -35,5 +34,5 @@ def test_shipped_curves_are_fitted_to_the_shipped_recordings(tmp_path: Path) -> 
     # On what they were fitted to they lose less than weight energy alone, of all methods the next.
     small = sorted(tasks, key=lambda name: tasks[name].group_count)[:8]
     found = [excesses(tasks[name], shipped) for name in small]
-    foretold, energy = (np.mean([own[name] for own in found]) for name in ("foretold", "energy"))
-    assert foretold < energy
+    predicted, energy = (np.mean([own[name] for own in found]) for name in ("predicted", "energy"))
+    assert predicted < energy

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from peers.amc import amc, random_policy
-from peers.book import Book
-from peers.rules import SensitivityPolicy
-from peers.search import Search, Space, follow
-from peers.searches import evolution, netadapt, random_search
 from synthetic import chain_graph, random_task, task_of
 
+from benchmarks.peers.amc import amc, random_policy
+from benchmarks.peers.book import Book
+from benchmarks.peers.rules import SensitivityPolicy
+from benchmarks.peers.search import Search, Space, follow
+from benchmarks.peers.searches import evolution, netadapt, random_search
 from rlprune.graph.types import FloatArray, IntArray
 from rlprune.sensitivity.energy import loss_curve
 from rlprune.sensitivity.evaluate import Evaluation
