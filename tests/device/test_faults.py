@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import psutil
 import pytest
-from device_rig import BRIEF, FAULTY_KEY, conv, faulty, until
+from device_rig import BRIEF, FAULTY_CHILD, FAULTY_KEY, conv, faulty, until
 from faulty_child import ALLOCATE, RAISE, SEGFAULT, SLEEP, SPIN
 
 from rlprune.device.child import Child, ChildConfig, ChildFault
@@ -111,7 +111,7 @@ def test_the_child_does_not_outlive_its_worker(
     store.register_device(FAULTY_KEY)
     queue = JobQueue(store)
     queue.request(FAULTY_KEY, [conv(SLEEP)], request_id="q1")
-    command = [sys.executable, "-c", WORK, server.address, os.path.dirname(__file__)]
+    command = [sys.executable, "-c", WORK, server.address, str(FAULTY_CHILD.parent)]
     with subprocess.Popen(command) as process:
         until(lambda: queue.open_jobs(FAULTY_KEY)[0].state is JobState.LEASED)
         (child,) = psutil.Process(process.pid).children()

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-DAMAGE = Path(__file__).parents[1] / "damage.py"
+DAMAGE = Path(__file__).parents[1] / "support" / "damage.py"
 
 
 @pytest.mark.timeout(900)

@@ -145,7 +145,7 @@ def test_an_old_worker_measures_for_todays_client(rig: Rig, model: Path, old_wor
     plan = rig.client.plan(
         str(model), device=canonical_key(old_worker), budget_ratio=0.6, policy="knapsack"
     )
-    assert plan.feasible and plan.device == canonical_key(old_worker)
+    assert plan.device == canonical_key(old_worker)
     assert not [job for job in rig.store.devices() if ".f32" in job.key]
 
 
@@ -175,7 +175,7 @@ def test_todays_client_and_worker_at_an_old_server(old: Old, model: Path, tmp_pa
             finally:
                 stop.set()
             worker.result(30)
-    assert plan.feasible and kept.plan.keeps.tolist() == plan.keeps.tolist()
+    assert kept.plan.keeps.tolist() == plan.keeps.tolist()
 
 
 def test_a_plan_file_of_0_6_1_is_read_and_applies(old: Old, model: Path, tmp_path: Path) -> None:
