@@ -32,7 +32,7 @@ class PlanEntry:
     """What one site keeps (`schemes.base.Site`)."""
 
     name: str
-    """Name of the site; of a group of channels, the name of the first node that produces it."""
+    """Name of the site; of a group, that of the first node that produces its channels."""
     scheme: str
     """What `width` and `keep` count: under `channel`, the channels of a group."""
     width: int
@@ -53,11 +53,8 @@ class PlanFigures:
     """Value of every site (`PlanEntry.keep`), in the plan's order."""
     predicted_latency_ms: float
     predicted_interval_ms: tuple[float, float]
-    """90 % interval of the predicted latency."""
     macs: int
-    """Multiply-accumulates of one inference at batch 1."""
     params: int
-    """Parameters of the pruned model, BatchNorm folded into the weights."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,8 +65,7 @@ class Candidate(PlanFigures):
     """Name and version of what proposed it; samples around a policy's plan end in `~1`, `~2`."""
     divergence: float | None = None
     """Divergence of its answers, after reconstruction, from the unpruned network's, nats, on images
-    that no sensitivity profile was measured on. Candidates are chosen by it. None until the
-    candidate is evaluated, as are the three figures below."""
+    that no profile was measured on; what is chosen by. None before that, as the three below."""
     gain_se: float | None = None
     """Standard error of its difference from the knapsack's divergence, image by image, nats."""
     loss: float | None = None
@@ -87,17 +83,14 @@ class MeasuredRound:
     """One plan that was measured on the way to a certificate."""
 
     keeps: tuple[int, ...]
-    """Value of every site, in the plan's order."""
     predicted_latency_ms: float
-    """As predicted before this round."""
     measured_latency_ms: float
     """By the ratio to the unpruned model interleaved with it, in processes of their own."""
     measured_interval_ms: tuple[float, float]
     """Where another such measurement would lie: 95 % on either side."""
     status: str
-    """`ok`, `unstable` or `failed`, as `Measurement.status`."""
+    """`ok`, `unstable` or `failed`, as `Measurement.status`; `reason` says why it is not `ok`."""
     reason: str = ""
-    """Why the status is not `ok`; empty where it is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,9 +100,7 @@ class Certificate:
     within: bool
     """Whether the upper end of the measured interval is within the budget."""
     measured_latency_ms: float
-    """Of the plan, by its ratio to the unpruned model."""
     measured_interval_ms: tuple[float, float]
-    """Where another such measurement would lie: 95 % on either side."""
     rounds: tuple[MeasuredRound, ...]
     """All plans that were measured, in order."""
 
@@ -131,11 +122,10 @@ class PruningPlan:
     feasible: bool
     """False where no plan was found within the budget; the plan is then that of least latency."""
     base_latency_ms: float
-    """Predicted latency of the unpruned model."""
+    """Predicted for the unpruned model."""
     least_latency_ms: float
-    """Predicted latency of the plan of least latency."""
+    """Predicted for the plan of least latency."""
     predicted_latency_ms: float
-    """Predicted latency of this plan."""
     predicted_interval_ms: tuple[float, float]
     """90 % interval of the prediction; its upper end was compared with the budget."""
     groups: tuple[PlanEntry, ...]
@@ -155,9 +145,8 @@ class PruningPlan:
     candidates: tuple[Candidate, ...] = ()
     """The plans that it was chosen from, the knapsack's first; empty where there was no choice."""
     expected_divergence: float | None = field(default=None, compare=False)
-    """Divergence, nats, that is expected between the answers of the reconstructed pruned network
-    and those of the unpruned one: the sum of what the sites lose one by one. None for a network
-    that was not trained, and in plans of 0.6 and before."""
+    """Divergence expected between the answers after reconstruction and the unpruned network's,
+    nats: the sum of what the sites lose one by one. None for a network that was not trained."""
 
     @property
     def keeps(self) -> IntArray:

@@ -1,7 +1,7 @@
 """The schemes there are, by name.
 
-A new one is a file of this room and a line here; or a package that names it as an entry point of the
-group `rlprune.schemes`, which is looked up when a plan or a request names it.
+A new one is a file of this room and a line here; or a package that names it as an entry point of
+the group `rlprune.schemes`, which is looked up when a plan or a request names it.
 """
 
 from __future__ import annotations
