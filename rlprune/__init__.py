@@ -144,7 +144,8 @@ def plan(
             where there is one, [N, ...]; `y` [N] for labels), arrays by name, one array, a
             `CalibrationData`, or `made-up`; sensitivity is then measured, not predicted from the
             weights.
-        example_inputs, input_shapes: as for `trace`.
+        example_inputs: as for `trace`.
+        input_shapes: as for `trace`.
         on_progress: told (what is being done, how much is done, of how much).
         options: `budget_ms` or `budget_ratio`, and all else that may be asked: see
             `rlprune.planning.request.PlanOptions`.

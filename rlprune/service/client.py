@@ -101,7 +101,10 @@ class Client:
         measure latencies. The server keeps the plan.
 
         Args:
-            model, calibration, example_inputs, input_shapes: as `rlprune.plan` takes them.
+            model: as `rlprune.plan` takes it, as are the next three.
+            calibration: stays on this machine.
+            example_inputs: of a torch module.
+            input_shapes: of ONNX inputs whose extents the file leaves open.
             on_progress: told what is being measured, here and on the device.
             options: `device`, a key as `devices` has it, or `macs`; `budget_ms` or `budget_ratio`,
                 and all else that may be asked: see `rlprune.planning.request.PlanOptions`.

@@ -16,7 +16,7 @@ PAGE = (Path(__file__).parents[2] / "docs" / "environment.md").read_text(encodin
 
 def first_column(heading: str) -> list[str]:
     """Names in backticks in the first column of the table below a heading."""
-    section = PAGE.partition(f"\n{heading}\n")[2].partition("\n#")[0]
+    section = PAGE.partition(f"\n{heading}\n")[2].partition("\n#")[0].partition("| --- ")[2]
     cells = [row.split("|")[1] for row in section.splitlines() if row.startswith("| `")]
     return [name.strip('"') for cell in cells for name in re.findall(r"`([^`]+)`", cell)]
 
