@@ -22,18 +22,9 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pytest.importorskip("mkdocs", reason='the site needs the extra "docs"')
     pytest.importorskip("mkdocstrings", reason='the site needs the extra "docs"')
     out = tmp_path_factory.mktemp("site")
+    command = f"-m mkdocs build --strict -f scripts/mkdocs.yml -d {out}"
     done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "mkdocs",
-            "build",
-            "--strict",
-            "-f",
-            "scripts/mkdocs.yml",
-            "-d",
-            out,
-        ],
+        [sys.executable, *command.split()],
         cwd=ROOT,
         env={**os.environ, "NO_MKDOCS_2_WARNING": "1"},
         capture_output=True,
