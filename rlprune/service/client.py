@@ -46,7 +46,17 @@ class Client:
         tls_ca: str | Path | None = None,
         patience_sec: float = 5.0,
     ) -> None:
-        """See `channel.Channel`; the first call connects."""
+        """Opens nothing yet; the first call connects.
+
+        Args:
+            target: HOST:PORT.
+            token: sent with every call. Beyond loopback only together with TLS.
+            tls_ca: PEM file of the certificate that vouches for the server; turns TLS on.
+            patience_sec: how long an unavailable server is tried again.
+
+        Raises:
+            InputError: `Channel` refuses one of them.
+        """
         self._channel = Channel(target, token=token, tls_ca=tls_ca, patience_sec=patience_sec)
 
     def __enter__(self) -> Client:
