@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from rlprune.constraints import Constraints
+from rlprune.device_keys import canonical_key
 from rlprune.errors import InputError, PlanError, PlanMismatchError
 from rlprune.files import write_atomic
 from rlprune.graph.types import IntArray, PruningGraph
@@ -144,6 +145,8 @@ class PruningPlan:
     """The constraints that it keeps to; `round_to` is None only where it is not known."""
     candidates: tuple[Candidate, ...] = ()
     """The plans that it was chosen from, the knapsack's first; empty where there was no choice."""
+    precision: str = "f32"
+    """Arithmetic that its latencies are for."""
     expected_divergence: float | None = field(default=None, compare=False)
     """Divergence expected between the answers after reconstruction and the unpruned network's,
     nats: the sum of what the sites lose one by one. None for a network that was not trained."""
@@ -265,7 +268,8 @@ class PruningPlan:
                 fingerprint=str(data["fingerprint"]),
                 policy=str(data["policy"]),
                 profiled=bool(data["profiled"]),
-                device=str(data["device"]),
+                device=canonical_key(str(data["device"])),
+                precision=str(data.get("precision", "f32")),
                 budget_ms=_finite(data["budget_ms"]),
                 feasible=bool(data["feasible"]),
                 base_latency_ms=_finite(data["base_latency_ms"]),

@@ -13,7 +13,7 @@ from rlprune.constraints import Constraints, bind
 from rlprune.errors import InputError
 from rlprune.graph.from_onnx import trace_onnx
 from rlprune.latency.device import preferred_multiple
-from rlprune.planning import constrained_levels
+from rlprune.schemes.channels import constrained_levels
 
 WIDTHS = (16, 32, 48, 32)
 NET = conv_net(WIDTHS)

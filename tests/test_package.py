@@ -22,9 +22,9 @@ HEAVY = ("torch", "ray", "gymnasium", "stable_baselines3", "onnxruntime", "sklea
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The built wheel. Built from a copy of what git tracks, so that no leftovers get in."""
-    source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of what git tracks, so that no leftovers get into a wheel."""
+    source = tmp_path_factory.mktemp("source")
     tracked = subprocess.run(
         ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
         cwd=ROOT,
@@ -35,9 +35,19 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
         if name and (ROOT / name).is_file():
             (source / name).parent.mkdir(parents=True, exist_ok=True)
             (source / name).write_bytes((ROOT / name).read_bytes())
+    return source
+
+
+@pytest.fixture(scope="module")
+def wheel(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return built(source, tmp_path_factory.mktemp("wheel"))
+
+
+def built(source: Path, out: Path) -> Path:
+    """The wheel of the project in `source`."""
     run([sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "-w", out, source])
-    (built,) = out.glob("*.whl")
-    return built
+    (wheel,) = out.glob("*.whl")
+    return wheel
 
 
 def run(command: list[str | Path], **environment: str) -> str:
@@ -67,6 +77,39 @@ def test_wheel_holds_the_code_the_policy_and_the_stubs(wheel: Path) -> None:
     assert any(name.startswith("rlprune/policy/data/default/") for name in names)
     assert "rlprune/v1/plans_pb2_grpc.py" in names or any("_pb2_grpc.py" in n for n in names)
     assert not any(name.startswith(("tests/", "scripts/", "envs/")) for name in names)
+
+
+def test_recordings_are_a_wheel_of_their_own(wheel: Path, source: Path, tmp_path: Path) -> None:
+    """A board that plans needs none of the megabytes that policies are trained on."""
+    names = zipfile.ZipFile(wheel).namelist()
+    assert not [n for n in names if "/recorded/" in n or "/zoo/" in n or n.endswith(".parquet")]
+    recordings = ROOT / "scripts" / "datasets" / "recordings"
+    other = built(source / recordings.relative_to(ROOT), tmp_path)
+    shipped = {
+        str(path.relative_to(recordings))
+        for path in (recordings / "rlprune_recordings").rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
+    }
+    assert len(shipped) > 100 and shipped <= set(zipfile.ZipFile(other).namelist())
+    assert wheel.stat().st_size < 1_000_000
+
+
+def test_a_reader_without_the_recordings_says_how_to_get_them() -> None:
+    code = """
+import sys
+sys.modules["rlprune_recordings"] = None
+from datasets.running import recorded_folder, stoppable
+with stoppable():
+    recorded_folder()
+"""
+    scripts = str(ROOT / "scripts")
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env={"PYTHONPATH": scripts}
+    )
+    assert done.returncode == 1
+    assert done.stderr.splitlines() == [
+        "the recordings are not installed: pip install scripts/datasets/recordings"
+    ]
 
 
 def test_wheel_works_with_the_base_dependencies_alone(wheel: Path, tmp_path: Path) -> None:
@@ -103,7 +146,7 @@ def test_wheel_works_with_the_base_dependencies_alone(wheel: Path, tmp_path: Pat
     ],
 )
 def test_importing_stays_light(statement: str) -> None:
-    """No heavy package is loaded; `scripts/bench_speed` tells the time."""
+    """No heavy package is loaded; `scripts/bench speed` tells the time."""
     report = f"import sys; {statement}; print(*sorted(set(sys.modules) & set({HEAVY!r})))"
     assert run([sys.executable, "-c", report]).split() == []
 
@@ -125,6 +168,8 @@ def test_version_is_the_same_everywhere() -> None:
     import rlprune
 
     declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
-    newest = re.search(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    recordings = ROOT / "scripts/datasets/recordings/pyproject.toml"
+    assert tomllib.loads(recordings.read_text())["project"]["version"] == declared
+    newest = re.search(r"^## (\d\S*)", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
     assert newest is not None
     assert rlprune.__version__ == declared == newest[1]

@@ -69,6 +69,9 @@ MinKeep = Annotated[int, typer.Option(min=1, help="No group keeps fewer.")]
 MinKeepRatio = Annotated[
     float, typer.Option(min=0, max=1, help="No group keeps a smaller share (0-1).")
 ]
+Precision = Annotated[
+    str, typer.Option(metavar="f32", help="Arithmetic that latency is of; f32 is the only one yet.")
+]
 SchemeNames = Annotated[
     list[str] | None,
     typer.Option(

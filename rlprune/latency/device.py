@@ -41,12 +41,12 @@ class Named(Protocol):
 
 
 def local_device_key(runtime: Named, *, thread_count: int = 1, batch: int = 1) -> str:
-    """The key of this machine: runtime, hardware, threads, precision, batch; `[a-z0-9._-]{1,120}`.
+    """The key of this machine: runtime, hardware, threads, batch; `[a-z0-9._-]{1,120}`.
 
-    For example `ort-1.31.1.x86_64-amd-epyc-25-1.t1.f32.b1`. The batch is that of the models whose
+    For example `ort-1.31.1.x86_64-amd-epyc-25-1.t1.b1`. The batch is that of the models whose
     latency the key stands for; models of another batch are measured and planned under another key.
     """
-    tail = f".t{thread_count}.f32.b{batch}"
+    tail = f".t{thread_count}.b{batch}"
     head = f"{_slug(runtime.name)}-{_slug(runtime.version)}.{_slug(platform.machine())}-"
     return (head + _cpu_slug(_CPUINFO))[: MAX_KEY - len(tail)].rstrip("-._") + tail
 
@@ -67,8 +67,10 @@ def with_threads(device: str, threads: int) -> str:
     """The key of the same device with so many threads.
 
     Raises:
-        InputError: the key names no threads, as `macs` does not.
+        InputError: the key names no threads, as `macs` does not, and more than one is asked for.
     """
+    if threads == threads_of(device):
+        return device
     if not re.search(r"\.t\d+\.", device):
         raise InputError(
             f"device {device!r} names no threads to choose; leave threads out", field="threads"

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 
-from rlprune.latency.types import EXTENTS, Measurement, ModelSubject, OperatorSpec
+from rlprune.latency.types import EXTENTS, PRECISIONS, Measurement, ModelSubject, OperatorSpec
 
 MIN_MS, MAX_MS = 1e-5, 1e6
 """Of one run: a few cycles of a processor, and a quarter of an hour."""
@@ -74,6 +74,8 @@ def _sample_fault(one: Measurement) -> tuple[str, str] | None:
 
 
 def _subject_fault(subject: OperatorSpec | ModelSubject) -> tuple[str, str] | None:
+    if subject.precision not in PRECISIONS:
+        return "subject.precision", f"no precision {subject.precision[:40]!r} is measured"
     if isinstance(subject, ModelSubject):
         if any(not 1 <= value <= MAX_EXTENT for value in subject.settings):
             return "subject.keeps", "keep counts must be at least 1 and fit 32 bits"

@@ -19,6 +19,9 @@ PROCESS_SD = 0.01
 """How far a process is from others beyond what its sessions say (natural logarithm): measurements
 of a plan in five processes of twenty sessions ranged over 2.3 % (median)."""
 
+F32 = "f32"
+PRECISIONS = (F32,)
+"""Arithmetics that models are measured and planned in."""
 MACS_DEVICE = "macs"
 """The built-in device whose `ms` are millions of MACs; for comparison with papers only."""
 
@@ -45,10 +48,15 @@ class OperatorSpec:
     pads: tuple[int, ...] = ()
     dilation: tuple[int, ...] = ()
     groups: int = 1
+    precision: str = F32
+    """Of its arithmetic."""
 
     def key(self) -> str:
         """One canonical line of JSON; equal specs, equal keys."""
-        return json.dumps(asdict(self), separators=(",", ":"), sort_keys=True)
+        told = asdict(self)
+        if self.precision == F32:  # left out, so that keys of older stores are the same
+            del told["precision"]
+        return json.dumps(told, separators=(",", ":"), sort_keys=True)
 
     @staticmethod
     def from_key(key: str) -> OperatorSpec:
@@ -80,13 +88,17 @@ class ModelSubject:
     Empty only where a control model is asked for by `latency.collect`: the unpruned model."""
     schemes: tuple[str, ...] = ("channel",)
     """Whose sites `settings` tells of; the sites of all others are as they are."""
+    precision: str = F32
+    """Of its arithmetic."""
 
 
 Subject = OperatorSpec | ModelSubject
 EXTENTS = ("in_spatial", "out_spatial", "kernel", "stride", "pads", "dilation")
 """Fields of a spec with an entry per axis."""
-FORM_FIELDS = tuple(f.name for f in fields(OperatorSpec) if not f.name.endswith("_width"))
-"""What is left of a spec without its widths; operators of a graph have fields of these names."""
+FORM_FIELDS = tuple(
+    f.name for f in fields(OperatorSpec) if not f.name.endswith(("_width", "precision"))
+)
+"""What a spec has besides its widths and its precision; operators of a graph have the same."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ import os
 import time
 from typing import TYPE_CHECKING
 
+from rlprune.device_keys import canonical_key
 from rlprune.errors import InputError, MissingExtraError, NotFoundError, RlpruneError
 from rlprune.graph.types import IntArray, PruningGraph
 from rlprune.latency.device import check_batch, threads_of, with_threads
@@ -160,6 +161,8 @@ def which_device(
     """
     from rlprune.latency.device import batch_of, local_device_key
     from rlprune.runtime import RUNTIMES, get_runtime
+
+    device = None if device is None else canonical_key(device)
 
     # A key begins with its runtime's name; the bare name stands for this machine.
     named = (device or "ort").partition("-")[0]

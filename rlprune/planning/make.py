@@ -86,6 +86,7 @@ def make_plan(
                 if (choice == reference).all():
                     why = "the same as the knapsack reference"
     figures = PlanFigures(**_figures(task, choice))
+    same = (choice == reference).all()
     return PruningPlan(
         fingerprint=task.graph.fingerprint,
         policy=decided,
@@ -110,7 +111,7 @@ def make_plan(
         ),
         macs=figures.macs,
         params=figures.params,
-        reference=PlanFigures(**_figures(task, reference)),
+        reference=figures if same else PlanFigures(**_figures(task, reference)),
         candidates=tuple(candidates),
         constraints=constraints.recorded if constraints else Constraints(),
         expected_divergence=expected_divergence(task, choice),

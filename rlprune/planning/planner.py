@@ -48,7 +48,9 @@ class Question:
     def subject(self, keeps: IntArray) -> ModelSubject:
         """The model under a plan's settings [S], as it is measured."""
         settings = tuple(int(value) for value in keeps)
-        return ModelSubject(self.graph.fingerprint, settings, self.space.schemes)
+        return ModelSubject(
+            self.graph.fingerprint, settings, self.space.schemes, self.request.precision
+        )
 
     @property
     def out_of_time(self) -> bool:

@@ -14,8 +14,9 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, TypedDict, Unpack
 
 from rlprune.constraints import Constraints, patterns
+from rlprune.device_keys import canonical_key
 from rlprune.errors import BudgetError, InputError
-from rlprune.latency.types import MACS_DEVICE
+from rlprune.latency.types import F32, MACS_DEVICE, PRECISIONS
 from rlprune.planning.candidates import MAX_CANDIDATES
 from rlprune.schemes import CHANNEL_ONLY, check_schemes
 
@@ -48,6 +49,8 @@ class SharedOptions(TypedDict, total=False):
     """Globs over names of layers, nodes, weights or groups; what matches is not pruned."""
     pin: str | Iterable[str]
     """Globs likewise; the channels of all layers that one glob matches keep one ratio."""
+    precision: str
+    """Arithmetic that latency is predicted and measured in; `f32` is the only one yet."""
     schemes: str | Iterable[str]
     """Names of schemes that may be used beside `channel`; none by default."""
     guard: bool
@@ -116,6 +119,7 @@ class PlanRequest:
     device: str | None = None
     policy: str = "learned"
     constraints: Constraints = field(default_factory=Constraints)
+    precision: str = F32
     schemes: tuple[str, ...] = CHANNEL_ONLY
     """Names of schemes, `channel` first; it needs no asking for."""
     guard: bool = True
@@ -134,6 +138,13 @@ class PlanRequest:
         for budget in self.budgets:
             check_budget(budget, name)
         check_schemes(self.schemes)
+        if self.precision not in PRECISIONS:
+            raise InputError(
+                f"no precision {self.precision[:40]!r}; give {', '.join(PRECISIONS)}",
+                field="precision",
+            )
+        if self.device is not None:
+            object.__setattr__(self, "device", canonical_key(self.device))
         if not self.policy:
             raise InputError("policy is empty; give its name", field="policy")
         if self.candidates and not 2 <= self.candidates <= MAX_CANDIDATES:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Generic, TypeVar
 from weakref import WeakKeyDictionary
 
+from rlprune.device_keys import canonical_key
 from rlprune.errors import NotFoundError
 from rlprune.files import digest
 from rlprune.latency.device import check_batch
@@ -75,6 +76,7 @@ def latency_model(store: Store, device: str) -> LatencyModel:
     A device without measurements has one too: its `missing` names everything. Where another device
     of the store has measured more operators, its costs are the donor.
     """
+    device = canonical_key(device)
     from rlprune.latency.model import LatencyModel
 
     generation, donor = _state(store, device)
@@ -92,6 +94,7 @@ def latency_model(store: Store, device: str) -> LatencyModel:
 def missing_for(space: Space, store: Store, device: str) -> tuple[Subject, ...]:
     """What the device should measure before plans of these options are worth much: `missing` of its
     latency model, found once per generation."""
+    device = canonical_key(device)
     key = (*_options(space), device, *_state(store, device))
     return _compiled_of(store).missing.get(
         key, lambda: tuple(latency_model(store, device).missing(space))
@@ -131,6 +134,7 @@ def tables_for(space: Space, store: Store, device: str) -> LatencyTables:
     Raises:
         NotFoundError: the device is unknown (names the known ones) or has measured nothing.
     """
+    device = canonical_key(device)
     from rlprune.latency.macs import macs_tables
 
     options = _options(space)

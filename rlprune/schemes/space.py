@@ -102,8 +102,14 @@ class Space:
         return np.asarray(self.settings[np.arange(len(self.sites)), choice])
 
     def choice_of(self, settings: IntArray) -> IntArray:
-        """Values [..., S], each of an option of its site, -> option indices [..., S]."""
+        """Values [..., S] -> option indices [..., S].
+
+        Raises:
+            ValueError: a value is of none of its site's options.
+        """
         same = self.settings == settings[..., None]  # [..., S, L]
+        if not same.any(-1).all():
+            raise ValueError("a setting that is none of its site's options")
         return np.asarray(same.argmax(-1), dtype=np.int64)
 
     def with_settings(self, settings: IntArray) -> Space:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from rlprune.graph.from_onnx import OnnxTrace
@@ -78,6 +80,14 @@ def predicted_curve(profiles: GroupProfiles, space: Space) -> FloatArray:
     ]
     padded = [np.pad(own, (0, loss.shape[1] - len(own))) for own in others]
     return np.concatenate([loss, np.array(padded)])
+
+
+def with_predictions(profiles: GroupProfiles, space: Space) -> GroupProfiles:
+    """The same profiles with what is predicted of the sites, so that `loss_curve`, which gives the
+    same, does not predict it again; for who plans from them more than once."""
+    if profiles.predicted_loss is not None or profiles.initial_loss is not None:
+        return profiles
+    return replace(profiles, predicted_loss=predicted_curve(profiles, space))
 
 
 def non_increasing(loss: FloatArray, level_count: IntArray) -> FloatArray:

@@ -27,7 +27,7 @@ from rlprune.sensitivity.types import GroupProfiles
 BY_SHARES = "the shares that groups keep (-sum log keep)"
 """What the curves are by where the score is not asked."""
 POWER = 2
-"""Of 1/n. Three plans of one predicted latency for the VGG of `scripts/bench_atinit`, by SynFlow,
+"""Of 1/n. Three plans of one predicted latency for the VGG of `scripts/bench atinit`, by SynFlow,
 trained for 5 epochs with one seed: 78.8 % with 277,000 weights at 2, 78.6 % with 442,000 at 1,
 77.3 % with 740,000 by the logarithm of the share. Accuracies within 0.6 are noise: it is 2 for the
 size."""

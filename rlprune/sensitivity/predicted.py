@@ -3,10 +3,10 @@
 The energy of a unit is what the weights that make and read it pass through it
 (`surgery.importance`). A group that drops a share of its energy loses `-log(1 - share)`, so that
 losses of groups in series add up, times the number of layers that make or read it. Measured losses
-differ from that by a factor that is much the same in all recorded networks
-(`rlprune/policy/data/recorded`): log-linear in a few traits of the group and the cut. Only ratios
-within one network matter to a planner, so every network's mean is taken out. `scripts/fit_curves`
-fits, and says what such plans are worth on block types left out.
+differ from that by a factor that is much the same in all recorded networks: log-linear in a few
+traits of the group and the cut. Only ratios within one network matter to a planner, so every
+network's mean is taken out. `scripts/data fit_curves` fits, and says what such plans are worth on
+block types left out.
 """
 
 from __future__ import annotations
@@ -74,14 +74,16 @@ class CurveModel:
 
     @staticmethod
     def load(path: str | Path) -> CurveModel:
-        """Reads what `scripts/fit_curves` wrote.
+        """Reads what `scripts/data fit_curves` wrote.
 
         Raises:
             ValueError: of other traits.
         """
         data = json.loads(Path(path).read_text(encoding="utf-8"))
         if data["format"] != FORMAT or tuple(data["traits"]) != TRAITS:
-            raise ValueError(f"{path} is of other traits; make it again with scripts/fit_curves")
+            raise ValueError(
+                f"{path} is of other traits; make it again with scripts/data fit_curves"
+            )
         names = (field.name for field in fields(CurveModel) if field.name != "level")
         return CurveModel(level=data["level"], **{name: tuple(data[name]) for name in names})
 

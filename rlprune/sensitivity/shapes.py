@@ -4,7 +4,7 @@ Occlusion of things of all sizes is what gives photographs their statistics: the
 model (Lee, Mumford and Huang 2001) has their power spectrum and their edges. Networks see enough
 in it that loss curves measured on such images plan about as well as those measured on photographs.
 Half of the images are sharp and grainy; the other half are out of focus and have a texture of the
-same spectrum, since what a network was trained on may be either (`scripts/bench_made_up`).
+same spectrum, since what a network was trained on may be either (`scripts/bench made_up`).
 """
 
 from __future__ import annotations

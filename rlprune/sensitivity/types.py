@@ -34,8 +34,8 @@ class GroupProfiles:
     """[G, L], of a network that was not trained: what a score at initialisation says is lost, on a
     scale of its own (`profile.initial`); None for a trained one."""
     predicted_loss: FloatArray | None = None
-    """[G, L], where groups stand for several of another graph: the sum of what was predicted of
-    those (`profile.predicted`); None for graphs as they are, predicted when asked."""
+    """[S, L]: what is predicted of the sites (`sensitivity.predicted`), summed where they stand for
+    several of another network; None where it is still to be predicted when asked."""
     initial_score: str = ""
     """What `initial_loss` goes by, as a note has it; empty where that is None."""
 

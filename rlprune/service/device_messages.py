@@ -10,8 +10,17 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 
+from rlprune.device_keys import canonical_key
 from rlprune.errors import InputError
-from rlprune.latency.types import EXTENTS, Measurement, ModelSubject, OperatorSpec, Subject
+from rlprune.latency.types import (
+    EXTENTS,
+    F32,
+    PRECISIONS,
+    Measurement,
+    ModelSubject,
+    OperatorSpec,
+    Subject,
+)
 from rlprune.schemes import CHANNEL_ONLY, check_schemes
 from rlprune.store.encoding import check_fingerprint, check_measurement
 from rlprune.store.records import DeviceHealth, DeviceRecord, Job, JobState
@@ -41,9 +50,13 @@ def subject_to(subject: Subject) -> types_pb2.Subject:
             fingerprint=subject.fingerprint,
             keeps=subject.settings,
             schemes=() if subject.schemes == CHANNEL_ONLY else subject.schemes,
+            precision=subject.precision if subject.precision != F32 else "",
         )
         return types_pb2.Subject(model=model)
-    return types_pb2.Subject(operator=types_pb2.OperatorSpec(**asdict(subject)))
+    told = asdict(subject)
+    if subject.precision == F32:
+        del told["precision"]
+    return types_pb2.Subject(operator=types_pb2.OperatorSpec(**told))
 
 
 def subject_from(message: types_pb2.Subject, *, field: str = "subject") -> Subject:
@@ -58,10 +71,28 @@ def subject_from(message: types_pb2.Subject, *, field: str = "subject") -> Subje
         check_fingerprint(message.model.fingerprint, field=f"{field}.model.fingerprint")
         if not all(1 <= keep <= MAX_WIDTH for keep in keeps):
             raise InputError("keep counts are at least 1", field=f"{field}.model.keeps")
-        return ModelSubject(message.model.fingerprint, keeps, check_schemes(message.model.schemes))
+        return ModelSubject(
+            message.model.fingerprint,
+            keeps,
+            check_schemes(message.model.schemes),
+            _precision(message.model.precision, f"{field}.model.precision"),
+        )
     if which == "operator":
         return _operator_from(message.operator, f"{field}.operator")
     raise InputError("give an operator or a model", field=field)
+
+
+def _precision(given: str, field: str) -> str:
+    """The precision of a message, `f32` where it says none.
+
+    Raises:
+        InputError: it is not measured.
+    """
+    if given and given not in PRECISIONS:
+        raise InputError(
+            f"no precision {given[:40]!r} is measured; give {', '.join(PRECISIONS)}", field=field
+        )
+    return given or F32
 
 
 def _operator_from(message: types_pb2.OperatorSpec, field: str) -> OperatorSpec:
@@ -87,6 +118,7 @@ def _operator_from(message: types_pb2.OperatorSpec, field: str) -> OperatorSpec:
         in_width=message.in_width,
         out_width=message.out_width,
         groups=message.groups,
+        precision=_precision(message.precision, f"{field}.precision"),
         **extents,
     )
 
@@ -124,7 +156,7 @@ def measurement_from(message: types_pb2.Measurement, *, field: str = "measuremen
         InputError: what no device can have measured, named by field.
     """
     measurement = Measurement(
-        device=message.device,
+        device=canonical_key(message.device),
         subject=subject_from(message.subject, field=f"{field}.subject"),
         cpu_ms=_sessions_from(message.cpu),
         wall_ms=_sessions_from(message.wall),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from rlprune.device_keys import canonical_key
 from rlprune.errors import InputError, PlanError
 from rlprune.graph.types import PruningGraph
 from rlprune.latency.subjects import check_settings
@@ -45,7 +46,7 @@ class DeviceService:
             raise InputError(
                 f"at most {MAX_DESCRIPTION} entries of 64 + 256 characters", field="description"
             )
-        record = self._store.register_device(request.key, description)
+        record = self._store.register_device(canonical_key(request.key), description)
         return device_to(record, len(self._jobs.open_jobs(record.key)))
 
     def list_devices(
@@ -68,14 +69,15 @@ class DeviceService:
     ) -> devices_pb2.Job:
         """See devices.proto."""
         check_request_id(request.request_id)
-        self._store.last_seen_sec(request.device)  # refuses unknown ones
+        device = canonical_key(request.device)
+        self._store.last_seen_sec(device)  # refuses unknown ones
         subjects = subjects_from(request.subjects, field="subjects")
         brought = self._graphs.trace(request.skeleton) if request.skeleton else None
         graph = brought[0] if brought else self._known_graph(subjects)
         if graph is not None:
             _check_variants(subjects, graph)
         job = self._jobs.request(
-            request.device,
+            device,
             subjects,
             request_id=request.request_id,
             fingerprint="" if graph is None else graph.fingerprint,

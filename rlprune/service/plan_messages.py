@@ -13,11 +13,12 @@ from dataclasses import asdict
 from typing import Any
 
 from rlprune.constraints import Constraints
+from rlprune.device_keys import canonical_key
 from rlprune.errors import BudgetError, InputError, PlanError
 from rlprune.graph.any_trace import MAX_NAME
 from rlprune.graph.types import PruningGraph
 from rlprune.latency.subjects import check_settings
-from rlprune.latency.types import ModelSubject
+from rlprune.latency.types import F32, ModelSubject
 from rlprune.planning.request import PlanRequest, Unit
 from rlprune.plans import (
     Candidate,
@@ -55,6 +56,7 @@ def request_from(message: plans_pb2.CreatePlanRequest) -> PlanRequest:
         budgets=(getattr(message, which),),
         unit=unit,
         device=message.device,
+        precision=message.precision or F32,
         policy=message.policy or "learned",
         constraints=constraints_from(stated),
         guard=not message.unguarded,
@@ -80,6 +82,7 @@ def request_to(request: PlanRequest, budget: float, unit: Unit) -> plans_pb2.Cre
         hold=stated.hold,
         pin=stated.pin,
         schemes=[name for name in request.schemes if name not in CHANNEL_ONLY],
+        precision=request.precision if request.precision != F32 else "",
     )
     setattr(message, f"budget_{unit}", budget)
     return message
@@ -119,6 +122,7 @@ def plan_to(plan: PruningPlan) -> types_pb2.PruningPlan:
         policy=plan.policy,
         profiled=plan.profiled,
         device=plan.device,
+        precision=plan.precision if plan.precision != F32 else "",
         budget_ms=plan.budget_ms,
         feasible=plan.feasible,
         base_latency_ms=plan.base_latency_ms,
@@ -153,7 +157,8 @@ def plan_from(message: types_pb2.PruningPlan) -> PruningPlan:
         fingerprint=message.fingerprint,
         policy=message.policy,
         profiled=message.profiled,
-        device=message.device,
+        device=canonical_key(message.device),
+        precision=message.precision or F32,
         budget_ms=message.budget_ms,
         feasible=message.feasible,
         base_latency_ms=message.base_latency_ms,
@@ -198,7 +203,9 @@ def check_plan(plan: PruningPlan, graph: PruningGraph) -> None:
     reference = () if plan.reference is None else (plan.reference,)
     for keeps in (one.keeps for one in (*reference, *plan.candidates, *rounds)):
         try:
-            check_settings(graph, ModelSubject(graph.fingerprint, keeps, plan.schemes))
+            check_settings(
+                graph, ModelSubject(graph.fingerprint, keeps, plan.schemes, plan.precision)
+            )
         except InputError as error:
             raise PlanError(str(error), field="plan.keeps") from error
     if rounds == () and plan.certificate is not None:

@@ -9,7 +9,9 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache
 
 from rlprune.constraints import BoundConstraints, bind
+from rlprune.device_keys import canonical_key
 from rlprune.errors import InputError, MeasurementError, PolicyError
+from rlprune.files import digest
 from rlprune.graph.types import PruningGraph
 from rlprune.latency.device import check_batch, preferred_multiple
 from rlprune.latency.types import MACS_DEVICE, Subject
@@ -19,11 +21,11 @@ from rlprune.planning import (
     task_for,
     with_reasons,
 )
-from rlprune.planning.tables import missing_for
+from rlprune.planning.tables import Recent, missing_for
 from rlprune.plans import PruningPlan
 from rlprune.policy import POLICY_NAMES, REMOVED_POLICIES, Policy, get_policy
 from rlprune.schemes import Space, space_of
-from rlprune.sensitivity.energy import shape_profiles
+from rlprune.sensitivity.energy import shape_profiles, with_predictions
 from rlprune.sensitivity.types import GroupProfiles
 from rlprune.service.models import Graphs
 from rlprune.service.plan_messages import (
@@ -41,6 +43,11 @@ from rlprune.store.jobs import JobQueue
 from rlprune.store.records import Asked, Job, PlanRecord
 from rlprune.v1 import plans_pb2
 
+Bound = tuple[BoundConstraints, Space, GroupProfiles]
+
+MAX_PROFILES = 64
+"""Profiles kept as callers sent them, a few 100 kB each at most."""
+
 
 class PlanService:
     """The rpcs of `rlprune.v1.PlanService` over one store; called from many threads."""
@@ -56,6 +63,7 @@ class PlanService:
         self._jobs = jobs
         self._graphs = graphs
         self._own = dict(policies or {})
+        self._bound: Recent[Bound] = Recent(MAX_PROFILES)
         # The others are read from files of the package, which do not change while it runs.
         self._policy = lru_cache(maxsize=None)(get_policy)
 
@@ -72,11 +80,13 @@ class PlanService:
         policy = self._policy_of(request)
         asked = request_from(request)
         graph, brought = self._graph_of(request)
-        device = request.device
+        device = asked.device or ""
         if device != MACS_DEVICE:
             self._store.last_seen_sec(device)  # refuses unknown ones
-        bound = bind(graph, asked.constraints, round_to=preferred_multiple(device))
-        profiles, space = _profiles_of(request, graph, bound)
+        bound, space, profiles = self._bound.get(
+            (graph.fingerprint, device, asked.constraints, asked.schemes, _digest(request)),
+            lambda: _bound_profiles(request, asked, graph),
+        )
         plan = self._plan(asked, space, profiles, policy, bound)
         missing = self._missing(space, device, needed=plan is None)
         # All is well: now it is written, in one transaction.
@@ -118,7 +128,9 @@ class PlanService:
     def list_plans(self, request: plans_pb2.ListPlansRequest) -> plans_pb2.ListPlansResponse:
         """See plans.proto."""
         records, token = self._store.plans(
-            page_size=request.page_size, page_token=request.page_token, device=request.device
+            page_size=request.page_size,
+            page_token=request.page_token,
+            device=canonical_key(request.device),
         )
         return plans_pb2.ListPlansResponse(
             plans=[record_to(record) for record in records], next_page_token=token
@@ -209,15 +221,26 @@ class PlanService:
         return left
 
 
-def _profiles_of(
-    request: plans_pb2.CreatePlanRequest, graph: PruningGraph, bound: BoundConstraints
-) -> tuple[GroupProfiles, Space]:
-    if not request.HasField("profiles"):
-        space = space_of(graph, bound, request.schemes)
-        return shape_profiles(space), space
-    profiles, space = profiles_from(request.profiles, graph, request.schemes)
-    check_levels(space, bound)
-    return profiles, space
+def _digest(request: plans_pb2.CreatePlanRequest) -> str:
+    """Of the profiles that were sent."""
+    sent = request.profiles if request.HasField("profiles") else None
+    return "" if sent is None else digest(sent.SerializeToString(deterministic=True))
+
+
+def _bound_profiles(
+    request: plans_pb2.CreatePlanRequest, asked: PlanRequest, graph: PruningGraph
+) -> Bound:
+    """The constraints on this graph, the options that they leave, and profiles of these; all that
+    does not depend on budget and measurements."""
+    multiple = preferred_multiple(asked.device or "")
+    bound = bind(graph, asked.constraints, round_to=multiple)
+    if request.HasField("profiles"):
+        profiles, space = profiles_from(request.profiles, graph, asked.schemes)
+        check_levels(space, bound)
+    else:
+        space = space_of(graph, bound, asked.schemes)
+        profiles = shape_profiles(space)
+    return bound, space, with_predictions(profiles, space)
 
 
 def _answer(

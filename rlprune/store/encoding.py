@@ -9,9 +9,10 @@ from contextlib import contextmanager
 from dataclasses import fields
 from typing import Any
 
+from rlprune.device_keys import canonical_key
 from rlprune.errors import InputError, StoreError
 from rlprune.latency.limits import SAMPLES, fault_of
-from rlprune.latency.types import MACS_DEVICE, Measurement, ModelSubject, OperatorSpec, Subject
+from rlprune.latency.types import F32, MACS_DEVICE, Measurement, ModelSubject, OperatorSpec, Subject
 from rlprune.schemes import CHANNEL_ONLY
 
 _DEVICE = re.compile(r"[a-z0-9._-]{1,120}")
@@ -95,8 +96,11 @@ def subject_key(subject: Subject) -> str:
     if isinstance(subject, OperatorSpec):
         return subject.key()
     told = {"fingerprint": subject.fingerprint, "keeps": list(subject.settings)}
-    if subject.schemes != CHANNEL_ONLY:  # left out, so that keys of older stores are the same
+    # What is as by default is left out, so that keys of older stores are the same.
+    if subject.schemes != CHANNEL_ONLY:
         told["schemes"] = list(subject.schemes)
+    if subject.precision != F32:
+        told["precision"] = subject.precision
     return json.dumps(told, separators=(",", ":"))
 
 
@@ -114,6 +118,7 @@ def subject_from_key(key: str) -> Subject:
             str(data["fingerprint"]),
             tuple(int(value) for value in data["keeps"]),
             tuple(str(name) for name in data.get("schemes", CHANNEL_ONLY)),
+            str(data.get("precision", F32)),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"not a subject key: {key[:80]!r} ({error})") from error
@@ -128,7 +133,7 @@ def measurement_data(measurement: Measurement) -> dict[str, Any]:
 
 def measurement_of(subject: str, data: dict[str, Any]) -> Measurement:
     """The inverse of `measurement_data`, given the subject's key; lists may stand for tuples."""
-    found = dict(data)
+    found = data | {"device": canonical_key(data["device"])}
     for name in SAMPLES:
         found[name] = tuple(tuple(session) for session in data[name])
     found["conditions"] = tuple((str(name), str(value)) for name, value in data["conditions"])

@@ -14,6 +14,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from rlprune.device_keys import canonical_key
 from rlprune.errors import InputError, NotFoundError
 from rlprune.files import digest
 from rlprune.graph.types import PruningGraph
@@ -58,6 +59,7 @@ class JobQueue:
         Raises:
             NotFoundError: the device is unknown.
         """
+        device = canonical_key(device)
         _check_subjects(subjects, fingerprint)
         self._store.last_seen_sec(device)  # refuses unknown ones
         with self._database.write() as connection:
@@ -159,6 +161,7 @@ class JobQueue:
             ConflictError: the same request_id came with another device or other subjects.
             InputError: no subject, too many, or one twice.
         """
+        device = canonical_key(device)
         encoding.check_request_id(request_id)
         _check_subjects(subjects, fingerprint)
         if not 1 <= len(subjects) <= MAX_SUBJECTS or len(set(subjects)) != len(subjects):
@@ -184,6 +187,7 @@ class JobQueue:
 
         They failed on the device three times, or stood unreported in a job parked within the hour.
         """
+        device = canonical_key(device)
         now = self._store.clock()
         rows = schema.measurements.c
         failed = sa.select(rows.subject, rows.body).where(
@@ -240,11 +244,13 @@ class JobQueue:
 
     def open_jobs(self, device: str) -> list[Job]:
         """Jobs of a device that are pending or leased, oldest first."""
+        device = canonical_key(device)
         with self._database.read() as connection:
             return _open_jobs(connection, device)
 
     def parked_count(self, device: str) -> int:
         """Jobs of a device that were given up."""
+        device = canonical_key(device)
         rows = schema.jobs.c
         query = sa.select(sa.func.count()).where(
             rows.device == device, rows.state == JobState.PARKED.value

@@ -17,6 +17,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from rlprune.device_keys import canonical_key
 from rlprune.errors import InputError, LeaseError
 from rlprune.files import digest
 from rlprune.latency.types import FAULT, Measurement, Subject
@@ -53,6 +54,7 @@ class Leases:
         Raises:
             NotFoundError: the device is unknown; register it first.
         """
+        device = canonical_key(device)
         if not 1 <= len(worker_id) <= 120:
             raise InputError("worker_id must have 1 to 120 characters", field="worker_id")
         encoding.check_id(worker_id, field="worker_id")

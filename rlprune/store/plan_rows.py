@@ -10,6 +10,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from rlprune.device_keys import canonical_key
 from rlprune.errors import ConflictError, InputError, NotFoundError
 from rlprune.files import digest
 from rlprune.plans import PruningPlan
@@ -35,7 +36,7 @@ def plan_row(
         "plan_id": uuid.uuid4().hex,
         "request_id": encoding.check_request_id(request_id) if request_id else None,
         "content_digest": digest(body if content is None else content),
-        "device": plan.device,
+        "device": canonical_key(plan.device),
         "fingerprint": plan.fingerprint,
         "body": body,
         "created_sec": now_sec,

@@ -20,7 +20,7 @@ from sqlalchemy import (
     Text,
 )
 
-REVISIONS = ("0001", "0002", "0003")
+REVISIONS = ("0001", "0002", "0003", "0004")
 """Of these tables, oldest first, as `migrations/versions` has them; the last is the one below."""
 REVISION = REVISIONS[-1]
 SCHEMA_VERSION = 2

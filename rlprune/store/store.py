@@ -15,6 +15,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from rlprune.device_keys import canonical_key
 from rlprune.errors import InputError, NotFoundError
 from rlprune.files import digest
 from rlprune.graph.types import PruningGraph
@@ -106,6 +107,7 @@ class Store:
         Raises:
             InputError: the device key is malformed.
         """
+        device = canonical_key(device)
         encoding.check_device(device)
         text = json.dumps(dict(description or {}), sort_keys=True)
         with self.database.write() as connection:
@@ -124,6 +126,7 @@ class Store:
         Raises:
             NotFoundError: unknown; names the known ones.
         """
+        device = canonical_key(device)
         encoding.check_id(device, field="device")
         query = sa.select(schema.devices.c.last_seen_sec).where(schema.devices.c.device == device)
         with self.database.read() as connection:
@@ -136,6 +139,7 @@ class Store:
 
     def device(self, device: str) -> DeviceRecord:
         """One device; raises as `last_seen_sec`."""
+        device = canonical_key(device)
         self.last_seen_sec(device)
         return self._devices(schema.devices.c.device == device)[0]
 
@@ -170,6 +174,7 @@ class Store:
 
     def generation(self, device: str) -> int:
         """Grows with every accepted measurement of the device; 0 for one never heard of."""
+        device = canonical_key(device)
         query = sa.select(schema.devices.c.generation).where(schema.devices.c.device == device)
         with self.database.read() as connection:
             return int(connection.scalar(query) or 0)
@@ -197,6 +202,7 @@ class Store:
 
     def measurements(self, device: str) -> list[Measurement]:
         """All measurements of a device, in the order in which they were accepted."""
+        device = canonical_key(device)
         rows = schema.measurements.c
         query = sa.select(rows.subject, rows.body).where(rows.device == device).order_by(rows.seq)
         with self.database.read() as connection:
@@ -206,6 +212,7 @@ class Store:
 
     def sample_count(self, device: str) -> int:
         """Measurements of a device that have samples, that is, did not fail."""
+        device = canonical_key(device)
         rows = schema.measurements.c
         query = sa.select(sa.func.count()).where(rows.device == device, rows.status != "failed")
         with self.database.read() as connection:
@@ -281,6 +288,7 @@ class Store:
         Raises:
             InputError: page_size negative, or a token that was not given out for this `device`.
         """
+        device = canonical_key(device)
         limit = page_limit(page_size)
         encoding.check_id(device, field="device")
         with self.database.read() as connection:
@@ -339,7 +347,7 @@ def measurement_rows(measurements: Sequence[Measurement]) -> list[dict[str, Any]
     """Checked measurements as they are kept."""
     return [
         {
-            "device": measurement.device,
+            "device": canonical_key(measurement.device),
             "subject": encoding.subject_key(measurement.subject),
             "status": measurement.status,
             "body": encoding.measurement_to_json(measurement),

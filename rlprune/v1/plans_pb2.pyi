@@ -8,7 +8,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class CreatePlanRequest(_message.Message):
-    __slots__ = ("skeleton", "fingerprint", "profiles", "device", "budget_ms", "budget_ratio", "policy", "round_to", "request_id", "min_keep", "min_keep_ratio", "hold", "pin", "unguarded", "candidates", "constraints", "max_params", "provisional", "schemes")
+    __slots__ = ("skeleton", "fingerprint", "profiles", "device", "budget_ms", "budget_ratio", "policy", "round_to", "request_id", "min_keep", "min_keep_ratio", "hold", "pin", "unguarded", "candidates", "constraints", "max_params", "provisional", "schemes", "precision")
     SKELETON_FIELD_NUMBER: _ClassVar[int]
     FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
     PROFILES_FIELD_NUMBER: _ClassVar[int]
@@ -28,6 +28,7 @@ class CreatePlanRequest(_message.Message):
     MAX_PARAMS_FIELD_NUMBER: _ClassVar[int]
     PROVISIONAL_FIELD_NUMBER: _ClassVar[int]
     SCHEMES_FIELD_NUMBER: _ClassVar[int]
+    PRECISION_FIELD_NUMBER: _ClassVar[int]
     skeleton: bytes
     fingerprint: str
     profiles: _types_pb2.GroupProfiles
@@ -47,7 +48,8 @@ class CreatePlanRequest(_message.Message):
     max_params: int
     provisional: bool
     schemes: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, skeleton: _Optional[bytes] = ..., fingerprint: _Optional[str] = ..., profiles: _Optional[_Union[_types_pb2.GroupProfiles, _Mapping]] = ..., device: _Optional[str] = ..., budget_ms: _Optional[float] = ..., budget_ratio: _Optional[float] = ..., policy: _Optional[str] = ..., round_to: _Optional[int] = ..., request_id: _Optional[str] = ..., min_keep: _Optional[int] = ..., min_keep_ratio: _Optional[float] = ..., hold: _Optional[_Iterable[str]] = ..., pin: _Optional[_Iterable[str]] = ..., unguarded: _Optional[bool] = ..., candidates: _Optional[int] = ..., constraints: _Optional[_Union[_types_pb2.Constraints, _Mapping]] = ..., max_params: _Optional[int] = ..., provisional: _Optional[bool] = ..., schemes: _Optional[_Iterable[str]] = ...) -> None: ...
+    precision: str
+    def __init__(self, skeleton: _Optional[bytes] = ..., fingerprint: _Optional[str] = ..., profiles: _Optional[_Union[_types_pb2.GroupProfiles, _Mapping]] = ..., device: _Optional[str] = ..., budget_ms: _Optional[float] = ..., budget_ratio: _Optional[float] = ..., policy: _Optional[str] = ..., round_to: _Optional[int] = ..., request_id: _Optional[str] = ..., min_keep: _Optional[int] = ..., min_keep_ratio: _Optional[float] = ..., hold: _Optional[_Iterable[str]] = ..., pin: _Optional[_Iterable[str]] = ..., unguarded: _Optional[bool] = ..., candidates: _Optional[int] = ..., constraints: _Optional[_Union[_types_pb2.Constraints, _Mapping]] = ..., max_params: _Optional[int] = ..., provisional: _Optional[bool] = ..., schemes: _Optional[_Iterable[str]] = ..., precision: _Optional[str] = ...) -> None: ...
 
 class CreatePlanResponse(_message.Message):
     __slots__ = ("plan", "plan_id", "pending_job_count", "pending_job_ids", "measured")

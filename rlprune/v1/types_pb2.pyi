@@ -86,7 +86,7 @@ class PlanFigures(_message.Message):
     def __init__(self, keeps: _Optional[_Iterable[int]] = ..., predicted_latency_ms: _Optional[float] = ..., predicted_interval_ms: _Optional[_Union[Interval, _Mapping]] = ..., macs: _Optional[int] = ..., params: _Optional[int] = ...) -> None: ...
 
 class PruningPlan(_message.Message):
-    __slots__ = ("fingerprint", "policy", "profiled", "device", "budget_ms", "feasible", "base_latency_ms", "least_latency_ms", "predicted_latency_ms", "predicted_interval_ms", "groups", "macs", "params", "reference", "note", "constraints", "candidates", "expected_divergence", "certificate")
+    __slots__ = ("fingerprint", "policy", "profiled", "device", "budget_ms", "feasible", "base_latency_ms", "least_latency_ms", "predicted_latency_ms", "predicted_interval_ms", "groups", "macs", "params", "reference", "note", "constraints", "candidates", "expected_divergence", "certificate", "precision")
     FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
     POLICY_FIELD_NUMBER: _ClassVar[int]
     PROFILED_FIELD_NUMBER: _ClassVar[int]
@@ -106,6 +106,7 @@ class PruningPlan(_message.Message):
     CANDIDATES_FIELD_NUMBER: _ClassVar[int]
     EXPECTED_DIVERGENCE_FIELD_NUMBER: _ClassVar[int]
     CERTIFICATE_FIELD_NUMBER: _ClassVar[int]
+    PRECISION_FIELD_NUMBER: _ClassVar[int]
     fingerprint: str
     policy: str
     profiled: bool
@@ -125,7 +126,8 @@ class PruningPlan(_message.Message):
     candidates: _containers.RepeatedCompositeFieldContainer[Candidate]
     expected_divergence: float
     certificate: Certificate
-    def __init__(self, fingerprint: _Optional[str] = ..., policy: _Optional[str] = ..., profiled: _Optional[bool] = ..., device: _Optional[str] = ..., budget_ms: _Optional[float] = ..., feasible: _Optional[bool] = ..., base_latency_ms: _Optional[float] = ..., least_latency_ms: _Optional[float] = ..., predicted_latency_ms: _Optional[float] = ..., predicted_interval_ms: _Optional[_Union[Interval, _Mapping]] = ..., groups: _Optional[_Iterable[_Union[PlanEntry, _Mapping]]] = ..., macs: _Optional[int] = ..., params: _Optional[int] = ..., reference: _Optional[_Union[PlanFigures, _Mapping]] = ..., note: _Optional[str] = ..., constraints: _Optional[_Union[Constraints, _Mapping]] = ..., candidates: _Optional[_Iterable[_Union[Candidate, _Mapping]]] = ..., expected_divergence: _Optional[float] = ..., certificate: _Optional[_Union[Certificate, _Mapping]] = ...) -> None: ...
+    precision: str
+    def __init__(self, fingerprint: _Optional[str] = ..., policy: _Optional[str] = ..., profiled: _Optional[bool] = ..., device: _Optional[str] = ..., budget_ms: _Optional[float] = ..., feasible: _Optional[bool] = ..., base_latency_ms: _Optional[float] = ..., least_latency_ms: _Optional[float] = ..., predicted_latency_ms: _Optional[float] = ..., predicted_interval_ms: _Optional[_Union[Interval, _Mapping]] = ..., groups: _Optional[_Iterable[_Union[PlanEntry, _Mapping]]] = ..., macs: _Optional[int] = ..., params: _Optional[int] = ..., reference: _Optional[_Union[PlanFigures, _Mapping]] = ..., note: _Optional[str] = ..., constraints: _Optional[_Union[Constraints, _Mapping]] = ..., candidates: _Optional[_Iterable[_Union[Candidate, _Mapping]]] = ..., expected_divergence: _Optional[float] = ..., certificate: _Optional[_Union[Certificate, _Mapping]] = ..., precision: _Optional[str] = ...) -> None: ...
 
 class Certificate(_message.Message):
     __slots__ = ("within", "measured_latency_ms", "measured_interval_ms", "rounds")
@@ -198,7 +200,7 @@ class GroupProfiles(_message.Message):
     def __init__(self, fingerprint: _Optional[str] = ..., levels: _Optional[_Union[Matrix, _Mapping]] = ..., level_count: _Optional[_Iterable[int]] = ..., energy_loss: _Optional[_Union[Matrix, _Mapping]] = ..., measured_loss: _Optional[_Iterable[_Union[Matrix, _Mapping]]] = ..., base_loss: _Optional[float] = ..., image_count: _Optional[int] = ..., initial_loss: _Optional[_Union[Matrix, _Mapping]] = ..., initial_score: _Optional[str] = ...) -> None: ...
 
 class OperatorSpec(_message.Message):
-    __slots__ = ("kind", "variant", "in_width", "out_width", "in_spatial", "out_spatial", "kernel", "stride", "pads", "dilation", "groups")
+    __slots__ = ("kind", "variant", "in_width", "out_width", "in_spatial", "out_spatial", "kernel", "stride", "pads", "dilation", "groups", "precision")
     KIND_FIELD_NUMBER: _ClassVar[int]
     VARIANT_FIELD_NUMBER: _ClassVar[int]
     IN_WIDTH_FIELD_NUMBER: _ClassVar[int]
@@ -210,6 +212,7 @@ class OperatorSpec(_message.Message):
     PADS_FIELD_NUMBER: _ClassVar[int]
     DILATION_FIELD_NUMBER: _ClassVar[int]
     GROUPS_FIELD_NUMBER: _ClassVar[int]
+    PRECISION_FIELD_NUMBER: _ClassVar[int]
     kind: str
     variant: str
     in_width: int
@@ -221,17 +224,20 @@ class OperatorSpec(_message.Message):
     pads: _containers.RepeatedScalarFieldContainer[int]
     dilation: _containers.RepeatedScalarFieldContainer[int]
     groups: int
-    def __init__(self, kind: _Optional[str] = ..., variant: _Optional[str] = ..., in_width: _Optional[int] = ..., out_width: _Optional[int] = ..., in_spatial: _Optional[_Iterable[int]] = ..., out_spatial: _Optional[_Iterable[int]] = ..., kernel: _Optional[_Iterable[int]] = ..., stride: _Optional[_Iterable[int]] = ..., pads: _Optional[_Iterable[int]] = ..., dilation: _Optional[_Iterable[int]] = ..., groups: _Optional[int] = ...) -> None: ...
+    precision: str
+    def __init__(self, kind: _Optional[str] = ..., variant: _Optional[str] = ..., in_width: _Optional[int] = ..., out_width: _Optional[int] = ..., in_spatial: _Optional[_Iterable[int]] = ..., out_spatial: _Optional[_Iterable[int]] = ..., kernel: _Optional[_Iterable[int]] = ..., stride: _Optional[_Iterable[int]] = ..., pads: _Optional[_Iterable[int]] = ..., dilation: _Optional[_Iterable[int]] = ..., groups: _Optional[int] = ..., precision: _Optional[str] = ...) -> None: ...
 
 class ModelSubject(_message.Message):
-    __slots__ = ("fingerprint", "keeps", "schemes")
+    __slots__ = ("fingerprint", "keeps", "schemes", "precision")
     FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
     KEEPS_FIELD_NUMBER: _ClassVar[int]
     SCHEMES_FIELD_NUMBER: _ClassVar[int]
+    PRECISION_FIELD_NUMBER: _ClassVar[int]
     fingerprint: str
     keeps: _containers.RepeatedScalarFieldContainer[int]
     schemes: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, fingerprint: _Optional[str] = ..., keeps: _Optional[_Iterable[int]] = ..., schemes: _Optional[_Iterable[str]] = ...) -> None: ...
+    precision: str
+    def __init__(self, fingerprint: _Optional[str] = ..., keeps: _Optional[_Iterable[int]] = ..., schemes: _Optional[_Iterable[str]] = ..., precision: _Optional[str] = ...) -> None: ...
 
 class Subject(_message.Message):
     __slots__ = ("operator", "model")

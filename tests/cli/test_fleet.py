@@ -121,7 +121,7 @@ def test_server_open_to_others_needs_certificate_and_token(rlprune: Rlprune, fol
 def test_ctrl_c_ends_a_command_cleanly(folder: Path) -> None:
     """A plan that waits for a worker that never comes, interrupted."""
     (folder / "model.onnx").write_bytes(small_onnx().SerializeToString())
-    device = "ort-1.0.x86_64-none.t1.f32.b1"
+    device = "ort-1.0.x86_64-none.t1.b1"
     store = folder / "s.sqlite"
     from contextlib import closing
 

@@ -23,7 +23,7 @@ SERVE = """
 import sys; from rlprune.service.server import serve
 serve(sys.argv[1], sys.argv[2], lease_sec=2.0)
 """
-WORKER = Path(__file__).parent / "kill9_worker.py"
+WORKER = Path(__file__).parents[1] / "support" / "kill9_worker.py"
 FAULTS = (ALLOCATE, RAISE, SEGFAULT, SLEEP, SLOW, SPIN)
 SUBJECTS = [conv(i, o) for i in range(1, 41) if i not in FAULTS for o in range(1, 61)]
 

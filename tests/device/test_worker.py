@@ -79,7 +79,7 @@ def test_every_round_of_a_certificate_is_measured_in_new_processes(
     rounds = plan.certificate.rounds
     assert len(set(starts.read_text().split())) >= len(before) + 2 * len(rounds)
     reported = store.measurements(KEY)[measured_before:]
-    kept = {one.subject.keeps for one in reported if isinstance(one.subject, ModelSubject)}
+    kept = {one.subject.settings for one in reported if isinstance(one.subject, ModelSubject)}
     assert {found.keeps for found in rounds} <= kept
     assert all(one.control_ms > 0 for one in reported)
 

@@ -1,23 +1,17 @@
-"""The training loop and the zoo: what the demo and the default policy are made from."""
+"""The training loop that recovers a pruned module's accuracy."""
 
 from __future__ import annotations
-
-import os
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from rlprune.errors import InputError
+from datasets.digits import NetSpec, Splits, build, digits
 from rlprune.finetuning.checkpoint import EpochRecord
 from rlprune.finetuning.loop import TrainConfig, fit, reestimate, score, shifted
 from rlprune.graph.from_torch import trace_torch
 from rlprune.sensitivity.calibration import CalibrationSet
 from rlprune.surgery.torch import prune_torch
-from rlprune.training.zoo import KINDS, NetSpec, Splits, build, cifar10, digits
-
-SHARED = Path(os.environ.get("RLPRUNE_SHARED", Path(__file__).parents[3] / "shared"))
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +53,7 @@ def test_a_pruned_module_wins_back_accuracy(splits: Splits) -> None:
 
 
 def test_reestimated_statistics_are_those_of_the_images(splits: Splits) -> None:
-    module = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 1), torch.nn.BatchNorm2d(4), torch.nn.ReLU())
+    module = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 1), torch.nn.BatchNorm2d(4), torch.nn.ReLU())
     norm = module.get_submodule("1")
     assert isinstance(norm, torch.nn.BatchNorm2d) and norm.running_mean is not None
     module.eval()
@@ -86,40 +80,3 @@ def test_shifting_moves_images_by_whole_pixels() -> None:
     assert moved.shape == x.shape and torch.equal(moved.sum((1, 2, 3)), torch.ones(64))
     places = {tuple(place[1:]) for place in moved.squeeze(1).nonzero().tolist()}
     assert len(places) > 15 and all(2 <= i <= 6 and 2 <= j <= 6 for i, j in places)
-
-
-@pytest.mark.parametrize("kind", list(KINDS))
-def test_every_kind_of_net_is_prunable_throughout(kind: str) -> None:
-    module = build(NetSpec(kind, 16, 2))
-    inputs = torch.randn(1, 1, 32, 32, generator=torch.Generator().manual_seed(0))
-    trace = trace_torch(module, inputs)
-    assert trace.graph.prunable_macs_ratio() > 0.95
-    small = prune_torch(trace, np.maximum(8, trace.graph.widths // 16 * 8))
-    assert small(inputs).shape == (1, 10)
-
-
-def test_digits_are_split_into_disjoint_images_by_seed(splits: Splits) -> None:
-    parts = (splits.train, splits.calibration, splits.report)
-    assert [len(part) for part in parts] == [900, 450, 447]
-    assert splits.shape == (1, 1, 32, 32)
-    again, other = digits(), digits(seed=1)
-    assert (again.report.x == splits.report.x).all()
-    assert (other.report.y != splits.report.y[: len(other.report)]).any()
-    for part in parts:
-        assert np.bincount(part.y, minlength=10).min() > 25
-
-
-def test_unknown_kind_and_missing_folder_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="no net of kind 'magic'"):
-        build(NetSpec("magic", 8, 1))
-    with pytest.raises(InputError, match="does not hold CIFAR-10"):
-        cifar10(tmp_path)
-
-
-@pytest.mark.skipif(not (SHARED / "data/cifar10").is_dir(), reason="needs ../shared/data/cifar10")
-def test_cifar_images_are_those_of_the_pack() -> None:
-    splits = cifar10(SHARED / "data/cifar10", train_count=200)
-    assert [len(p) for p in (splits.train, splits.calibration, splits.report)] == [200, 5000, 5000]
-    assert splits.shape == (1, 3, 32, 32)
-    assert splits.report.x.min() >= -1.0 and splits.report.x.max() <= 1.0
-    assert np.bincount(splits.report.y).tolist() == [500] * 10

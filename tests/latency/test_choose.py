@@ -4,31 +4,31 @@ from __future__ import annotations
 
 import numpy as np
 from hand_graphs import conv, law_ms, operator_measurement, residual_graph
+from synthetic import channel_space
 
 from rlprune.graph.types import Group, PruningGraph, Width
-from rlprune.latency.choose import calibration_keeps, operator_grid, operator_specs
+from rlprune.latency.choose import calibration_plans, operator_grid, operator_specs
 from rlprune.latency.costs import OperatorCosts
 from rlprune.latency.model import LatencyModel
 from rlprune.latency.operators import OVERHEAD, form
 from rlprune.latency.types import OperatorSpec
-from rlprune.sensitivity.types import keep_levels
 
 NOTHING = OperatorCosts.fit([])
 
 
 def test_the_call_overhead_comes_first_and_far_fewer_than_the_grid_are_asked_for() -> None:
     graph = residual_graph()
-    levels = keep_levels(graph)
-    chosen = operator_specs(graph, *levels, NOTHING)
+    space = channel_space(graph)
+    chosen = operator_specs(space, NOTHING)
     assert chosen[0] == OVERHEAD and len(set(chosen)) == len(chosen)
-    grid = operator_grid(graph, *levels)
+    grid = operator_grid(space)
     assert set(chosen[1:]) <= set(grid)
     assert len(chosen) < 0.5 * len(grid)
 
 
 def test_what_plans_spend_their_time_on_is_looked_at_most() -> None:
     graph = residual_graph()
-    chosen = operator_specs(graph, *keep_levels(graph), NOTHING)
+    chosen = operator_specs(channel_space(graph), NOTHING)
     kinds = [spec.kind for spec in chosen[1:]]
     assert kinds[0] == "conv"
     assert kinds.count("conv") > len(kinds) / 2
@@ -36,23 +36,23 @@ def test_what_plans_spend_their_time_on_is_looked_at_most() -> None:
 
 def test_asking_again_settles_and_what_failed_counts_as_tried() -> None:
     graph = residual_graph()
-    levels = keep_levels(graph)
+    space = channel_space(graph)
     measured: set[OperatorSpec] = set()
     costs, rounds = NOTHING, []
-    while len(rounds) < 6 and (asked := operator_specs(graph, *levels, costs, measured)):
+    while len(rounds) < 6 and (asked := operator_specs(space, costs, measured)):
         assert not measured & set(asked)
         measured |= set(asked)
         rounds.append(len(asked))
         tried = [operator_measurement(spec, law_ms(spec) + 0.01) for spec in sorted(measured)]
         costs = LatencyModel.fit(tried[0].device, tried, {}).costs
-    assert operator_specs(graph, *levels, costs, measured) == []
+    assert operator_specs(space, costs, measured) == []
     assert rounds[0] == max(rounds)
 
 
 def test_points_of_another_graph_spare_measuring_again() -> None:
     small, large = residual_graph(), residual_graph(fingerprint="s" * 64)
-    first = operator_specs(small, *keep_levels(small), NOTHING)
-    assert operator_specs(large, *keep_levels(large), NOTHING, frozenset(first)) == []
+    first = operator_specs(channel_space(small), NOTHING)
+    assert operator_specs(channel_space(large), NOTHING, frozenset(first)) == []
 
 
 def test_operators_of_one_form_share_their_points() -> None:
@@ -63,14 +63,12 @@ def test_operators_of_one_form_share_their_points() -> None:
     two = PruningGraph("f", groups, tuple(ops), ((1, 3, 8, 8),))
     ops += [conv(f"c{n}", n, widths[n % 3], widths[(n + 1) % 3], 8) for n in range(40)]
     many = PruningGraph("f", groups, tuple(ops), ((1, 3, 8, 8),))
-    levels, level_count = keep_levels(two)
-    assert operator_grid(many, levels, level_count) == operator_grid(two, levels, level_count)
+    assert operator_grid(channel_space(many)) == operator_grid(channel_space(two))
 
 
 def test_points_reach_from_least_to_full_and_only_where_plans_go() -> None:
     graph = residual_graph()
-    levels, level_count = keep_levels(graph)
-    specs = operator_grid(graph, levels, level_count)
+    specs = operator_grid(channel_space(graph))
     assert len(set(specs)) == len(specs)
     convs = [s for s in specs if s.kind == "conv" and s.in_width > 3]
     assert {s.in_width for s in convs} >= {8, 64} and {s.out_width for s in convs} >= {8, 64}
@@ -85,14 +83,14 @@ def test_points_reach_from_least_to_full_and_only_where_plans_go() -> None:
 def test_tied_widths_are_measured_together() -> None:
     """An addition's out-width is its in-width: a grid of both would measure what cannot be."""
     graph = residual_graph()
-    specs = operator_grid(graph, *keep_levels(graph))
+    specs = operator_grid(channel_space(graph))
     assert all(s.in_width == s.out_width for s in specs if s.kind in ("add", "activation"))
 
 
 def test_calibration_plans_begin_with_base_and_least_and_stay_on_levels() -> None:
     graph = residual_graph()
-    levels, level_count = keep_levels(graph)
-    plans = calibration_keeps(graph, levels, level_count, count=12)
+    levels = channel_space(graph).settings
+    plans = calibration_plans(channel_space(graph), count=12)
     assert plans.shape == (12, 4)
     np.testing.assert_array_equal(plans[0], graph.widths)
     np.testing.assert_array_equal(plans[1], levels[:, 0])
@@ -103,15 +101,15 @@ def test_calibration_plans_begin_with_base_and_least_and_stay_on_levels() -> Non
 
 def test_longer_calibration_begins_with_the_shorter() -> None:
     graph = residual_graph()
-    short, long = (calibration_keeps(graph, *keep_levels(graph), count=n) for n in (6, 14))
+    short, long = (calibration_plans(channel_space(graph), count=n) for n in (6, 14))
     np.testing.assert_array_equal(short, long[:6])
-    other = calibration_keeps(graph, *keep_levels(graph), count=14, seed=1)
+    other = calibration_plans(channel_space(graph), count=14, seed=1)
     assert not np.array_equal(long, other)
 
 
 def test_few_plans_are_all_that_a_small_graph_has() -> None:
     width = Width(0, ((0, 1),))
     graph = PruningGraph("f", (Group("g", 16, ()),), (conv("c", -1, Width(3), width, 8),), ())
-    assert len(calibration_keeps(graph, *keep_levels(graph), count=11)) == 2
+    assert len(calibration_plans(channel_space(graph), count=11)) == 2
     fixed = PruningGraph("f", (), (conv("c", -1, Width(3), Width(16), 8),), ())
-    assert calibration_keeps(fixed, *keep_levels(fixed), count=11).shape == (1, 0)
+    assert calibration_plans(channel_space(fixed), count=11).shape == (1, 0)

@@ -8,6 +8,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+from synthetic import channel_space
 
 from rlprune.errors import PlanError
 from rlprune.graph.from_onnx import OnnxTrace, trace_onnx
@@ -18,7 +19,6 @@ from rlprune.latency.measure import MeasureConfig
 from rlprune.latency.model import LatencyModel
 from rlprune.latency.types import ModelSubject, OperatorSpec
 from rlprune.runtime import get_runtime
-from rlprune.sensitivity.types import keep_levels
 
 QUICK = MeasureConfig(session_count=2, extra_session_count=0, sample_count=3, max_sample_count=4)
 
@@ -56,8 +56,8 @@ def test_measuring_what_is_missing_makes_the_model_ready(trace: OnnxTrace) -> No
     """The whole loop: ask, measure, fit, compile; the least plan is predicted below the base."""
     runtime, graph = get_runtime(), trace.graph
     device = local_device_key(runtime)
-    levels, level_count = keep_levels(graph)
-    missing = LatencyModel.fit(device, [], {}).missing(graph, levels, level_count)
+    space = channel_space(graph)
+    missing = LatencyModel.fit(device, [], {}).missing(space)
     seen: list[tuple[int, int]] = []
     measured = measure_subjects(
         missing,
@@ -73,12 +73,12 @@ def test_measuring_what_is_missing_makes_the_model_ready(trace: OnnxTrace) -> No
     assert seen[-1] == (2 * len(missing), 2 * len(missing))
     assert seen == sorted(seen)
     model = LatencyModel.fit(device, measured, {graph.fingerprint: graph})
-    left = model.missing(graph, levels, level_count)
+    left = model.missing(space)
     # Unstable plans, on a busy machine; or operators that turned out dearer than guessed.
     assert len(left) < len(missing) / 2
     assert not set(left) & {one.subject for one in measured}
-    tables = model.compile(graph, levels, level_count)
-    base, least = tables.latency_ms(np.stack([graph.widths, levels[:, 0]]))
+    tables = model.compile(space)
+    base, least = tables.latency_ms(np.stack([space.unpruned, 0 * space.unpruned]))
     assert 0 < least < base
 
 
@@ -100,7 +100,7 @@ def test_a_skeleton_measures_like_a_trace(trace: OnnxTrace) -> None:
 
 def test_a_plan_that_cannot_be_built_is_a_failed_measurement(trace: OnnxTrace) -> None:
     good = ModelSubject(trace.graph.fingerprint, (8, 16, 24))
-    bad = replace(good, keeps=(8, 16, 999))
+    bad = replace(good, settings=(8, 16, 999))
     real = trace_models(trace)
 
     def model_of(subject: ModelSubject) -> onnx.ModelProto:

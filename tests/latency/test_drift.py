@@ -15,25 +15,25 @@ from hand_graphs import (
     plan_measurement,
     residual_graph,
 )
+from synthetic import channel_space
 
-from rlprune.latency.choose import calibration_keeps, operator_grid
+from rlprune.latency.choose import calibration_plans, operator_grid
 from rlprune.latency.drift import CANARY, ENOUGH, WINDOW, device_drift
 from rlprune.latency.model import CALIBRATION_COUNT, LatencyModel
 from rlprune.latency.operators import OVERHEAD
 from rlprune.latency.types import Measurement, ModelSubject
-from rlprune.sensitivity.types import keep_levels
 
 GRAPH = residual_graph()
-LEVELS, COUNTS = keep_levels(GRAPH)
+SPACE = channel_space(GRAPH)
 GRAPHS = {GRAPH.fingerprint: GRAPH}
-KEEPS = calibration_keeps(GRAPH, LEVELS, COUNTS, count=CALIBRATION_COUNT)
+KEEPS = calibration_plans(SPACE, count=CALIBRATION_COUNT)
 BASE = float(model_ms(GRAPH, GRAPH.widths[None], {})[0])
 
 
 def operators(slow: float = 1.0) -> list[Measurement]:
     return [
         operator_measurement(s, CALL_MS if s == OVERHEAD else law_ms(s) + CALL_MS, slow=slow)
-        for s in [OVERHEAD, *operator_grid(GRAPH, LEVELS, COUNTS)]
+        for s in [OVERHEAD, *operator_grid(SPACE)]
     ]
 
 
@@ -80,14 +80,13 @@ def test_throttling_is_noticed_by_every_control_and_ends_with_measuring_again() 
 def test_a_stale_model_asks_for_a_few_plans_again_and_its_milliseconds_follow() -> None:
     before = operators() + plans(CALIBRATION_COUNT)
     steady = LatencyModel.fit(DEVICE, before, GRAPHS)
-    assert steady.missing(GRAPH, LEVELS, COUNTS) == []
+    assert steady.missing(SPACE) == []
     throttled = before + plans(WINDOW, slow=2.0)
     stale = LatencyModel.fit(DEVICE, before + operators(slow=2.0)[:WINDOW], GRAPHS)
-    asked = stale.missing(GRAPH, LEVELS, COUNTS)
+    asked = stale.missing(SPACE)
     assert [type(one) for one in asked] == [ModelSubject] * ENOUGH
     followed = LatencyModel.fit(DEVICE, throttled + plans(ENOUGH, slow=2.0), GRAPHS)
-    assert followed.missing(GRAPH, LEVELS, COUNTS) == []
-    old, new = (
-        model.compile(GRAPH, LEVELS, COUNTS).latency_ms(KEEPS) for model in (steady, followed)
-    )
+    assert followed.missing(SPACE) == []
+    choice = SPACE.choice_of(KEEPS)
+    old, new = (model.compile(SPACE).latency_ms(choice) for model in (steady, followed))
     np.testing.assert_allclose(new / old, 2.0, rtol=0.05)

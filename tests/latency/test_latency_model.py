@@ -15,24 +15,24 @@ from hand_graphs import (
     plan_measurement,
     residual_graph,
 )
+from synthetic import channel_space
 
 from rlprune.graph.types import FloatArray, IntArray
 from rlprune.latency.calibrate import half_width, operator_keys
-from rlprune.latency.choose import calibration_keeps, operator_grid, operator_specs
+from rlprune.latency.choose import calibration_plans, operator_grid, operator_specs
 from rlprune.latency.costs import OperatorCosts
 from rlprune.latency.model import CALIBRATION_COUNT, LatencyModel
 from rlprune.latency.operators import OVERHEAD
 from rlprune.latency.types import Measurement, ModelSubject, OperatorSpec
-from rlprune.sensitivity.types import keep_levels
 
 GRAPH = residual_graph()
-LEVELS, COUNTS = keep_levels(GRAPH)
+SPACE = channel_space(GRAPH)
 GRAPHS = {GRAPH.fingerprint: GRAPH}
 FACTORS = {"conv": 1.25, "activation": 0.0, "add": 0.5}
 
 
 def operators(*, slow: float = 1.0) -> list[Measurement]:
-    specs = [OVERHEAD, *operator_grid(GRAPH, LEVELS, COUNTS)]
+    specs = [OVERHEAD, *operator_grid(SPACE)]
     return [
         operator_measurement(s, CALL_MS if s == OVERHEAD else law_ms(s) + CALL_MS, slow=slow)
         for s in specs
@@ -47,17 +47,17 @@ def plans(keeps: IntArray, *, noise: float = 0.0, seed: int = 0) -> list[Measure
 
 
 def calibration(count: int, *, noise: float = 0.0, seed: int = 0) -> list[Measurement]:
-    keeps = calibration_keeps(GRAPH, LEVELS, COUNTS, count=count, seed=seed)
+    keeps = calibration_plans(SPACE, count=count, seed=seed)
     return plans(keeps, noise=noise, seed=seed)
 
 
 def unseen(count: int, seed: int = 99) -> IntArray:
     rng = np.random.default_rng(seed)
-    return LEVELS[np.arange(4), rng.integers(0, COUNTS, (count, 4))]
+    return SPACE.settings_at(rng.integers(0, SPACE.option_count, (count, 4)))
 
 
 def predicted(model: LatencyModel, keeps: IntArray) -> FloatArray:
-    return model.compile(GRAPH, LEVELS, COUNTS).latency_ms(keeps)
+    return model.compile(SPACE).latency_ms(SPACE.choice_of(keeps))
 
 
 def test_recovers_the_factors_of_a_device() -> None:
@@ -88,8 +88,8 @@ def test_compiled_tables_are_the_models_own_prediction() -> None:
     for key, op in zip(operator_keys(GRAPH), GRAPH.operators, strict=True):
         ins, outs = op.in_width.at(keeps), op.out_width.at(keeps)
         expected += fitted.factor(key, ins, outs) * model.costs.ms(key[1], ins, outs)
-    tables = model.compile(GRAPH, LEVELS, COUNTS)
-    np.testing.assert_allclose(tables.latency_ms(keeps), expected, rtol=1e-9)
+    tables = model.compile(SPACE)
+    np.testing.assert_allclose(tables.latency_ms(SPACE.choice_of(keeps)), expected, rtol=1e-9)
     assert tables.device == DEVICE and tables.interval == fitted.interval
 
 
@@ -100,10 +100,10 @@ def test_intervals_cover_nine_plans_in_ten() -> None:
     base = float(model_ms(GRAPH, GRAPH.widths[None], FACTORS)[0])
     for seed in range(30):
         measured = operators() + calibration(CALIBRATION_COUNT, noise=0.04, seed=seed)
-        tables = LatencyModel.fit(DEVICE, measured, GRAPHS).compile(GRAPH, LEVELS, COUNTS)
+        tables = LatencyModel.fit(DEVICE, measured, GRAPHS).compile(SPACE)
         again = plans(keeps, noise=0.04, seed=1000 + seed)
         truth = np.array([one.control_ratio for one in again]) * base
-        low, high = tables.interval_ms(keeps)
+        low, high = tables.interval_ms(SPACE.choice_of(keeps))
         hits.append(np.mean((truth >= low) & (truth <= high)))
     assert 0.86 < np.mean(hits) < 0.98
 
@@ -126,24 +126,24 @@ def test_more_evidence_narrows_the_interval() -> None:
 
 def test_everything_is_missing_at_first_and_nothing_once_measured() -> None:
     empty = LatencyModel.fit(DEVICE, [], {})
-    missing = empty.missing(GRAPH, LEVELS, COUNTS)
+    missing = empty.missing(SPACE)
     specs = [one for one in missing if isinstance(one, OperatorSpec)]
     models = [one for one in missing if isinstance(one, ModelSubject)]
-    assert specs == operator_specs(GRAPH, LEVELS, COUNTS, empty.costs)
+    assert specs == operator_specs(SPACE, empty.costs)
     assert len(models) == CALIBRATION_COUNT
-    assert models[0].keeps == tuple(GRAPH.widths.tolist())
+    assert models[0].settings == tuple(GRAPH.widths.tolist())
     full = LatencyModel.fit(DEVICE, operators() + calibration(CALIBRATION_COUNT), GRAPHS)
-    assert full.missing(GRAPH, LEVELS, COUNTS) == []
+    assert full.missing(SPACE) == []
 
 
 def test_what_failed_is_not_asked_for_again() -> None:
     failed = [
         Measurement(DEVICE, subject, (), (), status="failed", reason="no kernel")
-        for subject in LatencyModel.fit(DEVICE, [], {}).missing(GRAPH, LEVELS, COUNTS)
+        for subject in LatencyModel.fit(DEVICE, [], {}).missing(SPACE)
     ]
     asked = {one.subject for one in failed}
     measured, rounds = failed, 0
-    while missing := LatencyModel.fit(DEVICE, measured, GRAPHS).missing(GRAPH, LEVELS, COUNTS):
+    while missing := LatencyModel.fit(DEVICE, measured, GRAPHS).missing(SPACE):
         assert not asked & set(missing)
         asked |= set(missing)
         measured = measured + [
@@ -156,7 +156,7 @@ def test_what_failed_is_not_asked_for_again() -> None:
 def test_unstable_plans_are_made_up_for_by_others() -> None:
     shaky = [replace(one, status="unstable") for one in calibration(CALIBRATION_COUNT)[-2:]]
     measured = operators() + calibration(CALIBRATION_COUNT)[:-2] + shaky
-    missing = LatencyModel.fit(DEVICE, measured, GRAPHS).missing(GRAPH, LEVELS, COUNTS)
+    missing = LatencyModel.fit(DEVICE, measured, GRAPHS).missing(SPACE)
     assert len(missing) == 2 and all(isinstance(one, ModelSubject) for one in missing)
     assert not {one.subject for one in measured} & set(missing)
 
@@ -193,8 +193,9 @@ def test_a_graph_never_measured_learns_from_another() -> None:
     truth = model_ms(other, keeps, FACTORS)
 
     def error(model: LatencyModel) -> float:
-        tables = model.compile(other, LEVELS, COUNTS)
-        return float(np.mean(np.abs(np.log(tables.latency_ms(keeps) / truth))))
+        space = channel_space(other)
+        found = model.compile(space).latency_ms(space.choice_of(keeps))
+        return float(np.mean(np.abs(np.log(found / truth))))
 
     assert error(taught) < error(alone)
     assert taught.correction(other).half_width == alone.correction(other).half_width
@@ -213,10 +214,9 @@ def test_other_devices_and_unknown_graphs_are_left_out() -> None:
 
 def test_the_same_measurements_give_the_same_tables() -> None:
     measured = operators() + calibration(CALIBRATION_COUNT, noise=0.03)
-    first, again = (
-        LatencyModel.fit(DEVICE, measured, GRAPHS).compile(GRAPH, LEVELS, COUNTS) for _ in range(2)
-    )
-    np.testing.assert_array_equal(first.flat_ms, again.flat_ms)
+    first, again = (LatencyModel.fit(DEVICE, measured, GRAPHS).compile(SPACE) for _ in range(2))
+    np.testing.assert_array_equal(first.operators.flat_ms, again.operators.flat_ms)
+    np.testing.assert_array_equal(first.condensed.flat_ms, again.condensed.flat_ms)
     assert first.interval == again.interval
 
 
@@ -226,7 +226,7 @@ def test_a_new_device_is_of_use_after_ten_whole_models_by_another_devices_operat
     truth = model_ms(GRAPH, unseen(200), FACTORS)
 
     def errors(count: int, known: OperatorCosts | None) -> FloatArray:
-        keeps = calibration_keeps(GRAPH, LEVELS, COUNTS, count=count)
+        keeps = calibration_plans(SPACE, count=count)
         model = LatencyModel.fit(DEVICE, plans(keeps), GRAPHS, donor=known)
         return np.abs(np.log(predicted(model, unseen(200)) / truth))
 

@@ -6,12 +6,13 @@ import numpy as np
 from hand_graphs import residual_graph
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from synthetic import channel_space
 
 from rlprune.graph.types import FloatArray, Group, IntArray, Operator, PruningGraph, Width
 from rlprune.latency.macs import macs_tables
 from rlprune.latency.tables import LatencyTables
 from rlprune.latency.types import MACS_DEVICE
-from rlprune.sensitivity.types import keep_levels
+from rlprune.schemes import Form, Space
 
 
 @st.composite
@@ -33,14 +34,14 @@ def graphs(draw: st.DrawFn) -> PruningGraph:
     return PruningGraph("f" * 64, groups, ops, ((1, 3, 4, 4),))
 
 
-def plans(levels: IntArray, level_count: IntArray, seed: int, count: int = 8) -> IntArray:
-    choice = np.random.default_rng(seed).integers(0, level_count, (count, len(level_count)))
-    return levels[np.arange(len(level_count)), choice]
+def choices(space: Space, seed: int, count: int = 8) -> IntArray:
+    rng = np.random.default_rng(seed)
+    return rng.integers(0, space.option_count, (count, len(space.sites)))
 
 
-def odd_cost(op: Operator, in_width: IntArray, out_width: IntArray) -> FloatArray:
+def odd_cost(form: Form, in_width: IntArray, out_width: IntArray) -> FloatArray:
     """Nothing smooth or symmetric, so that a swapped index shows."""
-    name = sum(map(ord, op.name))
+    name = sum(map(ord, form.operator.name + form.operator.variant))
     return np.sin(in_width[:, None] * 1.7 + name) + np.cos(out_width[None, :] * 0.3) + 3.0
 
 
@@ -49,42 +50,52 @@ def odd_cost(op: Operator, in_width: IntArray, out_width: IntArray) -> FloatArra
 def test_latency_is_the_sum_of_the_operators_costs(
     graph: PruningGraph, round_to: int, seed: int
 ) -> None:
-    levels, level_count = keep_levels(graph, round_to=round_to)
-    tables = LatencyTables.compile("d", graph, levels, level_count, odd_cost, overhead_ms=0.5)
-    keeps = plans(levels, level_count, seed)
-    expected = np.full(len(keeps), 0.5)
-    for op in graph.operators:
-        for row, plan in enumerate(keeps):
+    space = channel_space(graph, round_to=round_to)
+    tables = LatencyTables.compile("d", space, odd_cost, overhead_ms=0.5)
+    choice = choices(space, seed)
+    expected = np.full(len(choice), 0.5)
+    for index, op in enumerate(graph.operators):
+        for row, plan in enumerate(space.settings_at(choice)):
             ins, outs = op.in_width.at(plan[None]), op.out_width.at(plan[None])
-            expected[row] += odd_cost(op, ins, outs)[0, 0]
-    np.testing.assert_allclose(tables.latency_ms(keeps), expected)
+            expected[row] += odd_cost(Form(index, op), ins, outs)[0, 0]
+    np.testing.assert_allclose(tables.latency_ms(choice), expected)
 
 
 @settings(max_examples=40, deadline=None)
 @given(graph=graphs(), seed=st.integers(0, 999))
 def test_macs_tables_are_exact(graph: PruningGraph, seed: int) -> None:
-    levels, level_count = keep_levels(graph)
-    tables = macs_tables(graph, levels, level_count)
-    keeps = plans(levels, level_count, seed)
-    np.testing.assert_allclose(tables.latency_ms(keeps), graph.macs(keeps) / 1e6, rtol=1e-12)
+    space = channel_space(graph)
+    choice = choices(space, seed)
+    macs = graph.macs(space.settings_at(choice))
+    np.testing.assert_allclose(macs_tables(space).latency_ms(choice), macs / 1e6, rtol=1e-12)
+
+
+@settings(max_examples=40, deadline=None)
+@given(graph=graphs(), seed=st.integers(0, 999))
+def test_condensed_tables_are_the_same_sum(graph: PruningGraph, seed: int) -> None:
+    space = channel_space(graph, round_to=1)
+    tables = LatencyTables.compile("d", space, odd_cost, overhead_ms=0.5)
+    choice = choices(space, seed)
+    whole = tables.operator_ms(choice).sum(-1) + 0.5
+    np.testing.assert_allclose(tables.latency_ms(choice), whole, rtol=1e-13)
+    assert len(tables.condensed.start) <= len(graph.operators)
 
 
 def test_operators_of_the_same_totals_are_added_up_once() -> None:
     graph = residual_graph()
-    levels, level_count = keep_levels(graph, round_to=1)
-    tables = LatencyTables.compile("d", graph, levels, level_count, odd_cost, overhead_ms=0.5)
-    keeps = plans(levels, level_count, seed=0)
-    whole = tables.operator_ms(keeps).sum(-1) + 0.5
-    np.testing.assert_allclose(tables.latency_ms(keeps), whole, rtol=1e-14)
-    assert len(tables.condensed.offset) < len(graph.operators)
-    twice = tables.condensed.condensed
-    np.testing.assert_array_equal(twice.flat_ms, tables.condensed.flat_ms)
+    space = channel_space(graph, round_to=1)
+    tables = LatencyTables.compile("d", space, odd_cost, overhead_ms=0.5)
+    choice = choices(space, seed=0)
+    whole = tables.operator_ms(choice).sum(-1) + 0.5
+    np.testing.assert_allclose(tables.latency_ms(choice), whole, rtol=1e-14)
+    assert len(tables.operators.start) == len(graph.operators)
+    # One for every two widths that an operator hangs on: 0 and 1, 0 and 3, 3 and both, 0 and both.
+    assert len(tables.condensed.start) == 4
 
 
 def test_macs_are_a_device_without_doubt() -> None:
-    graph = residual_graph()
-    tables = macs_tables(graph, *keep_levels(graph))
+    space = channel_space(residual_graph())
+    tables = macs_tables(space)
     assert tables.device == MACS_DEVICE and tables.overhead_ms == 0.0
-    np.testing.assert_array_equal(
-        tables.upper_ms(graph.widths[None]), tables.latency_ms(graph.widths[None])
-    )
+    whole = space.unpruned[None]
+    np.testing.assert_array_equal(tables.upper_ms(whole), tables.latency_ms(whole))

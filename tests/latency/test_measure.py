@@ -84,7 +84,9 @@ def steady(name: str, session: int) -> float:
 
 
 def taken(bench: Bench, *names: str, config: MeasureConfig = CONFIG) -> list:
-    subjects = [(replace(PLAN, keeps=(i + 1,)), named_model(name)) for i, name in enumerate(names)]
+    subjects = [
+        (replace(PLAN, settings=(i + 1,)), named_model(name)) for i, name in enumerate(names)
+    ]
     return measure(
         subjects,
         device="d",

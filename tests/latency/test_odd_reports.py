@@ -18,23 +18,23 @@ from hand_graphs import (
 )
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from synthetic import channel_space
 
 from rlprune.errors import InputError
-from rlprune.latency.choose import calibration_keeps, operator_grid
+from rlprune.latency.choose import calibration_plans, operator_grid
 from rlprune.latency.limits import KINDS
 from rlprune.latency.model import LatencyModel
 from rlprune.latency.operators import _BUILDERS, OVERHEAD
 from rlprune.latency.types import Measurement, ModelSubject, OperatorSpec
-from rlprune.sensitivity.types import keep_levels
 from rlprune.store.encoding import check_measurement
 
 GRAPH = residual_graph(fingerprint="ab" * 32)
 GRAPHS = {GRAPH.fingerprint: GRAPH}
-LEVELS, COUNTS = keep_levels(GRAPH)
+SPACE = channel_space(GRAPH)
 FACTORS = {"conv": 1.25, "activation": 0.0, "add": 0.5}
 FULL = tuple(int(width) for width in GRAPH.widths)
-PLANS = calibration_keeps(GRAPH, LEVELS, COUNTS, count=21)
-SPECS = [OVERHEAD, *operator_grid(GRAPH, LEVELS, COUNTS)]
+PLANS = calibration_plans(SPACE, count=21)
+SPECS = [OVERHEAD, *operator_grid(SPACE)]
 LATENCIES = model_ms(GRAPH, PLANS, FACTORS)
 HONEST = [
     operator_measurement(spec, CALL_MS if spec == OVERHEAD else law_ms(spec) + CALL_MS)
@@ -48,11 +48,12 @@ HONEST = [
 def base_ms(measurements: list[Measurement]) -> tuple[float, LatencyModel]:
     """The unpruned model's latency as tables have it; all numbers on the way are finite."""
     model = LatencyModel.fit(DEVICE, measurements, GRAPHS)
-    model.missing(GRAPH, LEVELS, COUNTS)
-    tables = model.compile(GRAPH, LEVELS, COUNTS)
-    assert np.isfinite(tables.flat_ms).all() and np.isfinite(tables.overhead_ms)
-    assert np.isfinite(tables.interval_ms(PLANS)).all()
-    return float(tables.latency_ms(GRAPH.widths[None])[0]), model
+    model.missing(SPACE)
+    tables = model.compile(SPACE)
+    assert np.isfinite(tables.operators.flat_ms).all() and np.isfinite(tables.overhead_ms)
+    assert np.isfinite(tables.condensed.flat_ms).all()
+    assert np.isfinite(tables.interval_ms(SPACE.choice_of(PLANS))).all()
+    return tables.base_ms, model
 
 
 BASE_MS, _ = base_ms(HONEST)

@@ -16,21 +16,20 @@ from hand_graphs import (
     plan_measurement,
     residual_graph,
 )
-from synthetic import random_profiles
+from synthetic import channel_space, random_profiles
 
 from rlprune.graph.types import FloatArray, IntArray, Operator, PruningGraph, Width
-from rlprune.latency.choose import calibration_keeps
+from rlprune.latency.choose import calibration_plans
 from rlprune.latency.model import LatencyModel
 from rlprune.latency.operators import OVERHEAD
 from rlprune.latency.types import Measurement, ModelSubject, OperatorSpec
 from rlprune.planning import make_plan
 from rlprune.plans import PruningPlan
 from rlprune.policy import get_policy
-from rlprune.sensitivity.types import keep_levels
 from rlprune.solver.task import PruningTask
 
 A = residual_graph()
-LEVELS, COUNTS = keep_levels(A)
+SPACE = channel_space(A)
 
 
 def law(
@@ -48,21 +47,20 @@ def measured(
     base = float(law(graph, graph.widths[None], factors, odd_ms)[0])
     rng = np.random.default_rng(len(graph.fingerprint))
     found = []
-    for subject in model.missing(graph, *keep_levels(graph)):
+    for subject in model.missing(channel_space(graph)):
         if isinstance(subject, OperatorSpec):
             ms = CALL_MS if subject == OVERHEAD else law_ms(subject) + CALL_MS
             found.append(operator_measurement(subject, ms * np.exp(rng.normal(0.0, 0.02))))
         else:
-            keeps = np.array(subject.keeps, dtype=np.int64)
+            keeps = np.array(subject.settings, dtype=np.int64)
             ms = float(law(graph, keeps[None], factors, odd_ms)[0]) * np.exp(rng.normal(0.0, 0.01))
             found.append(plan_measurement(graph, keeps, ms, base))
     return found
 
 
 def plan_of(model: LatencyModel, share: float) -> PruningPlan:
-    tables = model.compile(A, LEVELS, COUNTS)
-    profiles = random_profiles(A, LEVELS, COUNTS, np.random.default_rng(3))
-    task = PruningTask(A, tables, profiles)
+    profiles = random_profiles(SPACE, np.random.default_rng(3))
+    task = PruningTask(SPACE, model.compile(SPACE), profiles)
     return make_plan(task, get_policy("knapsack"), share * task.base_ms, device=DEVICE)
 
 
@@ -96,8 +94,8 @@ def test_the_same_command_gives_the_same_plan_after_other_models_were_measured()
 def test_extremes_do_not_set_the_interval_of_plans_near_the_budget() -> None:
     """With 4 us that no operator explains, plans of a fifth of the latency are far off."""
     store = measured(A, LatencyModel.fit(DEVICE, [], {}), {}, odd_ms=0.004)
-    tables = LatencyModel.fit(DEVICE, store, {A.fingerprint: A}).compile(A, LEVELS, COUNTS)
-    low, high = tables.interval_ms(np.stack([LEVELS[:, 0], A.widths]))
+    tables = LatencyModel.fit(DEVICE, store, {A.fingerprint: A}).compile(SPACE)
+    low, high = tables.interval_ms(np.stack([0 * SPACE.unpruned, SPACE.unpruned]))
     wide = np.log(high / low)
     assert wide[1] < 0.7 * wide[0]
 
@@ -117,9 +115,9 @@ def fitted(graph: PruningGraph, extra_ms: float, alone_ms: float | None) -> Late
     model = LatencyModel.fit(DEVICE, [], {})
     base = float(model_ms(A, A.widths[None], {})[0]) + extra_ms
     found = []
-    for subject in model.missing(graph, LEVELS, COUNTS):
+    for subject in model.missing(channel_space(graph)):
         if isinstance(subject, ModelSubject):
-            keeps = np.array(subject.keeps, dtype=np.int64)
+            keeps = np.array(subject.settings, dtype=np.int64)
             ms = float(model_ms(A, keeps[None], {})[0]) + extra_ms
             found.append(plan_measurement(graph, keeps, ms, base))
         elif subject == OVERHEAD:
@@ -147,15 +145,15 @@ def test_a_quarter_of_the_time_in_one_operator_is_neither_lost_nor_charged_to_ot
     extra = base / 3
     graph = with_operator(op, "q" * 64)
     model = fitted(graph, extra, None if alone_ms is None else 0.8 * extra)
-    tables = model.compile(graph, LEVELS, COUNTS)
+    space = channel_space(graph)
+    tables = model.compile(space)
     rng = np.random.default_rng(5)
-    keeps = LEVELS[np.arange(4), rng.integers(0, COUNTS, (200, 4))]
-    keeps = np.concatenate(
-        [keeps, LEVELS[:, 0][None], calibration_keeps(A, LEVELS, COUNTS, count=9)]
-    )
-    truth = model_ms(A, keeps, {}) + extra
-    error = np.log(tables.latency_ms(keeps) / truth)
+    choice = rng.integers(0, space.option_count, (200, 4))
+    planned = space.choice_of(calibration_plans(SPACE, count=9))
+    choice = np.concatenate([choice, 0 * space.unpruned[None], planned])
+    truth = model_ms(A, space.settings_at(choice), {}) + extra
+    error = np.log(tables.latency_ms(choice) / truth)
     assert np.abs(error).max() < 0.05
     assert model.correction(graph).half_width < 0.05
-    own = tables.operator_ms(graph.widths[None])[0, -2]
+    own = tables.operator_ms(space.unpruned[None])[0, -2]
     assert own == pytest.approx(extra, rel=0.1)

@@ -14,8 +14,7 @@ from rlprune.graph.types import FloatArray, IntArray
 from rlprune.mdp.dynamics import OVERSHOOT_WEIGHT, PruningDynamics
 from rlprune.mdp.episode import ActionMode, PlanningFrame, plan_with, rescale_losses
 from rlprune.mdp.objective import AdditiveObjective
-from rlprune.sensitivity.energy import loss_curve
-from rlprune.solver.knapsack import least_keeps, solve
+from rlprune.solver.knapsack import least_choice, solve
 from rlprune.solver.reference import reference
 from rlprune.solver.task import PruningTask
 
@@ -29,7 +28,7 @@ def generators(rows: int, seed: int = 0) -> list[np.random.Generator]:
 def walk(
     dynamics: PruningDynamics, rows: int, seed: int, actions: np.random.Generator | None
 ) -> tuple[FloatArray, IntArray]:
-    """One episode under random actions (None: action 0): summed rewards [B] and keeps [B, G]."""
+    """One episode under random actions (None: action 0): summed rewards [B] and choices [B, S]."""
     dynamics.reset(generators(rows, seed))
     total = np.zeros(rows)
     over = False
@@ -41,8 +40,8 @@ def walk(
         assert np.isfinite(observation).all()
         total += reward
         steps += 1
-    assert steps == dynamics.task.group_count
-    return total, dynamics.episode.keeps
+    assert steps == dynamics.task.site_count
+    return total, dynamics.episode.plan
 
 
 @pytest.mark.parametrize("noise", [0.0, 0.2])
@@ -51,10 +50,10 @@ def test_corrections_of_zero_reproduce_the_knapsack(noise: float) -> None:
         dynamics = PruningDynamics(
             random_task(seed, group_count=7, noise=noise), action="correction"
         )
-        total, keeps = walk(dynamics, 6, seed, None)
+        total, choice = walk(dynamics, 6, seed, None)
         episode = dynamics.episode
         again = solve(dynamics.task, episode.budget_ms, loss=episode.loss)
-        assert np.array_equal(keeps, again)
+        assert np.array_equal(choice, again)
         assert np.allclose(total, 0.0)
 
 
@@ -71,8 +70,8 @@ def test_every_finished_episode_is_within_its_budget(
 ) -> None:
     task = random_task(seed, group_count=groups, noise=noise, folds=folds)
     dynamics = PruningDynamics(task, action=mode, budget_range=(0.0, 1.0))
-    _, keeps = walk(dynamics, 5, seed, np.random.default_rng(seed))
-    assert (task.tables.upper_ms(keeps) <= dynamics.episode.budget_ms).all()
+    _, choice = walk(dynamics, 5, seed, np.random.default_rng(seed))
+    assert (task.tables.upper_ms(choice) <= dynamics.episode.budget_ms).all()
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -80,11 +79,11 @@ def test_rewards_telescope_to_the_gain_over_the_reference(mode: ActionMode) -> N
     for seed in range(6):
         task = random_task(seed, group_count=6)
         dynamics = PruningDynamics(task, action=mode)
-        total, keeps = walk(dynamics, 8, seed, np.random.default_rng(seed))
+        total, choice = walk(dynamics, 8, seed, np.random.default_rng(seed))
         outcome = dynamics.outcome()
-        objective = AdditiveObjective(task.levels, loss_curve(task.profiles, task.graph))
-        before = objective.loss(dynamics.episode.reference.keeps)
-        assert np.allclose(outcome["loss"], objective.loss(keeps))
+        objective = AdditiveObjective(task.space.settings, task.curve)
+        before = objective.loss(task.space.settings_at(dynamics.episode.reference.choice))
+        assert np.allclose(outcome["loss"], objective.loss(task.space.settings_at(choice)))
         assert np.allclose(outcome["reference_loss"], before)
         assert np.allclose(total, (before - outcome["loss"]) / outcome["scale"])
 
@@ -93,7 +92,7 @@ def test_correction_is_paid_at_the_last_step_only() -> None:
     dynamics = PruningDynamics(random_task(1), action="correction")
     dynamics.reset(generators(4))
     rng = np.random.default_rng(0)
-    for _ in range(dynamics.task.group_count - 1):
+    for _ in range(dynamics.task.site_count - 1):
         assert (dynamics.step(rng.uniform(-1, 1, (4, 2)))[1] == 0.0).all()
     assert (dynamics.step(rng.uniform(-1, 1, (4, 2)))[1] != 0.0).any()
 
@@ -103,11 +102,11 @@ def test_ratio_reaches_least_and_full_levels_where_the_budget_lets_it() -> None:
     dynamics = PruningDynamics(task)
     frame = PlanningFrame.of(task)
     dynamics.reset(generators(1), budget_ms=np.array([frame.budget_range_ms[1] * 2]))
-    for _ in range(task.group_count):
+    for _ in range(task.site_count):
         dynamics.step(np.array([[-1.0]]))
-    assert np.array_equal(dynamics.episode.keeps[0], task.levels[:, 0])
+    assert np.array_equal(dynamics.episode.keeps[0], task.space.settings[:, 0])
     dynamics.reset(generators(1), budget_ms=np.array([frame.budget_range_ms[1] * 2]))
-    for _ in range(task.group_count):
+    for _ in range(task.site_count):
         dynamics.step(np.array([[1.0]]))
     assert np.array_equal(dynamics.episode.keeps[0], task.graph.widths)
 
@@ -116,9 +115,9 @@ def test_ratio_takes_the_nearest_level() -> None:
     task = random_task(2, group_count=5)
     dynamics = PruningDynamics(task, action="ratio")
     dynamics.reset(generators(1), budget_ms=np.array([1e9]))
-    for _ in range(task.group_count):
+    for _ in range(task.site_count):
         dynamics.step(np.array([[0.0]]))  # half
-    wanted = np.abs(task.levels / task.levels[:, -1:] - 0.5)
+    wanted = np.abs(task.shares - 0.5)
     taken = np.take_along_axis(wanted, dynamics.episode.plan[0][:, None], 1)[:, 0]
     assert np.array_equal(taken, wanted.min(1))
 
@@ -126,7 +125,7 @@ def test_ratio_takes_the_nearest_level() -> None:
 def as_planned(dynamics: PruningDynamics) -> FloatArray:
     """The ratio actions [B, 1] that keep what the current plan keeps."""
     episode = dynamics.episode
-    kept = episode.keeps[:, episode.group] / dynamics.task.graph.widths[episode.group]
+    kept = dynamics.task.shares[episode.site, episode.plan[:, episode.site]]
     return 2 * kept[:, None] - 1
 
 
@@ -155,7 +154,7 @@ def test_budget_freed_by_a_departure_is_spent_by_the_reference_on_the_rest() -> 
 
 def test_same_seed_same_episode_and_rows_do_not_see_each_other() -> None:
     task = task_of(resnet_like((2, 2, 2)), seed=4, noise=0.1)
-    actions = np.random.default_rng(0).uniform(-1, 1, (task.group_count, 6, 1))
+    actions = np.random.default_rng(0).uniform(-1, 1, (task.site_count, 6, 1))
 
     def run(rows: list[int]) -> list[tuple[FloatArray, FloatArray]]:
         dynamics = PruningDynamics(task)
@@ -180,7 +179,8 @@ def test_measured_latency_over_the_budget_is_penalised_at_the_end() -> None:
 
     def slow(asked: PruningTask, keeps: IntArray) -> FloatArray:
         assert asked is task
-        return asked.tables.upper_ms(keeps) * np.array([1.0, 1.3])
+        upper = asked.tables.upper_ms(asked.space.choice_of(keeps))
+        return upper * np.array([1.0, 1.3])
 
     predicted = PruningDynamics(task, action="correction")
     measured = PruningDynamics(task, action="correction", latency="measured", measure=slow)
@@ -218,11 +218,11 @@ def test_profiles_are_resampled_and_sometimes_withheld() -> None:
 
 def test_rescaling_by_nothing_changes_nothing_and_curves_stay_monotone() -> None:
     task = random_task(5)
-    curve = loss_curve(task.profiles, task.graph)[None]
-    zero = np.zeros((1, task.group_count, 2))
-    assert np.array_equal(rescale_losses(curve, zero, task.levels), curve)
+    curve = task.curve[None]
+    zero = np.zeros((1, task.site_count, 2))
+    assert np.array_equal(rescale_losses(curve, zero, task.space), curve)
     rng = np.random.default_rng(0)
-    scaled = rescale_losses(curve, rng.uniform(-1, 1, (50, task.group_count, 2)), task.levels)
+    scaled = rescale_losses(curve, rng.uniform(-1, 1, (50, task.site_count, 2)), task.space)
     assert (np.diff(scaled, axis=2) <= 0).all()
 
 
@@ -241,14 +241,14 @@ def test_serving_does_what_training_did(mode: ActionMode) -> None:
     over = False
     while not over:
         observation, _, over = dynamics.step(act(observation))
-    assert np.array_equal(plan_with(task, budget_ms, act, mode), dynamics.episode.keeps)
+    assert np.array_equal(plan_with(task, budget_ms, act, mode), dynamics.episode.plan)
 
 
 def test_serving_a_budget_below_the_least_gives_the_least_plan() -> None:
     task = random_task(7)
     least, base = PlanningFrame.of(task).budget_range_ms
-    keeps = plan_with(task, np.array([least / 2, base]), lambda o: np.ones((len(o), 1)), "ratio")
-    assert np.array_equal(keeps[0], least_keeps(task))
+    plans = plan_with(task, np.array([least / 2, base]), lambda o: np.ones((len(o), 1)), "ratio")
+    assert np.array_equal(plans[0], least_choice(task))
 
 
 def test_reference_is_the_knapsack_and_more_budget_leaves_less_to_lose() -> None:
@@ -256,11 +256,10 @@ def test_reference_is_the_knapsack_and_more_budget_leaves_less_to_lose() -> None
     least, base = PlanningFrame.of(task).budget_range_ms
     budget_ms = least + (base - least) * np.linspace(0.1, 0.9, 9)
     found = reference(task, budget_ms)
-    assert np.array_equal(found.keeps, solve(task, budget_ms))
-    assert np.array_equal(task.keeps_at(found.choice), found.keeps)
+    assert np.array_equal(found.choice, solve(task, budget_ms))
     remaining = found.rest_ms(0, found.choice)
     _, to_go, price = found.lookup(0, remaining)
-    curve = loss_curve(task.profiles, task.graph)
+    curve = task.curve
     loss = curve[np.arange(8), found.choice].sum(1)
     assert (to_go <= loss + 0.02 * curve[:, 0].sum()).all()
     assert (price >= 0).all()
@@ -281,8 +280,8 @@ class Coupled:
 
 def test_a_departure_that_the_objective_likes_is_rewarded() -> None:
     base = random_task(9, group_count=6)
-    objective = Coupled(AdditiveObjective(base.levels, loss_curve(base.profiles, base.graph)))
-    task = PruningTask(base.graph, base.tables, base.profiles, objective)
+    objective = Coupled(AdditiveObjective(base.space.settings, base.curve))
+    task = PruningTask(base.space, base.tables, base.profiles, objective)
     dynamics = PruningDynamics(
         task, action="correction", budget_range=(0.5, 0.5), withheld_ratio=0.0
     )

@@ -9,14 +9,13 @@ from synthetic import evaluations_of, random_task, resnet_like, task_of
 from rlprune.graph.types import FloatArray, IntArray
 from rlprune.mdp.objective import AdditiveObjective, SurrogateObjective, curve_at, reward_scale
 from rlprune.recording.model_dir import RecordedModel, objective_of
-from rlprune.sensitivity.energy import loss_curve
 from rlprune.solver.task import PruningTask
 
 
 def true_loss(task: PruningTask, keeps: IntArray) -> FloatArray:
     """Profile losses, with neighbours that lose more together and groups that profiles misjudge."""
-    own = curve_at(task.levels, loss_curve(task.profiles, task.graph), keeps)
-    misjudged = np.exp(np.random.default_rng(5).normal(0, 0.5, task.group_count))
+    own = curve_at(task.space.settings, task.curve, keeps)
+    misjudged = np.exp(np.random.default_rng(5).normal(0, 0.5, task.site_count))
     own = own * misjudged
     return np.asarray(own.sum(-1) ** 1.2 + 2 * (own[:, 1:] * own[:, :-1]).sum(-1))
 
@@ -26,9 +25,9 @@ def recorded(
 ) -> tuple[IntArray, FloatArray]:
     rng = np.random.default_rng(seed)
     lean = rng.uniform(0.2, 1.0, (count, 1))
-    drawn = np.clip(lean + rng.normal(0, 0.2, (count, task.group_count)), 0, 1)
-    choice = np.rint(drawn * (task.level_count - 1)).astype(np.int64)
-    keeps = task.keeps_at(choice)
+    drawn = np.clip(lean + rng.normal(0, 0.2, (count, task.site_count)), 0, 1)
+    choice = np.rint(drawn * (task.option_count - 1)).astype(np.int64)
+    keeps = task.space.settings_at(choice)
     return keeps, true_loss(task, keeps) * np.exp(noise * rng.standard_normal(count))
 
 
@@ -44,8 +43,8 @@ def task() -> PruningTask:
 @pytest.fixture(scope="module")
 def fitted(task: PruningTask) -> SurrogateObjective:
     keeps, increase = recorded(task, 300, 0)
-    curve = loss_curve(task.profiles, task.graph)
-    return SurrogateObjective.fit(task.levels, curve, keeps, increase)
+    curve = task.curve
+    return SurrogateObjective.fit(task.space.settings, curve, keeps, increase)
 
 
 def test_surrogate_ranks_unseen_plans_better_than_the_sum(
@@ -53,7 +52,7 @@ def test_surrogate_ranks_unseen_plans_better_than_the_sum(
 ) -> None:
     keeps, _ = recorded(task, 200, 1)
     truth = ranks(true_loss(task, keeps))
-    additive = AdditiveObjective(task.levels, loss_curve(task.profiles, task.graph))
+    additive = AdditiveObjective(task.space.settings, task.curve)
     surrogate_rank = np.corrcoef(ranks(fitted.loss(keeps)), truth)[0, 1]
     additive_rank = np.corrcoef(ranks(additive.loss(keeps)), truth)[0, 1]
     assert surrogate_rank > 0.97
@@ -65,7 +64,7 @@ def test_surrogate_is_pessimistic_where_it_is_unsure(
 ) -> None:
     keeps, _ = recorded(task, 200, 2)
     hopeful = SurrogateObjective.fit(
-        task.levels, fitted.curve, *recorded(task, 300, 0), pessimism=0.0
+        task.space.settings, fitted.curve, *recorded(task, 300, 0), pessimism=0.0
     )
     assert (fitted.loss(keeps) >= hopeful.loss(keeps)).all()
 
@@ -73,7 +72,9 @@ def test_surrogate_is_pessimistic_where_it_is_unsure(
 def test_a_plan_unlike_any_on_record_is_not_promised_the_moon(
     task: PruningTask, fitted: SurrogateObjective
 ) -> None:
-    alternating = np.where(np.arange(task.group_count) % 2, task.levels[:, 0], task.graph.widths)
+    alternating = np.where(
+        np.arange(task.site_count) % 2, task.space.settings[:, 0], task.graph.widths
+    )
     low, high = np.exp(fitted.recorded[:, 1]).min(), np.exp(fitted.recorded[:, 1]).max()
     loss = fitted.loss(alternating[None])[0] + fitted.offset
     assert low / 2 <= loss <= high * 3
@@ -95,7 +96,7 @@ def test_too_few_evaluations_fall_back_to_the_sum(task: PruningTask) -> None:
         objective_of(RecordedModel(task.graph, task.profiles, None)), AdditiveObjective
     )
     with pytest.raises(ValueError, match="too few"):
-        SurrogateObjective.fit(task.levels, loss_curve(task.profiles, task.graph), keeps, increase)
+        SurrogateObjective.fit(task.space.settings, task.curve, keeps, increase)
 
 
 def test_enough_evaluations_make_a_surrogate(task: PruningTask) -> None:
@@ -108,16 +109,16 @@ def test_enough_evaluations_make_a_surrogate(task: PruningTask) -> None:
 def test_scale_of_rewards_is_positive_and_grows_with_the_loss(
     task: PruningTask, fitted: SurrogateObjective
 ) -> None:
-    mild, harsh = task.graph.widths, task.levels[:, 0]
-    for objective in (fitted, AdditiveObjective(task.levels, fitted.curve)):
+    mild, harsh = task.graph.widths, task.space.settings[:, 0]
+    for objective in (fitted, AdditiveObjective(task.space.settings, fitted.curve)):
         scale = reward_scale(objective, np.stack([mild, harsh]))
         assert scale[0] > 0 and scale[1] > scale[0]
 
 
 def test_curves_are_interpolated_between_levels() -> None:
     task = random_task(0)
-    curve = loss_curve(task.profiles, task.graph)
-    assert np.allclose(curve_at(task.levels, curve, task.levels.T), curve.T)
-    middle = (task.levels[:, 0] + task.levels[:, 1]) // 2
-    between = curve_at(task.levels, curve, middle[None])[0]
+    curve = task.curve
+    assert np.allclose(curve_at(task.space.settings, curve, task.space.settings.T), curve.T)
+    middle = (task.space.settings[:, 0] + task.space.settings[:, 1]) // 2
+    between = curve_at(task.space.settings, curve, middle[None])[0]
     assert (between <= curve[:, 0] + 1e-12).all() and (between >= curve[:, 1] - 1e-12).all()

@@ -41,7 +41,7 @@ def test_observations_are_finite_bounded_float32_for_any_depth_and_tables() -> N
 def test_a_group_is_told_where_it_lies() -> None:
     """Stem, streams and what lies beside them, siblings of a concat, and the classifier's input."""
     task = task_of(resnet_like((2, 1)))
-    seen = episode_observations(PruningDynamics(task), 1, 0)[: task.group_count, 0]
+    seen = episode_observations(PruningDynamics(task), 1, 0)[: task.site_count, 0]
     slots = dict(zip(SLOTS, seen.T, strict=True))
     streams = slots["stream"] == 1
     assert 0 < streams.sum() < len(streams)
@@ -83,10 +83,7 @@ def test_withheld_curves_are_not_shown() -> None:
 def test_scale_of_the_device_does_not_show() -> None:
     graph = chain_graph([16, 32, 24])
     slow = task_of(graph, seed=1)
-    tables = replace(
-        slow.tables, flat_ms=slow.tables.flat_ms * 8, overhead_ms=slow.tables.overhead_ms * 8
-    )
-    fast = replace(slow, tables=tables)
+    fast = replace(slow, tables=slow.tables.scaled(8.0))
     one = episode_observations(PruningDynamics(slow), 4, 5)
     other = episode_observations(PruningDynamics(fast), 4, 5)
     assert np.allclose(one, other, atol=1e-4)

@@ -31,7 +31,6 @@ from rlprune.policy.artifact import PolicyArtifact, PolicyScore
 from rlprune.policy.guard import recorded_gain, refusal_reason
 from rlprune.policy.learned import LearnedPolicy
 from rlprune.runtime import get_runtime
-from rlprune.sensitivity.energy import loss_curve
 from rlprune.sensitivity.evaluate import Evaluation, Evaluator
 from rlprune.service.client import Client
 from rlprune.service.server import start
@@ -55,8 +54,8 @@ def test_candidates_differ_and_keep_the_budget(seed: int) -> None:
     plan = proposed(task, 8)
     keeps = [one.keeps for one in plan.candidates]
     assert len(set(keeps)) == len(keeps) <= 8
-    assert (task.tables.upper_ms(np.array(keeps)) <= plan.budget_ms).all()
-    assert all(k in task.levels[g] for row in keeps for g, k in enumerate(row))
+    assert (task.tables.upper_ms(task.space.choice_of(np.array(keeps))) <= plan.budget_ms).all()
+    assert all(k in task.space.settings[g] for row in keeps for g, k in enumerate(row))
     assert plan.candidates[0].policy == "knapsack"
     assert plan.reference is not None and keeps[0] == plan.reference.keeps == tuple(plan.keeps)
 
@@ -66,10 +65,10 @@ def test_the_policy_and_what_lies_around_it_and_the_knapsack_are_among_them() ->
     plan = proposed(task, 12)
     budget = np.array([plan.budget_ms])
     keeps = {one.keeps for one in plan.candidates}
-    for name in ("knapsack", "learned"):
-        assert tuple(get_policy(name).plan(task, budget)[0].tolist()) in keeps
     blind = replace(task, profiles=replace(task.profiles, measured_loss=None))
-    assert tuple(get_policy("knapsack").plan(blind, budget)[0].tolist()) in keeps
+    for name, asked in (("knapsack", task), ("learned", task), ("knapsack", blind)):
+        choice = get_policy(name).plan(asked, budget)[0]
+        assert tuple(task.space.settings_at(choice).tolist()) in keeps
     around = {one.policy.partition("/")[0].partition("~")[0] for one in plan.candidates[2:]}
     assert around == {"knapsack", "learned"}, "samples around both fill the rest"
     assert proposed(task, 12) == plan, "the same question has the same candidates"
@@ -85,17 +84,20 @@ def test_samples_lie_around_the_policys_plan_within_the_budget() -> None:
     samples = policy.sample(task, budget, 100, np.random.default_rng(0))
     assert samples.shape == (100, 8) and (task.tables.upper_ms(samples) <= budget).all()
     own = policy.plan(task, np.array([budget]))[0]
-    near, far = (np.abs(samples[part::2] - own).mean() for part in (0, 1))
+    keeps, around = task.space.settings_at(samples), task.space.settings_at(own)
+    near, far = (np.abs(keeps[part::2] - around).mean() for part in (0, 1))
     assert near < far and len(np.unique(samples, axis=0)) > 3
 
 
 def test_what_is_proposed_loses_by_prediction_about_as_little_as_the_knapsack() -> None:
     task = task_of(chain_graph([64, 96, 128, 64, 96, 128]), seed=5)
     plan = proposed(task, 16)
-    curve = loss_curve(task.profiles, task.graph)
-    chosen = task.choice_of(np.array([one.keeps for one in plan.candidates if "~" in one.policy]))
+    curve = task.curve
+    chosen = task.space.choice_of(
+        np.array([one.keeps for one in plan.candidates if "~" in one.policy])
+    )
     predicted = curve[np.arange(len(curve)), chosen].sum(1)
-    least = curve[np.arange(len(curve)), task.choice_of(np.array([plan.keeps]))[0]].sum()
+    least = curve[np.arange(len(curve)), task.space.choice_of(np.array([plan.keeps]))[0]].sum()
     assert len(predicted) > 4 and np.median(predicted) < 1.25 * least
 
 
@@ -243,7 +245,7 @@ def test_a_policy_answers_alone_where_its_recorded_gain_is_above_zero(
     plan = make_plan(task, policy, budget, device="d")
     own = policy.plan(task, np.array([budget]))[0]
     raw = make_plan(task, policy, budget, device="d", guard=False)
-    assert raw.policy == policy.name and raw.keeps.tolist() == own.tolist()
+    assert raw.policy == policy.name and raw.keeps.tolist() == task.space.settings_at(own).tolist()
     assert raw.reference is not None
     if alone:
         assert plan == raw

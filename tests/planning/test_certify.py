@@ -33,7 +33,8 @@ class Device:
         self.count = 0
 
     def ratio(self, keeps: IntArray) -> float:
-        share = float(self.task.tables.latency_ms(keeps[None])[0]) / self.task.base_ms
+        choice = self.task.space.choice_of(keeps[None])
+        share = float(self.task.tables.latency_ms(choice)[0]) / self.task.base_ms
         return share * self.bias(share)
 
     def __call__(self, keeps: IntArray) -> Measurement:
@@ -88,7 +89,7 @@ def test_it_ends_near_the_budget_or_where_no_plan_is_nearer(seed: int) -> None:
         found.measured_interval_ms[1] / found.measured_latency_ms,
     )
     budgets = np.geomspace(0.5, 1.5, 400) * plan.budget_ms
-    offered = get_policy("knapsack").plan(task, budgets)
+    offered = task.space.settings_at(get_policy("knapsack").plan(task, budgets))
     ratios = np.array([device.ratio(keeps) for keeps in np.unique(offered, axis=0)]) / share
     better = ratios[(ratios > reached + 1e-9) & (ratios * spread <= 1.0)]
     assert reached >= 1.0 - ENOUGH_SLACK or not len(better)

@@ -12,19 +12,19 @@ from rlprune.graph.types import FloatArray, IntArray, Width
 from rlprune.planning import make_plan
 from rlprune.plans import PruningPlan
 from rlprune.policy import get_policy
-from rlprune.solver.knapsack import least_keeps, solve
+from rlprune.solver.knapsack import least_choice, solve
 from rlprune.solver.task import PruningTask
 
 
 @dataclass(frozen=True)
 class Fixed:
-    """A policy that keeps what it was told to, whatever is asked."""
+    """A policy that chooses what it was told to, whatever is asked."""
 
-    keeps: IntArray
+    choice: IntArray
     name: str = "fixed/1"
 
     def plan(self, task: PruningTask, budget_ms: FloatArray) -> IntArray:
-        return np.repeat(self.keeps[None], len(budget_ms), axis=0)
+        return np.repeat(self.choice[None], len(budget_ms), axis=0)
 
 
 @pytest.fixture
@@ -35,15 +35,16 @@ def task() -> PruningTask:
 def test_figures_are_those_of_the_task_tables(task: PruningTask) -> None:
     budget = 0.8 * task.base_ms
     keeps = np.array([16, 24, 32])
-    plan = make_plan(task, Fixed(keeps), budget, device="synthetic")
+    choice = task.space.choice_of(keeps)
+    plan = make_plan(task, Fixed(choice), budget, device="synthetic")
 
     low, high = task.tables.interval.low_ratio, task.tables.interval.high_ratio
-    predicted = float(task.tables.latency_ms(keeps[None])[0])
+    predicted = float(task.tables.latency_ms(choice[None])[0])
     assert plan.keeps.tolist() == [16, 24, 32]
     assert plan.predicted_latency_ms == predicted
     assert plan.predicted_interval_ms == (predicted * low, predicted * high)
     assert plan.base_latency_ms == task.base_ms
-    least = float(task.tables.latency_ms(least_keeps(task)[None])[0])
+    least = float(task.tables.latency_ms(least_choice(task)[None])[0])
     assert plan.least_latency_ms == least < predicted
     assert plan.macs == task.graph.macs(keeps)
     assert plan.params == task.graph.params(keeps)
@@ -54,8 +55,8 @@ def test_figures_are_those_of_the_task_tables(task: PruningTask) -> None:
 
 def test_reference_is_the_knapsack_plan_of_the_same_budget(task: PruningTask) -> None:
     budget = 0.7 * task.base_ms
-    expected = solve(task, np.array([budget]))[0]
-    plan = make_plan(task, Fixed(least_keeps(task)), budget, device="synthetic")
+    expected = task.space.settings_at(solve(task, np.array([budget]))[0])
+    plan = make_plan(task, Fixed(least_choice(task)), budget, device="synthetic")
     assert plan.reference is not None
     assert plan.reference.keeps == tuple(expected)
     assert plan.reference.macs == task.graph.macs(expected)
@@ -66,22 +67,22 @@ def test_a_policy_that_chose_the_reference_says_so(task: PruningTask) -> None:
     budget = 0.7 * task.base_ms
     same = Fixed(solve(task, np.array([budget]))[0])
     assert "the same as the knapsack reference" in make_plan(task, same, budget, device="d").note
-    other = Fixed(least_keeps(task))
+    other = Fixed(least_choice(task))
     assert "the same" not in make_plan(task, other, budget, device="d").note
 
 
 def test_infeasible_budget_is_answered_with_the_least_plan(task: PruningTask) -> None:
-    least = least_keeps(task)
+    least = least_choice(task)
     floor = float(task.tables.upper_ms(least[None])[0])
-    plan = make_plan(task, Fixed(task.graph.widths), 0.99 * floor, device="d")
+    plan = make_plan(task, Fixed(task.space.unpruned), 0.99 * floor, device="d")
     assert not plan.feasible
-    assert plan.keeps.tolist() == least.tolist()
+    assert plan.keeps.tolist() == task.space.settings_at(least).tolist()
     assert f"{floor:.4g} ms" in plan.note
     assert make_plan(task, Fixed(least), 1.0001 * floor, device="d").feasible
 
 
 def test_note_says_what_the_losses_were_estimated_from(task: PruningTask) -> None:
-    policy = Fixed(least_keeps(task))
+    policy = Fixed(least_choice(task))
     measured = make_plan(task, policy, task.base_ms, device="d")
     assert measured.profiled and measured.note == ""
     weights = replace(task, profiles=replace(task.profiles, measured_loss=None))
@@ -106,7 +107,7 @@ def test_members_name_tensor_and_axis() -> None:
     member = Member("conv0", "conv0.weight", 0, 1)
     graph = replace(graph, groups=(Group("conv0", 16, (member,)),))
     task = task_of(graph)
-    plan = make_plan(task, Fixed(graph.widths), task.base_ms * 2, device="d")
+    plan = make_plan(task, Fixed(task.space.unpruned), task.base_ms * 2, device="d")
     assert plan.groups[0].members == ("conv0.weight[0]",)
 
 
@@ -135,7 +136,7 @@ def test_nothing_to_prune_and_too_large_is_infeasible() -> None:
 
 def test_a_policy_without_a_small_plan_yields_to_the_knapsack(task: PruningTask) -> None:
     most = int(task.graph.params(task.graph.widths)) // 5
-    whole = Fixed(task.graph.widths)
+    whole = Fixed(task.space.unpruned)
     plan = make_plan(task, whole, task.base_ms * 2, device="d", max_params=most)
     assert plan.policy == "knapsack"
     assert "no plan of fixed/1 is small enough" in plan.note

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 from onnx_nets import conv_net
 from planning_here import plan_here
+from synthetic import channel_space
 
 import rlprune
 from rlprune.graph.from_onnx import OnnxTrace, trace_onnx
 from rlprune.graph.skeleton import strip
 from rlprune.latency.types import Measurement, OperatorSpec
 from rlprune.planning import latency_model
-from rlprune.sensitivity.types import keep_levels
 from rlprune.store import Store, open_store
 
 DEVICE = "board-1"
@@ -33,15 +33,14 @@ def report(store: Store, trace: OnnxTrace, fixed_ms: float, reason: str = "") ->
     reason, whole models fail."""
     store.put_graph(trace.graph, strip(trace.model))
     for _ in range(3):
-        levels = keep_levels(trace.graph)
-        missing = latency_model(store, DEVICE).missing(trace.graph, *levels)
+        missing = latency_model(store, DEVICE).missing(channel_space(trace.graph))
         found = []
         for subject in missing:
             if isinstance(subject, OperatorSpec):
                 samples = ((0.01,) * 3,) * 3
                 found.append(Measurement(DEVICE, subject, samples, samples))
                 continue
-            macs = float(trace.graph.macs(np.array(subject.keeps, dtype=np.int64)))
+            macs = float(trace.graph.macs(np.array(subject.settings, dtype=np.int64)))
             samples = ((fixed_ms + macs * 1e-8,) * 3,) * 3
             found.append(
                 Measurement(DEVICE, subject, (), (), status="failed", reason=reason)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from planning_here import plan_here
 from small_onnx import small_onnx
+from synthetic import channel_space
 
 from rlprune.errors import InputError, NotFoundError
 from rlprune.graph.from_onnx import OnnxTrace, trace_onnx
@@ -17,8 +18,9 @@ from rlprune.graph.skeleton import strip
 from rlprune.latency.types import Measurement, ModelSubject, OperatorSpec
 from rlprune.planning import latency_model, make_plan, task_for
 from rlprune.policy import get_policy
+from rlprune.schemes import Space
 from rlprune.sensitivity.energy import energy_profiles
-from rlprune.sensitivity.types import GroupProfiles, keep_levels
+from rlprune.sensitivity.types import GroupProfiles
 from rlprune.store import Store, open_store
 
 DEVICE = "board-1"
@@ -36,8 +38,13 @@ def trace() -> OnnxTrace:
 
 
 @pytest.fixture(scope="module")
-def profiles(trace: OnnxTrace) -> GroupProfiles:
-    return energy_profiles(trace, *keep_levels(trace.graph))
+def space(trace: OnnxTrace) -> Space:
+    return channel_space(trace.graph)
+
+
+@pytest.fixture(scope="module")
+def profiles(trace: OnnxTrace, space: Space) -> GroupProfiles:
+    return energy_profiles(trace, space)
 
 
 def measured(subject: OperatorSpec | ModelSubject, ms: float) -> Measurement:
@@ -46,15 +53,14 @@ def measured(subject: OperatorSpec | ModelSubject, ms: float) -> Measurement:
     return Measurement(DEVICE, subject, samples, samples)
 
 
-def report(store: Store, trace: OnnxTrace, profiles: GroupProfiles, *, factor: float = 1.0) -> None:
+def report(store: Store, trace: OnnxTrace, space: Space, *, factor: float = 1.0) -> None:
     """Reports everything missing, as a device does that runs a MAC in `factor` ns."""
     store.put_graph(trace.graph, strip(trace.model))
     graph = trace.graph
-    missing = latency_model(store, DEVICE).missing(graph, profiles.levels, profiles.level_count)
     measurements = []
-    for subject in missing:
+    for subject in latency_model(store, DEVICE).missing(space):
         if isinstance(subject, ModelSubject):
-            macs = float(graph.macs(np.array(subject.keeps, dtype=np.int64)))
+            macs = float(graph.macs(np.array(subject.settings, dtype=np.int64)))
         else:
             cells = float(np.prod(subject.out_spatial)) * float(np.prod(subject.kernel or (1,)))
             macs = subject.in_width * subject.out_width * cells
@@ -63,49 +69,52 @@ def report(store: Store, trace: OnnxTrace, profiles: GroupProfiles, *, factor: f
 
 
 def test_unknown_device_is_told_the_known_ones(
-    store: Store, trace: OnnxTrace, profiles: GroupProfiles
+    store: Store, trace: OnnxTrace, space: Space, profiles: GroupProfiles
 ) -> None:
     store.register_device(DEVICE)
     with pytest.raises(NotFoundError, match=f"toaster.*{DEVICE}.*macs"):
-        task_for(trace.graph, profiles, store, "toaster")
+        task_for(space, profiles, store, "toaster")
 
 
 def test_device_without_measurements_is_refused_not_guessed(
-    store: Store, trace: OnnxTrace, profiles: GroupProfiles
+    store: Store, trace: OnnxTrace, space: Space, profiles: GroupProfiles
 ) -> None:
     store.register_device(DEVICE)
     with pytest.raises(NotFoundError, match="no measurements yet"):
-        task_for(trace.graph, profiles, store, DEVICE)
+        task_for(space, profiles, store, DEVICE)
 
 
 def test_tables_are_compiled_once_per_generation(
-    store: Store, trace: OnnxTrace, profiles: GroupProfiles
+    store: Store, trace: OnnxTrace, space: Space, profiles: GroupProfiles
 ) -> None:
-    report(store, trace, profiles)
-    first = task_for(trace.graph, profiles, store, DEVICE).tables
-    assert task_for(trace.graph, profiles, store, DEVICE).tables is first
+    report(store, trace, space)
+    first = task_for(space, profiles, store, DEVICE).tables
+    assert task_for(space, profiles, store, DEVICE).tables is first
     assert latency_model(store, DEVICE) is latency_model(store, DEVICE)
     store.add_measurements([measured(ModelSubject(trace.graph.fingerprint, (16, 16)), 9.0)])
-    assert task_for(trace.graph, profiles, store, DEVICE).tables is not first
+    assert task_for(space, profiles, store, DEVICE).tables is not first
 
 
 def test_other_levels_and_other_stores_have_their_own_tables(
-    store: Store, tmp_path: Path, trace: OnnxTrace, profiles: GroupProfiles
+    store: Store, tmp_path: Path, trace: OnnxTrace, space: Space, profiles: GroupProfiles
 ) -> None:
-    report(store, trace, profiles)
-    first = task_for(trace.graph, profiles, store, DEVICE).tables
-    finer = energy_profiles(trace, *keep_levels(trace.graph, round_to=4))
-    assert task_for(trace.graph, finer, store, DEVICE).levels.shape != first.levels.shape
+    report(store, trace, space)
+    first = task_for(space, profiles, store, DEVICE).tables
+    finer = channel_space(trace.graph, round_to=4)
+    other_task = task_for(finer, energy_profiles(trace, finer), store, DEVICE)
+    assert (other_task.tables.option_count > first.option_count).any()
     with closing(open_store(f"sqlite:///{tmp_path / 'other.sqlite'}")) as other:
-        report(other, trace, profiles, factor=5.0)
-        slow = task_for(trace.graph, profiles, other, DEVICE)
-        assert slow.base_ms > 2 * float(first.latency_ms(trace.graph.widths[None])[0])
+        report(other, trace, space, factor=5.0)
+        slow = task_for(space, profiles, other, DEVICE)
+        assert slow.base_ms > 2 * first.base_ms
 
 
-def test_reports_change_the_plan(store: Store, trace: OnnxTrace, profiles: GroupProfiles) -> None:
-    report(store, trace, profiles)
+def test_reports_change_the_plan(
+    store: Store, trace: OnnxTrace, space: Space, profiles: GroupProfiles
+) -> None:
+    report(store, trace, space)
     policy = get_policy("knapsack")
-    task = task_for(trace.graph, profiles, store, DEVICE)
+    task = task_for(space, profiles, store, DEVICE)
     budget = 0.7 * task.base_ms
     before = make_plan(task, policy, budget, device=DEVICE)
     widths = tuple(int(width) for width in trace.graph.widths)
@@ -118,15 +127,15 @@ def test_reports_change_the_plan(store: Store, trace: OnnxTrace, profiles: Group
         for _ in range(20)
     ]
     store.add_measurements(slower)
-    after = make_plan(task_for(trace.graph, profiles, store, DEVICE), policy, budget, device=DEVICE)
+    after = make_plan(task_for(space, profiles, store, DEVICE), policy, budget, device=DEVICE)
     assert after.base_latency_ms > before.base_latency_ms
     assert after.macs < before.macs
 
 
 def test_another_device_is_planned_for_from_the_store_but_not_measured(
-    store: Store, trace: OnnxTrace, profiles: GroupProfiles
+    store: Store, trace: OnnxTrace, space: Space
 ) -> None:
-    report(store, trace, profiles)
+    report(store, trace, space)
     plan = plan_here(trace, store, budget_ratio=0.8, device=DEVICE, policy="knapsack")
     assert plan.device == DEVICE and plan.feasible
     stranger = trace_onnx(small_onnx(widths=(24, 40)))
@@ -137,9 +146,10 @@ def test_another_device_is_planned_for_from_the_store_but_not_measured(
 def test_a_device_of_another_batch_is_refused(store: Store) -> None:
     """By what a model of one image takes, one of four would be planned as four times too fast."""
     trace = trace_onnx(small_onnx(shape=(4, 3, 16, 16)))
-    profiles = energy_profiles(trace, *keep_levels(trace.graph))
-    for device, known in (("board.t1.f32.b1", "batch 1"), ("board.t1.f32.b16", "batch 16")):
+    space = channel_space(trace.graph)
+    profiles = energy_profiles(trace, space)
+    for device, known in (("board.t1.b1", "batch 1"), ("board.t1.b16", "batch 16")):
         with pytest.raises(InputError, match=f"{known}, this one is of batch 4"):
-            task_for(trace.graph, profiles, store, device)
+            task_for(space, profiles, store, device)
         with pytest.raises(InputError, match="work --batch 4"):
             plan_here(trace, store, budget_ratio=0.5, device=device)

@@ -16,7 +16,7 @@ from rlprune.policy.baselines import (
     PlainUniformPolicy,
     UniformPolicy,
 )
-from rlprune.solver.knapsack import budgets_at, least_keeps
+from rlprune.solver.knapsack import budgets_at, least_choice
 
 SHARES = np.array([0.1, 0.4, 0.7, 1.0])
 
@@ -27,30 +27,28 @@ SHARES = np.array([0.1, 0.4, 0.7, 1.0])
     ids=lambda p: p.name,
 )
 @pytest.mark.parametrize("seed", range(4))
-def test_plans_are_levels_within_the_budget_or_the_least(policy: Policy, seed: int) -> None:
+def test_plans_are_options_within_the_budget_or_the_least(policy: Policy, seed: int) -> None:
     task = random_task(seed, noise=0.1 * seed, folds=4 * (seed % 2))
     budget = np.append(budgets_at(task, SHARES), 1e-6)
-    keeps = policy.plan(task, budget)
-    assert keeps.shape == (5, task.group_count)
-    assert all(keep in task.levels[g] for row in keeps for g, keep in enumerate(row))
-    assert (task.tables.upper_ms(keeps)[:4] <= budget[:4]).all()
-    assert (keeps[4] == least_keeps(task)).all()  # nothing fits a nanosecond
+    choice = policy.plan(task, budget)
+    assert choice.shape == (5, task.site_count)
+    assert ((choice >= 0) & (choice < task.option_count)).all()
+    assert (task.tables.upper_ms(choice)[:4] <= budget[:4]).all()
+    assert (choice[4] == least_choice(task)).all()  # nothing fits a nanosecond
 
 
 @pytest.mark.parametrize("policy", [UniformPolicy(), GlobalMagnitudePolicy(), KnapsackPolicy()])
 def test_the_full_budget_keeps_everything(policy: Policy) -> None:
     task = random_task(3)
-    keeps = policy.plan(task, task.tables.upper_ms(task.graph.widths[None]) * 1.001)
-    assert (keeps[0] == task.graph.widths).all()
+    choice = policy.plan(task, task.tables.upper_ms(task.space.unpruned[None]) * 1.001)
+    assert (choice[0] == task.space.unpruned).all()
 
 
 def test_plain_uniform_keeps_one_ratio_rounded_to_the_nearest_level() -> None:
     task = learnable_task(0)
-    keeps = PlainUniformPolicy().plan(task, budgets_at(task, np.array([0.5])))[0]
-    width = task.graph.widths
-    nearest = [np.abs(task.levels / width[:, None] - r) for r in np.linspace(0, 1, 4001)]
-    plans = {tuple(task.keeps_at(gap.argmin(1))) for gap in nearest}
-    assert tuple(keeps) in plans
+    choice = PlainUniformPolicy().plan(task, budgets_at(task, np.array([0.5])))[0]
+    nearest = [np.abs(task.shares - ratio) for ratio in np.linspace(0, 1, 4001)]
+    assert tuple(choice) in {tuple(gap.argmin(1)) for gap in nearest}
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -59,25 +57,23 @@ def test_filled_uniform_keeps_what_the_plain_one_does_until_nothing_more_fits(se
     budget = budgets_at(task, SHARES)
     plain, filled = PlainUniformPolicy().plan(task, budget), UniformPolicy().plan(task, budget)
     assert (filled >= plain).all()
-    choice = task.choice_of(filled)
-    for row, limit in zip(choice, budget, strict=True):
-        for group in np.flatnonzero(row < task.level_count - 1):
+    for row, limit in zip(filled, budget, strict=True):
+        for site in np.flatnonzero(row < task.option_count - 1):
             more = row.copy()
-            more[group] += 1
-            assert task.tables.upper_ms(task.keeps_at(more[None]))[0] > limit
+            more[site] += 1
+            assert task.tables.upper_ms(more[None])[0] > limit
 
 
 def test_global_magnitude_cuts_where_energy_is_low_and_ignores_losses() -> None:
     task = random_task(5)
     energy = task.profiles.energy_loss
     assert energy is not None
-    keeps = GlobalMagnitudePolicy().plan(task, budgets_at(task, np.array([0.5])))[0]
-    choice = (task.levels < keeps[:, None]).sum(1)
-    units = np.diff(task.levels, axis=1)
-    score = (energy[:, :-1] - energy[:, 1:]) / np.maximum(units, 1) * task.levels[:, -1:]
+    choice = GlobalMagnitudePolicy().plan(task, budgets_at(task, np.array([0.5])))[0]
+    units = np.diff(task.space.settings, axis=1)
+    score = (energy[:, :-1] - energy[:, 1:]) / np.maximum(units, 1) * task.space.settings[:, -1:]
     score = np.minimum.accumulate(np.where(units > 0, score, np.inf), axis=1)
     kept = [score[g, c - 1] for g, c in enumerate(choice) if c > 0]
-    dropped = [score[g, c] for g, c in enumerate(choice) if c < task.level_count[g] - 1]
+    dropped = [score[g, c] for g, c in enumerate(choice) if c < task.option_count[g] - 1]
     assert min(kept) >= max(dropped)
 
 

@@ -20,7 +20,7 @@ from rlprune.solver.task import PruningTask
 
 
 def some_evaluations(task: PruningTask, rows: int = 3) -> Evaluations:
-    keeps = np.arange(rows * task.group_count, dtype=np.int64).reshape(rows, task.group_count)
+    keeps = np.arange(rows * task.site_count, dtype=np.int64).reshape(rows, task.site_count)
     return replace(
         evaluations_of(keeps, np.linspace(0.1, 0.5, rows)),
         source=np.array(["uniform", "knapsack", "policy:learned/0123abcd"])[:rows],
@@ -70,7 +70,7 @@ def test_any_reader_of_parquet_finds_rows_and_where_they_are_from(tmp_path: Path
 def test_a_thousand_evaluations_are_kept_in_few_kilobytes(tmp_path: Path) -> None:
     task = random_task(0)
     rng = np.random.default_rng(0)
-    keeps = task.keeps_at(rng.integers(0, task.level_count, (1000, task.group_count)))
+    keeps = task.space.settings_at(rng.integers(0, task.option_count, (1000, task.site_count)))
     found = evaluations_of(keeps, rng.random(1000), rng.integers(0, 1000, 1000) / 1000)
     save_model_dir(tmp_path, task.graph, task.profiles, found)
     assert (tmp_path / "evaluations.parquet").stat().st_size < 40_000
@@ -88,7 +88,7 @@ def test_what_is_of_another_graph_is_refused_and_nothing_is_written(tmp_path: Pa
     with pytest.raises(ValueError, match="profiles are of graph"):
         save_model_dir(tmp_path / "m", task.graph, replace(task.profiles, fingerprint="x"), None)
     assert not (tmp_path / "m").exists()
-    longer = evaluations_of(np.ones((2, task.group_count + 1), dtype=np.int64), np.zeros(2))
+    longer = evaluations_of(np.ones((2, task.site_count + 1), dtype=np.int64), np.zeros(2))
     with pytest.raises(ValueError, match="keeps have shape"):
         save_model_dir(tmp_path / "m", task.graph, task.profiles, longer)
     assert not any((tmp_path / "m").iterdir())

@@ -22,7 +22,7 @@ def task() -> PruningTask:
 
 
 def nothing(task: PruningTask) -> Evaluations:
-    return Evaluations.none(task.group_count, 0.3, {})
+    return Evaluations.none(task.site_count, 0.3, {})
 
 
 def by_source(proposals: list[Proposal], source: str) -> list[Proposal]:
@@ -31,7 +31,7 @@ def by_source(proposals: list[Proposal], source: str) -> list[Proposal]:
 
 def test_proposals_are_new_and_run_out() -> None:
     task = random_task(0)
-    possible = int(np.prod(task.level_count)) - 1
+    possible = int(np.prod(task.option_count)) - 1
     count = min(possible, 150) + 10
     known = nothing(task)
     found = PlanProposer([task], known).propose(count, np.random.default_rng(0))
@@ -58,39 +58,42 @@ class Fixed:
 
     name = "fixed"
 
-    def __init__(self, keeps: IntArray) -> None:
-        self.keeps = keeps
+    def __init__(self, choice: IntArray) -> None:
+        self.choice = choice
 
     def plan(self, task: PruningTask, budget_ms: FloatArray) -> IntArray:
-        return np.repeat(self.keeps[None], len(budget_ms), axis=0)
+        return np.repeat(self.choice[None], len(budget_ms), axis=0)
 
 
 def test_a_policys_plans_are_evaluated_where_it_goes(task: PruningTask) -> None:
-    wanted = task.levels[:, 0]
-    proposer = PlanProposer([task], nothing(task), Fixed(wanted))
+    wanted = task.space.settings[:, 0]
+    proposer = PlanProposer([task], nothing(task), Fixed(task.space.choice_of(wanted)))
     found = by_source(proposer.propose(60, np.random.default_rng(0)), "policy:fixed")
     assert [tuple(proposal.keeps) for proposal in found] == [tuple(wanted)]
 
 
 def test_budgets_are_of_every_device_and_kept_there(task: PruningTask) -> None:
     rng = np.random.default_rng(9)
-    tables = random_tables(task.graph, task.levels, task.level_count, rng, noise=0.3)
+    tables = random_tables(task.space, rng, noise=0.3)
     other = replace(task, tables=replace(tables, device="board-1"))
     found = PlanProposer([task, other], nothing(task)).propose(80, np.random.default_rng(0))
     for one in (task, other):
         own = [p for p in by_source(found, "knapsack") if p.device == one.tables.device]
         assert len(own) > 3
         for proposal in own:
-            assert one.tables.upper_ms(proposal.keeps[None])[0] <= proposal.budget + 1e-9
+            assert (
+                one.tables.upper_ms(one.space.choice_of(proposal.keeps[None]))[0]
+                <= proposal.budget + 1e-9
+            )
 
 
 def test_most_budgets_are_where_plans_do_not_guess(task: PruningTask) -> None:
     rng = np.random.default_rng(1)
     share = np.sort(rng.uniform(size=200))
-    keeps = task.keeps_at((share[:, None] * (task.level_count - 1)).round().astype(np.int64))
-    cost = task.tables.upper_ms(keeps)
+    choice = (share[:, None] * (task.option_count - 1)).round().astype(np.int64)
+    cost = task.tables.upper_ms(choice)
     accuracy = np.where(share > 0.5, 0.9, 0.1)  # below half the channels all is lost
-    known = evaluations_of(keeps, 1.0 - share, accuracy)
+    known = evaluations_of(task.space.settings_at(choice), 1.0 - share, accuracy)
     found = PlanProposer([task], known).propose(100, rng)
     floor = cost[share > 0.5].min()
     budgets = np.array([proposal.budget for proposal in found])
@@ -104,7 +107,9 @@ def test_children_are_of_plans_that_no_cheaper_one_beats(
 ) -> None:
     """Each group of a child is one of its parents', or up to three groups moved by up to two."""
     monkeypatch.setattr(propose, "MIX", {"evolution": 1.0})
-    good = np.stack([task.keeps_at(np.maximum(task.level_count - drop, 0)) for drop in (2, 4)])
+    good = np.stack(
+        [task.space.settings_at(np.maximum(task.option_count - drop, 0)) for drop in (2, 4)]
+    )
     beaten = good.copy()
     beaten[:, 0] = task.graph.widths[0]  # dearer than the good ones, and loses more
     known = evaluations_of(

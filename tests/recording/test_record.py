@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from calibrated import own_images, traced
+from synthetic import channel_space
 
 from rlprune.errors import ConflictError, InputError
 from rlprune.graph.from_onnx import OnnxTrace
@@ -17,9 +18,7 @@ from rlprune.recording.model_dir import RecordedModel, load_model_dir
 from rlprune.recording.record import RecordConfig, record_model
 from rlprune.runtime import get_runtime
 from rlprune.sensitivity.calibration import CalibrationSet
-from rlprune.sensitivity.energy import energy_profiles
 from rlprune.sensitivity.evaluate import Evaluator
-from rlprune.sensitivity.types import keep_levels
 from rlprune.training.synthetic_devices import synthetic_tables
 
 
@@ -36,8 +35,7 @@ def images(trace: OnnxTrace) -> tuple[CalibrationSet, CalibrationSet]:
 @pytest.fixture(scope="module")
 def tables(trace: OnnxTrace) -> list[LatencyTables]:
     """Of two devices on which plans are worth different things."""
-    profiles = energy_profiles(trace, *keep_levels(trace.graph))
-    return [synthetic_tables(trace.graph, profiles, seed) for seed in (0, 1)]
+    return [synthetic_tables(channel_space(trace.graph), seed) for seed in (0, 1)]
 
 
 CONFIG = RecordConfig(evaluation_count=30, batch_size=10, seed=3)
@@ -120,7 +118,12 @@ def test_rows_say_who_proposed_a_plan_and_for_what(
     assert set(found.source[budgeted]) == {"knapsack", policy, "random"} & set(found.source)
     for one in tables:
         own = budgeted & (found.device == one.device)
-        assert own.any() and (one.upper_ms(found.keeps[own]) <= found.budget[own] + 1e-9).all()
+        assert (
+            own.any()
+            and (
+                one.upper_ms(recorded.space.choice_of(found.keeps[own])) <= found.budget[own] + 1e-9
+            ).all()
+        )
 
 
 class Killed(BaseException):

@@ -41,7 +41,7 @@ BRIEF = MeasureConfig(
     session_count=2,
     extra_session_count=0,
 )
-TOY_CHILD = Path(__file__).parent / "toy_child.py"
+TOY_CHILD = Path(__file__).parents[1] / "support" / "toy_child.py"
 
 
 @pytest.fixture

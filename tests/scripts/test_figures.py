@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from peers.figures import Losses, Place, difference, over_cells, share_of_saving
+
+from benchmarks.peers.figures import Losses, Place, difference, over_cells, share_of_saving
 
 N = 400
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-from fit_curves import example, excesses, fit_curves
 
-from rlprune.policy import DATA
+from datasets.fit_curves import example, excesses, fit_curves
+from datasets.running import recorded_folder
 from rlprune.sensitivity.predicted import DEFAULT_CURVES, CurveModel
 from rlprune.solver.task import PruningTask
 from rlprune.store import open_store
@@ -15,7 +15,7 @@ from rlprune.training.run import load_models, training_tasks
 
 
 def recorded_tasks(folder: Path) -> dict[str, PruningTask]:
-    models = load_models([DATA / "recorded"])
+    models = load_models([recorded_folder()])
     store = open_store(f"sqlite:///{folder}/latency.db")
     named, _ = training_tasks(models, store=store, devices=[])
     return {one.model: one.task for one in named}
@@ -28,12 +28,12 @@ def test_shipped_curves_are_fitted_to_the_shipped_recordings(tmp_path: Path) -> 
     for task in tasks.values():
         share = task.profiles.energy_loss
         assert np.allclose(
-            made.curve(task.graph, task.levels, share),
-            shipped.curve(task.graph, task.levels, share),
+            made.curve(task.graph, task.space.settings, share),
+            shipped.curve(task.graph, task.space.settings, share),
             rtol=1e-4,
         )
     # On what they were fitted to they lose less than weight energy alone, of all methods the next.
-    small = sorted(tasks, key=lambda name: tasks[name].group_count)[:8]
+    small = sorted(tasks, key=lambda name: tasks[name].site_count)[:8]
     found = [excesses(tasks[name], shipped) for name in small]
-    foretold, energy = (np.mean([own[name] for own in found]) for name in ("foretold", "energy"))
-    assert foretold < energy
+    predicted, energy = (np.mean([own[name] for own in found]) for name in ("predicted", "energy"))
+    assert predicted < energy

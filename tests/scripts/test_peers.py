@@ -8,17 +8,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from peers.amc import amc, random_policy
-from peers.book import Book
-from peers.rules import SensitivityPolicy
-from peers.search import Search, Space, follow
-from peers.searches import evolution, netadapt, random_search
 from synthetic import chain_graph, random_task, task_of
 
+from benchmarks.peers.amc import amc, random_policy
+from benchmarks.peers.book import Book
+from benchmarks.peers.rules import SensitivityPolicy
+from benchmarks.peers.search import Search, SearchSpace, follow
+from benchmarks.peers.searches import evolution, netadapt, random_search
 from rlprune.graph.types import FloatArray, IntArray
-from rlprune.sensitivity.energy import loss_curve
 from rlprune.sensitivity.evaluate import Evaluation
-from rlprune.solver.knapsack import budgets_at, least_keeps, solve
+from rlprune.solver.knapsack import budgets_at, least_choice, solve
 from rlprune.solver.task import PruningTask
 
 COUNT = 24
@@ -27,14 +26,14 @@ Make = Callable[[PruningTask, float], Search]
 
 
 def _evolution(task: PruningTask, budget: float) -> Search:
-    start = task.choice_of(solve(task, np.array([budget])))[0]
-    return evolution(Space.of(task, budget), start, np.random.default_rng(1))
+    start = solve(task, np.array([budget]))[0]
+    return evolution(SearchSpace.of(task, budget), start, np.random.default_rng(1))
 
 
 SEARCHES: dict[str, Make] = {
-    "random": lambda task, b: random_search(Space.of(task, b), np.random.default_rng(1)),
+    "random": lambda task, b: random_search(SearchSpace.of(task, b), np.random.default_rng(1)),
     "evolution": _evolution,
-    "netadapt": lambda task, b: netadapt(Space.of(task, b), COUNT, np.random.default_rng(1)),
+    "netadapt": lambda task, b: netadapt(SearchSpace.of(task, b), COUNT, np.random.default_rng(1)),
     "amc": lambda task, b: amc(task, b, COUNT, 1),
     "random_policy": lambda task, b: random_policy(task, b, np.random.default_rng(1)),
 }
@@ -45,33 +44,32 @@ def budget_of(task: PruningTask, share: float) -> float:
 
 
 def additive(task: PruningTask) -> Callable[[IntArray], float]:
-    """Loses the sum of its groups' own losses."""
-    curve = loss_curve(task.profiles, task.graph)
-    groups = np.arange(task.group_count)
+    """Loses the sum of its sites' own losses."""
+    curve, sites = task.curve, np.arange(task.site_count)
 
-    def loss(keeps: IntArray) -> float:
-        return float(curve[groups, task.choice_of(keeps[None])[0]].sum())
+    def loss(choice: IntArray) -> float:
+        return float(curve[sites, choice].sum())
 
     return loss
 
 
 def fits_of(task: PruningTask, budget: float) -> Callable[[IntArray], bool]:
-    return lambda keeps: bool(task.tables.upper_ms(keeps[None])[0] <= budget)
+    return lambda choice: bool(task.tables.upper_ms(choice[None])[0] <= budget)
 
 
 @pytest.mark.parametrize("name", SEARCHES)
 @pytest.mark.parametrize("seed", range(3))
-def test_every_search_answers_with_levels_within_the_budget(name: str, seed: int) -> None:
+def test_every_search_answers_with_options_within_the_budget(name: str, seed: int) -> None:
     task = random_task(seed, noise=0.1 * seed)  # with noise fewer channels may cost more
     budget = budget_of(task, 0.2 + 0.2 * seed)
     search = SEARCHES[name](task, budget)
     trail = follow(search, additive(task), fits_of(task, budget), COUNT)
     found = trail.at(COUNT)
     assert 0 < trail.evaluation_count <= COUNT and found is not None
-    keeps = np.array(found[0])
-    assert fits_of(task, budget)(keeps)
-    assert all(keep in task.levels[group] for group, keep in enumerate(keeps))
-    assert found[1] == additive(task)(keeps)
+    choice = np.array(found[0])
+    assert fits_of(task, budget)(choice)
+    assert (choice >= 0).all() and (choice < task.option_count).all()
+    assert found[1] == additive(task)(choice)
 
 
 @pytest.mark.parametrize("name", sorted(SEARCHES.keys() - {"netadapt"}))
@@ -80,23 +78,23 @@ def test_all_but_the_greedy_search_propose_nothing_over_the_budget(name: str) ->
     budget = budget_of(task, 0.3)
     plans: list[IntArray] = []
 
-    def evaluate(keeps: IntArray) -> float:
-        plans.append(keeps)
-        return additive(task)(keeps)
+    def evaluate(choice: IntArray) -> float:
+        plans.append(choice)
+        return additive(task)(choice)
 
     follow(SEARCHES[name](task, budget), evaluate, fits_of(task, budget), COUNT)
-    assert all(fits_of(task, budget)(keeps) for keeps in plans)
+    assert all(fits_of(task, budget)(choice) for choice in plans)
 
 
-def test_random_and_evolved_plans_leave_no_room_for_another_level() -> None:
+def test_random_and_evolved_plans_leave_no_room_for_another_option() -> None:
     task = random_task(1)
     budget = budget_of(task, 0.5)
-    space = Space.of(task, budget)
+    space = SearchSpace.of(task, budget)
     rng = np.random.default_rng(0)
     for choice in (space.random(rng) for _ in range(20)):
-        for group in np.flatnonzero(choice < space.full):
+        for site in np.flatnonzero(choice < task.space.unpruned):
             wider = choice.copy()
-            wider[group] += 1
+            wider[site] += 1
             assert not space.fits(wider)
 
 
@@ -104,13 +102,13 @@ def test_random_and_evolved_plans_leave_no_room_for_another_level() -> None:
 def test_netadapt_reaches_the_budget_at_little_more_loss_than_the_knapsack(seed: int) -> None:
     task = random_task(seed)
     budget = budget_of(task, 0.4)
-    search = netadapt(Space.of(task, budget), 200, np.random.default_rng(0))
+    search = netadapt(SearchSpace.of(task, budget), 200, np.random.default_rng(0))
     trail = follow(search, additive(task), fits_of(task, budget), 200)
     loss = additive(task)
     found = trail.at(200)
     assert found is not None and trail.evaluation_count <= 200
     # Losses do add up here, so the knapsack is (nearly) the best there is.
-    best, worst = loss(solve(task, np.array([budget]))[0]), loss(least_keeps(task))
+    best, worst = loss(solve(task, np.array([budget]))[0]), loss(least_choice(task))
     assert found[1] <= best + 0.35 * (worst - best)
 
 
@@ -119,10 +117,10 @@ def test_evolution_begins_with_its_seed_and_never_ends_worse(seed: int) -> None:
     task = random_task(seed)
     budget = budget_of(task, 0.5)
     start = solve(task, np.array([budget]))[0]
-    jitter = np.random.default_rng(seed).normal(size=(task.group_count, 100))
+    jitter = np.random.default_rng(seed).normal(size=(task.site_count, 100))
 
-    def loss(keeps: IntArray) -> float:
-        return additive(task)(keeps) + float(np.abs(jitter[range(len(keeps)), keeps]).sum())
+    def loss(choice: IntArray) -> float:
+        return additive(task)(choice) + float(np.abs(jitter[range(len(choice)), choice]).sum())
 
     trail = follow(SEARCHES["evolution"](task, budget), loss, fits_of(task, budget), COUNT)
     assert trail.improvements[0] == (1, tuple(start), loss(start))
@@ -139,11 +137,11 @@ def test_a_search_is_stopped_by_its_count_and_a_repeated_plan_counts() -> None:
 
     asked: list[IntArray] = []
 
-    def evaluate(keeps: IntArray) -> float:
-        asked.append(keeps)
+    def evaluate(choice: IntArray) -> float:
+        asked.append(choice)
         return 1.0
 
-    trail = follow(endless(), evaluate, lambda keeps: True, 5)
+    trail = follow(endless(), evaluate, lambda choice: True, 5)
     assert trail.evaluation_count == len(asked) == 5
     assert trail.improvements == ((1, (8,), 1.0),)
 
@@ -153,25 +151,24 @@ def test_a_plan_over_the_budget_counts_and_never_wins() -> None:
         yield np.array([16])
         yield np.array([8])
 
-    trail = follow(two(), lambda keeps: -float(keeps[0]), lambda keeps: bool(keeps[0] < 10), 5)
+    trail = follow(two(), lambda choice: -float(choice[0]), lambda choice: bool(choice[0] < 10), 5)
     assert trail.evaluation_count == 2
     assert trail.at(1) is None and trail.at(5) == ((8,), -8.0)
 
 
-def test_sensitivity_takes_the_least_levels_below_one_threshold() -> None:
+def test_sensitivity_takes_the_least_options_below_one_threshold() -> None:
     task = random_task(3)
     budgets = budgets_at(task, np.array([0.2, 0.5, 1.0]))
     plans = SensitivityPolicy().plan(task, np.append(budgets, 1e-6))
     assert (task.tables.upper_ms(plans[:3]) <= budgets).all()
-    assert (plans[2] == task.graph.widths).all()
-    assert (plans[3] == least_keeps(task)).all()
-    curve = loss_curve(task.profiles, task.graph)
-    groups = np.arange(task.group_count)
-    for choice in task.choice_of(plans[:2]):
-        threshold = curve[groups, choice].max()
+    assert (plans[2] == task.space.unpruned).all()
+    assert (plans[3] == least_choice(task)).all()
+    curve, sites = task.curve, np.arange(task.site_count)
+    for choice in plans[:2]:
+        threshold = curve[sites, choice].max()
         below = np.maximum(choice - 1, 0)
-        # One level less would lose more than any group does, or there is none.
-        assert ((choice == 0) | (curve[groups, below] > threshold)).all()
+        # One option less would lose more than any site does, or there is none.
+        assert ((choice == 0) | (curve[sites, below] > threshold)).all()
 
 
 def test_amc_finds_better_plans_after_its_warm_up_than_in_it() -> None:
@@ -179,9 +176,10 @@ def test_amc_finds_better_plans_after_its_warm_up_than_in_it() -> None:
     budget = budget_of(task, 0.9)
     losses: list[float] = []
 
-    def evaluate(keeps: IntArray) -> float:
+    def evaluate(choice: IntArray) -> float:
         """Every group should keep a third; a ratio drawn at random is 0.3 from that."""
-        losses.append(float(np.abs(keeps / task.graph.widths - 1 / 3).mean()))
+        shares = task.shares[np.arange(task.site_count), choice]
+        losses.append(float(np.abs(shares - 1 / 3).mean()))
         return losses[-1]
 
     follow(amc(task, budget, 100, 0), evaluate, fits_of(task, budget), 100)
@@ -192,7 +190,7 @@ def test_the_same_seed_gives_the_same_search() -> None:
     task = random_task(0)
     for make in SEARCHES.values():
         first, second = (
-            [tuple(keeps) for keeps in islice(make(task, budget_of(task, 0.5)), 1)]
+            [tuple(choice) for choice in islice(make(task, budget_of(task, 0.5)), 1)]
             for _ in range(2)
         )
         assert first == second

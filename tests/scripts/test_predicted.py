@@ -1,4 +1,4 @@
-"""Where nothing was measured, losses are foretold from other networks', and planned by."""
+"""Where nothing was measured, losses are predicted from other networks', and planned by."""
 
 from __future__ import annotations
 
@@ -9,18 +9,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fit_curves import Example, fit_curves, save
 from scipy.stats import spearmanr
-from synthetic import chain_graph, random_task
+from synthetic import chain_graph, channel_space, random_task
 
+from datasets.fit_curves import Example, fit_curves, save
+from datasets.running import recorded_folder
 from rlprune.graph.types import FloatArray
-from rlprune.policy import DATA
 from rlprune.recording.model_dir import load_model_dir
 from rlprune.sensitivity.energy import loss_curve, shape_profiles
 from rlprune.sensitivity.predicted import CurveModel, default_curves, energy_curve
-from rlprune.sensitivity.types import keep_levels
 
-EVERY_FIFTH = sorted(path.parent for path in (DATA / "recorded").glob("*/graph.json"))[::5]
+EVERY = sorted(path.parent for path in recorded_folder().glob("*/graph.json"))
 
 
 @cache
@@ -28,26 +27,25 @@ def recorded(path: Path) -> Example:
     model = load_model_dir(path)
     profiles = model.profiles
     assert profiles.energy_loss is not None and profiles.profiled
-    curve = loss_curve(profiles, model.graph)
+    curve = loss_curve(profiles, model.space)
     return Example(
         path.name, model.graph, profiles.levels, profiles.level_count, profiles.energy_loss, curve
     )
 
 
 def others(left_out: Path) -> CurveModel:
-    every = sorted(path.parent for path in (DATA / "recorded").glob("*/graph.json"))
-    return fit_curves([recorded(path) for path in every if path != left_out])
+    return fit_curves([recorded(path) for path in EVERY if path != left_out])
 
 
-def agreement(one: Example, foretold: FloatArray) -> float:
+def agreement(one: Example, predicted: FloatArray) -> float:
     """Rank correlation with what was measured, over groups and levels that prune."""
     below = np.arange(one.levels.shape[1]) < one.level_count[:, None] - 1
-    return float(spearmanr(foretold[below], one.loss[below])[0])
+    return float(spearmanr(predicted[below], one.loss[below])[0])
 
 
-def test_networks_left_out_are_foretold_better_than_by_the_energy_that_goes() -> None:
+def test_networks_left_out_are_predicted_better_than_by_the_energy_that_goes() -> None:
     ours, shapes, energy = [], [], []
-    for path in EVERY_FIFTH:
+    for path in EVERY[::5]:
         one, model = recorded(path), others(path)
         ours.append(agreement(one, model.curve(one.graph, one.levels, one.share)))
         shapes.append(agreement(one, model.curve(one.graph, one.levels, None)))
@@ -57,17 +55,17 @@ def test_networks_left_out_are_foretold_better_than_by_the_energy_that_goes() ->
 
 
 def test_the_shipped_curves_are_of_the_recordings_that_ship() -> None:
-    every = sorted(path.parent for path in (DATA / "recorded").glob("*/graph.json"))
     model = default_curves()
-    assert model.trained_on == tuple(path.name for path in every)
-    again = fit_curves([recorded(path) for path in every])
+    assert model.trained_on == tuple(path.name for path in EVERY)
+    again = fit_curves([recorded(path) for path in EVERY])
     np.testing.assert_allclose(again.weights, model.weights, rtol=1e-3, atol=1e-4)
 
 
 def made(widths: list[int]) -> Example:
     """Losses that are what energy says, times a power of the group's width."""
     graph = chain_graph(widths)
-    levels, level_count = keep_levels(graph)
+    space = channel_space(graph)
+    levels, level_count = space.settings, space.option_count
     share = (1.0 - levels / graph.widths[:, None]) ** 2
     loss = energy_curve(graph, share) * (graph.widths[:, None] / 64.0) ** -0.7
     return Example(str(widths), graph, levels, level_count, share, loss)
@@ -91,17 +89,17 @@ def test_a_factor_that_follows_from_the_traits_is_learned_up_to_scale() -> None:
 
 def test_dead_units_cost_nothing() -> None:
     task = random_task(1)
-    share = np.where(task.levels == task.graph.widths[:, None], 0.0, 0.5)
+    share = np.where(task.space.settings == task.graph.widths[:, None], 0.0, 0.5)
     share[0] = 0.0
     blind = replace(task.profiles, measured_loss=None, energy_loss=share)
-    curve = loss_curve(blind, task.graph)
+    curve = loss_curve(blind, task.space)
     assert (curve[0] == 0.0).all() and (curve[1:, 0] > 0.0).any()
 
 
 def test_a_network_like_none_on_record_still_has_finite_curves() -> None:
     graph = chain_graph([8192, 16, 16384, 4096])
-    profiles = shape_profiles(graph, *keep_levels(graph))
-    curve = loss_curve(profiles, graph)
+    space = channel_space(graph)
+    curve = loss_curve(shape_profiles(space), space)
     assert np.isfinite(curve).all() and (curve[:, 0] > 0.0).all()
     assert curve.max() < 1e3
 

@@ -10,10 +10,12 @@ from calibrated import traced
 from onnx import numpy_helper
 from sklearn.isotonic import IsotonicRegression
 from small_onnx import small_onnx
+from synthetic import channel_space
 
 from rlprune.graph.from_onnx import OnnxTrace, trace_onnx
+from rlprune.schemes import Space
 from rlprune.sensitivity.energy import energy_profiles, loss_curve, non_increasing, shape_profiles
-from rlprune.sensitivity.types import GroupProfiles, keep_levels
+from rlprune.sensitivity.types import GroupProfiles
 
 
 @pytest.fixture(scope="module")
@@ -22,8 +24,13 @@ def trace() -> OnnxTrace:
 
 
 @pytest.fixture(scope="module")
-def profiles(trace: OnnxTrace) -> GroupProfiles:
-    return energy_profiles(trace, *keep_levels(trace.graph))
+def space(trace: OnnxTrace) -> Space:
+    return channel_space(trace.graph)
+
+
+@pytest.fixture(scope="module")
+def profiles(trace: OnnxTrace, space: Space) -> GroupProfiles:
+    return energy_profiles(trace, space)
 
 
 def test_energy_is_the_share_that_passes_through_the_units_that_go(
@@ -40,24 +47,24 @@ def test_energy_is_the_share_that_passes_through_the_units_that_go(
     assert (profiles.energy_loss[profiles.levels == trace.graph.widths[:, None]] == 0.0).all()
 
 
-def test_every_curve_falls_to_zero_at_full_width(trace: OnnxTrace, profiles: GroupProfiles) -> None:
-    shapes = shape_profiles(trace.graph, profiles.levels, profiles.level_count)
+def test_every_curve_falls_to_zero_at_full_width(space: Space, profiles: GroupProfiles) -> None:
+    shapes = shape_profiles(space)
     assert not shapes.profiled and shapes.energy_loss is None
     for given in (profiles, shapes):
-        curve = loss_curve(given, trace.graph)
+        curve = loss_curve(given, space)
         assert curve.shape == profiles.levels.shape
         assert (np.diff(curve, axis=-1) <= 0.0).all()
         assert (curve[:, -1] == 0.0).all() and (curve[:, 0] > 0.0).all()
 
 
 def test_measured_losses_are_averaged_over_folds_and_win_over_energy(
-    trace: OnnxTrace, profiles: GroupProfiles
+    space: Space, profiles: GroupProfiles
 ) -> None:
     folds = np.zeros((2, *profiles.levels.shape))
     folds[:, 0, 0] = (0.2, 0.4)
     folds[:, 1, 0] = -0.1  # a loss that noise made negative
 
-    curve = loss_curve(replace(profiles, measured_loss=folds), trace.graph)
+    curve = loss_curve(replace(profiles, measured_loss=folds), space)
 
     assert curve[0, 0] == pytest.approx(0.3)
     assert (curve[1] == 0.0).all()
@@ -90,8 +97,8 @@ def test_curves_of_a_batch_are_fitted_each_for_itself() -> None:
 
 def test_a_residual_stream_weighs_more_than_a_blocks_own_channels() -> None:
     stream_trace = traced("resnet_b")
-    shapes = shape_profiles(stream_trace.graph, *keep_levels(stream_trace.graph))
-    curve = loss_curve(shapes, stream_trace.graph)
+    space = channel_space(stream_trace.graph)
+    curve = loss_curve(shape_profiles(space), space)
     members = np.array([len(group.members) for group in stream_trace.graph.groups])
     same_width = stream_trace.graph.widths == 32
     stream, own = members == members[same_width].max(), members == members[same_width].min()

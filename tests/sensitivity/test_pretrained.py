@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from calibrated import judged
 
+from datasets.pack import CifarPack
 from rlprune.runtime import get_runtime
 from rlprune.sensitivity.evaluate import Evaluator
 from rlprune.surgery.onnx import prune_onnx
@@ -25,13 +25,8 @@ SHARED = Path(os.environ.get("RLPRUNE_SHARED", REPOSITORY.parent / "shared"))
 @pytest.mark.skipif(
     not (SHARED / "data" / "cifar10" / "splits.npz").is_file(), reason=f"no {SHARED}/data"
 )
-def test_resnet20_keeps_most_of_its_accuracy_once_corrected(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_resnet20_keeps_most_of_its_accuracy_once_corrected() -> None:
     """A quarter of every block's own channels cut: those through which least energy passes."""
-    monkeypatch.setattr(sys, "path", [str(REPOSITORY / "scripts"), *sys.path])
-    from cifar_pack import CifarPack
-
     pack = CifarPack(SHARED / "data")
     trace = pack.traced("cifar10_resnet20")
     index = np.random.default_rng(0).permutation(pack.splits["test_reward"])

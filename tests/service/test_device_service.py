@@ -328,7 +328,7 @@ def test_asking_for_a_measurement_waits_for_it(board: Rig) -> None:
         found = board.client.measure(
             NET, keeps, BOARD, on_progress=lambda *progress: told.append(progress)
         )
-    assert [m.subject.keeps for m in found] == [(16, 32), (8, 8), (16, 32)]  # type: ignore[union-attr]
+    assert [m.subject.settings for m in found] == [(16, 32), (8, 8), (16, 32)]  # type: ignore[union-attr]
     assert found[0] == found[2] and found[1].latency_ms < found[0].latency_ms
     assert told[-1] == (f"measuring on {BOARD}", 2, 2)
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from onnx_nets import conv_net
 from service_rig import BOARD, Rig, measured
+from synthetic import channel_space
 
 from rlprune.graph.from_onnx import trace_onnx
 from rlprune.graph.types import FloatArray
@@ -13,13 +14,12 @@ from rlprune.latency.types import ModelSubject, OperatorSpec, Subject
 from rlprune.mdp.dynamics import PruningDynamics
 from rlprune.planning import task_for
 from rlprune.sensitivity.energy import energy_profiles
-from rlprune.sensitivity.types import keep_levels
 from rlprune.store import Store, open_store
 
 NET = conv_net((16, 32, 32), extent=32)
 TRACE = trace_onnx(NET)
-LEVELS, LEVEL_COUNT = keep_levels(TRACE.graph)
-PROFILES = energy_profiles(TRACE, LEVELS, LEVEL_COUNT)
+SPACE = channel_space(TRACE.graph)
+PROFILES = energy_profiles(TRACE, SPACE)
 
 
 ONE_OPERATOR = OperatorSpec(
@@ -30,16 +30,18 @@ ONE_OPERATOR = OperatorSpec(
 def wide_first_is_dear(subject: Subject) -> float:
     """A device on which the first layer's width costs most, whatever the MACs say."""
     if isinstance(subject, ModelSubject):
-        first, *rest = subject.keeps
+        first, *rest = subject.settings
         return 0.1 + 0.2 * first + 0.001 * sum(rest)
     return 0.01 + 0.2 * subject.out_width * (subject.in_width == 3)
 
 
 def rewards(store: Store) -> FloatArray:
     """Returns of 16 episodes with fixed budgets and actions, on tables read from the store [16]."""
-    dynamics = PruningDynamics(task_for(TRACE.graph, PROFILES, store, BOARD))
+    dynamics = PruningDynamics(task_for(SPACE, PROFILES, store, BOARD))
     dynamics.reset([np.random.default_rng(seed) for seed in range(16)])
-    actions = np.random.default_rng(0).uniform(-1.0, 1.0, (len(LEVELS), 16, dynamics.action_size))
+    actions = np.random.default_rng(0).uniform(
+        -1.0, 1.0, (len(SPACE.sites), 16, dynamics.action_size)
+    )
     return np.sum([dynamics.step(action)[1] for action in actions], axis=0)
 
 

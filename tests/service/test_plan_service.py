@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from onnx_nets import conv_net
 from service_rig import BOARD, Rig, macs_cost
+from synthetic import channel_space
 
 from rlprune.constraints import Constraints, bind
 from rlprune.errors import (
@@ -23,7 +24,6 @@ from rlprune.graph.from_onnx import trace_onnx
 from rlprune.graph.skeleton import strip
 from rlprune.latency.types import Measurement
 from rlprune.sensitivity.energy import energy_profiles
-from rlprune.sensitivity.types import keep_levels
 from rlprune.service.models import MAX_SKELETON_BYTES
 from rlprune.service.profile_messages import profiles_from, profiles_to
 from rlprune.v1 import plans_pb2, types_pb2
@@ -31,8 +31,9 @@ from rlprune.v1 import plans_pb2, types_pb2
 NET = conv_net()
 TRACE = trace_onnx(NET)
 SKELETON = strip(TRACE.model)
-LEVELS, LEVEL_COUNT = keep_levels(TRACE.graph)
-PROFILES = energy_profiles(TRACE, LEVELS, LEVEL_COUNT)
+SPACE = channel_space(TRACE.graph)
+LEVELS = SPACE.settings
+PROFILES = energy_profiles(TRACE, SPACE)
 
 
 def request(**changes: object) -> plans_pb2.CreatePlanRequest:
@@ -55,7 +56,7 @@ def test_a_plan_is_what_the_same_question_in_process_gets(rig: Rig) -> None:
 
     asked = {"device": "macs", "policy": "knapsack", "round_to": 8}
     plan = rig.client.plan(NET, budget_ratio=0.6, **asked)  # type: ignore[arg-type]
-    task = task_for(TRACE.graph, PROFILES, rig.store, "macs")
+    task = task_for(SPACE, PROFILES, rig.store, "macs")
     bound = bind(TRACE.graph, Constraints(round_to=8), round_to=1)
     own = make_plan(
         task, get_policy("knapsack"), 0.6 * task.base_ms, device="macs", constraints=bound
@@ -333,7 +334,8 @@ def test_profiles_survive_the_wire() -> None:
         dataclasses.replace(PROFILES, energy_loss=None),
         dataclasses.replace(PROFILES, measured_loss=folds, base_loss=0.25, image_count=512),
     ):
-        back = profiles_from(profiles_to(profiles), TRACE.graph)
+        back, space = profiles_from(profiles_to(profiles), TRACE.graph, ("channel",))
+        assert space == SPACE
         np.testing.assert_equal(dataclasses.asdict(back), dataclasses.asdict(profiles))
 
 

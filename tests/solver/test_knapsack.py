@@ -8,31 +8,30 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from synthetic import chain_graph, random_task, resnet_like, task_of
+from synthetic import chain_graph, channel_space, random_task, resnet_like, task_of
 
 from rlprune.graph.types import FloatArray, Group, IntArray, Operator, PruningGraph, Width
 from rlprune.latency.macs import macs_tables
 from rlprune.latency.tables import LatencyTables
-from rlprune.sensitivity.energy import loss_curve
-from rlprune.sensitivity.types import GroupProfiles, keep_levels
-from rlprune.solver.costs import LevelCosts
-from rlprune.solver.knapsack import least_keeps, solve
+from rlprune.schemes import Space
+from rlprune.sensitivity.types import GroupProfiles
+from rlprune.solver.costs import MoveCosts
+from rlprune.solver.knapsack import least_choice, solve
 from rlprune.solver.separable import Programme, greedy
 from rlprune.solver.task import PruningTask
 
 
-def summed_loss(task: PruningTask, keeps: IntArray) -> FloatArray:
-    curve = loss_curve(task.profiles, task.graph)
-    return curve[np.arange(task.group_count), task.choice_of(keeps)].sum(-1)
+def summed_loss(task: PruningTask, choice: IntArray) -> FloatArray:
+    return np.asarray(task.curve[np.arange(task.site_count), choice].sum(-1))
 
 
 def budgets(task: PruningTask, positions: FloatArray) -> FloatArray:
-    least, base = task.tables.upper_ms(np.stack([least_keeps(task), task.graph.widths]))
+    least, base = task.tables.upper_ms(np.stack([least_choice(task), task.space.unpruned]))
     return least + positions * (base - least)
 
 
 def all_plans(task: PruningTask) -> IntArray:
-    return task.keeps_at(np.array(list(itertools.product(*map(range, task.level_count)))))
+    return np.array(list(itertools.product(*map(range, task.option_count))))
 
 
 def best_losses(task: PruningTask, budget_ms: FloatArray) -> FloatArray:
@@ -43,24 +42,24 @@ def best_losses(task: PruningTask, budget_ms: FloatArray) -> FloatArray:
 
 
 def worst_loss(task: PruningTask) -> float:
-    return float(loss_curve(task.profiles, task.graph)[:, 0].sum())
+    return float(task.curve[:, 0].sum())
 
 
-def test_level_costs_are_the_tables() -> None:
+def test_move_costs_are_the_tables() -> None:
     for seed in range(20):
         task = random_task(seed, group_count=7, noise=0.3)
-        costs = LevelCosts.of(task.tables)
+        costs = MoveCosts.of(task.tables)
         rng = np.random.default_rng(seed)
-        choice = rng.integers(0, task.level_count, (5, task.group_count))
+        choice = rng.integers(0, task.option_count, (5, task.site_count))
         latency, moves = costs.moves_ms(choice)
-        assert np.array_equal(latency, task.tables.latency_ms(task.keeps_at(choice)))
-        for group in range(task.group_count):
-            assert np.allclose(costs.group_moves_ms(choice, group)[1], moves[:, group])
-            for level in range(int(task.level_count[group])):
+        assert np.array_equal(latency, task.tables.latency_ms(choice))
+        for site in range(task.site_count):
+            assert np.allclose(costs.site_moves_ms(choice, site)[1], moves[:, site])
+            for option in range(int(task.option_count[site])):
                 moved = choice.copy()
-                moved[:, group] = level
-                gain = task.tables.latency_ms(task.keeps_at(moved)) - latency
-                assert np.allclose(gain, moves[:, group, level], atol=1e-12)
+                moved[:, site] = option
+                gain = task.tables.latency_ms(moved) - latency
+                assert np.allclose(gain, moves[:, site, option], atol=1e-12)
 
 
 def test_programme_is_the_exact_knapsack_where_costs_are_whole_steps() -> None:
@@ -130,11 +129,11 @@ def separable_task(seed: int) -> PruningTask:
         for i in range(5)
     )  # fmt: skip
     graph = PruningGraph(f"separable-{seed}", groups, operators, ((1, 3, 8, 8),))
-    levels, level_count = keep_levels(graph)
-    loss = np.sort(rng.random((1, *levels.shape)), axis=-1)[..., ::-1].copy()
-    loss[:, levels == levels[:, -1:]] = 0.0
-    profiles = GroupProfiles(graph.fingerprint, levels, level_count, None, loss)
-    return PruningTask(graph, macs_tables(graph, levels, level_count), profiles)
+    space = channel_space(graph)
+    loss = np.sort(rng.random((1, *space.settings.shape)), axis=-1)[..., ::-1].copy()
+    loss[:, space.shares == 1.0] = 0.0
+    profiles = GroupProfiles(graph.fingerprint, space.settings, space.option_count, None, loss)
+    return PruningTask(space, macs_tables(space), profiles)
 
 
 def test_equals_brute_force_where_costs_are_separable() -> None:
@@ -147,21 +146,21 @@ def test_equals_brute_force_where_costs_are_separable() -> None:
 
 def chain_optimum(task: PruningTask, budget_mmacs: float, unit: int) -> float:
     """Exact dynamic programme over (last group's level, MACs spent) of a chain."""
-    curve = loss_curve(task.profiles, task.graph)
+    curve = task.curve
     limit = int(budget_mmacs * 1e6 + 1e-3) // unit
     operators = task.graph.operators
     first = operators[0]
     table: dict[tuple[int, int], float] = {}
-    for level in range(int(task.level_count[0])):
-        keep = task.levels[0, level]
+    for level in range(int(task.option_count[0])):
+        keep = task.space.settings[0, level]
         spent = int(first.macs_at(np.int64(3), keep)) // unit
         table[level, spent] = float(curve[0, level])
-    for group in range(1, task.group_count):
+    for group in range(1, task.site_count):
         grown: dict[tuple[int, int], float] = {}
         for (before, spent), loss in table.items():
-            for level in range(int(task.level_count[group])):
+            for level in range(int(task.option_count[group])):
                 macs = operators[group].macs_at(
-                    task.levels[group - 1, before], task.levels[group, level]
+                    task.space.settings[group - 1, before], task.space.settings[group, level]
                 )
                 key = (level, spent + int(macs) // unit)
                 if key[1] <= limit:
@@ -172,7 +171,7 @@ def chain_optimum(task: PruningTask, budget_mmacs: float, unit: int) -> float:
     ends = [
         loss
         for (level, spent), loss in table.items()
-        if spent + int(head.macs_at(task.levels[-1, level], np.int64(10))) // unit <= limit
+        if spent + int(head.macs_at(task.space.settings[-1, level], np.int64(10))) // unit <= limit
     ]
     return min(ends)
 
@@ -183,7 +182,7 @@ def test_equals_the_exact_programme_on_most_chains() -> None:
         rng = np.random.default_rng(seed)
         graph = chain_graph([int(w) * 8 for w in rng.integers(2, 6, 7)], side=8)
         task = task_of(graph, seed=seed)
-        task = PruningTask(graph, macs_tables(graph, task.levels, task.level_count), task.profiles)
+        task = PruningTask(task.space, macs_tables(task.space), task.profiles)
         budget_ms = budgets(task, np.array([0.2, 0.5, 0.8]))
         exact = [chain_optimum(task, float(budget), 80) for budget in budget_ms]
         gaps.append((summed_loss(task, solve(task, budget_ms)) - exact) / worst_loss(task))
@@ -204,35 +203,35 @@ def test_always_within_a_budget_that_the_least_plan_meets(
 ) -> None:
     task = random_task(seed, group_count=groups, noise=noise)
     budget_ms = budgets(task, np.array(positions))
-    keeps = solve(task, budget_ms)
-    assert (task.tables.upper_ms(keeps) <= budget_ms).all()
-    assert (keeps == np.take_along_axis(task.levels, task.choice_of(keeps).T, 1).T).all()
+    choice = solve(task, budget_ms)
+    assert (task.tables.upper_ms(choice) <= budget_ms).all()
+    assert ((choice >= 0) & (choice < task.option_count)).all()
 
 
 def test_budget_below_the_least_gives_the_least_plan() -> None:
     task = random_task(3)
-    keeps = solve(task, budgets(task, np.array([-0.5, 0.5])))
-    assert np.array_equal(keeps[0], least_keeps(task))
-    assert not np.array_equal(keeps[1], least_keeps(task))
+    choice = solve(task, budgets(task, np.array([-0.5, 0.5])))
+    assert np.array_equal(choice[0], least_choice(task))
+    assert not np.array_equal(choice[1], least_choice(task))
 
 
 def test_budget_of_the_whole_model_keeps_everything() -> None:
     task = random_task(4)
-    assert np.array_equal(solve(task, budgets(task, np.array([1.001])))[0], task.graph.widths)
+    assert np.array_equal(solve(task, budgets(task, np.array([1.001])))[0], task.space.unpruned)
 
 
 def test_levels_that_lose_nothing_are_kept_as_far_as_the_budget_goes() -> None:
     task = random_task(5)
-    flat = np.zeros(task.levels.shape)
-    keeps = solve(task, budgets(task, np.array([1.001])), loss=flat)
-    assert np.array_equal(keeps[0], task.graph.widths)
+    flat = np.zeros(task.shares.shape)
+    choice = solve(task, budgets(task, np.array([1.001])), loss=flat)
+    assert np.array_equal(choice[0], task.space.unpruned)
 
 
 def test_least_is_the_cheapest_of_all_plans_on_monotone_tables() -> None:
     for seed in range(10):
         task = random_task(seed, group_count=4, max_levels=4)
         latency = task.tables.upper_ms(all_plans(task))
-        assert task.tables.upper_ms(least_keeps(task)[None])[0] == pytest.approx(latency.min())
+        assert task.tables.upper_ms(least_choice(task)[None])[0] == pytest.approx(latency.min())
 
 
 def test_least_is_near_the_cheapest_where_fewer_channels_may_cost_more() -> None:
@@ -240,7 +239,7 @@ def test_least_is_near_the_cheapest_where_fewer_channels_may_cost_more() -> None
     for seed in range(40):
         task = random_task(seed, group_count=4, max_levels=4, noise=0.3)
         latency = task.tables.upper_ms(all_plans(task))
-        ratios.append(task.tables.upper_ms(least_keeps(task)[None])[0] / latency.min())
+        ratios.append(task.tables.upper_ms(least_choice(task)[None])[0] / latency.min())
     assert np.mean(ratios) < 1.01
     assert np.max(ratios) < 1.1
 
@@ -263,7 +262,7 @@ def test_a_rows_answer_does_not_depend_on_its_batch() -> None:
 
 def test_rows_may_bring_their_own_curves() -> None:
     task = random_task(6)
-    curve = loss_curve(task.profiles, task.graph)
+    curve = task.curve
     budget_ms = budgets(task, np.full(2, 0.4))
     steep = curve.copy()
     steep[0] *= 100.0
@@ -272,18 +271,18 @@ def test_rows_may_bring_their_own_curves() -> None:
     assert both[1, 0] >= both[0, 0]
 
 
-def test_groups_without_operators_and_graphs_without_groups_are_solved() -> None:
-    graph = PruningGraph("none", (), (), ((1, 3, 8, 8),))
-    levels, level_count = keep_levels(graph)
-    tables = LatencyTables.compile("x", graph, levels, level_count, lambda *_: np.zeros((1, 1)))
-    empty = PruningTask(graph, tables, GroupProfiles("none", levels, level_count, None))
-    assert solve(empty, np.array([1.0, 2.0])).shape == (2, 0)
-    assert least_keeps(empty).shape == (0,)
+def lossless(space: Space, tables: LatencyTables) -> PruningTask:
+    profiles = GroupProfiles(space.graph.fingerprint, space.settings, space.option_count, None)
+    return PruningTask(space, tables, profiles)
 
-    lonely = PruningGraph("lonely", (Group("g", 16, ()),), (), ((1, 3, 8, 8),))
-    levels, level_count = keep_levels(lonely)
-    tables = LatencyTables.compile(
-        "x", lonely, levels, level_count, lambda *_: np.zeros((1, 1)), overhead_ms=1.0
-    )
-    task = PruningTask(lonely, tables, GroupProfiles("lonely", levels, level_count, None))
-    assert solve(task, np.array([1.0]))[0, 0] == 16
+
+def test_groups_without_operators_and_graphs_without_groups_are_solved() -> None:
+    none = channel_space(PruningGraph("none", (), (), ((1, 3, 8, 8),)))
+    empty = lossless(none, LatencyTables.compile("x", none, lambda *_: np.zeros((1, 1))))
+    assert solve(empty, np.array([1.0, 2.0])).shape == (2, 0)
+    assert least_choice(empty).shape == (0,)
+
+    lonely = channel_space(PruningGraph("lonely", (Group("g", 16, ()),), (), ((1, 3, 8, 8),)))
+    tables = LatencyTables.compile("x", lonely, lambda *_: np.zeros((1, 1)), overhead_ms=1.0)
+    found = solve(lossless(lonely, tables), np.array([1.0]))
+    assert lonely.settings_at(found)[0, 0] == 16

@@ -18,7 +18,7 @@ from rlprune.latency.types import Measurement, ModelSubject, OperatorSpec
 from rlprune.plans import PlanEntry, PruningPlan
 from rlprune.store import Store, open_store
 
-DEVICE = "ort-1.0.test.t1.f32.b1"
+DEVICE = "ort-1.0.test.t1.b1"
 FINGERPRINT = "ab" * 32
 GRAPH = PruningGraph(
     fingerprint=FINGERPRINT,

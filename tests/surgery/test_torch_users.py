@@ -119,7 +119,7 @@ def test_training_resumes_in_a_new_process_as_if_it_had_not_stopped(
     torch.save(optimizer.state_dict(), tmp_path / "optimizer.pt")
     safetensors.torch.save_file({"batch": batch}, tmp_path / "batch.safetensors")
 
-    script = Path(__file__).parents[1] / "torch_resume.py"
+    script = Path(__file__).parents[1] / "support" / "torch_resume.py"
     subprocess.run([sys.executable, str(script), name, str(tmp_path)], check=True, timeout=200)
 
     train(small, optimizer, batch)

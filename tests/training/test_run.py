@@ -13,13 +13,13 @@ from learnable import learnable_task
 from synthetic import evaluations_of
 
 from rlprune.errors import InputError, NotFoundError
-from rlprune.graph.types import FloatArray, PruningGraph
+from rlprune.graph.types import FloatArray
 from rlprune.latency.types import Measurement, ModelSubject
 from rlprune.mdp.dynamics import PruningDynamics
 from rlprune.planning import latency_model
 from rlprune.policy import get_policy
 from rlprune.recording.model_dir import save_model_dir
-from rlprune.sensitivity.types import GroupProfiles
+from rlprune.schemes import Space
 from rlprune.store import Store, open_store
 from rlprune.training import train
 from rlprune.training.run import load_models, training_tasks
@@ -27,15 +27,15 @@ from rlprune.training.run import load_models, training_tasks
 DEVICE = "board-1"
 
 
-def record(folder: Path, seed: int) -> tuple[PruningGraph, GroupProfiles]:
+def record(folder: Path, seed: int) -> Space:
     """A recorded model, its evaluations those of a bent objective."""
     task = learnable_task(seed, (1, 1))
     assert task.objective is not None
     rng = np.random.default_rng(seed)
-    keeps = task.keeps_at(rng.integers(0, task.level_count, (80, task.group_count)))
+    keeps = task.space.settings_at(rng.integers(0, task.option_count, (80, task.site_count)))
     evaluations = evaluations_of(keeps, task.objective.loss(keeps))
     save_model_dir(folder / f"net{seed}", task.graph, task.profiles, evaluations)
-    return task.graph, task.profiles
+    return task.space
 
 
 @pytest.fixture(scope="module")
@@ -52,15 +52,13 @@ def store(tmp_path: Path) -> Iterator[Store]:
         yield opened
 
 
-def report(store: Store, graph: PruningGraph, profiles: GroupProfiles, per_unit: float) -> None:
+def report(store: Store, space: Space, per_unit: float) -> None:
     """Reports everything missing, from a device on which the first group's units cost most."""
-    store.put_graph(graph, b"skeleton")
+    store.put_graph(space.graph, b"skeleton")
     measurements = []
-    for subject in latency_model(store, DEVICE).missing(
-        graph, profiles.levels, profiles.level_count
-    ):
+    for subject in latency_model(store, DEVICE).missing(space):
         if isinstance(subject, ModelSubject):
-            ms = 0.1 + per_unit * subject.keeps[0] + 0.001 * sum(subject.keeps)
+            ms = 0.1 + per_unit * subject.settings[0] + 0.001 * sum(subject.settings)
         else:
             ms = 0.01 + (per_unit if subject.in_width == 3 else 0.001) * subject.out_width
         samples = ((ms,) * 3,) * 3
@@ -75,19 +73,20 @@ def rewards(store: Store, recorded: Path) -> FloatArray:
     dynamics = PruningDynamics(task)
     dynamics.reset([np.random.default_rng(seed) for seed in range(16)])
     rng = np.random.default_rng(0)
-    steps = [dynamics.step(rng.uniform(-1, 1, (16, 1)))[1] for _ in range(task.group_count)]
+    steps = [dynamics.step(rng.uniform(-1, 1, (16, 1)))[1] for _ in range(task.site_count)]
     return np.sum(steps, axis=0)
 
 
 def test_what_devices_report_changes_the_reward(store: Store, tmp_path: Path) -> None:
-    graph, profiles = record(tmp_path / "models", 1)
-    report(store, graph, profiles, per_unit=0.0)
+    space = record(tmp_path / "models", 1)
+    report(store, space, per_unit=0.0)
     before = rewards(store, tmp_path / "models")
-    widths = tuple(int(width) for width in graph.widths)
+    widths = tuple(int(width) for width in space.graph.widths)
     dear = [
-        ModelSubject(graph.fingerprint, (int(keep), *widths[1:])) for keep in profiles.levels[0]
+        ModelSubject(space.graph.fingerprint, (int(keep), *widths[1:]))
+        for keep in space.settings[0]
     ]
-    samples = [((0.1 + 0.2 * s.keeps[0],) * 3,) * 3 for s in dear]
+    samples = [((0.1 + 0.2 * s.settings[0],) * 3,) * 3 for s in dear]
     store.add_measurements(
         [Measurement(DEVICE, s, ms, ms) for s, ms in zip(dear, samples, strict=True)]
     )
@@ -98,7 +97,7 @@ def test_models_a_device_has_not_measured_are_left_out_by_name(
     store: Store, recorded: Path
 ) -> None:
     models = load_models([recorded])
-    report(store, models["net1"].graph, models["net1"].profiles, per_unit=0.01)
+    report(store, models["net1"].space, per_unit=0.01)
     tasks, skipped = training_tasks(models, store=store, devices=[DEVICE])
     assert [t.model for t in tasks if t.task.tables.device == DEVICE] == ["net1"]
     assert skipped == (f"net2 on {DEVICE}", f"net3 on {DEVICE}")
@@ -154,7 +153,7 @@ def test_training_leaves_an_artifact_that_plans(
     policy = get_policy(str(tmp_path / "policy"))
     assert policy.name == summary.policy
     task = learnable_task(100)
-    budget = np.array([0.6, 0.8]) * task.tables.upper_ms(task.graph.widths[None])
+    budget = np.array([0.6, 0.8]) * task.tables.upper_ms(task.space.unpruned[None])
     assert (task.tables.upper_ms(policy.plan(task, budget)) <= budget).all()
 
 
@@ -164,11 +163,11 @@ def test_imagined_devices_differ_from_each_other_and_not_from_themselves(
     models = load_models([recorded])
     tasks, _ = training_tasks(models, store=store, devices=[], synthetic=2)
     again, _ = training_tasks(models, store=store, devices=[], synthetic=2)
-    tables = {(t.model, t.task.tables.device): t.task.tables.flat_ms for t in tasks}
+    tables = {(t.model, t.task.tables.device): t.task.tables.operators.flat_ms for t in tasks}
     assert len(tables) == 9
     for named in again:
         assert np.array_equal(
-            named.task.tables.flat_ms, tables[named.model, named.task.tables.device]
+            named.task.tables.operators.flat_ms, tables[named.model, named.task.tables.device]
         )
     share = [tables["net1", f"synthetic-{seed}"] / tables["net1", "macs"].sum() for seed in (0, 1)]
     assert not np.allclose(share[0] / share[0].sum(), share[1] / share[1].sum(), rtol=0.1)

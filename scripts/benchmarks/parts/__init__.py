@@ -1,0 +1,1 @@
+"""What benchmarks are made of beside the harness: inputs, cases, and what is kept of them."""

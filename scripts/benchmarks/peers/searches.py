@@ -1,0 +1,121 @@
+"""Searches without a learner: random, evolutionary, and greedy."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from benchmarks.peers.search import HAIR, Search, SearchSpace
+from rlprune.graph.types import IntArray
+
+POPULATION = 24
+TOURNAMENT = 4
+CROSSED_RATIO = 0.5
+"""Share of children with two parents."""
+ANYWHERE_RATIO = 0.15
+"""Share of mutated groups that move to any level, not to one of the next two."""
+TRIES = 200
+"""Proposals in a row that were all seen before; then the space is taken as searched."""
+
+
+def random_search(space: SearchSpace, rng: np.random.Generator) -> Search:
+    """Random plans that just fit; the best by loss after statistics correction is kept.
+
+    EagleEye (Li et al., ECCV 2020): random ratios within the constraint, ranked by the accuracy
+    with re-estimated BatchNorm. Departs: ratios are moved to meet the budget, none is thrown away.
+    """
+    seen: set[tuple[int, ...]] = set()
+    repeats = 0
+    while repeats < TRIES:
+        choice = space.random(rng)
+        repeats += 1
+        if tuple(choice) not in seen:
+            seen.add(tuple(choice))
+            repeats = 0
+            yield choice
+
+
+def evolution(space: SearchSpace, start: IntArray, rng: np.random.Generator) -> Search:
+    """A steady-state genetic algorithm from one plan: tournament, crossover, mutation, repair.
+
+    As in LeGR (Chin et al., CVPR 2020) and MetaPruning (Liu et al., ICCV 2019), over keep levels;
+    departs: it starts from `start` (a choice [S], the knapsack's) and its mutations, and no
+    plan is evaluated twice.
+    """
+    people: list[tuple[float, IntArray]] = []
+    seen: set[tuple[int, ...]] = set()
+    child = space.fitted(start, rng) if not space.fits(start) else start
+    while True:
+        seen.add(tuple(child))
+        loss = yield child
+        people.append((loss, child))
+        people.sort(key=lambda one: one[0])
+        del people[POPULATION:]
+        for _ in range(TRIES):
+            child = space.fitted(_mutated(_child(people, start, rng), space, rng), rng)
+            if tuple(child) not in seen:
+                break
+        else:
+            return
+
+
+def _child(
+    people: list[tuple[float, IntArray]], start: IntArray, rng: np.random.Generator
+) -> IntArray:
+    if len(people) < POPULATION // 2:
+        return start
+    mother, father = (
+        people[int(rng.integers(len(people), size=TOURNAMENT).min())][1] for _ in range(2)
+    )
+    if rng.random() >= CROSSED_RATIO:
+        return mother
+    return np.where(rng.random(len(mother)) < 0.5, mother, father)
+
+
+def _mutated(choice: IntArray, space: SearchSpace, rng: np.random.Generator) -> IntArray:
+    """One to a few groups moved, mostly by one or two levels."""
+    choice = choice.copy()
+    count = min(int(rng.geometric(0.5)), len(space.free))
+    for group in rng.choice(space.free, size=count, replace=False):
+        last = int(space.task.option_count[group]) - 1
+        if rng.random() < ANYWHERE_RATIO:
+            choice[group] = rng.integers(last + 1)
+        else:
+            choice[group] = np.clip(choice[group] + rng.choice([-2, -1, 1, 2]), 0, last)
+    return choice
+
+
+def netadapt(space: SearchSpace, evaluation_count: int, rng: np.random.Generator) -> Search:
+    """Greedy: each round every group alone is shrunk until the round's latency step is met.
+
+    NetAdapt (Yang et al., ECCV 2018): of the groups' proposals the one that loses least is taken,
+    until the budget is met. Steps are equal, and as many as `evaluation_count` pays for. Departs:
+    proposals are compared after statistics correction, not after short training; where no group
+    alone can make the step, each proposes the most that it can save.
+    """
+    choice, asked = space.task.space.unpruned, 0
+    rounds = max(1, evaluation_count // max(1, len(space.free)))
+    place = np.arange(space.task.shares.shape[1])
+    done = 0
+    while not space.fits(choice):
+        latency, moves = space.moves(choice)
+        step = (latency - space.limit) / max(1, rounds - done)
+        below = place < choice[:, None]
+        enough = below & (latency + moves <= max(latency - step, space.limit) * (1 - HAIR))
+        if enough.any():
+            levels = {g: np.flatnonzero(enough[g])[-1] for g in space.free if enough[g].any()}
+        else:
+            saving = np.where(below & (moves < -HAIR), moves, 0.0)
+            levels = {g: saving[g].argmin() for g in space.free if saving[g].any()}
+        if not levels or asked + len(levels) > evaluation_count:
+            break
+        proposals = []
+        for group, level in levels.items():
+            proposal = choice.copy()
+            proposal[group] = level
+            loss = yield proposal
+            proposals.append((loss, proposal))
+        asked += len(levels)
+        choice = min(proposals, key=lambda one: one[0])[1]
+        done += 1
+    if not space.fits(choice):
+        yield space.fitted(choice, rng)

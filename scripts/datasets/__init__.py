@@ -1,0 +1,1 @@
+"""Makers of what ships and is fitted to recordings: `scripts/data NAME` runs one."""
