@@ -60,19 +60,17 @@ class PlanFigures:
 
 @dataclass(frozen=True, slots=True)
 class Candidate(PlanFigures):
-    """One of several plans for the same budget, as proposed or as evaluated."""
+    """One of several plans for the same budget; its figures are None until it is evaluated."""
 
     policy: str
     """Name and version of what proposed it; samples around a policy's plan end in `~1`, `~2`."""
     divergence: float | None = None
-    """Divergence of its answers, after reconstruction, from the unpruned network's, nats, on images
-    that no profile was measured on; what is chosen by. None before that, as the three below."""
+    """From the unpruned network's answers, after reconstruction, nats; what is chosen by."""
     gain_se: float | None = None
-    """Standard error of its difference from the knapsack's divergence, image by image, nats."""
+    """Standard error of its difference from the knapsack's, image by image, nats."""
     loss: float | None = None
     """Cross-entropy on the same images, nats; None where there were no labels."""
     loss_se: float | None = None
-    """Standard error of the cross-entropy over images, nats."""
     image_count: int = 0
     """Images that it was evaluated on before successive halving dropped it, or all of them."""
     chosen: bool = False
@@ -103,7 +101,6 @@ class Certificate:
     measured_latency_ms: float
     measured_interval_ms: tuple[float, float]
     rounds: tuple[MeasuredRound, ...]
-    """All plans that were measured, in order."""
 
 
 @dataclass(frozen=True)
@@ -148,8 +145,7 @@ class PruningPlan:
     precision: str = "f32"
     """Arithmetic that its latencies are for."""
     expected_divergence: float | None = field(default=None, compare=False)
-    """Divergence expected between the answers after reconstruction and the unpruned network's,
-    nats: the sum of what the sites lose one by one. None for a network that was not trained."""
+    """Divergence expected after reconstruction, nats; None for a network that was not trained."""
 
     @property
     def keeps(self) -> IntArray:

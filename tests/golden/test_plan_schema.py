@@ -99,7 +99,7 @@ def test_a_field_is_required_where_a_plan_without_it_is_refused(full: dict[str, 
 def test_plans_of_older_versions_keep_to_it(full: dict[str, Any]) -> None:
     """docs/plan_format.md lists what each version began to write."""
     of_0_4 = deepcopy(full)
-    del of_0_4["expected_divergence"]
+    del of_0_4["precision"], of_0_4["expected_divergence"]
     for one in of_0_4["candidates"]:
         del one["divergence"], one["image_count"]
     of_0_1 = deepcopy(of_0_4)
