@@ -86,14 +86,18 @@ def trace(
     input_shapes: Mapping[str, Sequence[int]] | None = None,
     input_values: Mapping[str, Any] | None = None,
 ) -> OnnxTrace | TorchTrace:
-    """What of a model can be pruned. The model is not changed; a trace is returned as it is.
+    """Reads a model and finds which of its channels can be pruned; the model is not changed.
 
     Args:
-        model: an ONNX file's path or bytes, an `onnx.ModelProto`, or a torch module.
+        model: an ONNX file's path or bytes, an `onnx.ModelProto`, a torch module, or a trace, which
+            is returned as it is.
         example_inputs: what a torch module is called with (a tensor or a tuple of them).
         input_shapes: shapes of ONNX inputs whose extents the file leaves open, by name.
         input_values: values of ONNX inputs that are to be constants, by name, such as
             `{"sr": 16000}`; in what is written, too.
+
+    Returns:
+        The model with its graph: groups of channels, operators, and what is not prunable and why.
 
     Raises:
         ModelError: the model is refused, or its channels cannot be followed.
@@ -144,7 +148,8 @@ def plan(
             where there is one, [N, ...]; `y` [N] for labels), arrays by name, one array, a
             `CalibrationData`, or `made-up`; sensitivity is then measured, not predicted from the
             weights.
-        example_inputs, input_shapes: as for `trace`.
+        example_inputs: as for `trace`.
+        input_shapes: as for `trace`.
         on_progress: told (what is being done, how much is done, of how much).
         options: `budget_ms` or `budget_ratio`, and all else that may be asked: see
             `rlprune.planning.request.PlanOptions`.
@@ -202,20 +207,26 @@ def apply(
     input_shapes: Mapping[str, Sequence[int]] | None = None,
     on_result: Callable[[Correction], None] | None = None,
 ) -> onnx.ModelProto | nn.Module:
-    """The model with the channels removed that the plan gives up; the input stays as it is.
+    """Prunes a model as a plan says and reconstructs the layers that lost inputs.
 
-    Of every group the channels stay that the weights pass most energy through. The layers that lose
-    inputs are reconstructed from those that stay, which saves most of what a cut costs before any
-    training: on the inputs of `calibration`, which need no labels, or on made-up ones where there
-    are none. Where no runtime is installed the model is only cut. An ONNX model gives an ONNX
-    model, a torch module a module.
+    Of every group those channels stay that the weights pass most energy through. Layers that lose
+    inputs are then solved by least squares to answer as before from the inputs that stay: on the
+    inputs of `calibration`, which need no labels, or on made-up ones where there are none. Where no
+    runtime is installed the model is only cut. The model that is given is not changed.
 
     Args:
+        plan: for this model; see `PruningPlan.check`.
+        model: as `trace` takes it, or a trace.
+        example_inputs: as for `trace`.
+        input_shapes: as for `trace`.
         calibration: a file, arrays by input name, one array, or a `CalibrationData`; `none` to cut
             and no more.
         on_result: told what the model was reconstructed from and, of an ONNX model, how far its
             answers moved. Where it is None, `AccuracyWarning` is issued if they moved a lot, or if
             nothing could be reconstructed.
+
+    Returns:
+        The pruned model: an ONNX model for an ONNX model, a torch module for a module.
 
     Raises:
         PlanMismatchError: the plan is for another model.

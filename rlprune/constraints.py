@@ -35,7 +35,7 @@ class Constraints:
     """What every plan must keep to; `InputError` at birth names the field that is wrong."""
 
     round_to: int | None = None
-    """Keep counts are multiples of this, or the full width; None leaves it to the device."""
+    """Kept counts are multiples of this, or the full width; None leaves it to the device."""
     min_keep: int = 1
     """No group keeps fewer units."""
     min_keep_ratio: float = 0.0

@@ -17,6 +17,7 @@
     ├── StoreError                  the store is gone, was replaced, or is damaged
     ├── UnavailableError            the server or cluster does not answer; trying again may help
     │   └── OverloadedError         the server has too much to do; nothing was done
+    ├── NotServedError              the server knows no such call
     └── MeasurementError            a device could not run what it was asked to measure
 
 Each message says what was wrong, the value, and what to do. `field` names the part of the

@@ -33,16 +33,17 @@ class PlanEntry:
     """What one site keeps (`schemes.base.Site`)."""
 
     name: str
+    """Name of the site; of a group, that of the first node that produces its channels."""
     scheme: str
-    """What `width` and `keep` count: of `channel` the channels of a group."""
+    """What `width` and `keep` count: under `channel`, the channels of a group."""
     width: int
-    """What the site is as it is."""
+    """Value of the site in the unpruned model."""
     keep: int
-    """What is kept of that: the value of the option that was chosen."""
+    """Value of the option that was chosen for it."""
     members: tuple[str, ...]
     """`tensor[axis]` of every weight axis that shrinks with the group, for the reader."""
     constraint: str = ""
-    """What was stated about it, e.g. `held by 'layer4.*'`; empty where nothing was."""
+    """The constraint on it, e.g. `held by 'layer4.*'`; empty where there is none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +51,7 @@ class PlanFigures:
     """What a plan is predicted to cost; the knapsack's stand beside every plan for comparison."""
 
     keeps: tuple[int, ...]
-    """What every site keeps, in the plan's order."""
+    """Value of every site (`PlanEntry.keep`), in the plan's order."""
     predicted_latency_ms: float
     predicted_interval_ms: tuple[float, float]
     macs: int
@@ -59,21 +60,19 @@ class PlanFigures:
 
 @dataclass(frozen=True, slots=True)
 class Candidate(PlanFigures):
-    """One of several plans for the same budget, as proposed or as evaluated."""
+    """One of several plans for the same budget; its figures are None until it is evaluated."""
 
     policy: str
     """Name and version of what proposed it; samples around a policy's plan end in `~1`, `~2`."""
     divergence: float | None = None
-    """Of its answers, after reconstruction, from the unpruned network's on images that no profile
-    was measured on, nats, by which it is chosen; None until it is evaluated, as the three below."""
+    """From the unpruned network's answers, after reconstruction, nats; what is chosen by."""
     gain_se: float | None = None
-    """Standard error of its difference from the knapsack's divergence, image by image."""
+    """Standard error of its difference from the knapsack's, image by image, nats."""
     loss: float | None = None
-    """Cross-entropy on the same images, nats."""
+    """Cross-entropy on the same images, nats; None where there were no labels."""
     loss_se: float | None = None
-    """Its standard error over images."""
     image_count: int = 0
-    """Images that it saw before the race was decided without it."""
+    """Images that it was evaluated on before successive halving dropped it, or all of them."""
     chosen: bool = False
     """Whether it is the plan."""
 
@@ -89,7 +88,7 @@ class MeasuredRound:
     measured_interval_ms: tuple[float, float]
     """Where another such measurement would lie: 95 % on either side."""
     status: str
-    """`ok`, `unstable` or `failed`, as `Measurement.status`."""
+    """`ok`, `unstable` or `failed`, as `Measurement.status`; `reason` says why it is not `ok`."""
     reason: str = ""
 
 
@@ -98,11 +97,10 @@ class Certificate:
     """What measuring a plan on its device said (`rlprune.planning.certify`)."""
 
     within: bool
-    """Whether the upper end of what was measured is within the budget."""
+    """Whether the upper end of the measured interval is within the budget."""
     measured_latency_ms: float
     measured_interval_ms: tuple[float, float]
     rounds: tuple[MeasuredRound, ...]
-    """All plans that were measured, in order."""
 
 
 @dataclass(frozen=True)
@@ -110,40 +108,44 @@ class PruningPlan:
     """What every site of one graph keeps, for one device and one budget."""
 
     fingerprint: str
-    """Of the graph this plan is for."""
+    """Fingerprint (sha256, 64 hex digits) of the graph that this plan is for."""
     policy: str
     """Name and version of what decided, e.g. `knapsack` or `learned/1f3a9c`."""
     profiled: bool
-    """Whether losses measured on calibration data were used, or shapes and weights alone."""
+    """True if sensitivity was measured on calibration data, False if it was predicted."""
     device: str
-    """Device key, or `macs` (latencies are then millions of MACs)."""
+    """Device key, or `macs`: then every latency is a number of millions of MACs."""
     budget_ms: float
+    """The latency budget; one that was asked for as a ratio is turned into ms."""
     feasible: bool
-    """False where even the least latency exceeds the budget; the plan is then the least one."""
+    """False where no plan was found within the budget; the plan is then that of least latency."""
     base_latency_ms: float
+    """Predicted for the unpruned model."""
     least_latency_ms: float
+    """Predicted for the plan of least latency."""
     predicted_latency_ms: float
     predicted_interval_ms: tuple[float, float]
-    """90 % interval; the upper end is what was held against the budget."""
+    """90 % interval of the prediction; its upper end was compared with the budget."""
     groups: tuple[PlanEntry, ...]
+    """One entry for every site: the groups of channels in the graph's order, then other sites."""
     macs: int
+    """Multiply-accumulates of one inference of the pruned model at batch 1."""
     params: int
+    """Parameters of the pruned model, BatchNorm folded into the weights."""
     reference: PlanFigures | None = None
     """The latency knapsack's plan for the same question."""
     note: str = ""
-    """What the reader should know, e.g. why the reference was returned."""
+    """Remarks for the reader, separated by semicolons, e.g. why the knapsack's plan was taken."""
     certificate: Certificate | None = None
-    """What was measured, where that was asked for."""
+    """The plan as measured on its device; None where nobody asked for that."""
     constraints: Constraints = field(default_factory=Constraints)
-    """What was stated; `round_to` is None only where it is not known."""
+    """The constraints that it keeps to; `round_to` is None only where it is not known."""
     candidates: tuple[Candidate, ...] = ()
-    """What it was chosen from, where that was asked for; the first is the knapsack's."""
+    """The plans that it was chosen from, the knapsack's first; empty where there was no choice."""
     precision: str = "f32"
-    """Arithmetic that its latencies are of."""
+    """Arithmetic that its latencies are for."""
     expected_divergence: float | None = field(default=None, compare=False)
-    """How far the answers are expected to lie from the unpruned network's once `apply` has
-    reconstructed it, nats: what its groups lose one by one, summed; None of a network that was not
-    trained, and in plans of 0.6 and before."""
+    """Divergence expected after reconstruction, nats; None for a network that was not trained."""
 
     @property
     def keeps(self) -> IntArray:

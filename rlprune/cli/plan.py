@@ -121,7 +121,7 @@ def plan(
         typer.Option(
             metavar="K",
             show_default=False,
-            help="Let K plans race on half of the calibration images and take the best; 64 cost "
+            help="Compare K plans on half of the calibration images and take the best; 64 cost "
             "about as much as 8 full evaluations and are the default from 500 images on; 0 for "
             "none.",
         ),

@@ -135,7 +135,7 @@ def _hold_axes(node: Node, scope: Scope, axes: list[int], why: str) -> None:
 
 @rule("LayerNormalization RMSNormalization SimplifiedLayerNormalization")
 def _layer_norm(node: Node, scope: Scope) -> None:
-    """What it normalises over is held: every channel changes the others; the rest goes through."""
+    """Channels that it normalises over are not prunable: each changes the others."""
     rank = len(scope.shape(node.inputs[0]))
     axes = list(range(int(node.attrs.get("axis", -1)) % rank, rank))
     first = Node(node.name, node.op, node.inputs, node.outputs[:1], node.attrs)
@@ -145,7 +145,7 @@ def _layer_norm(node: Node, scope: Scope) -> None:
 
 @rule("GroupNormalization LRN")
 def _group_norm(node: Node, scope: Scope) -> None:
-    """Carries channels that each are a group of their own; more to a group are held."""
+    """Carries channels that each are a group of their own; several to a group are not prunable."""
     block = scope.channels.block(node.inputs[0])
     if node.op == "GroupNormalization" and block is not None and block.axes == (1,):
         single = int(node.attrs["num_groups"]) == len(block.ids)
@@ -159,7 +159,7 @@ def _group_norm(node: Node, scope: Scope) -> None:
 
 @rule("LpNormalization CumSum")
 def _axis_norm(node: Node, scope: Scope) -> None:
-    """What it works along is held; the rest goes through."""
+    """Carries channels; an axis that it works along is not prunable."""
     rank = len(scope.shape(node.inputs[0]))
     axis = [int(node.attrs.get("axis", -1))] if node.op != "CumSum" else list(range(rank))
     _hold_axes(node, scope, axis, "works over these channels")
@@ -167,7 +167,7 @@ def _axis_norm(node: Node, scope: Scope) -> None:
 
 @rule("MeanVarianceNormalization")
 def _mvn(node: Node, scope: Scope) -> None:
-    """What it normalises over is held; the rest goes through."""
+    """Carries channels; an axis that it normalises over is not prunable."""
     _hold_axes(
         node, scope, list(node.attrs.get("axes", [0, 2, 3])), "normalises over these channels"
     )
@@ -175,7 +175,7 @@ def _mvn(node: Node, scope: Scope) -> None:
 
 @rule("Softmax LogSoftmax Hardmax")
 def _softmax(node: Node, scope: Scope) -> None:
-    """What it sums over is held; until opset 12 that is everything from `axis` on, 1 by default."""
+    """Channels that it sums over are not prunable; until opset 12 all from `axis` (1) on."""
     rank = len(scope.shape(node.inputs[0]))
     if scope.normal.opset() < 13:
         axes = list(range(int(node.attrs.get("axis", 1)) % rank, rank))
@@ -186,7 +186,7 @@ def _softmax(node: Node, scope: Scope) -> None:
 
 @rule("MaxPool AveragePool LpPool GlobalAveragePool GlobalMaxPool GlobalLpPool")
 def _pool(node: Node, scope: Scope) -> None:
-    """Carries channels; positions that are pooled over are held."""
+    """Carries channels; positions that are pooled over are not prunable."""
     rank = len(scope.shape(node.inputs[0]))
     _hold_axes(node, scope, list(range(2, rank)), "pools over these channels")
     if len(node.outputs) > 1 and node.outputs[1] in scope.normal.readers:
@@ -198,7 +198,7 @@ def _pool(node: Node, scope: Scope) -> None:
     "ReduceLogSumExp ReduceSumSquare"
 )
 def _reduce(node: Node, scope: Scope, block: Block) -> None:
-    """What it reduces over is held; the rest goes through."""
+    """Carries channels; an axis that it reduces over is not prunable."""
     rank = len(scope.shape(node.inputs[0]))
     known = [scope.normal.values.get(name) for name in node.inputs]
     if len(node.inputs) > 1 and node.inputs[1] and known[1] is None:

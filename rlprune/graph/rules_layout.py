@@ -115,7 +115,7 @@ def _transpose(node: Node, scope: Scope, block: Block) -> None:
 
 @carries("Squeeze")
 def _squeeze(node: Node, scope: Scope, block: Block) -> None:
-    """Carries channels; an axis of channels that it drops is held."""
+    """Carries channels; an axis of channels that it drops is not prunable."""
     shape = scope.shape(node.inputs[0])
     known = [scope.normal.values.get(name) for name in node.inputs]
     axes = axes_of(dict(node.attrs), known, 1)
@@ -226,7 +226,7 @@ def _gather(node: Node, scope: Scope) -> None:
 
 @rule("GridSample")
 def _grid_sample(node: Node, scope: Scope) -> None:
-    """Carries channels, all read at the same places; what tells the places is held."""
+    """Carries channels, all read at the same places; the grid's channels are not prunable."""
     data, grid = node.inputs
     channels = scope.channels
     hold_inputs(node, scope, (grid,), "reads places from these channels")

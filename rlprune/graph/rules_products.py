@@ -39,7 +39,7 @@ def _gemm(node: Node, scope: Scope) -> None:
 @rule("MatMul")
 def _matmul(node: Node, scope: Scope) -> None:
     """Reads and makes channels with a weight; of two activations it lets whole heads, rows or
-    columns through and holds what it sums over."""
+    columns through; what it sums over is not prunable."""
     left, right = node.inputs
     channels = scope.channels
     if not scope.is_weight(right):
@@ -76,7 +76,7 @@ def _matmul_of_activations(node: Node, scope: Scope) -> None:
 
 @rule("Einsum")
 def _einsum(node: Node, scope: Scope) -> None:
-    """Of two operands: with a weight it reads and makes channels, else as MatMul; others hold."""
+    """With a weight it reads and makes channels, else as MatMul; only of two operands."""
     read = equation(node)
     if read is None or len(read[0]) != 2 or any(len(set(t)) < len(t) for t in (*read[0], read[1])):
         return hold_all(node, scope)
@@ -195,7 +195,7 @@ def _product(
 
 @rule("DeformConv")
 def _deform_conv(node: Node, scope: Scope) -> None:
-    """Reads and makes channels; offsets and masks are held, and several groups or offset groups."""
+    """Reads and makes channels; not prunable: offsets, masks, several groups or offset groups."""
     data, weight, offset = node.inputs[:3]
     mask = node.inputs[4] if len(node.inputs) > 4 else ""
     channels = scope.channels
@@ -274,7 +274,7 @@ def _heads(node: Node, scope: Scope, name: str, attribute: str) -> IntArray | No
 
 @rule("LSTM GRU RNN")
 def _recurrent(node: Node, scope: Scope) -> None:
-    """Reads channels; the hidden state is held."""
+    """Reads channels; the hidden state is not prunable."""
     data, weight = node.inputs[:2]
     weights = [name for name in node.inputs[1:4] if name]
     if not all(scope.is_weight(name) for name in weights) or scope.is_weight(data):

@@ -1,10 +1,10 @@
 """Several plans for one budget, and the choice between them where the weights are.
 
-Planning proposes: the knapsack, the policy, samples around the policy, and what the knapsack would
-be if single-group losses were as wrong about whole plans as they usually are. Such plans lose by
-prediction the same to a few percent, and in truth 5-15 % more or less; which, nobody without
-weights can tell, so until they are evaluated the knapsack's plan stands. `choose` lets them race on
-images and takes the best, if it is better than the knapsack's by more than noise.
+Proposed are the knapsack's plan, the policy's, samples around the policy's, and what the knapsack
+would plan if single-group losses were as wrong about whole plans as they usually are. The predicted
+losses of such plans differ by a few percent, their true losses by 5 to 15 %, and only an evaluation
+tells which way; so until they are evaluated the knapsack's plan stands. `choose` compares them by
+successive halving and takes the best, if it is better than the knapsack's by more than noise.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def propose(
     """At most `count` different plans (policy's name, choice [S]) within a budget that can be met.
 
     The first is the knapsack's, the second the policy's own, the third what the knapsack would plan
-    by losses foretold. Names of samples around the first two end in `~1`, `~2` ...
+    by predicted losses. Names of samples around the first two end in `~1`, `~2` ...
     """
     found: dict[tuple[int, ...], tuple[str, IntArray]] = {}
     for name, choice in _proposals(task, policy, budget_ms, count, rng):
@@ -85,8 +85,8 @@ def _proposals(
     knapsack = get_policy("knapsack")
     for one in (knapsack, policy):
         yield one.name, one.plan(task, asked)[0]
-    foretold = task.data_free.curve
-    yield f"{knapsack.name}/foretold", solve(task, asked, loss=foretold)[0]
+    predicted = task.data_free.curve
+    yield f"{knapsack.name}/foretold", solve(task, asked, loss=predicted)[0]
     curve = task.curve  # [S, L]
     budgets = np.full(count, budget_ms)
     for block in range(DRAWS * DRAWN):
@@ -102,8 +102,7 @@ def _proposals(
 
 
 def rungs(plan_count: int, image_count: int) -> list[tuple[int, int, int]]:
-    """The race between plans: by rung the images (start, stop) that run, and how many plans on
-    them.
+    """How plans are compared: per rung the images (start, stop), and how many plans see them.
 
     Successive halving (Jamieson and Talwalkar 2016, section 2): what is clearly worse shows on a
     twentieth of the images. 64 plans on 1,000 images cost 7.4 runs over all of them.
@@ -124,11 +123,11 @@ def choose(
 ) -> PruningPlan:
     """`plan` with its candidates evaluated, and the best of them as the plan.
 
-    They race (`rungs`), and the best is the one whose answers diverge least from the unpruned
-    network's on all images: on other images that foretells the loss better than the loss itself
-    does, as the labels' noise is not in it (README, Candidates). It is taken over the knapsack's,
-    which always reaches the end, only where the mean difference, image by image, is more than its
-    standard error. A plan without candidates comes back as it is.
+    They are compared by successive halving (`rungs`). The best is the one whose answers diverge
+    least from the unpruned network's on all images: that predicts the loss on other images better
+    than the loss itself does, since the labels' noise is not in it. It is taken over the knapsack's
+    plan, which always reaches the end, only where the mean difference, image by image, is more than
+    its standard error. A plan without candidates comes back as it is.
 
     Args:
         evaluate: a plan's keeps by the images from one number to another, in an order that is

@@ -32,54 +32,52 @@ class SharedOptions(TypedDict, total=False):
     """What may be asked beside a budget; in Python, over the wire and on the command line alike."""
 
     device: str | None
-    """Whose latency counts: a key that the store or the server knows; `ort`, `openvino` or `mnn`
-    for that runtime on this machine, ort where nothing is given; or `macs` (then "ms" are millions
-    of MACs). A server is asked for a key or for `macs`."""
+    """Device whose latency counts: a key that the store or the server knows; `ort` (the default),
+    `openvino` or `mnn` for that runtime on this machine; or `macs`, under which "ms" are millions
+    of MACs. Of a server, a key or `macs`."""
     policy: str
     """learned, knapsack, global, uniform (one ratio, filled up to the budget),
     uniform-plain (not filled), or a trained policy's directory (of a server: a name it serves)."""
     round_to: int | None
-    """Keep counts are multiples of this, or the full width; by default of what the device likes
-    (8)."""
+    """Kept counts are multiples of this, or the full width; by default the device decides (8 for
+    ONNX Runtime)."""
     min_keep: int
     """No group keeps fewer units."""
     min_keep_ratio: float
     """No group keeps a smaller share (0-1) of its units."""
     hold: str | Iterable[str]
-    """Globs over names of layers, nodes, weights or groups; what matches is left as it is."""
+    """Globs over names of layers, nodes, weights or groups; what matches is not pruned."""
     pin: str | Iterable[str]
-    """The same; the channels of all layers that one glob matches keep one ratio."""
+    """Globs likewise; the channels of all layers that one glob matches keep one ratio."""
     precision: str
     """Arithmetic that latency is predicted and measured in; `f32` is the only one yet."""
     schemes: str | Iterable[str]
-    """What may be done to the network beside cutting channels, by the names of `rlprune.schemes`;
-    nothing by default."""
+    """Names of schemes that may be used beside `channel`; none by default."""
     guard: bool
-    """Give the knapsack's plan, and say so in `plan.note`, where the policy's recorded gain on
-    unseen models is not clearly above zero; False for what it plans all the same."""
+    """Take the knapsack's plan, and say so in `plan.note`, where the policy's recorded gain on
+    unseen networks is not clearly above zero; False for the policy's own plan in any case."""
     candidates: int | None
-    """Let so many plans (the knapsack's, the policy's, samples around both) race on half of the
-    calibration images, the other half being what losses are measured on, and take the one whose
-    answers diverge least from the unpruned network's; the knapsack's stands unless beaten by more
-    than a standard error. `plan.candidates` has the table. By default 64 from 500 calibration
-    images on, with the policy `learned`; 0 for none."""
+    """Compare so many plans (the knapsack's, the policy's, samples around both) by successive
+    halving on half of the calibration images, sensitivity being measured on the other half, and
+    take the one whose answers diverge least from the unpruned network's. The knapsack's stands
+    unless another is better by more than a standard error. `plan.candidates` lists them. By
+    default 64 from 500 calibration images on, with the policy `learned`; 0 for none."""
     certify: bool
-    """Measure the plan on the device, in new processes, and correct it where it misses its budget
-    or leaves much of it unused; `plan.certificate` says what came of it."""
+    """Measure the plan on the device, in new processes, and plan again where it misses its budget
+    or leaves much of it unused; `plan.certificate` holds what was measured."""
     max_params: int | None
     """A second budget: parameters (BatchNorm folded) that the plan may have at most."""
     at_init: str | None
-    """synflow, snip or grasp: the torch module is not trained yet, and this score says what a group
-    is worth; snip and grasp are taken of the calibration images. Cut, then train."""
+    """`synflow`, `snip` or `grasp`: the torch module is not trained yet, and sensitivity comes from
+    this score; snip and grasp need calibration images with labels. Prune, then train."""
     threads: int | None
-    """Threads that the runtime computes on: of this machine's runtimes; or of the device, whose key
-    of so many threads is then meant."""
+    """Threads that the runtime computes on; the device key with so many threads is then meant."""
     wait: bool
-    """Measure what the device needs first, here or by the server's workers; False for a plan by
-    what is known now."""
+    """Wait until what the plan needs is measured, here or by the server's workers; False for a plan
+    from what is known now."""
     timeout_sec: float | None
-    """How long measuring may take: where a server is asked the wait ends then (600 s if left out),
-    here the plan is made by what was measured until then (without limit if left out)."""
+    """How long measuring may take. A server's answer is waited for so long (600 s by default); on
+    this machine the plan is then made from what was measured (no limit by default)."""
 
 
 class PlanOptions(SharedOptions, total=False):

@@ -46,7 +46,17 @@ class Client:
         tls_ca: str | Path | None = None,
         patience_sec: float = 5.0,
     ) -> None:
-        """See `channel.Channel`; the first call connects."""
+        """Opens nothing yet; the first call connects.
+
+        Args:
+            target: HOST:PORT.
+            token: sent with every call. Beyond loopback only together with TLS.
+            tls_ca: PEM file of the certificate that vouches for the server; turns TLS on.
+            patience_sec: how long an unavailable server is tried again.
+
+        Raises:
+            InputError: `Channel` refuses one of them.
+        """
         self._channel = Channel(target, token=token, tls_ca=tls_ca, patience_sec=patience_sec)
 
     def __enter__(self) -> Client:
@@ -101,7 +111,10 @@ class Client:
         measure latencies. The server keeps the plan.
 
         Args:
-            model, calibration, example_inputs, input_shapes: as `rlprune.plan` takes them.
+            model: as `rlprune.plan` takes it, as are the next three.
+            calibration: stays on this machine.
+            example_inputs: of a torch module.
+            input_shapes: of ONNX inputs whose extents the file leaves open.
             on_progress: told what is being measured, here and on the device.
             options: `device`, a key as `devices` has it, or `macs`; `budget_ms` or `budget_ratio`,
                 and all else that may be asked: see `rlprune.planning.request.PlanOptions`.
