@@ -43,14 +43,11 @@ def main() -> None:
         places = places_of(run, options, models)
         for place in places:
             name = f"{place.model}/{place.device}/b{place.share}{told}"
-            cells.measure(
-                place, name, lambda own, found: cell_rows(Grid.of(own.settings.work, found))
-            )
+            cells.measure(place, name, lambda own, found: cell_rows(Grid.of(own.work, found)))
         name = f"over {' '.join(models)} {' '.join(sorted({p.device for p in places}))}{told}"
         name += f" {' '.join(map(str, options.shares))}"
-        bench.cell(
-            name, lambda: headlines(Grid.of(options.work, cells.found(places))), derived=True
-        )
+        whole = partial(Grid.of, options.work)
+        bench.cell(name, lambda: headlines(whole(cells.found(places))), derived=True)
 
 
 def find(job: Job) -> list[Finding]:
