@@ -36,13 +36,11 @@ from rlprune.solver.knapsack import budgets_at, solve
 from rlprune.solver.task import PruningTask
 from rlprune.store import open_store
 from rlprune.training.run import load_models, training_tasks
+from rlprune.training.select import informative_budgets
 
 SHARES = np.linspace(0.1, 0.9, 9)
 PEERS = ("uniform", "uniform-plain", "global")
 DRAWS = 4000
-INFORMATIVE = (0.02, 2.0)
-"""Nats that the knapsack loses: with less nothing is to win, with more plans are next to guessing.
-"""
 MIN_NATS = 2e-3
 """Added before the logarithm: smaller divergences are noise."""
 MIN_ENERGY = 1e-4
@@ -160,8 +158,7 @@ def excesses(task: PruningTask, model: CurveModel) -> dict[str, float]:
     assert task.objective is not None
     budget_ms = budgets_at(task, SHARES)
     measured = task.objective.loss(task.space.settings_at(solve(task, budget_ms)))
-    useful = (measured >= INFORMATIVE[0]) & (measured <= INFORMATIVE[1])
-    useful = useful if useful.any() else np.ones_like(useful)
+    useful = informative_budgets(measured)
     share = task.profiles.energy_loss
     plans = {
         "predicted": solve(task, budget_ms, loss=by_curves(task, model, share)),
