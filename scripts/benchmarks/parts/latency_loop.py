@@ -1,4 +1,4 @@
-"""bench_latency's parts that measure in new processes: repeats, certificates, speed."""
+"""The parts of `latency` that measure in new processes: repeats, certificates, speed."""
 
 from __future__ import annotations
 
