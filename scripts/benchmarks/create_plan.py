@@ -135,7 +135,7 @@ def traced(name: str) -> OnnxTrace:
     if name == "resnet50":
         return rlprune.trace(nets.resnet50().eval(), torch.zeros(1, 3, 224, 224)).onnx
     blocks = [(1, 16)] * 9 + [(2, 32)] + [(1, 32)] * 8 + [(2, 64)] + [(1, 64)] * 8
-    net = nets.resnet(16, partial(nets.basic, gated=False), *blocks)
+    net = nets.resnet(16, nets.basic, *blocks)
     return rlprune.trace(net.eval(), torch.zeros(1, 3, 32, 32)).onnx
 
 

@@ -23,15 +23,13 @@ from benchmarks.harness import Bench, Row, log_final
 from benchmarks.parts.cells import (
     MODELS,
     QUICK_MODELS,
-    Run,
+    Cells,
+    Job,
     add_options,
     case_of,
-    done,
-    nothing_known,
     pack_of,
     places_of,
     run_of,
-    seeds_of,
 )
 from benchmarks.peers.figures import NORMAL_90, Losses, Place, difference, over_cells
 from benchmarks.peers.grid import Case
@@ -55,18 +53,6 @@ PUBLISHED = {
 """Drops at half the MACs that others report, best of several runs or on the images that chose."""
 GRID_RECIPE = Recipe(TrainConfig(epoch_count=3), 10_000)
 PUBLISHED_RECIPE = Recipe(TrainConfig(epoch_count=15, batch_size=128, learning_rate=0.05), 45_000)
-
-
-@dataclass(frozen=True, slots=True)
-class Bundle:
-    """One cell with one seed: what a worker does at a time."""
-
-    run: Run
-    place: Place
-    seed: int
-    methods: tuple[str, ...]
-    recipe: Recipe
-    half_macs: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,35 +85,22 @@ def main() -> None:
         models = options.models or (QUICK_MODELS if options.quick else default)
         methods = tuple(options.methods or (("learned",) if published else GRID_METHODS))
         told = "" if methods == GRID_METHODS else f" {' '.join(methods)}"
-        recipe = recipe_of(options)
-
-        def results(places: list[Place], run: Run) -> list[Result]:
-            bundles = [
-                Bundle(run, place, seed, methods, recipe, published)
-                for seed in seeds_of(options)
-                for place in places
-            ]
-            return done(bundles, options.workers, tune)
-
-        def measure(place: Place, name: str) -> list[Row]:
-            with nothing_known(run, bench.is_again(name)) as own:
-                found = results([place], own)
-            return list((published_rows if published else grid_rows)(place, found))
-
+        work = partial(tune, recipe=recipe_of(options), half_macs=published)
+        cells = Cells(bench, run, methods, work)
         if published:
             for model in models:
                 place = Place(model, MACS_DEVICE, options.shares[0])
                 name = f"{model} at half the MACs{told}"
                 print(f"{name}; published: {PUBLISHED.get(model, '-')}")
-                bench.cell(name, partial(measure, place, name))
+                cells.measure(place, name, lambda _, found: published_rows(found))
             return
         options.devices = options.devices or ["ort"]
         places = places_of(run, options, models)
         for place in places:
             name = f"{place.model}/{place.device}/b{place.share}{told}"
-            bench.cell(name, partial(measure, place, name))
+            cells.measure(place, name, lambda _, found: grid_rows(found))
         name = f"over {' '.join(f'{p.model}/{p.device}/b{p.share}' for p in places)}{told}"
-        bench.cell(name, lambda: headlines(results(places, run)), derived=True)
+        bench.cell(name, lambda: headlines(cells.found(places)), derived=True)
 
 
 def recipe_of(options: argparse.Namespace) -> Recipe:
@@ -137,23 +110,23 @@ def recipe_of(options: argparse.Namespace) -> Recipe:
     return replace(recipe, config=replace(recipe.config, epoch_count=epochs), image_count=count)
 
 
-def tune(bundle: Bundle) -> list[Result]:
-    """Every plan of a bundle, trained."""
-    run, place = bundle.run, bundle.place
-    case = case_of(run, place.model, bundle.seed)
-    tuner = Tuner(case, pack_of(run.shared), bundle.recipe, run.settings.work)
-    share = share_at_half(case, place.device) if bundle.half_macs else place.share
+def tune(job: Job, *, recipe: Recipe, half_macs: bool) -> list[Result]:
+    """Every plan of a cell with one seed, trained."""
+    run, place = job.run, job.place
+    case = case_of(run, place.model, job.seed)
+    tuner = Tuner(case, pack_of(run.shared), recipe, run.settings.work)
+    share = share_at_half(case, place.device) if half_macs else place.share
     plans = {
-        method: case.find(method, place.device, share).plans[-1].keeps for method in bundle.methods
+        method: case.find(method, place.device, share).plans[-1].keeps for method in job.methods
     }
     latency = latencies(case, place.device, plans)
     results = []
     for method, keeps in plans.items():
-        print(f"{place.model} seed {bundle.seed} b{share:.2f} {method}", flush=True)
+        print(f"{place.model} seed {job.seed} b{share:.2f} {method}", flush=True)
         points = tuple(100.0 * tuner.tuned(keeps))
-        results.append(Result(method, place, bundle.seed, points, latency[keeps]))
+        results.append(Result(method, place, job.seed, points, latency[keeps]))
     points = tuple(100.0 * tuner.unpruned())
-    return [*results, Result("unpruned", place, bundle.seed, points, 1.0)]
+    return [*results, Result("unpruned", place, job.seed, points, 1.0)]
 
 
 def share_at_half(case: Case, device: str) -> float:
@@ -194,9 +167,9 @@ def by_method(results: list[Result]) -> dict[str, dict[Place, dict[int, np.ndarr
     return points
 
 
-def grid_rows(place: Place, results: list[Result]) -> Iterator[Row]:
+def grid_rows(results: list[Result]) -> Iterator[Row]:
     """Of every method in a cell: accuracy, ours over it, and latency."""
-    points = by_method(results)
+    points, place = by_method(results), results[0].place
     ours: Losses = points.get(OURS, {}).get(place, {})
     for method, cells in points.items():
         where = f"{place.model}/{place.device}/b{place.share}/{method}"
@@ -227,9 +200,9 @@ def headlines(results: list[Result]) -> Iterator[Row]:
             yield Row(f"{name}/plus_one_se", high, "points", 0.0, "max", count, None)
 
 
-def published_rows(place: Place, results: list[Result]) -> Iterator[Row]:
+def published_rows(results: list[Result]) -> Iterator[Row]:
     """What each method drops at half the MACs."""
-    points = by_method(results)
+    points, place = by_method(results), results[0].place
     for method, cells in points.items():
         own = difference(cells[place])
         change = difference(cells[place], points["unpruned"][place])

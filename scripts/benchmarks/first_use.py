@@ -91,7 +91,7 @@ def newcomer(exporter: str, quick: bool, seed: int) -> Iterator[Row]:
 def trained(width: int, images: CalibrationSet, seed: int) -> nn.Module:
     torch.manual_seed(seed)
     blocks = [(1 if index % 2 else 2, width << index // 2) for index in range(8)]
-    net = nets.resnet(width, partial(nets.basic, gated=False), *blocks)
+    net = nets.resnet(width, nets.basic, *blocks)
     fit(net, images, RECIPE)
     return net.eval()
 

@@ -9,36 +9,22 @@ goes on where it stopped.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import partial
 
-from benchmarks.harness import Bench, Row, log_final
+from benchmarks.harness import Bench, log_final
 from benchmarks.parts.cells import (
     MODELS,
     QUICK_MODELS,
-    Run,
+    Cells,
+    Job,
     add_options,
     case_of,
-    done,
-    nothing_known,
     places_of,
     run_of,
-    seeds_of,
 )
-from benchmarks.peers.figures import Place
 from benchmarks.peers.findings import METHODS, Finding
 from benchmarks.peers.tables import Grid, cell_rows, headlines
 from rlprune.errors import PolicyError
-
-
-@dataclass(frozen=True, slots=True)
-class Bundle:
-    """Some methods in one cell with one seed's images: what a worker does at a time."""
-
-    run: Run
-    place: Place
-    seed: int
-    methods: tuple[str, ...]
 
 
 def main() -> None:
@@ -53,32 +39,24 @@ def main() -> None:
         methods = tuple(options.methods or METHODS)
         told = "" if methods == METHODS else f" {' '.join(methods)}"
 
-        def grid(places: list[Place], run: Run) -> Grid:
-            bundles = [
-                Bundle(run, place, seed, methods) for place in places for seed in seeds_of(options)
-            ]
-            return Grid.of(run.settings.work, done(bundles, options.workers, find))
-
-        def measure(place: Place, name: str) -> list[Row]:
-            with nothing_known(run, bench.is_again(name)) as own:
-                return list(cell_rows(grid([place], own)))
-
+        cells = Cells(bench, run, methods, find)
         places = places_of(run, options, models)
         for place in places:
             name = f"{place.model}/{place.device}/b{place.share}{told}"
-            bench.cell(name, partial(measure, place, name))
+            cells.measure(place, name, lambda own, found: cell_rows(Grid.of(own.work, found)))
         name = f"over {' '.join(models)} {' '.join(sorted({p.device for p in places}))}{told}"
         name += f" {' '.join(map(str, options.shares))}"
-        bench.cell(name, lambda: headlines(grid(places, run)), derived=True)
+        whole = partial(Grid.of, options.work)
+        bench.cell(name, lambda: headlines(whole(cells.found(places))), derived=True)
 
 
-def find(bundle: Bundle) -> list[Finding]:
+def find(job: Job) -> list[Finding]:
     """All methods' findings; what the book has is not computed again."""
-    case = case_of(bundle.run, bundle.place.model, bundle.seed)
+    case = case_of(job.run, job.place.model, job.seed)
     findings = []
-    for method in bundle.methods:
+    for method in job.methods:
         try:
-            findings.append(case.find(method, bundle.place.device, bundle.place.share))
+            findings.append(case.find(method, job.place.device, job.place.share))
         except PolicyError as error:
             print(f"{method} is left out: {error}", flush=True)
     return findings

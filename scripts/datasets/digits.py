@@ -47,9 +47,7 @@ class NetSpec:
 
 KINDS: dict[str, Callable[[NetSpec], nn.Module]] = {
     "plain": lambda spec: nets.vgg(*((spec.width << s,) * spec.depth for s in range(3))),
-    "residual": lambda spec: nets.resnet(
-        spec.width, partial(nets.basic, gated=False), *spec.blocks
-    ),
+    "residual": lambda spec: nets.resnet(spec.width, nets.basic, *spec.blocks),
     "squeeze": lambda spec: nets.resnet(spec.width, nets.gated_basic, *spec.blocks),
     "inverted": lambda spec: nets.inverted(
         spec.width, *((4, stride, cout) for stride, cout in spec.blocks), last=4 * spec.width

@@ -21,8 +21,9 @@ import numpy as np
 
 from datasets import catalogue
 from datasets.running import recorded_folder, stoppable
-from rlprune.graph.types import FloatArray, IntArray, PruningGraph
+from rlprune.graph.types import FloatArray
 from rlprune.policy import get_policy
+from rlprune.schemes import Space
 from rlprune.sensitivity.energy import non_increasing
 from rlprune.sensitivity.predicted import (
     DEFAULT_CURVES,
@@ -36,13 +37,11 @@ from rlprune.solver.knapsack import budgets_at, solve
 from rlprune.solver.task import PruningTask
 from rlprune.store import open_store
 from rlprune.training.run import load_models, training_tasks
+from rlprune.training.select import informative_budgets
 
 SHARES = np.linspace(0.1, 0.9, 9)
 PEERS = ("uniform", "uniform-plain", "global")
 DRAWS = 4000
-INFORMATIVE = (0.02, 2.0)
-"""Nats that the knapsack loses: with less nothing is to win, with more plans are next to guessing.
-"""
 MIN_NATS = 2e-3
 """Added before the logarithm: smaller divergences are noise."""
 MIN_ENERGY = 1e-4
@@ -56,13 +55,11 @@ class Example:
     """One network whose losses were measured."""
 
     name: str
-    graph: PruningGraph
-    levels: IntArray
-    level_count: IntArray
+    space: Space
     share: FloatArray
-    """[G, L]."""
+    """Of the energy that is dropped [S, L]."""
     loss: FloatArray
-    """Measured, monotone [G, L], nats."""
+    """Measured, monotone [S, L], nats."""
 
 
 def main() -> None:
@@ -108,9 +105,10 @@ def fit_curves(examples: Sequence[Example]) -> CurveModel:
     """Ridge regression; every network weighs the same."""
     found, targets = [], []
     for one in examples:
-        below = np.arange(one.levels.shape[1]) < one.level_count[:, None] - 1
-        energy = np.maximum(energy_curve(one.graph, one.share), MIN_ENERGY)
-        found.append(traits(one.graph, one.levels)[below])  # [n, T]
+        graph, settings = one.space.graph, one.space.settings
+        below = np.arange(settings.shape[1]) < one.space.option_count[:, None] - 1
+        energy = np.maximum(energy_curve(graph, one.share), MIN_ENERGY)
+        found.append(traits(graph, settings)[below])  # [n, T]
         targets.append(np.log((one.loss + MIN_NATS) / energy)[below])
     known = np.concatenate(found)
     mean, deviation = known.mean(0), known.std(0) + 1e-9
@@ -151,8 +149,7 @@ def save(model: CurveModel, path: str | Path) -> None:
 def example(name: str, task: PruningTask) -> Example:
     share = task.profiles.energy_loss
     assert share is not None and task.profiles.profiled
-    space = task.space
-    return Example(name, space.graph, space.settings, space.option_count, share, task.curve)
+    return Example(name, task.space, share, task.curve)
 
 
 def excesses(task: PruningTask, model: CurveModel) -> dict[str, float]:
@@ -160,8 +157,7 @@ def excesses(task: PruningTask, model: CurveModel) -> dict[str, float]:
     assert task.objective is not None
     budget_ms = budgets_at(task, SHARES)
     measured = task.objective.loss(task.space.settings_at(solve(task, budget_ms)))
-    useful = (measured >= INFORMATIVE[0]) & (measured <= INFORMATIVE[1])
-    useful = useful if useful.any() else np.ones_like(useful)
+    useful = informative_budgets(measured)
     share = task.profiles.energy_loss
     plans = {
         "predicted": solve(task, budget_ms, loss=by_curves(task, model, share)),

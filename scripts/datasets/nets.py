@@ -161,7 +161,7 @@ def inverted(stem: int, *blocks: tuple[int, int, int], last: int, gated: bool = 
     return _Net(last, *layers, _conv(cin, last, 1, act=act))
 
 
-def basic(cin: int, cout: int, stride: int, gated: bool) -> nn.Module:
+def basic(cin: int, cout: int, stride: int, gated: bool = False) -> nn.Module:
     gate = [_Gate(cout)] if gated else []
     return _Residual(
         cin, cout, stride, _conv(cin, cout, 3, stride), _conv(cout, cout, act=None), *gate

@@ -1,7 +1,7 @@
 """Many small, briefly trained networks, recorded for the default policy to learn from.
 
-    python scripts/nursery.py [--count N] [--part K/N] [--evaluations N] [--out DIR]
-                                   [--work DIR] [--shared DIR]
+    scripts/data nursery [--count N] [--part K/N] [--evaluations N] [--out DIR] [--work DIR]
+                         [--shared DIR]
 
 What a policy should know of networks it has not seen, it cannot learn from the zoo's few. Here
 architectures are drawn by number: block type in turn, depths and widths at random, at most
@@ -51,11 +51,7 @@ def plain(rng: Rng) -> nn.Module:
 
 def residual(rng: Rng) -> nn.Module:
     stem = int(rng.choice([16, 24]))
-    return nets.resnet(
-        stem,
-        lambda cin, cout, stride: nets.basic(cin, cout, stride, gated=False),
-        *_stages(rng, stem, most=3),
-    )
+    return nets.resnet(stem, nets.basic, *_stages(rng, stem, most=3))
 
 
 def bottleneck(rng: Rng) -> nn.Module:

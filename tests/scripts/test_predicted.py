@@ -28,9 +28,7 @@ def recorded(path: Path) -> Example:
     profiles = model.profiles
     assert profiles.energy_loss is not None and profiles.profiled
     curve = loss_curve(profiles, model.space)
-    return Example(
-        path.name, model.graph, profiles.levels, profiles.level_count, profiles.energy_loss, curve
-    )
+    return Example(path.name, model.space, profiles.energy_loss, curve)
 
 
 def others(left_out: Path) -> CurveModel:
@@ -39,7 +37,7 @@ def others(left_out: Path) -> CurveModel:
 
 def agreement(one: Example, predicted: FloatArray) -> float:
     """Rank correlation with what was measured, over groups and levels that prune."""
-    below = np.arange(one.levels.shape[1]) < one.level_count[:, None] - 1
+    below = np.arange(one.loss.shape[1]) < one.space.option_count[:, None] - 1
     return float(spearmanr(predicted[below], one.loss[below])[0])
 
 
@@ -47,9 +45,9 @@ def test_networks_left_out_are_predicted_better_than_by_the_energy_that_goes() -
     ours, shapes, energy = [], [], []
     for path in EVERY[::5]:
         one, model = recorded(path), others(path)
-        ours.append(agreement(one, model.curve(one.graph, one.levels, one.share)))
-        shapes.append(agreement(one, model.curve(one.graph, one.levels, None)))
-        energy.append(agreement(one, energy_curve(one.graph, one.share)))
+        ours.append(agreement(one, model.curve(one.space.graph, one.space.settings, one.share)))
+        shapes.append(agreement(one, model.curve(one.space.graph, one.space.settings, None)))
+        energy.append(agreement(one, energy_curve(one.space.graph, one.share)))
     assert np.mean(ours) > 0.85 > np.mean(energy)
     assert np.mean(shapes) > np.mean(energy) + 0.1
 
@@ -65,10 +63,9 @@ def made(widths: list[int]) -> Example:
     """Losses that are what energy says, times a power of the group's width."""
     graph = chain_graph(widths)
     space = channel_space(graph)
-    levels, level_count = space.settings, space.option_count
-    share = (1.0 - levels / graph.widths[:, None]) ** 2
+    share = (1.0 - space.shares) ** 2
     loss = energy_curve(graph, share) * (graph.widths[:, None] / 64.0) ** -0.7
-    return Example(str(widths), graph, levels, level_count, share, loss)
+    return Example(str(widths), space, share, loss)
 
 
 def test_a_factor_that_follows_from_the_traits_is_learned_up_to_scale() -> None:
@@ -77,14 +74,15 @@ def test_a_factor_that_follows_from_the_traits_is_learned_up_to_scale() -> None:
     scaled = [replace(one, loss=one.loss * (1 + scale)) for scale, one in enumerate(seen)]
     model = fit_curves(scaled)
     new = made([40, 72, 104, 64, 96])
-    below = new.levels < new.graph.widths[:, None]
+    graph, settings = new.space.graph, new.space.settings
+    below = settings < graph.widths[:, None]
 
     def error(curve: FloatArray) -> float:
         off = np.log(curve[below] / new.loss[below])
         return float(np.abs(off - off.mean()).mean())
 
-    learned = error(model.curve(new.graph, new.levels, new.share))
-    assert learned < 0.5 * error(energy_curve(new.graph, new.share))
+    learned = error(model.curve(graph, settings, new.share))
+    assert learned < 0.5 * error(energy_curve(graph, new.share))
 
 
 def test_dead_units_cost_nothing() -> None:

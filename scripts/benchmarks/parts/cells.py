@@ -5,17 +5,17 @@ from __future__ import annotations
 import argparse
 import multiprocessing
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 import torch
 from platformdirs import user_cache_path
 
-from benchmarks.harness import Bench
+from benchmarks.harness import Bench, Row
 from benchmarks.parts.tasks import split_images
 from benchmarks.peers.figures import Place
 from benchmarks.peers.findings import METHODS, GridSettings
@@ -29,7 +29,6 @@ from rlprune.schemes.channels import keep_levels
 from rlprune.sensitivity.energy import energy_profiles
 from rlprune.store import open_store
 
-B = TypeVar("B")
 F = TypeVar("F")
 
 MODELS = ("vovnet", "seresnet", "densenet", "mobilenetv3")
@@ -83,8 +82,14 @@ def run_of(options: argparse.Namespace, *, quick_search: int, round_to: int = 8)
     return Run(settings, options.shared, store)
 
 
-def seeds_of(options: argparse.Namespace) -> range:
-    return range(options.seed, options.seed + (options.seeds or (1 if options.quick else 3)))
+@dataclass(frozen=True, slots=True)
+class Job:
+    """Some methods in one cell with one seed's images: what a process does at a time."""
+
+    run: Run
+    place: Place
+    seed: int
+    methods: tuple[str, ...]
 
 
 @contextmanager
@@ -97,12 +102,38 @@ def nothing_known(run: Run, again: bool) -> Iterator[Run]:
         yield replace(run, settings=replace(run.settings, work=Path(folder)))
 
 
-def done(bundles: Sequence[B], workers: int, work: Callable[[B], list[F]]) -> list[F]:
-    """What `work` makes of all bundles, in `workers` processes if more than one."""
-    if workers < 2:
-        return [found for bundle in bundles for found in work(bundle)]
-    with multiprocessing.get_context("spawn").Pool(workers) as pool:
-        return [found for part in pool.imap_unordered(work, bundles) for found in part]
+class Cells(Generic[F]):
+    """Cells of a benchmark, and what `work` finds in them, in `--workers` processes."""
+
+    def __init__(
+        self, bench: Bench, run: Run, methods: tuple[str, ...], work: Callable[[Job], list[F]]
+    ) -> None:
+        self._bench, self._run, self._methods, self._work = bench, run, methods, work
+
+    def found(self, places: Sequence[Place], run: Run | None = None) -> list[F]:
+        """By every seed."""
+        options = self._bench.options
+        count = options.seeds or (1 if options.quick else 3)
+        jobs = [
+            Job(run or self._run, place, seed, self._methods)
+            for seed in range(options.seed, options.seed + count)
+            for place in places
+        ]
+        if options.workers < 2:
+            return [one for job in jobs for one in self._work(job)]
+        with multiprocessing.get_context("spawn").Pool(options.workers) as pool:
+            return [one for part in pool.imap_unordered(self._work, jobs) for one in part]
+
+    def measure(
+        self, place: Place, name: str, rows: Callable[[GridSettings, list[F]], Iterable[Row]]
+    ) -> None:
+        """The rows of one cell, kept or measured now."""
+
+        def measured() -> list[Row]:
+            with nothing_known(self._run, self._bench.is_again(name)) as own:
+                return list(rows(own.settings, self.found([place], own)))
+
+        self._bench.cell(name, measured)
 
 
 @lru_cache(maxsize=CASES_AT_ONCE)

@@ -1,4 +1,4 @@
-"""What bench_latency measures: models, plans, and measurements kept from run to run in a store."""
+"""What `latency` measures: models, plans, and measurements kept from run to run in a store."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""bench_latency's parts that measure in new processes: repeats, certificates, speed."""
+"""The parts of `latency` that measure in new processes: repeats, certificates, speed."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
-from pathlib import Path
 
 import numpy as np
 
@@ -26,11 +25,9 @@ from rlprune.latency.device import local_device_key
 from rlprune.latency.macs import macs_tables
 from rlprune.latency.model import LatencyModel
 from rlprune.latency.types import Measurement, ModelSubject, OperatorSpec
-from rlprune.planning import make_plan, task_for
-from rlprune.planning.certify import certify_plan
+from rlprune.planning import LocalPlanner, PlanRequest, make_plans, task_for
 from rlprune.planning.fresh import measure_fresh
 from rlprune.plans import PruningPlan
-from rlprune.policy import get_policy
 from rlprune.runtime import get_runtime
 from rlprune.schemes import space_with
 from rlprune.schemes.channels import keep_levels
@@ -94,43 +91,38 @@ def certify_rows(runtime: str, lab: Lab) -> Iterator[Row]:
     """Certified plans measured once more: how many keep their budget, how much is unused."""
     kept, slacks, rounds, refused = [], [], [], 0
     for case in lab.cases(runtime):
-        device, space = case.device, case.space
-        profiles = energy_profiles(case.trace, space)
-        with tempfile.TemporaryDirectory() as folder:
-            url = f"sqlite:///{Path(folder) / 'store.sqlite'}"
-            with closing(open_store(url)) as store:
-                store.register_device(device, {})
-                store.put_graph(space.graph, strip(case.trace.model))
-                store.add_measurements(case.fitting)
-
-                def ask(budget_ms: float) -> PruningPlan:
-                    task = task_for(space, profiles, store, device)  # noqa: B023
-                    return make_plan(task, get_policy(POLICY), budget_ms, device=device)  # noqa: B023
-
-                def measured(keeps: IntArray) -> Measurement:
-                    found = again(case, keeps, runtime)  # noqa: B023
-                    store.add_measurements([found])
-                    return found
-
-                task = task_for(space, profiles, store, device)
-                least = float(budgets_at(task, np.zeros(1))[0])
-                for share in SHARES[:2] if lab.plan_count < 20 else SHARES:
-                    budget = least + share * (task.base_ms - least)
-                    plan = certify_plan(ask, measured, ask(budget))
-                    assert plan.certificate is not None
-                    rounds.append(len(plan.certificate.rounds))
-                    if not plan.certificate.within:
-                        refused += 1
-                        print(f"  {runtime} {case.name} b={share}: {plan.note}", flush=True)
-                        continue
-                    ratio = measured(plan.keeps).control_ratio * plan.base_latency_ms / budget
-                    kept.append(ratio <= 1.0)
-                    slacks.append(max(0.0, 1.0 - ratio - granularity(task, plan, budget)))
-                    print(
-                        f"  {runtime} {case.name} b={share}: measured again at {ratio:.1%} of the "
-                        f"budget after {rounds[-1]} rounds, load {os.getloadavg()[0]:.1f}",
-                        flush=True,
-                    )
+        with (
+            tempfile.TemporaryDirectory() as folder,
+            closing(open_store(f"sqlite:///{folder}/store.sqlite")) as store,
+        ):
+            store.register_device(case.device, {})
+            store.put_graph(case.trace.graph, strip(case.trace.model))
+            store.add_measurements(case.fitting)
+            profiles = energy_profiles(case.trace, case.space)
+            task = task_for(case.space, profiles, store, case.device)
+            least = float(budgets_at(task, np.zeros(1))[0])
+            for share in SHARES[:2] if lab.plan_count < 20 else SHARES:
+                budget = least + share * (task.base_ms - least)
+                request = PlanRequest.of(
+                    budget_ms=budget, device=case.device, policy=POLICY, round_to=8, certify=True
+                )
+                [plan] = make_plans(LocalPlanner(store), case.trace, request)
+                assert plan.certificate is not None
+                rounds.append(len(plan.certificate.rounds))
+                if not plan.certificate.within:
+                    refused += 1
+                    print(f"  {runtime} {case.name} b={share}: {plan.note}", flush=True)
+                    continue
+                found = again(case, plan.keeps, runtime)
+                store.add_measurements([found])
+                ratio = found.control_ratio * plan.base_latency_ms / budget
+                kept.append(ratio <= 1.0)
+                slacks.append(max(0.0, 1.0 - ratio - granularity(task, plan, budget)))
+                print(
+                    f"  {runtime} {case.name} b={share}: measured again at {ratio:.1%} of the "
+                    f"budget after {rounds[-1]} rounds, load {os.getloadavg()[0]:.1f}",
+                    flush=True,
+                )
     if kept:
         n = len(kept)
         yield Row(f"{runtime}/certified kept", float(np.mean(kept)), "", 0.97, "max", n, None)

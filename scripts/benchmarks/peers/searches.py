@@ -12,7 +12,7 @@ TOURNAMENT = 4
 CROSSED_RATIO = 0.5
 """Share of children with two parents."""
 ANYWHERE_RATIO = 0.15
-"""Share of mutated groups that move to any level, not to one of the next two."""
+"""Share of mutated sites that move to any option, not to one of the next two."""
 TRIES = 200
 """Proposals in a row that were all seen before; then the space is taken as searched."""
 
@@ -37,7 +37,7 @@ def random_search(space: SearchSpace, rng: np.random.Generator) -> Search:
 def evolution(space: SearchSpace, start: IntArray, rng: np.random.Generator) -> Search:
     """A steady-state genetic algorithm from one plan: tournament, crossover, mutation, repair.
 
-    As in LeGR (Chin et al., CVPR 2020) and MetaPruning (Liu et al., ICCV 2019), over keep levels;
+    As in LeGR (Chin et al., CVPR 2020) and MetaPruning (Liu et al., ICCV 2019), over options;
     departs: it starts from `start` (a choice [S], the knapsack's) and its mutations, and no
     plan is evaluated twice.
     """
@@ -72,24 +72,24 @@ def _child(
 
 
 def _mutated(choice: IntArray, space: SearchSpace, rng: np.random.Generator) -> IntArray:
-    """One to a few groups moved, mostly by one or two levels."""
+    """One to a few sites moved, mostly by one or two options."""
     choice = choice.copy()
     count = min(int(rng.geometric(0.5)), len(space.free))
-    for group in rng.choice(space.free, size=count, replace=False):
-        last = int(space.task.option_count[group]) - 1
+    for site in rng.choice(space.free, size=count, replace=False):
+        last = int(space.task.option_count[site]) - 1
         if rng.random() < ANYWHERE_RATIO:
-            choice[group] = rng.integers(last + 1)
+            choice[site] = rng.integers(last + 1)
         else:
-            choice[group] = np.clip(choice[group] + rng.choice([-2, -1, 1, 2]), 0, last)
+            choice[site] = np.clip(choice[site] + rng.choice([-2, -1, 1, 2]), 0, last)
     return choice
 
 
 def netadapt(space: SearchSpace, evaluation_count: int, rng: np.random.Generator) -> Search:
-    """Greedy: each round every group alone is shrunk until the round's latency step is met.
+    """Greedy: each round every site alone is shrunk until the round's latency step is met.
 
-    NetAdapt (Yang et al., ECCV 2018): of the groups' proposals the one that loses least is taken,
+    NetAdapt (Yang et al., ECCV 2018): of the sites' proposals the one that loses least is taken,
     until the budget is met. Steps are equal, and as many as `evaluation_count` pays for. Departs:
-    proposals are compared after statistics correction, not after short training; where no group
+    proposals are compared after statistics correction, not after short training; where no site
     alone can make the step, each proposes the most that it can save.
     """
     choice, asked = space.task.space.unpruned, 0
@@ -102,19 +102,19 @@ def netadapt(space: SearchSpace, evaluation_count: int, rng: np.random.Generator
         below = place < choice[:, None]
         enough = below & (latency + moves <= max(latency - step, space.limit) * (1 - HAIR))
         if enough.any():
-            levels = {g: np.flatnonzero(enough[g])[-1] for g in space.free if enough[g].any()}
+            options = {s: np.flatnonzero(enough[s])[-1] for s in space.free if enough[s].any()}
         else:
             saving = np.where(below & (moves < -HAIR), moves, 0.0)
-            levels = {g: saving[g].argmin() for g in space.free if saving[g].any()}
-        if not levels or asked + len(levels) > evaluation_count:
+            options = {s: saving[s].argmin() for s in space.free if saving[s].any()}
+        if not options or asked + len(options) > evaluation_count:
             break
         proposals = []
-        for group, level in levels.items():
+        for site, option in options.items():
             proposal = choice.copy()
-            proposal[group] = level
+            proposal[site] = option
             loss = yield proposal
             proposals.append((loss, proposal))
-        asked += len(levels)
+        asked += len(options)
         choice = min(proposals, key=lambda one: one[0])[1]
         done += 1
     if not space.fits(choice):
