@@ -48,7 +48,7 @@ DEFAULT_COUNT = 64
 ENOUGH_IMAGES = 500
 """Calibration images from which on half of them tell plans apart at the price of some fifteen
 evaluations; at 2,000, of seven."""
-PENDING = "the knapsack reference, until the candidates are evaluated where the weights are"
+PENDING = "planned by: latency-constrained knapsack (until the candidates are evaluated)"
 
 
 def default_count(images: CalibrationSet | None, *, policy: str, guard: bool) -> int:
@@ -86,7 +86,7 @@ def _proposals(
     for one in (knapsack, policy):
         yield one.name, one.plan(task, asked)[0]
     predicted = task.data_free.curve
-    yield f"{knapsack.name}/foretold", solve(task, asked, loss=predicted)[0]
+    yield f"{knapsack.name}/predicted", solve(task, asked, loss=predicted)[0]
     curve = task.curve  # [S, L]
     budgets = np.full(count, budget_ms)
     for block in range(DRAWS * DRAWN):
@@ -161,12 +161,12 @@ def choose(
     if chosen != first:
         verdict = (
             f"best of {on}: diverges {gain:.4f} (+-{gain_se:.4f}) nats less from the unpruned "
-            "answers than the knapsack reference"
+            "answers than the latency-constrained knapsack's plan"
         )
     else:
         verdict = (
-            "the knapsack reference: no other of "
-            f"{on} diverges less from the unpruned answers by more than a standard error"
+            "planned by: latency-constrained knapsack (no other of "
+            f"{on} diverges less from the unpruned answers by more than a standard error)"
         )
     taken = candidates[chosen]
     return replace(

@@ -75,16 +75,19 @@ def make_plan(
                 for name, own in propose(pinned.task, policy, budget_ms, candidate_count, rng)
             ]
         elif guard and (why := refusal_reason(policy, untrained=untrained)):
-            decided, why = "knapsack", f"the knapsack reference: {why}"
+            decided, why = "knapsack", f"planned by: latency-constrained knapsack ({why})"
         elif policy.name != "knapsack":
             own_plan = _plan_within(policy, pinned.task, (least_ms, budget_ms), max_params)
             if own_plan is None:
                 decided = "knapsack"
-                why = f"the knapsack reference: no plan of {policy.name} is small enough"
+                why = (
+                    "planned by: latency-constrained knapsack (no plan of "
+                    f"{policy.name} is small enough)"
+                )
             else:
                 choice = pinned.expand(own_plan)
                 if (choice == reference).all():
-                    why = "the same as the knapsack reference"
+                    why = "the same plan as the latency-constrained knapsack's"
     figures = PlanFigures(**_figures(task, choice))
     same = (choice == reference).all()
     return PruningPlan(

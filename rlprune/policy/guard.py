@@ -49,6 +49,6 @@ def refusal_reason(policy: Policy, *, untrained: bool = False) -> str:
     if low > 0:
         return ""
     return (
-        f"the gain of {policy.name} on unseen models is not clearly above zero "
-        f"(90 % interval {low:.3f} .. {high:.3f} nats)"
+        f"{policy.name} was not better on held-out networks: 90 % interval of its gain "
+        f"{low:.3f} .. {high:.3f} nats"
     )

@@ -66,7 +66,10 @@ def test_reference_is_the_knapsack_plan_of_the_same_budget(task: PruningTask) ->
 def test_a_policy_that_chose_the_reference_says_so(task: PruningTask) -> None:
     budget = 0.7 * task.base_ms
     same = Fixed(solve(task, np.array([budget]))[0])
-    assert "the same as the knapsack reference" in make_plan(task, same, budget, device="d").note
+    assert (
+        "the same plan as the latency-constrained knapsack's"
+        in make_plan(task, same, budget, device="d").note
+    )
     other = Fixed(least_choice(task))
     assert "the same" not in make_plan(task, other, budget, device="d").note
 
