@@ -30,7 +30,7 @@ import numpy as np
 
 HERE = Path(__file__).parent
 if __name__ == "__main__":
-    sys.path[:0] = [str(HERE), str(HERE.parent)]
+    sys.path[:0] = [str(HERE), str(HERE.parent / "support")]
 
 from golden_nets import MODULES, NETS, module  # noqa: E402
 
