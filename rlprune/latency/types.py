@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import statistics
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -186,6 +185,8 @@ class Measurement:
         """Where the ratio of another such measurement would lie, 95 % on either side; NaN without a
         control."""
         logs = [math.log(max(ratio, 1e-9)) for ratio in self.session_ratios]
+        import statistics  # 10 ms, where nothing is measured for nothing
+
         error = statistics.stdev(logs) / math.sqrt(len(logs)) if len(logs) > 1 else 0.1
         process_count = int(dict(self.conditions).get("process_count", 1))
         # The next measurement errs as this one did, so the two differ by the root of two as much.

@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from rlprune.sensitivity.calibration import CalibrationSet
     from rlprune.sensitivity.evaluate import Evaluation, Evaluator
 
-MAX_CANDIDATES = 64
 CURVE_ERROR = 0.2
 """Standard deviation of the log of what a group's losses are multiplied with in proposals at first;
 factors that best explain recorded plans lie about so far from 1."""

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Protocol
 from rlprune.constraints import BoundConstraints
 from rlprune.graph.types import IntArray, PruningGraph
 from rlprune.latency.types import Measurement, ModelSubject
-from rlprune.planning.profiles import OnProgress
 from rlprune.planning.request import PlanRequest, Unit
 from rlprune.plans import PruningPlan
+from rlprune.progress import OnProgress
 from rlprune.schemes import Space
 from rlprune.sensitivity.types import GroupProfiles
 

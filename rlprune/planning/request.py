@@ -17,7 +17,6 @@ from rlprune.constraints import Constraints, patterns
 from rlprune.device_keys import canonical_key
 from rlprune.errors import BudgetError, InputError
 from rlprune.latency.types import F32, MACS_DEVICE, PRECISIONS
-from rlprune.planning.candidates import MAX_CANDIDATES
 from rlprune.schemes import CHANNEL_ONLY, check_schemes
 
 Unit = Literal["ms", "ratio"]
@@ -25,6 +24,7 @@ Unit = Literal["ms", "ratio"]
 SCORES = ("synflow", "snip", "grasp")
 """What can say, before training, how much a group matters (`surgery.torch_saliency`)."""
 MAX_BUDGETS = 64
+MAX_CANDIDATES = 64
 MAX_THREADS = 1024
 
 

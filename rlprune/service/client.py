@@ -16,8 +16,7 @@ import numpy as np
 from rlprune.graph.any_trace import model_name, trace_any
 from rlprune.graph.types import IntArray
 from rlprune.latency.types import Measurement, ModelSubject
-from rlprune.planning import PlanRequest, make_plans
-from rlprune.planning.request import asks_for_one
+from rlprune.planning.request import PlanRequest, asks_for_one
 from rlprune.plans import PruningPlan
 from rlprune.service.channel import Channel
 from rlprune.service.plan_messages import plan_from, record_from
@@ -30,8 +29,8 @@ if TYPE_CHECKING:
     from typing import Unpack
 
     from rlprune.graph.any_trace import OnnxModel, TorchModel
-    from rlprune.planning.profiles import OnProgress
     from rlprune.planning.request import OneBudget, SeveralBudgets
+    from rlprune.progress import OnProgress
     from rlprune.sensitivity.sources import CalibrationSource
 
 
@@ -129,6 +128,8 @@ class Client:
             MeasurementError: the device cannot run what would have to be measured.
             UnavailableError: no answer, or the device has not measured enough in time.
         """
+        from rlprune.planning.rounds import make_plans
+
         request = PlanRequest.of(**options)
         made = make_plans(
             self.planner(),

@@ -24,10 +24,10 @@ from rlprune.errors import (
 from rlprune.graph.types import IntArray, PruningGraph
 from rlprune.latency.device import with_threads
 from rlprune.latency.types import MACS_DEVICE, Measurement, ModelSubject
-from rlprune.planning import PlanRequest, Question
-from rlprune.planning.profiles import OnProgress
-from rlprune.planning.request import Unit
+from rlprune.planning.planner import Question
+from rlprune.planning.request import PlanRequest, Unit
 from rlprune.plans import PruningPlan
+from rlprune.progress import OnProgress
 from rlprune.service.channel import Channel
 from rlprune.service.device_messages import subject_to
 from rlprune.service.plan_messages import plan_from, plan_to, request_to

@@ -21,10 +21,10 @@ from rlprune.planning import candidates, make_plan
 from rlprune.planning.candidates import (
     FINALISTS,
     LEAST_SEEN,
-    MAX_CANDIDATES,
     choose,
     rungs,
 )
+from rlprune.planning.request import MAX_CANDIDATES
 from rlprune.plans import PruningPlan
 from rlprune.policy import DEFAULT_ARTIFACT, SamplingPolicy, get_policy
 from rlprune.policy.artifact import PolicyArtifact, PolicyScore
