@@ -221,7 +221,7 @@ def apply(
         input_shapes: as for `trace`.
         calibration: a file, arrays by input name, one array, or a `CalibrationData`; `none` to cut
             and no more.
-        on_result: told what the model was reconstructed from and, of an ONNX model, how far its
+        on_result: told what the model was reconstructed from and, how far its
             answers moved. Where it is None, `AccuracyWarning` is issued if they moved a lot, or if
             nothing could be reconstructed.
 

@@ -144,7 +144,7 @@ def finetune(
     # Drawn, so that images sorted by class are mixed.
     drawn = np.random.default_rng(config.seed).permutation(len(train))[:REESTIMATE_COUNT]
     samples = train.take(drawn[:RECONSTRUCT_COUNT])
-    if not reconstruct_module(small, trace, plan.keeps, samples, get_runtime()):
+    if not reconstruct_module(small, trace, plan.keeps, samples, get_runtime()).changes:
         reestimate(small, train.take(drawn))
     cut = score(small, held)
     say(f"pruned, not trained: accuracy {cut.accuracy:.2%}, loss {cut.loss:.4f}")

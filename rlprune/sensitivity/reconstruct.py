@@ -52,6 +52,8 @@ class Layer:
     places: tuple[tuple[str, float], ...]
     """Of each layer the constant that takes its shift, and times what: its bias, or the mean of the
     BatchNorm or the constant of the Add behind it. Empty where one of them has none."""
+    shift: Shift
+    """What the layers have places for."""
     weight: FloatArray
     """[C_out, C_in * K], K positions of the kernel to each channel."""
     shape: tuple[int, ...]
@@ -69,13 +71,6 @@ class Layer:
     covariance: FloatArray
     """About the layers' own means [C_in * K, C_in * K], ridge included on the diagonal."""
 
-    @property
-    def shift(self) -> Shift:
-        """What the layers have places for."""
-        if not self.places:
-            return "none"
-        return "own" if len({name for name, _ in self.places}) == len(self.outputs) else "one"
-
     def change(self, weight: FloatArray, shifts: FloatArray) -> LayerChange:
         """Of a weight [C_out', C_in' * K] and shifts [layers, C_out'], fewer than the layer has."""
         outputs, inputs = len(weight), weight.shape[1] // int(np.prod(self.shape[2:]))
@@ -90,6 +85,20 @@ class Layer:
         """The weight of a change as [C_out', C_in' * K]."""
         moved = np.moveaxis(change.weight, self.axes, (0, 1))
         return moved.reshape(len(moved), -1)
+
+    def padded(
+        self, change: LayerChange, kept: Sequence[IntArray]
+    ) -> tuple[FloatArray, dict[str, FloatArray]]:
+        """Weight (laid out and as wide as in the file) and what is added by name [C_out], 0 where
+        units go, of a change for the units `kept` of every group; for who cuts it another way."""
+        outputs, inputs = kept_mask(*self.made, kept), kept_mask(*self.read, kept)
+        positions = np.repeat(inputs, self.weight.shape[1] // len(inputs))
+        weight = np.zeros_like(self.weight)
+        weight[np.ix_(outputs, positions)] = self.flat(change)
+        added = {name: np.zeros(len(outputs)) for name in change.added}
+        for name, values in change.added.items():
+            added[name][outputs] = values
+        return np.moveaxis(weight.reshape(self.shape), (0, 1), self.axes), added
 
     def moment(self, shift: Shift) -> tuple[FloatArray, FloatArray]:
         """What is solved with [D, D], and the mean that the shift makes up for: each layer's
@@ -138,19 +147,6 @@ class Reconstruction:
             outputs = kept_mask(*layer.made, kept)
             changes[layer.tensor] = layer.change(weight[outputs], shifts[:, outputs])
         return changes
-
-    def padded_weight(
-        self, layer: Layer, inputs: BoolArray, shift: Shift
-    ) -> tuple[FloatArray, FloatArray]:
-        """Weight (laid out and as wide as in the file, 0 where inputs go) and shifts
-        [layers, C_out] of a layer that keeps `inputs` [C_in], for who cuts it another way.
-
-        With the shift `none` it is the best there is without one, and shifts are 0.
-        """
-        weight, shifts = self._solve(layer, inputs, shift)
-        whole = np.zeros_like(layer.weight)
-        whole[:, np.repeat(inputs, whole.shape[1] // len(inputs))] = weight
-        return np.moveaxis(whole.reshape(layer.shape), (0, 1), layer.axes), shifts
 
     def affected_layers(self, kept: Sequence[IntArray]) -> Iterator[tuple[Layer, BoolArray]]:
         """Layers that lose inputs to the units `kept` of every group, and what they keep [C_in]."""
@@ -219,10 +215,13 @@ def _layer(trace: OnnxTrace, nodes: Sequence[Node], tensor: onnx.TensorProto, se
     weight = np.moveaxis(
         np.asarray(numpy_helper.to_array(tensor), dtype=np.float64), (made, read), (0, 1)
     )
+    places = _places(trace, nodes)
+    shift: Shift = "own" if len({name for name, _ in places}) == len(nodes) else "one"
     return Layer(
         outputs=tuple(node.outputs[0] for node in nodes),
         tensor=tensor.name,
-        places=_places(trace, nodes),
+        places=places,
+        shift=shift if places else "none",
         weight=weight.reshape(len(weight), -1),
         shape=weight.shape,
         axes=(made, read),

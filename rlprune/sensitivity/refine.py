@@ -53,15 +53,15 @@ def refine(
     reconstruction: Reconstruction,
     samples: CalibrationSet,
     runtime: Runtime,
-) -> onnx.ModelProto:
-    """A copy of a model cut to the units `kept`, its layers reconstructed, and once more.
+) -> dict[str, LayerChange]:
+    """By weight, what becomes of the layers of a model cut to the units `kept`, solved twice.
 
     Raises:
         CalibrationError: a network does not run on the samples.
     """
     changes = reconstruction.changes(kept)
     if not changes:
-        return with_layers(pruned, changes)
+        return changes
     layers = reconstruction.layers
     batching = Batching.find(
         trace, samples, runtime, [value.name for value in trace.model.graph.output]
@@ -80,7 +80,7 @@ def refine(
             whole = layer.weight[outputs]
             before = whole if change is None else layer.flat(change)
             changes[layer.tensor] = _again(layer, before, whole, seen[layer.tensor])
-    return with_layers(pruned, changes)
+    return changes
 
 
 def _affordable(trace: OnnxTrace) -> int:

@@ -1,25 +1,27 @@
 """A cut module's layers reconstructed, so that training starts from what is left at its best.
 
-The same linear solves as for ONNX files (`profile.reconstruct`), written into the module's own
+The same linear solves as for ONNX files (`sensitivity.correct`), written into the module's own
 parameters. What layers share stays shared.
 """
 
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import torch
 from torch import nn
 
 from rlprune.errors import CalibrationError, MissingExtraError
-from rlprune.graph.from_torch import TorchTrace
+from rlprune.graph.from_torch import Place, TorchTrace
+from rlprune.graph.torch_call import named_tensors
 from rlprune.graph.types import FloatArray, IntArray
 from rlprune.runtime import get_runtime
 from rlprune.runtime.base import Runtime
 from rlprune.sensitivity.calibration import CalibrationSet
-from rlprune.sensitivity.correct import Correction, only_cut, samples_for
-from rlprune.sensitivity.reconstruct import Reconstruction, Shift
+from rlprune.sensitivity.correct import Correction, Solved, only_cut, samples_for, solve
+from rlprune.sensitivity.reconstruct import Layer
 from rlprune.sensitivity.sources import CalibrationSource
 from rlprune.surgery.importance import unit_scores
 from rlprune.surgery.onnx import kept_units
@@ -32,7 +34,7 @@ def prune_module(
     trace: TorchTrace, keeps: IntArray, calibration: CalibrationSource | None
 ) -> tuple[nn.Module, Correction]:
     """The traced module as a plan wants it, and what was done for it: as
-    `profile.correct.carry_out` does for ONNX models.
+    `sensitivity.correct.carry_out` does for ONNX models.
 
     Args:
         keeps: units to keep per group [G].
@@ -46,63 +48,87 @@ def prune_module(
         samples = samples_for(trace.onnx, calibration)
         if samples is None:
             return small, Correction(note="only cut")
-        reconstruct_module(small, trace, keeps, samples, get_runtime())
+        solved = reconstruct_module(small, trace, keeps, samples, get_runtime())
     except (CalibrationError, MissingExtraError) as error:
         if calibration is not None:
             raise
         return small, Correction(note=only_cut(str(error)), lost=True)
-    return small, Correction(inputs=samples.text())
+    if not solved.changes:
+        return small, Correction(note="only cut: no layer can be solved", moved=solved.moved)
+    return small, Correction(inputs=samples.text(), moved=solved.moved)
 
 
 def reconstruct_module(
     small: nn.Module, trace: TorchTrace, keeps: IntArray, samples: CalibrationSet, runtime: Runtime
-) -> int:
+) -> Solved:
     """Reconstructs `small`, cut from the traced module by `keeps` [G], in place.
 
     A parameter that the module computes with otherwise than as it is stays as it was cut.
 
     Returns:
-        How many weights were reconstructed.
+        What was solved; no changes where no layer could be.
 
     Raises:
-        CalibrationError: as `Reconstruction.of`.
+        CalibrationError: the network does not run on the samples, or overflows on them.
     """
     kept = kept_units(unit_scores(trace.onnx), keeps)
     # A module may keep its units in another order than an ONNX file.
-    cut = Cut(unpacked(trace), kept)
-    reconstruction = Reconstruction.of(trace.onnx, samples, runtime)
-    tensors = {**dict(small.named_parameters()), **dict(small.named_buffers())}
-    # The trace gives each reader of a vector its own, NAME#2 and on; in the module they are one.
-    own = {
-        name: name if name in tensors else name.rpartition("#")[0]
-        for node in trace.onnx.normal.nodes
-        for name in node.inputs
-    }
-    uses = Counter(own[name] for node in trace.onnx.normal.nodes for name in node.inputs)
-    done = 0
+    whole = unpacked(trace)
+    cut = Cut(whole, kept)
+    module = _Parameters(whole)
+    solved = solve((trace.onnx, trace.onnx), kept, samples, runtime, fitted=module.fitted)
+    tensors = dict(named_tensors(small))
     with torch.no_grad():
-        for layer, inputs in reconstruction.affected_layers(kept):
-            places = [(own[name], factor) for name, factor in layer.places]
-            held = Counter(name for name, _ in places)
-            if any(uses[name] != held[name] or name not in tensors for name in held):
-                places = []  # the module computes with them in other places too
-            if uses[layer.tensor] != len(layer.outputs) or layer.tensor not in tensors:
-                continue
-            shift: Shift = layer.shift if len(held) == len(layer.outputs) else "one"
-            weight, shifts = reconstruction.padded_weight(
-                layer, inputs, shift if places else "none"
-            )
-            whole: dict[str, FloatArray] = {layer.tensor: weight}
-            for (name, factor), added in zip(places, shifts, strict=bool(places)):
-                whole[name] = factor * added
-            new = {
-                name: cut.tensor(name, torch.from_numpy(np.ascontiguousarray(value)))
-                for name, value in whole.items()
-            }
-            if any(new[name].shape != tensors[name].shape for name in new):
-                continue
-            tensors[layer.tensor].copy_(new.pop(layer.tensor))
-            for name, added in new.items():
-                tensors[name].add_(added)
-            done += 1
-    return done
+        for name, change in solved.changes.items():
+            weight, added = solved.layers[name].padded(change, kept)
+            parameter, axes = module.homes[name]
+            tensors[parameter].copy_(cut.tensor(parameter, _tensor(weight.transpose(axes))))
+            for own, values in {module.own[name]: values for name, values in added.items()}.items():
+                tensors[own].add_(cut.tensor(own, _tensor(values)))
+    return solved
+
+
+class _Parameters:
+    """Which parameters of a traced module hold what the trace's layers read."""
+
+    def __init__(self, trace: TorchTrace) -> None:
+        self._shapes = {name: tuple(tensor.shape) for name, tensor in named_tensors(trace.module)}
+        nodes, traced = trace.onnx.normal.nodes, trace.onnx.normal.shapes
+        # The trace gives each reader of a vector its own, NAME#2 and on; the module has one.
+        self.own = {
+            name: name.rpartition("#")[0] if "#" in name and name not in self._shapes else name
+            for node in nodes
+            for name in node.inputs
+        }
+        self._uses = Counter(self.own[name] for node in nodes for name in node.inputs)
+        self.homes: dict[str, tuple[str, tuple[int, ...]]] = {}
+        """By weight the parameter that is it and nothing else, and of each of its axes the
+        weight's."""
+        for name, shape in self._shapes.items():
+            places = list(trace.moved.get(name, ()))
+            if self._uses[name]:
+                places.append(Place(name, tuple(range(len(shape))), (0,) * len(shape)))
+            if len(places) != 1:
+                continue  # it is held in parts, or is an embedding too
+            [place] = places
+            axes = place.axes[: len(shape)]
+            if sorted(axes) == list(range(len(shape))) and shape == tuple(
+                traced[place.tensor][axis] for axis in axes
+            ):
+                self.homes[place.tensor] = name, axes
+
+    def fitted(self, layer: Layer) -> Layer | None:
+        """The layer as the module can hold its solution; None where it cannot."""
+        if layer.tensor not in self.homes or self._uses[layer.tensor] != len(layer.outputs):
+            return None
+        held = Counter(self.own[name] for name, _ in layer.places)
+        if not held or any(
+            self._uses[name] != count or len(self._shapes.get(name, ())) != 1
+            for name, count in held.items()
+        ):
+            return replace(layer, places=(), shift="none")  # used elsewhere too
+        return replace(layer, shift=layer.shift if len(held) == len(layer.outputs) else "one")
+
+
+def _tensor(values: FloatArray) -> torch.Tensor:
+    return torch.from_numpy(np.ascontiguousarray(values))

@@ -108,7 +108,7 @@ class Tuner:
         drawn = np.arange(len(self._images))[:REESTIMATE_COUNT]
         few = self._images.take(drawn[:RECONSTRUCT_COUNT])
         images = CalibrationSet.single(few.x, few.y)
-        if not reconstruct_module(module, self._trace, keeps, images, get_runtime()):
+        if not reconstruct_module(module, self._trace, keeps, images, get_runtime()).changes:
             reestimate(module, self._images.take(drawn))
         checkpoint = Checkpoint(self._work / f"tuning-{key}.safetensors", key)
         depthwise = any(op.kind == "depthwise_conv" for op in case.trace.graph.operators)
