@@ -45,7 +45,7 @@ class Moved:
 
     sample_count: int
     divergence: float
-    """Mean, nats (`profile.divergence`)."""
+    """Mean, nats (`sensitivity.divergence`)."""
     agreement: float | None
     """Share (0-1) of what is decided as before; None where answers are values."""
     accuracy: float | None = None

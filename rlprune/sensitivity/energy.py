@@ -48,8 +48,8 @@ def loss_curve(profiles: GroupProfiles, space: Space) -> FloatArray:
     options of an ordered site non-increasing.
 
     In nats where losses were measured; of a network that was not trained, what a score at
-    initialisation says (`profile.initial`); otherwise what is predicted from the weights, or
-    shapes alone, and from what other networks lost (`profile.predicted`).
+    initialisation says (`sensitivity.initial`); otherwise what is predicted from the weights, or
+    shapes alone, and from what other networks lost (`sensitivity.predicted`).
     """
     if profiles.measured_loss is not None:
         loss = profiles.measured_loss.mean(0)

@@ -1,6 +1,6 @@
 """A cut module's layers reconstructed, so that training starts from what is left at its best.
 
-The same linear solves as for ONNX files (`profile.reconstruct`), written into the module's own
+The same linear solves as for ONNX files (`sensitivity.reconstruct`), written into the module's own
 parameters. What layers share stays shared.
 """
 
@@ -32,7 +32,7 @@ def prune_module(
     trace: TorchTrace, keeps: IntArray, calibration: CalibrationSource | None
 ) -> tuple[nn.Module, Correction]:
     """The traced module as a plan wants it, and what was done for it: as
-    `profile.correct.carry_out` does for ONNX models.
+    `sensitivity.correct.carry_out` does for ONNX models.
 
     Args:
         keeps: units to keep per group [G].

@@ -32,7 +32,7 @@ class GroupProfiles:
     image_count: int = 0
     initial_loss: FloatArray | None = None
     """[G, L], of a network that was not trained: what a score at initialisation says is lost, on a
-    scale of its own (`profile.initial`); None for a trained one."""
+    scale of its own (`sensitivity.initial`); None for a trained one."""
     predicted_loss: FloatArray | None = None
     """[S, L]: what is predicted of the sites (`sensitivity.predicted`), summed where they stand for
     several of another network; None where it is still to be predicted when asked."""
