@@ -55,7 +55,7 @@ def test_rooms_of_the_architecture_are_those_that_are_checked() -> None:
     checked = [{room.strip().removeprefix("rlprune.") for room in one.split("|")} for one in layers]
     page = (DOCS / "architecture.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| (\d+) \| ([^|]*) \|", page, flags=re.MULTILINE)
-    assert [int(number) for number, _ in rows] == list(range(1, len(layers) + 1))
+    assert [int(number) for number, _ in rows] == list(range(len(layers), 0, -1))
     assert [set(re.findall(r"`([^`]+)`", rooms)) for _, rooms in rows] == checked
 
 

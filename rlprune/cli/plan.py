@@ -77,8 +77,8 @@ def plan(
         str,
         typer.Option(
             metavar="NAME|PATH",
-            help="learned, corrected, knapsack, global, uniform (one ratio, filled up), "
-            "uniform-plain, or a trained policy's directory.",
+            help="learned, knapsack, global, uniform (one ratio, filled up), uniform-plain, or "
+            "a trained policy's directory.",
         ),
     ] = "learned",
     calibration: Calibration = None,

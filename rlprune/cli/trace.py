@@ -45,9 +45,9 @@ def trace(
     device: Annotated[
         str | None,
         typer.Option(
-            metavar="KEY|macs",
-            help="Whose latency is shared out, from the local store; nothing is measured. MACs "
-            "stand in if left out.",
+            metavar="KEY|RUNTIME|macs",
+            help="Whose latency is shared out, from the local store; nothing is measured. A key, "
+            "or ort, openvino, mnn on this machine. MACs stand in if left out.",
         ),
     ] = None,
     input_shape: InputShapes = None,
@@ -74,6 +74,10 @@ def trace(
     )
     traced = load_trace(model, input_shape, input_value)
     graph = traced.graph
+    if device is not None:
+        from rlprune.planning import which_device
+
+        device, _ = which_device(device, graph)
     preferred = BLOCK if device is None else preferred_multiple(device)
     bound = bind(graph, constraints, round_to=preferred)
     space = space_of(graph, bound, check_schemes(scheme or ()))

@@ -10,6 +10,9 @@ from command_line import Rlprune, answer, refusal
 from onnx_nets import conv_net
 from onnx_oracle import Net, numbers_in_weights
 
+from rlprune.cli.models import load_trace
+from rlprune.planning import which_device
+
 
 @pytest.fixture
 def net(folder: Path) -> Path:
@@ -41,6 +44,7 @@ def test_latency_of_a_device_comes_from_the_store_and_is_never_measured(
     report = answer(rlprune("trace", net, "--device", device["device"], "--json"))
     assert report["device"] == device["device"] and report["latency_ms"] > 0
     assert all(0 < group["latency_ratio"] < 1 for group in report["groups"])
+    assert answer(rlprune("trace", net, "--device", "ort", "--json")) == report
     other = folder / "other.onnx"
     other.write_bytes(conv_net((8, 24), extent=8).SerializeToString())
     line = refusal(
@@ -49,6 +53,12 @@ def test_latency_of_a_device_comes_from_the_store_and_is_never_measured(
     assert "has not measured this model" in line
     (after,) = answer(rlprune("devices", "--json"))
     assert after["measurement_count"] == device["measurement_count"]
+
+
+def test_a_runtimes_name_stands_for_this_machine(rlprune: Rlprune, folder: Path, net: Path) -> None:
+    """As for `plan`; nothing was measured here yet, which is said of the whole key."""
+    (own, _) = which_device("ort", load_trace(net, None).graph)
+    assert own in refusal(rlprune("trace", net, "--device", "ort"), folder)
 
 
 def test_the_tree_names_members_readers_holds_and_ends_with_the_prunable_share(
