@@ -128,6 +128,7 @@ def test_the_blocks_of_a_page_run(
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
     monkeypatch.chdir(folder)
     monkeypatch.syspath_prepend(folder)
+    monkeypatch.delitem(sys.modules, "mynets", raising=False)  # another test's
     before = set(sys.modules)
     try:
         run_page(ROOT / name, folder, SETTINGS.get(name, Setting()))

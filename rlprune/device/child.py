@@ -22,17 +22,19 @@ from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from typing import Any
 
+from google.protobuf.message import DecodeError
+
 from rlprune.device.child_main import OUT_OF_MEMORY
 from rlprune.errors import (
     MeasurementError,
     MissingExtraError,
     NotFoundError,
-    RlpruneError,
     UnavailableError,
 )
 from rlprune.latency.measure import MeasureConfig
-from rlprune.latency.types import Measurement, Subject
-from rlprune.store import encoding
+from rlprune.latency.types import Subject
+from rlprune.store.encoding import subject_key
+from rlprune.v1 import devices_pb2, types_pb2
 
 START_SEC = 120.0
 """How long a child may take to import its runtime."""
@@ -145,8 +147,9 @@ class Child:
         fingerprint: str = "",
         skeleton: bytes = b"",
         checkpoint: Checkpoint,
-    ) -> list[Measurement]:
+    ) -> list[types_pb2.Measurement]:
         """Measures as `latency.collect.measure_subjects` does, variants of one skeleton at most.
+        The measurements are as the child encoded them, and not checked.
 
         `checkpoint` is called several times a second; what it raises ends the child and passes.
 
@@ -157,7 +160,7 @@ class Child:
         """
         self.start()
         self._used = True
-        keys = [encoding.subject_key(subject) for subject in subjects]
+        keys = [subject_key(subject) for subject in subjects]
         request = {"subjects": keys, "device": device, "fingerprint": fingerprint}
         self._send({**request, "config": asdict(config)}, skeleton)
         done, planned = 0, 0
@@ -181,8 +184,8 @@ class Child:
                 raise MeasurementError(message["refused"])
             elif "crashed" in message:
                 raise ChildFault(f"the runtime raised {message['crashed']}"[:400])
-            else:
-                return self._measurements(message)
+            elif "measured" in message:
+                return self._measurements(len(subjects))
 
     def refresh(self) -> None:
         """Sees to it that the next measurement is the first of its process."""
@@ -211,24 +214,38 @@ class Child:
 
     def _answer(self, until: float) -> dict[str, Any] | None:
         """The next message; None where none came in time; ChildFault where the child has died."""
+        content = self._received(until)
+        if content is None:
+            return None
+        try:
+            message = json.loads(content)
+        except ValueError as error:
+            raise self._nonsense(error) from error
+        return message if isinstance(message, dict) else {}
+
+    def _measurements(self, subject_count: int) -> list[types_pb2.Measurement]:
+        content = self._received(time.monotonic() + START_SEC)
+        try:
+            found = devices_pb2.ReportRequest.FromString(content or b"").measurements
+        except DecodeError as error:
+            raise self._nonsense(error) from error
+        if len(found) != subject_count:
+            raise self._nonsense(ValueError())
+        return list(found)
+
+    def _received(self, until: float) -> bytes | None:
         assert self._connection is not None and self._process is not None
         try:
             if not self._connection.poll(max(0.0, until - time.monotonic())):
                 return None
-            message = json.loads(self._connection.recv_bytes())
+            content: bytes = self._connection.recv_bytes()
         except (EOFError, ConnectionError):
             code = self._process.wait()
             self.close()
             raise ChildFault(self._death(code)) from None
-        except (OSError, ValueError) as error:
+        except OSError as error:
             raise self._nonsense(error) from error
-        return message if isinstance(message, dict) else {}
-
-    def _measurements(self, message: dict[str, Any]) -> list[Measurement]:
-        try:
-            return [encoding.measurement_of(key, data) for key, data in message["measured"]]
-        except (KeyError, TypeError, ValueError, RlpruneError) as error:
-            raise self._nonsense(error) from error
+        return content
 
     def _nonsense(self, error: Exception) -> ChildFault:
         """A process whose memory was written over may say anything."""

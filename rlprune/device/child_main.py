@@ -18,11 +18,14 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from rlprune.errors import MissingExtraError, RlpruneError
+from rlprune.errors import InputError, MissingExtraError, RlpruneError
 from rlprune.latency.collect import ModelOf, measure_subjects, skeleton_models
 from rlprune.latency.measure import MeasureConfig
+from rlprune.latency.types import Measurement
 from rlprune.runtime import Runtime, get_runtime
-from rlprune.store.encoding import measurement_data, subject_from_key, subject_key
+from rlprune.service.device_messages import measurement_to
+from rlprune.store.encoding import check_measurement, subject_from_key
+from rlprune.v1 import devices_pb2
 
 try:
     import resource
@@ -91,8 +94,23 @@ def _serve(connection: Connection[Any, Any], runtime: Runtime, cpu_sec: float) -
         except Exception as error:  # a runtime may raise anything
             _send(connection, {"crashed": f"{type(error).__name__}: {error}"})
         else:
-            found = [[subject_key(one.subject), measurement_data(one)] for one in measured]
-            _send(connection, {"measured": found})
+            # As it travels to the server; nothing on the way writes it anew.
+            report = devices_pb2.ReportRequest(
+                measurements=[measurement_to(_reportable(one)) for one in measured]
+            )
+            _send(connection, {"measured": len(measured)})
+            connection.send_bytes(report.SerializeToString())
+
+
+def _reportable(found: Measurement) -> Measurement:
+    """The measurement, or that it failed where a server would refuse it (a coarse clock)."""
+    try:
+        check_measurement(found)
+    except InputError as error:
+        return Measurement.failed(
+            found.device, found.subject, str(error), thread_count=found.thread_count
+        )
+    return found
 
 
 def _send(connection: Connection[Any, Any], message: dict[str, Any]) -> None:

@@ -22,9 +22,9 @@ from rlprune.errors import (
     NotFoundError,
     RlpruneError,
 )
-from rlprune.latency.types import Measurement
 from rlprune.service.device_client import DeviceClient
 from rlprune.store.records import JobState
+from rlprune.v1 import types_pb2
 
 LOG = logging.getLogger("rlprune.device")
 
@@ -55,7 +55,7 @@ class Report:
     """What is to be said of a leased job."""
 
     lease_id: str
-    measurements: tuple[Measurement, ...] = ()
+    measurements: tuple[types_pb2.Measurement, ...] = ()
     done: bool = False
     release: bool = False
     request_id: str = field(default_factory=lambda: uuid.uuid4().hex)

@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from contextlib import closing
 
 from rlprune.device.child import Child, ChildConfig, ChildFault
-from rlprune.errors import MeasurementError
+from rlprune.errors import InputError, MeasurementError
 from rlprune.graph.from_onnx import OnnxTrace
 from rlprune.graph.skeleton import strip
 from rlprune.latency.device import batch_of, local_device_key
 from rlprune.latency.measure import MeasureConfig
 from rlprune.latency.types import Measurement, ModelSubject
+from rlprune.service.device_messages import measurement_from
 
 
 def measure_isolated(
@@ -36,7 +37,7 @@ def measure_isolated(
             device = local_device_key(child, thread_count=thread_count, batch=batch)
             subject = ModelSubject(graph.fingerprint, tuple(int(width) for width in graph.widths))
             try:
-                found += child.measure(
+                measured = child.measure(
                     [subject],
                     device=device,
                     config=MeasureConfig(thread_count=thread_count),
@@ -44,7 +45,8 @@ def measure_isolated(
                     skeleton=strip(trace.model),
                     checkpoint=lambda done, planned: None,
                 )
-            except (ChildFault, MeasurementError) as error:
+                found += map(measurement_from, measured)
+            except (ChildFault, InputError, MeasurementError) as error:
                 found.append(
                     Measurement.failed(device, subject, str(error), thread_count=thread_count)
                 )

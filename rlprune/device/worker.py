@@ -31,7 +31,6 @@ from rlprune.device.child import Checkpoint, Child, ChildConfig, ChildFault
 from rlprune.device.delivery import Backoff, RefusedError, Report, deliver
 from rlprune.errors import (
     AuthenticationError,
-    InputError,
     LeaseError,
     MeasurementError,
     NotFoundError,
@@ -42,8 +41,9 @@ from rlprune.latency.measure import MeasureConfig
 from rlprune.latency.types import Measurement, ModelSubject, OperatorSpec, Subject
 from rlprune.progress import OnProgress
 from rlprune.service.device_client import DeviceClient, LeasedJob
-from rlprune.store.encoding import check_measurement
+from rlprune.service.device_messages import measurement_to
 from rlprune.store.records import JobState
+from rlprune.v1 import types_pb2
 
 LOG = logging.getLogger("rlprune.device")
 
@@ -237,7 +237,7 @@ class _Worker:
     def _report(
         self,
         job: LeasedJob,
-        measurements: list[Measurement],
+        measurements: list[types_pb2.Measurement],
         stop: threading.Event,
         *,
         done: bool = False,
@@ -269,7 +269,7 @@ class _Worker:
         fingerprint: str,
         skeleton: bytes,
         checkpoint: Checkpoint,
-    ) -> list[Measurement]:
+    ) -> list[types_pb2.Measurement]:
         """One measurement each; ChildFault where one of them takes the child down."""
         models = [subject for subject in part if isinstance(subject, ModelSubject)]
         try:
@@ -285,7 +285,7 @@ class _Worker:
                 self._measured(operators, "", b"", checkpoint) if operators else []
             )
         try:
-            measured = self._child.measure(
+            return self._child.measure(
                 part,
                 device=self._key,
                 config=self._measure,
@@ -296,20 +296,13 @@ class _Worker:
         except MeasurementError as error:
             LOG.warning("cannot measure: %s", error)
             return [self._failed(subject, str(error)) for subject in part]
-        return [self._checked(measurement) for measurement in measured]
 
-    def _checked(self, measurement: Measurement) -> Measurement:
-        """The measurement, or that it failed where a server would refuse it (a coarse clock)."""
-        try:
-            check_measurement(measurement)
-        except InputError as error:
-            return self._failed(measurement.subject, str(error))
-        return measurement
-
-    def _failed(self, subject: Subject, reason: str, *, fault: bool = False) -> Measurement:
-        return Measurement.failed(
-            self._key, subject, reason, thread_count=self._measure.thread_count, fault=fault
-        )
+    def _failed(
+        self, subject: Subject, reason: str, *, fault: bool = False
+    ) -> types_pb2.Measurement:
+        count = self._measure.thread_count
+        found = Measurement.failed(self._key, subject, reason, thread_count=count, fault=fault)
+        return measurement_to(found)
 
 
 class _Renewal:

@@ -6,17 +6,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from rlprune.latency.types import Measurement, Subject
+from rlprune.latency.types import Subject
 from rlprune.service.channel import Channel
 from rlprune.service.device_messages import (
     device_from,
     job_from,
-    measurement_to,
     state_from,
     subjects_from,
 )
 from rlprune.store.records import DeviceRecord, Job, ReportAnswer
-from rlprune.v1 import devices_pb2
+from rlprune.v1 import devices_pb2, types_pb2
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +83,7 @@ class DeviceClient:
         self,
         lease_id: str,
         request_id: str,
-        measurements: Sequence[Measurement],
+        measurements: Sequence[types_pb2.Measurement],
         *,
         done: bool = False,
         release: bool = False,
@@ -93,7 +92,7 @@ class DeviceClient:
         request = devices_pb2.ReportRequest(
             lease_id=lease_id,
             request_id=request_id,
-            measurements=[measurement_to(measurement) for measurement in measurements],
+            measurements=measurements,
             done=done,
             release=release,
         )

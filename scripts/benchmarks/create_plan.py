@@ -41,8 +41,9 @@ from rlprune.schemes import space_with
 from rlprune.schemes.channels import keep_levels
 from rlprune.service.channel import Channel
 from rlprune.service.device_client import DeviceClient
+from rlprune.service.device_messages import measurement_to
 from rlprune.service.profile_messages import profiles_to
-from rlprune.v1 import plans_pb2
+from rlprune.v1 import plans_pb2, types_pb2
 
 Cost = Callable[[Subject], float]
 
@@ -112,9 +113,9 @@ class Served:
         return float(spent.user + spent.system)
 
 
-def _measured(subject: Subject, ms: float) -> Measurement:
+def _measured(subject: Subject, ms: float) -> types_pb2.Measurement:
     sessions = ((ms, ms * 1.01, ms), (ms, ms, ms * 0.99), (ms,) * 3, (ms,) * 3)
-    return Measurement(BOARD, subject, sessions, sessions)
+    return measurement_to(Measurement(BOARD, subject, sessions, sessions))
 
 
 def macs_cost(graph: PruningGraph) -> Cost:

@@ -17,6 +17,7 @@ from rlprune.device.child import Child, ChildConfig, ChildFault
 from rlprune.device.worker import work
 from rlprune.errors import MissingExtraError, NotFoundError, UnavailableError
 from rlprune.latency.types import Measurement, OperatorSpec
+from rlprune.service.device_messages import measurement_from
 from rlprune.service.server import Server
 from rlprune.store import Store, open_store
 from rlprune.store.encoding import subject_key
@@ -28,7 +29,7 @@ def measured(child: Child, spec: OperatorSpec) -> Measurement:
     (found,) = child.measure(
         [spec], device=FAULTY_KEY, config=BRIEF, checkpoint=lambda done, planned: None
     )
-    return found
+    return measurement_from(found)
 
 
 def test_a_child_that_dies_says_of_what_and_the_next_one_measures() -> None:

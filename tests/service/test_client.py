@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from onnx import TensorProto, helper
 from onnx_nets import conv_net
-from service_rig import BOARD, Rig, macs_cost, measured
+from service_rig import BOARD, Rig, macs_cost, measured, messages
 
 import rlprune
 from rlprune.errors import InputError, OverloadedError, UnavailableError
@@ -111,7 +111,7 @@ def test_a_waiting_client_outlives_the_kill_of_its_server(tmp_path: Path) -> Non
                     time.sleep(0.1)
                     continue
                 found = [measured(BOARD, subject, cost(subject)) for subject in job.left]
-                device.report(job.lease_id, f"r-{job.lease_id[:20]}", found, done=True)
+                device.report(job.lease_id, f"r-{job.lease_id[:20]}", messages(found), done=True)
             assert waiting.result(60).feasible
         finally:
             device.close()

@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from onnx_nets import conv_net
-from service_rig import BOARD, Rig, macs_cost, measured
+from service_rig import BOARD, Rig, macs_cost, measured, messages
 
 from rlprune.errors import (
     ConflictError,
@@ -110,7 +110,7 @@ def test_what_predictions_cannot_use_of_a_device_is_named(board: Rig) -> None:
     assert job is not None
     apart = ((1.0,) * 3, (40.0,) * 3, (1.0,) * 3, (40.0,) * 3)
     report = [Measurement(BOARD, SPEC, apart, apart)]
-    board.device.report(job.lease_id, uuid.uuid4().hex, report, done=True)
+    board.device.report(job.lease_id, uuid.uuid4().hex, messages(report), done=True)
     (known,) = board.client.devices(health=True)
     assert known.health is not None
     (dropped,) = known.health.dropped
@@ -169,7 +169,7 @@ def test_what_was_measured_arrives_exactly(board: Rig) -> None:
         )
         for subject in (SPEC, FULL)
     ]
-    answer = board.device.report(leased.lease_id, "r1", sent, done=True)
+    answer = board.device.report(leased.lease_id, "r1", messages(sent), done=True)
     assert (answer.state, answer.accepted_count, answer.generation) == (JobState.DONE, 2, 2)
     assert board.store.measurements(BOARD) == sent
 
@@ -183,18 +183,20 @@ def test_late_foreign_and_repeated_reports(board: Rig) -> None:
     report = [measured(BOARD, FULL, 1.0)]
     for lease_id in (first.lease_id, "0" * 32, ""):
         with pytest.raises(LeaseError):
-            board.device.report(lease_id, "r1", report, done=True)
+            board.device.report(lease_id, "r1", messages(report), done=True)
         with pytest.raises(LeaseError):
             board.device.renew(lease_id)
     assert board.dump() == before
     second = board.device.lease("worker-2", BOARD)
     assert second is not None and second.job.job_id == first.job.job_id
     assert board.device.renew(second.lease_id) == pytest.approx(30.0, abs=5.0)
-    answer = board.device.report(second.lease_id, "r1", report, done=True)
+    answer = board.device.report(second.lease_id, "r1", messages(report), done=True)
     before = board.dump()
-    assert board.device.report(second.lease_id, "r1", report, done=True) == answer
+    assert board.device.report(second.lease_id, "r1", messages(report), done=True) == answer
     with pytest.raises(ConflictError):
-        board.device.report(second.lease_id, "r1", [measured(BOARD, FULL, 2.0)], done=True)
+        board.device.report(
+            second.lease_id, "r1", messages([measured(BOARD, FULL, 2.0)]), done=True
+        )
     assert board.dump() == before
 
 

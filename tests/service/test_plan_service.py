@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from onnx_nets import conv_net
-from service_rig import BOARD, Rig, macs_cost
+from service_rig import BOARD, Rig, macs_cost, messages
 from synthetic import channel_space
 
 from rlprune.constraints import Constraints, bind
@@ -369,7 +369,7 @@ def test_a_device_that_can_run_nothing_is_an_error_and_not_an_endless_wait(rig: 
                     Measurement(BOARD, subject, (), (), status="failed", reason="no kernel")
                     for subject in job.left
                 ]
-                rig.device.report(job.lease_id, job.lease_id, failed, done=True)
+                rig.device.report(job.lease_id, job.lease_id, messages(failed), done=True)
 
 
 def test_a_call_whose_answer_was_lost_is_repeated_and_counts_once(

@@ -17,7 +17,7 @@ import pytest
 from google.protobuf.message_factory import GetMessageClass
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from onnx_nets import conv_net
-from service_rig import BOARD, dump, measured
+from service_rig import BOARD, dump, measured, messages
 
 from rlprune.errors import AuthenticationError, InputError, UnavailableError
 from rlprune.graph.from_onnx import trace_onnx
@@ -241,7 +241,7 @@ def test_what_was_acknowledged_survives_kill_9(tmp_path: Path, spawn: Spawn) -> 
     acknowledged = []
     for number, subject in enumerate(subjects[:4]):
         sent = measured(BOARD, subject, 1.0 + number)
-        device.report(leased.lease_id, f"r{number}", [sent])
+        device.report(leased.lease_id, f"r{number}", messages([sent]))
         acknowledged.append(sent)
     process.send_signal(signal.SIGKILL)
     process.wait()
@@ -251,9 +251,11 @@ def test_what_was_acknowledged_survives_kill_9(tmp_path: Path, spawn: Spawn) -> 
     # Another server on the same store and port: the lease goes on, the old report counts once.
     _, again = spawn(address)
     assert again == address
-    first = device.report(leased.lease_id, "r0", [acknowledged[0]])
+    first = device.report(leased.lease_id, "r0", messages([acknowledged[0]]))
     assert (first.accepted_count, first.generation) == (1, 1)
-    last = device.report(leased.lease_id, "r4", [measured(BOARD, subjects[4], 5.0)], done=True)
+    last = device.report(
+        leased.lease_id, "r4", messages([measured(BOARD, subjects[4], 5.0)]), done=True
+    )
     assert (last.state, last.generation) == ("done", 5)
     device.close()
     channel.close()

@@ -17,6 +17,7 @@ from device_rig import faulty
 
 from rlprune.device.worker import work
 from rlprune.service.device_client import DeviceClient
+from rlprune.service.device_messages import measurement_from
 from rlprune.store.records import ReportAnswer
 
 PLAIN_REPORT = DeviceClient.report
@@ -29,7 +30,8 @@ def main(server: str, log: Path) -> None:
         self: DeviceClient, lease_id: str, request_id: str, measurements: Any, **how: bool
     ) -> ReportAnswer:
         answer = PLAIN_REPORT(self, lease_id, request_id, measurements, **how)
-        noted = {"request_id": request_id, "samples": [m.wall_ms for m in measurements]}
+        samples = [measurement_from(message).wall_ms for message in measurements]
+        noted = {"request_id": request_id, "samples": samples}
         os.write(number, json.dumps(noted).encode() + b"\n")
         os.fsync(number)
         return answer

@@ -6,7 +6,7 @@ import math
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -19,9 +19,11 @@ from rlprune.latency.types import Measurement, ModelSubject, OperatorSpec, Subje
 from rlprune.service.channel import Channel
 from rlprune.service.client import Client
 from rlprune.service.device_client import DeviceClient
+from rlprune.service.device_messages import measurement_to
 from rlprune.service.server import Server, start
 from rlprune.store import Store, open_store
 from rlprune.store.schema import metadata
+from rlprune.v1 import types_pb2
 
 BOARD = "board-1"
 Cost = Callable[[Subject], float]
@@ -74,7 +76,7 @@ class Rig:
         """Leases and reports all open jobs of a device with made-up latencies; how many."""
         count = 0
         while (job := self.device.lease(f"worker-of-{key}", key)) is not None:
-            measurements = [measured(key, subject, cost(subject)) for subject in job.left]
+            measurements = messages(measured(key, subject, cost(subject)) for subject in job.left)
             self.device.report(job.lease_id, uuid.uuid4().hex, measurements, done=True)
             count += 1
         return count
@@ -86,6 +88,11 @@ def dump(store: Store) -> dict[str, list[tuple[object, ...]]]:
             table.name: [tuple(row) for row in connection.execute(sa.select(table))]
             for table in metadata.sorted_tables
         }
+
+
+def messages(found: Iterable[Measurement]) -> list[types_pb2.Measurement]:
+    """As a worker reports them."""
+    return [measurement_to(one) for one in found]
 
 
 def measured(key: str, subject: Subject, ms: float) -> Measurement:
