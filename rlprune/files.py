@@ -10,6 +10,7 @@ import struct
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -77,3 +78,9 @@ def digest(*parts: str | bytes) -> str:
         whole.update(len(data).to_bytes(8, "big"))
         whole.update(data)
     return whole.hexdigest()
+
+
+def fields_of(value: Any) -> dict[str, Any]:
+    """The fields of a dataclass as they are; `json.dumps(..., default=fields_of)` writes those
+    within, several times faster than `dataclasses.asdict`, which copies everything."""
+    return {one.name: getattr(value, one.name) for one in fields(value)}

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ import numpy as np
 from rlprune.constraints import Constraints
 from rlprune.device_keys import canonical_key
 from rlprune.errors import InputError, PlanError, PlanMismatchError
-from rlprune.files import write_atomic
+from rlprune.files import fields_of, write_atomic
 from rlprune.graph.types import IntArray, PruningGraph
 from rlprune.schemes import other_sites, scheme_named
 from rlprune.schemes.channels import CHANNELS
@@ -243,7 +243,7 @@ class PruningPlan:
 
     def to_json(self, *, indent: int | None = 2) -> str:
         """The plan as one JSON object (format `rlprune.plan/1`)."""
-        return json.dumps({"format": FORMAT, **asdict(self)}, indent=indent)
+        return json.dumps({"format": FORMAT, **fields_of(self)}, indent=indent, default=fields_of)
 
     @staticmethod
     def from_json(text: str) -> PruningPlan:

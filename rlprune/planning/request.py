@@ -10,12 +10,13 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any, Literal, TypedDict, Unpack
 
 from rlprune.constraints import Constraints, patterns
 from rlprune.device_keys import canonical_key
 from rlprune.errors import BudgetError, InputError
+from rlprune.files import fields_of
 from rlprune.latency.types import F32, MACS_DEVICE, PRECISIONS
 from rlprune.schemes import CHANNEL_ONLY, check_schemes
 
@@ -216,10 +217,10 @@ class PlanRequest:
         """What was stated, in the words of `PlanOptions`, as one JSON object; what is as by default
         left out. `of` makes the same request of it."""
         default = PlanRequest(budgets=(1.0,))
-        stated = asdict(self.constraints) | {
+        stated = fields_of(self.constraints) | {
             name: getattr(self, name) for name in _OTHERS if name != "constraints"
         }
-        plain = asdict(default.constraints) | {
+        plain = fields_of(default.constraints) | {
             name: getattr(default, name) for name in _OTHERS if name != "constraints"
         }
         changed = {name: value for name, value in stated.items() if value != plain[name]}
