@@ -85,7 +85,8 @@ def fit(
     on_epoch: Callable[[EpochRecord], None] | None = None,
     on_step: Callable[[int, int], None] | None = None,
 ) -> list[EpochRecord]:
-    """Trains `module` in place and returns what each epoch saw; leaves it in eval mode.
+    """Trains `module` where it is, CPU or GPU, and returns what each epoch saw; leaves it in eval
+    mode.
 
     Weight decay spares vectors (biases and BatchNorm). Frozen parameters stay as they are.
 
@@ -100,7 +101,8 @@ def fit(
         InputError: the module does not answer with logits for all classes, the loss is no longer
             finite, or the checkpoint is another run's.
     """
-    x, y = torch.from_numpy(images.x), torch.from_numpy(images.labels)
+    device = _device_of(module)
+    x, y = (torch.from_numpy(one).to(device) for one in (images.x, images.labels))
     optimizer = _optimizer(module, config)
     # A last batch of one image would leave BatchNorm without a variance.
     step_count = max(1, len(images) // config.batch_size)
@@ -116,9 +118,11 @@ def fit(
         while state.step < total:
             if state.step % step_count == 0:
                 state.begin_epoch()
-            batch = state.order(len(images))[: step_count * config.batch_size].chunk(step_count)[
-                state.step % step_count
-            ]
+            batch = (
+                state.order(len(images))[: step_count * config.batch_size]
+                .chunk(step_count)[state.step % step_count]
+                .to(device)
+            )
             inputs = x[batch] if augment is None else augment(x[batch], state.generator)
             logits = module(inputs)
             _check_logits(logits, images.labels)
@@ -197,6 +201,10 @@ def _optimizer(module: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
     )
 
 
+def _device_of(module: nn.Module) -> torch.device:
+    return next((tensor.device for tensor in module.parameters()), torch.device("cpu"))
+
+
 def _check_logits(logits: Tensor, y: NDArray[np.int64]) -> None:
     shape = list(logits.shape)
     if len(shape) != 2 or shape[1] <= y.max():
@@ -256,7 +264,8 @@ def score(module: nn.Module, images: CalibrationSet, *, batch_size: int = 256) -
     training = module.training
     module.eval()
     loss = right = 0.0
-    x, labels = torch.from_numpy(images.x), torch.from_numpy(images.labels)
+    device = _device_of(module)
+    x, labels = (torch.from_numpy(one).to(device) for one in (images.x, images.labels))
     with torch.no_grad():
         for start in range(0, len(images), batch_size):
             logits, y = module(x[start : start + batch_size]), labels[start : start + batch_size]
@@ -270,19 +279,18 @@ def shifted(x: Tensor, generator: torch.Generator, *, pixels: int = 2) -> Tensor
     """Each image moved by up to `pixels` in both directions, zeros moving in."""
     count, _, height, width = x.shape
     padded = nn.functional.pad(x, (pixels,) * 4)
-    offset = torch.randint(0, 2 * pixels + 1, (count, 2), generator=generator)
-    rows = offset[:, :1] + torch.arange(height)  # [N, H]
-    columns = offset[:, 1:] + torch.arange(width)  # [N, W]
-    picked = padded.permute(0, 2, 3, 1)[
-        torch.arange(count)[:, None, None], rows[:, :, None], columns[:, None, :]
-    ]
+    offset = torch.randint(0, 2 * pixels + 1, (count, 2), generator=generator).to(x.device)
+    rows = offset[:, :1] + torch.arange(height, device=x.device)  # [N, H]
+    columns = offset[:, 1:] + torch.arange(width, device=x.device)  # [N, W]
+    each = torch.arange(count, device=x.device)[:, None, None]
+    picked = padded.permute(0, 2, 3, 1)[each, rows[:, :, None], columns[:, None, :]]
     return picked.permute(0, 3, 1, 2).contiguous()
 
 
 def flipped(x: Tensor, generator: torch.Generator) -> Tensor:
     """Each image mirrored one time in two."""
     flip = torch.rand(len(x), 1, 1, 1, generator=generator) < 0.5
-    return torch.where(flip, x.flip(3), x)
+    return torch.where(flip.to(x.device), x.flip(3), x)
 
 
 def flipped_and_shifted(x: Tensor, generator: torch.Generator) -> Tensor:
