@@ -11,6 +11,8 @@ and is not done again; so the trainings may be made on another machine, with a G
 
     scripts/bench recipe --prepare          # here: data and pruned networks into the folder
     scripts/bench recipe --train --jobs 8   # there: needs torch, onnx and that folder
+
+What is kept was trained on one NVIDIA H200.
 """
 
 from __future__ import annotations
@@ -92,11 +94,11 @@ def prepare(work: Path, shared: str | None) -> None:
         (work / f"{name}.json").write_text(json.dumps(about))
 
 
-def train(training: Training, work: Path, epochs: int = EPOCHS) -> dict[str, Any]:
-    """One training, kept in the folder; what it reached."""
+def train(training: Training, work: Path, epochs: int, again: bool = False) -> dict[str, Any]:
+    """One training, kept in the folder; what it reached. `again`: although it is kept."""
     name, rate, distilled, seed = training
     file = work / "trained" / f"{name}.lr{rate:g}.d{distilled:g}.s{seed}.e{epochs}.json"
-    if file.exists():
+    if file.exists() and not again:
         found: dict[str, Any] = json.loads(file.read_text())
         return found
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -143,9 +145,11 @@ def train(training: Training, work: Path, epochs: int = EPOCHS) -> dict[str, Any
     return found
 
 
-def told(name: str, rate: float, distilled: float, work: Path, epochs: int) -> Iterator[Row]:
+def told(
+    name: str, rate: float, distilled: float, work: Path, epochs: int, again: bool
+) -> Iterator[Row]:
     """Accuracy of the last weights and of averaged ones, over the seeds."""
-    each = [train((name, rate, distilled, seed), work, epochs) for seed in range(SEEDS)]
+    each = [train((name, rate, distilled, seed), work, epochs, again) for seed in range(SEEDS)]
     for which in ("last", *(f"ema{decay:g}" for decay in AVERAGED)):
         values = 100 * np.array([one[which] for one in each])
         half = student.ppf(0.95, SEEDS - 1) * values.std(ddof=1) / np.sqrt(SEEDS)
@@ -182,8 +186,10 @@ def main() -> None:
         for name in NETS:
             for rate in RATES:
                 for distilled in DISTILLED:
-                    measure = partial(told, name, rate, distilled, options.work, epochs)
-                    bench.cell(f"{name}/lr{rate:g}/d{distilled:g}", measure)
+                    cell = f"{name}/lr{rate:g}/d{distilled:g}"
+                    again = bench.is_again(cell)
+                    how = (name, rate, distilled, options.work, epochs, again)
+                    bench.cell(cell, partial(told, *how))
 
 
 def _ema(decay: float) -> Any:
