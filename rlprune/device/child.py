@@ -184,8 +184,10 @@ class Child:
                 raise MeasurementError(message["refused"])
             elif "crashed" in message:
                 raise ChildFault(f"the runtime raised {message['crashed']}"[:400])
-            elif "measured" in message:
+            elif message.get("measured") == len(subjects):
                 return self._measurements(len(subjects))
+            else:
+                raise self._nonsense(ValueError())
 
     def refresh(self) -> None:
         """Sees to it that the next measurement is the first of its process."""

@@ -48,8 +48,6 @@ class CalibrationSet:
     """Outputs that plans are judged by, `NAME` or `NAME=logits|values|sigmoid`; all if empty."""
     source: str = field(default="given inputs", compare=False)
     """What the samples are, for the reader."""
-    made_up: bool = False
-    """Whether nobody gave them."""
 
     @staticmethod
     def single(x: Array, y: IntArray | None = None, *, name: str = "x") -> CalibrationSet:

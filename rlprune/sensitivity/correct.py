@@ -267,14 +267,15 @@ def solve(
     # 81 % of its answers and not 76, from 1,024 made-up images 76 and not 70. It is left out where
     # the inputs kept apart speak clearly against it.
     ways = list(solutions(used))
-    once, twice = (judge.evaluate_model(with_layers(pruned, changes)) for changes in ways)
+    models = [with_layers(pruned, changes) for changes in ways]
+    once, twice = map(judge.evaluate_model, models)
     way, found = (0, once) if _clearly_worse(twice, once) else (1, twice)
     if len(samples) <= FEW_SAMPLES:
         # What was kept apart has decided, and helps to solve: of 32 lines of text the last six took
         # the recogniser's character error from 0.13 to 0.10.
         ways = list(islice(solutions(samples), way + 1))
-    model = with_layers(pruned, ways[way])
-    return Solved(model, layers, ways[way], Moved.of(found, judge.base))
+        models[way] = with_layers(pruned, ways[way])
+    return Solved(models[way], layers, ways[way], Moved.of(found, judge.base))
 
 
 def _held_out(samples: CalibrationSet) -> tuple[CalibrationSet, CalibrationSet]:

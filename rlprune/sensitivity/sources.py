@@ -98,7 +98,7 @@ def made_up_sets(
             if scaling is not None and drawn > count:
                 found = balanced(trace, found, count, scaling)
             source = f"{len(found)} made-up inputs ({made.kind})"
-            yield replace(found, source=source, made_up=True)
+            yield replace(found, source=source)
         except (CalibrationError, MeasurementError):
             continue
     yield noise_set(trace, MIN_COUNT)
@@ -114,8 +114,7 @@ def noise_set(trace: OnnxTrace, count: int, *, seed: int = 0) -> CalibrationSet:
             arrays[value.name] = rng.standard_normal((count, *shape)).astype(kind)
         else:
             arrays[value.name] = rng.integers(0, 2, (count, *shape)).astype(kind)
-    found = fit_inputs(arrays, None, trace, source=f"{count} inputs of noise", least=1)
-    return replace(found, made_up=True)
+    return fit_inputs(arrays, None, trace, source=f"{count} inputs of noise", least=1)
 
 
 def balanced(

@@ -27,10 +27,9 @@ from pathlib import Path
 import numpy as np
 import psutil
 import torch
-from scipy.stats import t as student
 
 import rlprune
-from benchmarks.harness import Bench, Row
+from benchmarks.harness import Bench, Row, mean_and_interval
 from datasets import nets
 from rlprune.graph.from_onnx import OnnxTrace
 from rlprune.graph.skeleton import strip
@@ -154,12 +153,6 @@ def questions(
         )
         for _ in range(count)
     ]
-
-
-def mean_and_interval(values: list[float]) -> tuple[float, tuple[float, float]]:
-    own = np.array(values)
-    half = student.ppf(0.95, len(own) - 1) * own.std(ddof=1) / np.sqrt(len(own))
-    return float(own.mean()), (float(own.mean() - half), float(own.mean() + half))
 
 
 def main() -> None:

@@ -26,13 +26,16 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+from scipy.stats import t as student
+
 from datasets.running import stoppable
 
 RESULTS = Path(__file__).parent / "results"
 AGAIN_RATIO = 0.1
 """Of the kept cells, measured again in every run."""
 SELECTING = {
-    *("quick", "seed", "json", "shared", "fresh", "work", "workers", "store", "packages"),
+    *("quick", "seed", "json", "shared", "fresh", "work", "jobs", "workers", "store", "packages"),
     *("only", "models", "runtimes", "devices", "shares", "methods"),
 }
 """Options that do not change what a cell comes to; cells are named by what these select."""
@@ -179,6 +182,13 @@ class Bench:
         print(f"{len(self.rows)} rows, {missed} miss their target", flush=True)
         if self._failed:
             raise SystemExit(f"outside of what was kept: {', '.join(self._failed)}")
+
+
+def mean_and_interval(values: Sequence[float]) -> tuple[float, tuple[float, float]]:
+    """The mean, and its 90 % interval by Student's t."""
+    own = np.array(values)
+    half = student.ppf(0.95, len(own) - 1) * own.std(ddof=1) / np.sqrt(len(own))
+    return float(own.mean()), (float(own.mean() - half), float(own.mean() + half))
 
 
 def commit() -> str:

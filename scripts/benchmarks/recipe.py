@@ -31,10 +31,9 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from scipy.stats import t as student
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from benchmarks.harness import Bench, Row
+from benchmarks.harness import Bench, Row, mean_and_interval
 from datasets import catalogue
 from datasets.pack import CifarPack, shared_data
 from rlprune.finetuning.loop import TrainConfig, fit, flipped_and_shifted, score
@@ -151,10 +150,9 @@ def told(
     """Accuracy of the last weights and of averaged ones, over the seeds."""
     each = [train((name, rate, distilled, seed), work, epochs, again) for seed in range(SEEDS)]
     for which in ("last", *(f"ema{decay:g}" for decay in AVERAGED)):
-        values = 100 * np.array([one[which] for one in each])
-        half = student.ppf(0.95, SEEDS - 1) * values.std(ddof=1) / np.sqrt(SEEDS)
-        full, mean = f"recipe.{name}.lr{rate:g}.d{distilled:g}.{which}", float(values.mean())
-        yield Row(full, mean, "%", None, "max", SEEDS, (mean - half, mean + half))
+        mean, interval = mean_and_interval([100 * one[which] for one in each])
+        full = f"recipe.{name}.lr{rate:g}.d{distilled:g}.{which}"
+        yield Row(full, mean, "%", None, "max", SEEDS, interval)
 
 
 def main() -> None:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import ModuleType
 
 from rlprune.errors import InputError, RlpruneError
 
@@ -59,19 +60,19 @@ def recorded_folder() -> Path:
     Raises:
         InputError: the package that holds them is not installed.
     """
-    return _recordings() / "recorded"
+    return Path(_recordings().RECORDED)
 
 
 def zoo_folder() -> Path:
     """The trained networks that ship; raises as `recorded_folder` does."""
-    return _recordings() / "zoo"
+    return Path(_recordings().ZOO)
 
 
-def _recordings() -> Path:
+def _recordings() -> ModuleType:
     try:
         import rlprune_recordings
     except ImportError as error:
         raise InputError(
             "the recordings are not installed: pip install scripts/datasets/recordings"
         ) from error
-    return rlprune_recordings.RECORDED.parent
+    return rlprune_recordings
