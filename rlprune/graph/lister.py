@@ -105,6 +105,7 @@ class Lister:
         dilation: Sequence[int] = (),
         groups: int = 1,
         inputs: Sequence[str] = (),
+        weight: str = "",
     ) -> None:
         source = source or next(
             (n for n in node.inputs if n and n in self.made_by),
@@ -128,6 +129,7 @@ class Lister:
                 pads=tuple(int(p) for p in pads),
                 dilation=tuple(int(d) for d in dilation),
                 groups=groups,
+                weight=weight,
             )
         )
         self.made_by[output] = len(self.listed) - 1

@@ -134,7 +134,15 @@ def _conv(lister: Lister, node: Node, data: Sequence[str]) -> None:
         pads=pads,
         dilation=dilation,
         groups=groups,
+        weight=_own_kernel(lister, node),
     )
+
+
+def _own_kernel(lister: Lister, node: Node) -> str:
+    """The constant that a convolution alone reads as its kernel; empty where there is none."""
+    name = node.inputs[1]
+    alone = len(lister.normal.readers.get(name, ())) == 1
+    return name if node.op == "Conv" and alone and name in lister.normal.weights else ""
 
 
 @_listed("Gemm MatMul")

@@ -20,6 +20,8 @@ from rlprune.errors import ModelError
 
 FORMAT = "rlprune.graph/1"
 
+ABSENT = "absent"
+"""Variant of an operator that a plan leaves out: it costs nothing."""
 GATES = {"lstm": 4, "gru": 3, "rnn": 1}
 """Products with the input, and with the hidden state, that one step of a `recurrent` takes."""
 
@@ -145,11 +147,21 @@ class Operator:
     groups: int = 1
     """Convolution groups where fixed; 0 where they follow the width (`depthwise_conv`, or a
     `conv_transpose` that is depthwise). Of a `recurrent`: its directions, 1 or 2."""
+    weight: str = ""
+    """Of a convolution the name of its kernel in the file it was traced from, where nothing else
+    reads it, so that it may be cut; empty otherwise."""
+
+    @property
+    def absent(self) -> bool:
+        """Whether a plan leaves it out."""
+        return self.variant == ABSENT
 
     def macs_at(self, in_width: IntArray, out_width: IntArray) -> IntArray:
         """Multiply-accumulates of one inference (batch 1); 0 for operators that sum nothing up."""
         cells = math.prod(self.out_spatial)
         taps = math.prod(self.kernel)
+        if self.absent:
+            return np.zeros_like(out_width)
         if self.kind == "conv":
             return in_width * out_width // self.groups * (taps * cells)
         if self.kind == "conv_transpose":
@@ -170,6 +182,8 @@ class Operator:
     def params_at(self, in_width: IntArray, out_width: IntArray) -> IntArray:
         """Weights and one bias per output; 0 for operators without weights."""
         taps = math.prod(self.kernel)
+        if self.absent:
+            return np.zeros_like(out_width)
         if self.kind in ("conv", "conv_transpose") and self.groups:
             return in_width * out_width // self.groups * taps + out_width
         if self.kind in ("depthwise_conv", "conv_transpose"):
@@ -309,5 +323,6 @@ def _operator(data: dict[str, Any]) -> Operator:
         in_width=_width(data["in_width"]),
         out_width=_width(data["out_width"]),
         groups=int(data["groups"]),
+        weight=str(data.get("weight", "")),
         **{name: _ints(data[name]) for name in extents},
     )

@@ -147,6 +147,8 @@ def operator_grid(space: Space) -> list[OperatorSpec]:
     pairs: dict[OperatorSpec, set[tuple[int, int]]] = {}
     tied: dict[OperatorSpec, bool] = {}
     for op in (one.operator for one in space.forms()):
+        if op.absent:
+            continue
         key = form(spec_at(op, 0, 0))
         ins, outs = _reachable(op.in_width, space), _reachable(op.out_width, space)
         pairs.setdefault(key, set()).update(zip(ins, outs, strict=True))

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rlprune.graph.types import FloatArray, IntArray, Operator, Width
+from rlprune.graph.types import ABSENT, FloatArray, IntArray, Operator, Width
 from rlprune.latency.device import BLOCK
 from rlprune.latency.operators import form
 from rlprune.latency.types import FORM_FIELDS, OperatorSpec
@@ -93,6 +93,8 @@ class OperatorCosts:
 
     def ms(self, key: OperatorSpec, ins: IntArray, outs: IntArray) -> FloatArray:
         """ms of a form of operator at pairs of in- and out-widths, [N] and [N] -> [N]."""
+        if key.variant == ABSENT:
+            return np.zeros(len(ins))
         log_ms = self.regression(key, ins, outs)
         residual = self.residuals.get(key)
         if residual is not None:

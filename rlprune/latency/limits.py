@@ -77,8 +77,8 @@ def _subject_fault(subject: OperatorSpec | ModelSubject) -> tuple[str, str] | No
     if subject.precision not in PRECISIONS:
         return "subject.precision", f"no precision {subject.precision[:40]!r} is measured"
     if isinstance(subject, ModelSubject):
-        if any(not 1 <= value <= MAX_EXTENT for value in subject.settings):
-            return "subject.keeps", "keep counts must be at least 1 and fit 32 bits"
+        if any(not 0 <= value <= MAX_EXTENT for value in subject.settings):
+            return "subject.keeps", "settings must be at least 0 and fit 32 bits"
         return None
     if subject.kind not in KINDS:
         return "subject.kind", f"no operator of kind {subject.kind[:40]!r} is measured"

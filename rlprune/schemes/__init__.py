@@ -4,7 +4,7 @@ Above this room nothing knows what an option does to a network. `space_of` says 
 `carry_out` makes the model of a decision.
 """
 
-from rlprune.schemes.apply import carry_out, without_channels
+from rlprune.schemes.apply import carry_out, cut_kernels, removal_of
 from rlprune.schemes.base import Scheme, Site
 from rlprune.schemes.registry import check_schemes, scheme_named
 from rlprune.schemes.sites import (
@@ -26,13 +26,14 @@ __all__ = [
     "Space",
     "carry_out",
     "check_schemes",
+    "cut_kernels",
     "formed",
     "other_sites",
+    "removal_of",
     "scheme_named",
     "space_of",
     "space_with",
     "unpruned_settings",
     "variants",
     "whole_space",
-    "without_channels",
 ]

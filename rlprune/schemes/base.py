@@ -14,9 +14,8 @@ from rlprune.constraints import BoundConstraints
 from rlprune.graph.types import FloatArray, IntArray, Operator, PruningGraph
 
 if TYPE_CHECKING:
-    from onnx import ModelProto
-
     from rlprune.graph.from_onnx import OnnxTrace
+    from rlprune.surgery.removal import Removal
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,8 +26,8 @@ class Site:
     """Unique among its scheme's."""
     scheme: str
     values: tuple[int, ...]
-    """What each option is called in plan files, stores and messages (a number of channels, a number
-    of kernel taps ...). The last option leaves the site as it is."""
+    """What each option is called in plan files, stores and messages (a number of channels, the
+    extents of a kernel ...), from 0 on. The last option leaves the site as it is."""
     shares: tuple[float, ...]
     """How much of the site each option leaves, 0 to 1; the last is 1. Of options that lose the same
     a planner takes the one that leaves more."""
@@ -70,15 +69,22 @@ class Scheme(Protocol):
         """One of the site's operators under the option of this value; widths are left alone."""
         ...
 
-    def predicted_loss(self, graph: PruningGraph, site: Site) -> FloatArray:
-        """What each option is thought to lose where nothing was measured, nats [options]."""
+    def dropped(self, trace: OnnxTrace, site: Site) -> FloatArray:
+        """Share (0-1) of the energy of the site's weights that each option drops [options]."""
         ...
 
-    def carry_out(self, trace: OnnxTrace, sites: list[Site], values: IntArray) -> ModelProto:
-        """The model with these options carried out; the trace is not changed.
+    def predicted_loss(self, graph: PruningGraph, site: Site, dropped: FloatArray) -> FloatArray:
+        """What each option is thought to lose where nothing was measured, nats [options].
 
-        Channels are cut last: of any other scheme the result must offer the groups that the trace
-        does, under the same names.
+        Args:
+            dropped: share of energy, or of the site where no weights are known [options].
+        """
+        ...
+
+    def remove(
+        self, trace: OnnxTrace, sites: list[Site], values: IntArray, removal: Removal
+    ) -> Removal:
+        """What surgery is to take out for these options, beside what `removal` has already.
 
         Args:
             sites: the scheme's own, as `sites(trace.graph)` has them.

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,9 +18,8 @@ from rlprune.graph.types import FloatArray, Group, IntArray, Operator, PruningGr
 from rlprune.schemes.base import Site
 
 if TYPE_CHECKING:
-    from onnx import ModelProto
-
     from rlprune.graph.from_onnx import OnnxTrace
+    from rlprune.surgery.removal import Removal
 
 MAX_OPTIONS = 16
 """Of one group."""
@@ -55,18 +55,39 @@ class Channels:
         """The operator itself: widths are functions of what the groups keep."""
         return operator
 
-    def predicted_loss(self, graph: PruningGraph, site: Site) -> FloatArray:
+    def dropped(self, trace: OnnxTrace, site: Site) -> FloatArray:
+        """Of the weights that make and read the group's units, times each other."""
+        from rlprune.surgery.importance import unit_scores
+
+        names = [group.name for group in trace.graph.groups]
+        return dropped_energy(unit_scores(trace)[names.index(site.name)], np.array(site.values))
+
+    def predicted_loss(self, graph: PruningGraph, site: Site, dropped: FloatArray) -> FloatArray:
         """Of shapes alone; `sensitivity.predicted` knows better where there are weights."""
         return np.asarray(-np.log(np.array(site.shares)))
 
-    def carry_out(self, trace: OnnxTrace, sites: list[Site], values: IntArray) -> ModelProto:
-        """The model with so many units of every group, those of most energy."""
-        from rlprune.surgery.onnx import prune_onnx
+    def remove(
+        self, trace: OnnxTrace, sites: list[Site], values: IntArray, removal: Removal
+    ) -> Removal:
+        """Of every group all but so many units, those of most energy."""
+        from rlprune.surgery.importance import unit_scores
+        from rlprune.surgery.onnx import kept_units
 
-        return prune_onnx(trace, values)
+        return replace(removal, kept=kept_units(unit_scores(trace), values))
 
 
 CHANNELS = Channels()
+
+
+def dropped_energy(units: FloatArray, keeps: IntArray) -> FloatArray:
+    """Share (0-1) of the energy of `units` [width] that goes where the best `keeps` [L] stay [L].
+
+    A group without energy (dead, or produced by nothing with weights) is judged by its counts.
+    """
+    passed = np.cumsum(np.sort(units)[::-1])
+    if not passed[-1] > 0.0:
+        passed = np.arange(1.0, len(units) + 1.0)
+    return np.asarray(np.clip(1.0 - passed[keeps - 1] / passed[-1], 0.0, 1.0))
 
 
 def channel_sites(graph: PruningGraph, rows: Sequence[IntArray]) -> list[Site]:

@@ -12,10 +12,12 @@ from importlib.metadata import entry_points
 
 from rlprune.errors import InputError
 from rlprune.schemes.base import Scheme
+from rlprune.schemes.blocks import BLOCKS
 from rlprune.schemes.channels import CHANNELS
+from rlprune.schemes.shapes import SHAPES
 
 GROUP = "rlprune.schemes"
-_OWN: tuple[Scheme, ...] = (CHANNELS,)
+_OWN: tuple[Scheme, ...] = (CHANNELS, BLOCKS, SHAPES)
 
 
 @cache

@@ -6,7 +6,7 @@ inputs that it was not reconstructed from.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
@@ -19,14 +19,14 @@ from rlprune.graph.load import is_skeleton
 from rlprune.graph.types import IntArray
 from rlprune.runtime import get_runtime
 from rlprune.runtime.base import Runtime
-from rlprune.schemes import CHANNEL_ONLY, without_channels
+from rlprune.schemes import CHANNEL_ONLY, cut_kernels, removal_of
 from rlprune.sensitivity.calibration import CalibrationSet
 from rlprune.sensitivity.evaluate import Evaluation, Evaluator
 from rlprune.sensitivity.reconstruct import Layer, LayerChange, Reconstruction, with_layers
 from rlprune.sensitivity.refine import refine
 from rlprune.sensitivity.sources import CalibrationSource, is_none, made_up_sets, open_calibration
-from rlprune.surgery.importance import unit_scores
-from rlprune.surgery.onnx import check_keeps, cut, kept_units, prune_onnx
+from rlprune.surgery.onnx import cut
+from rlprune.surgery.removal import Removal
 from rlprune.surgery.written import check_written
 
 MAX_HELD_OUT = 128
@@ -141,32 +141,29 @@ def carry_out(
         MissingExtraError: something was given, and no runtime is installed.
         ModelError: the result is refused by ONNX's checker.
     """
-    original = trace
-    # Options of other schemes change the network that channels are then cut from.
-    trace = without_channels(trace, settings, schemes)
-    keeps = settings[: len(trace.graph.groups)]
-    check_keeps(trace.graph, keeps)
+    removal = removal_of(trace, settings, schemes)
+    kernels = cut_kernels(trace, schemes)
     given = open_calibration(calibration, trace)
     try:
         runtime = get_runtime()
     except MissingExtraError as error:
         if given is not None:
             raise
-        return _only_cut(trace, keeps, only_cut(f"to reconstruct, {error}"), lost=True)
+        return _only_cut(trace, removal, only_cut(f"to reconstruct, {error}"), lost=True)
     if is_skeleton(trace.model):
-        return _only_cut(trace, keeps, "only cut: the file holds no weights")
+        return _only_cut(trace, removal, "only cut: the file holds no weights")
     if given is not None:
-        return _corrected((original, trace), keeps, given, runtime, reconstruct=True)
+        return _corrected(trace, removal, given, runtime, kernels)
     why = ""
     reconstruct = not is_none(calibration)
     for samples in _made_up(trace, runtime, choose=reconstruct):
         try:
-            return _corrected((original, trace), keeps, samples, runtime, reconstruct=reconstruct)
+            return _corrected(trace, removal, samples, runtime, kernels if reconstruct else None)
         except CalibrationError as error:
             why = str(error)
     return _only_cut(
         trace,
-        keeps,
+        removal,
         only_cut(f"made-up inputs did not do ({why}); give some as calibration"),
         lost=True,
     )
@@ -193,27 +190,25 @@ def _made_up(trace: OnnxTrace, runtime: Runtime, *, choose: bool) -> Iterator[Ca
         return  # noise that does not fit: an input with no shape of its own
 
 
-def _only_cut(trace: OnnxTrace, keeps: IntArray, note: str, *, lost: bool = False) -> Corrected:
-    return Corrected(model=prune_onnx(trace, keeps), note=note, lost=lost)
+def _only_cut(trace: OnnxTrace, removal: Removal, note: str, *, lost: bool = False) -> Corrected:
+    return Corrected(model=cut(trace, removal), note=note, lost=lost)
 
 
 def _corrected(
-    traces: tuple[OnnxTrace, OnnxTrace],
-    keeps: IntArray,
+    trace: OnnxTrace,
+    removal: Removal,
     samples: CalibrationSet,
     runtime: Runtime,
-    *,
-    reconstruct: bool,
+    kernels: Collection[str] | None,
 ) -> Corrected:
-    original, trace = traces  # the user's network, and what channels are cut from
-    kept = kept_units(unit_scores(trace), keeps)
-    if not reconstruct:
+    """`kernels` as `solve` takes them; None where the network is only to be cut."""
+    if kernels is None:
         apart, _ = _held_out(samples)
-        judge = Evaluator(original, apart, runtime=runtime, reconstruct=False)
-        pruned = cut(trace, kept)
+        judge = Evaluator(trace, apart, runtime=runtime, reconstruct=False)
+        pruned = cut(trace, removal)
         moved = Moved.of(judge.evaluate_model(pruned), judge.base)
         return Corrected(model=pruned, moved=moved, note="only cut")
-    solved = solve(traces, kept, samples, runtime)
+    solved = solve(trace, removal, samples, runtime, kernels=kernels)
     check_written(solved.model)
     return Corrected(model=solved.model, inputs=samples.text(), moved=solved.moved)
 
@@ -230,38 +225,38 @@ class Solved:
 
 
 def solve(
-    traces: tuple[OnnxTrace, OnnxTrace],
-    kept: Sequence[IntArray],
+    trace: OnnxTrace,
+    removal: Removal,
     samples: CalibrationSet,
     runtime: Runtime,
     *,
+    kernels: Collection[str] = (),
     fitted: Callable[[Layer], Layer | None] | None = None,
 ) -> Solved:
-    """The network cut to the units `kept` of every group, its layers solved once or twice,
-    whichever answers nearer on inputs kept apart.
+    """The network after `removal`, its layers solved once or twice, whichever answers nearer on
+    inputs kept apart.
 
     Args:
-        traces: the user's network, and the one that channels are cut from.
+        kernels: weights whose kernels may be cut (`schemes.cut_kernels`).
         fitted: what of a layer may be solved; None leaves it as it was cut.
 
     Raises:
         CalibrationError: the network does not run on the samples, or overflows on them.
     """
-    original, trace = traces
     apart, used = _held_out(samples)
-    judge = Evaluator(original, apart, runtime=runtime, reconstruct=False)
-    pruned = cut(trace, kept)
+    judge = Evaluator(trace, apart, runtime=runtime, reconstruct=False)
+    pruned = cut(trace, removal)
     layers: dict[str, Layer] = {}
 
     def solutions(inputs: CalibrationSet) -> Iterator[dict[str, LayerChange]]:
         """The changes of layers solved once, and again."""
-        found = Reconstruction.of(trace, inputs, runtime)
+        found = Reconstruction.of(trace, inputs, runtime, kernels)
         if fitted is not None:
             fits = [fitted(layer) for layer in found.layers]
             found = Reconstruction([layer for layer in fits if layer is not None])
         layers.update((layer.tensor, layer) for layer in found.layers)
-        yield found.changes(kept)
-        yield refine(trace, pruned, kept, found, inputs, runtime)
+        yield found.changes(removal)
+        yield refine(trace, pruned, removal, found, inputs, runtime)
 
     # Solved again for what layers read in the pruned network, ResNet-20 at 0.6 of its MACs kept
     # 81 % of its answers and not 76, from 1,024 made-up images 76 and not 70. It is left out where

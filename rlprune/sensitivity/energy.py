@@ -9,30 +9,27 @@ import numpy as np
 from rlprune.graph.from_onnx import OnnxTrace
 from rlprune.graph.types import FloatArray, IntArray
 from rlprune.schemes import Space, scheme_named
+from rlprune.schemes.channels import dropped_energy
 from rlprune.sensitivity.predicted import default_curves
 from rlprune.sensitivity.types import GroupProfiles
 from rlprune.surgery.importance import unit_scores
 
 
 def energy_profiles(trace: OnnxTrace, space: Space) -> GroupProfiles:
-    """Data-free curves: the share of energy dropped where surgery keeps its best units; of sites
-    that are no groups of channels the share of the site that is dropped."""
+    """Data-free curves: the share of energy dropped where surgery keeps the best."""
     levels = space.settings
-    share = 1.0 - space.shares
-    for group, energy in enumerate(unit_scores(trace)):
-        passed = np.cumsum(np.sort(energy)[::-1])
-        whole = passed[-1]
-        # A group without energy (dead, or produced by nothing with weights) is judged by its
-        # counts.
-        if not whole > 0.0:
-            passed, whole = np.arange(1.0, len(energy) + 1.0), float(len(energy))
-        share[group] = 1.0 - passed[levels[group] - 1] / whole
+    share = np.zeros(levels.shape)
+    for group, units in enumerate(unit_scores(trace)):
+        share[group] = dropped_energy(units, levels[group])
+    for place, site in enumerate(space.sites[space.group_count :], space.group_count):
+        found = scheme_named(site.scheme).dropped(trace, site)
+        share[place, : len(found)] = found
     full = levels == levels[:, -1:]
     return GroupProfiles(
         fingerprint=trace.graph.fingerprint,
         levels=levels,
         level_count=space.option_count,
-        energy_loss=np.where(full, 0.0, np.clip(share, 0.0, 1.0)),
+        energy_loss=np.where(full, 0.0, share),
     )
 
 
@@ -75,8 +72,10 @@ def predicted_curve(profiles: GroupProfiles, space: Space) -> FloatArray:
     loss = default_curves().curve(space.graph, profiles.levels[:groups], share)
     if groups == len(space.sites):
         return loss
+    dropped = 1.0 - space.shares if energy is None else energy
     others = [
-        scheme_named(site.scheme).predicted_loss(space.graph, site) for site in space.sites[groups:]
+        scheme_named(site.scheme).predicted_loss(space.graph, site, own[: len(site.values)])
+        for site, own in zip(space.sites[groups:], dropped[groups:], strict=True)
     ]
     padded = [np.pad(own, (0, loss.shape[1] - len(own))) for own in others]
     return np.concatenate([loss, np.array(padded)])

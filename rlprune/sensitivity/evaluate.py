@@ -17,7 +17,7 @@ from rlprune.errors import CalibrationError
 from rlprune.graph.from_onnx import OnnxTrace
 from rlprune.graph.types import FloatArray, IntArray, PruningGraph
 from rlprune.runtime.base import Array, Runtime
-from rlprune.schemes import CHANNEL_ONLY, without_channels
+from rlprune.schemes import CHANNEL_ONLY, cut_kernels, removal_of
 from rlprune.sensitivity.batching import Batching
 from rlprune.sensitivity.calibration import CalibrationSet
 from rlprune.sensitivity.divergence import (
@@ -34,7 +34,7 @@ from rlprune.sensitivity.divergence import (
 from rlprune.sensitivity.reconstruct import Reconstruction
 from rlprune.sensitivity.types import FOLD_COUNT
 from rlprune.surgery.importance import unit_scores
-from rlprune.surgery.onnx import check_keeps, cut, kept_units
+from rlprune.surgery.onnx import cut
 
 MAX_BATCH_VALUES = 1 << 22
 """Values of the widest activation in one batch (16 MiB). Larger batches were slower on ResNet-20:
@@ -123,6 +123,7 @@ class Evaluator:
         scores: list[FloatArray] | None = None,
         reconstruct: bool = True,
         reconstruction: Reconstruction | None = None,
+        schemes: Sequence[str] = CHANNEL_ONLY,
     ) -> None:
         """Runs the unpruned model, to know its answers and what its layers read.
 
@@ -130,6 +131,7 @@ class Evaluator:
             scores: importance per group and unit, as `prune_onnx` takes it.
             reconstruct: whether a plan's network is reconstructed after the cut.
             reconstruction: from other samples than plans are judged on; of these if None.
+            schemes: whose options plans take.
 
         Raises:
             CalibrationError: the model cannot be run on the samples, or overflows on them.
@@ -147,7 +149,9 @@ class Evaluator:
         self._judge = _Judge.of(judged, list(self._run(trace.model, calibration, judged)))
         self._reconstruction: Reconstruction | None = None
         if reconstruct:
-            self._reconstruction = reconstruction or Reconstruction.of(trace, calibration, runtime)
+            self._reconstruction = reconstruction or Reconstruction.of(
+                trace, calibration, runtime, cut_kernels(trace, schemes)
+            )
         self.base = self._judge.same(calibration.y)
         """The unpruned model's evaluation."""
 
@@ -181,17 +185,11 @@ class Evaluator:
         self, settings: IntArray, schemes: Sequence[str] = CHANNEL_ONLY
     ) -> onnx.ModelProto:
         """The pruned model with the correction in its weights and biases: a plain ONNX file."""
-        trace = without_channels(self.trace, settings, schemes)
-        scores, reconstruction = self._scores, self._reconstruction
-        if trace is not self.trace:
-            scores = unit_scores(trace)
-            if reconstruction is not None:
-                reconstruction = Reconstruction.of(trace, self.calibration, self._runtime)
-        keeps = settings[: len(trace.graph.groups)]
-        check_keeps(trace.graph, keeps)
-        kept = kept_units(scores, keeps)
-        pruned = cut(trace, kept)
-        return pruned if reconstruction is None else reconstruction.apply(pruned, kept)
+        removal = removal_of(self.trace, settings, schemes, scores=self._scores)
+        pruned = cut(self.trace, removal)
+        if self._reconstruction is None:
+            return pruned
+        return self._reconstruction.apply(pruned, removal)
 
     def _run(
         self, model: onnx.ModelProto, samples: CalibrationSet, judged: Sequence[Judged]

@@ -38,31 +38,39 @@ class Seen:
     """Sums over what the layers of one weight read."""
 
     first: FloatArray
-    """[layers, D]."""
+    """[layers, G, d]: G groups of a grouped convolution, of d inputs each; one group of others."""
     square: FloatArray
-    """Over all layers [D, D]."""
+    """Over all layers, within groups [G, d, d]."""
     count: FloatArray
     """Rows seen by each [layers]."""
 
     @staticmethod
-    def nothing(layers: int, size: int) -> Seen:
-        return Seen(np.zeros((layers, size)), np.zeros((size, size)), np.zeros(layers))
+    def nothing(layers: int, size: int, groups: int = 1) -> Seen:
+        """Of layers that read `size` numbers a row."""
+        each = size // groups
+        return Seen(
+            np.zeros((layers, groups, each)), np.zeros((groups, each, each)), np.zeros(layers)
+        )
 
     def add(self, layer: int, rows: Array) -> None:
-        """Counts rows [R, D] that one of the layers reads."""
+        """Counts rows [R, G * d] that one of the layers reads."""
+        apart = rows.reshape(len(rows), *self.first.shape[1:]).swapaxes(0, 1)  # [G, R, d]
         with np.errstate(over="ignore", invalid="ignore"):
-            self.square += rows.T @ rows
-            self.first[layer] += rows.sum(0, dtype=np.float64)
+            self.square += apart.swapaxes(1, 2) @ apart
+            self.first[layer] += apart.sum(1, dtype=np.float64)
         self.count[layer] += len(rows)
 
     def covariance(self) -> FloatArray:
-        """About the layers' own means, with the ridge."""
+        """About the layers' own means, with the ridge [G, d, d]."""
         total = self.count.sum()
-        means = self.first / self.count[:, None]
-        covariance: FloatArray = self.square / total - (means.T * (self.count / total)) @ means
-        size = len(covariance)
+        means = (self.first / self.count[:, None, None]).swapaxes(0, 1)  # [G, layers, d]
+        weighted = means.swapaxes(1, 2) * (self.count / total)
+        covariance: FloatArray = self.square / total - weighted @ means
+        size = covariance.shape[-1]
         ridge = max(RIDGE, RIDGE_PER_INPUT * size / total)
-        covariance[np.diag_indices(size)] += ridge * np.diag(covariance).mean() + 1e-12
+        diagonal = np.arange(size)
+        spread = covariance[:, diagonal, diagonal]
+        covariance[:, diagonal, diagonal] += ridge * spread.mean(1, keepdims=True) + 1e-12
         return covariance
 
 
@@ -84,7 +92,8 @@ def input_moments(
         for name, k, node in nodes:
             rows = rows_read(trace, node, values[node.inputs[0]], len(samples), rng)
             if name not in seen:
-                seen[name] = Seen.nothing(len(shared[name]), rows.shape[1])
+                groups = int(node.attrs.get("group", 1))
+                seen[name] = Seen.nothing(len(shared[name]), rows.shape[1], groups)
             seen[name].add(k, rows)
     for name, one in seen.items():
         if not (np.isfinite(one.square).all() and np.isfinite(one.first).all()):

@@ -11,7 +11,7 @@ moments are summed. No labels are read.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -28,7 +28,7 @@ from rlprune.runtime.base import Runtime
 from rlprune.sensitivity.calibration import CalibrationSet
 from rlprune.sensitivity.moments import Seen, input_moments
 from rlprune.surgery.importance import mixing_axes
-from rlprune.surgery.onnx import BoolArray, kept_mask
+from rlprune.surgery.removal import BoolArray, Removal, kept_mask
 
 MAX_INPUTS = 1 << 13
 """What a layer's outputs are each made of, at most; one that reads more stays as it was cut. The
@@ -55,26 +55,34 @@ class Layer:
     shift: Shift
     """What the layers have places for."""
     weight: FloatArray
-    """[C_out, C_in * K], K positions of the kernel to each channel."""
+    """[C_out, C_in * K], K positions of the kernel to each channel; of G groups C_in / G."""
     shape: tuple[int, ...]
     """Of the weight as the file has it, with the out- and in-axis moved to the front."""
     axes: tuple[int, int]
     """(out, in) in the file."""
     read: tuple[IntArray, IntArray]
-    """Group and unit of every input channel [C_in]."""
+    """Group and unit of every input channel [C_in]; of a grouped convolution none [C_in / G]."""
     made: tuple[IntArray, IntArray]
     """Group and unit of every output channel [C_out]."""
     means: FloatArray
-    """Of each layer's inputs [layers, C_in * K]."""
+    """Of each layer's inputs [layers, G, d], d of each group, d = C_in * K of one group."""
     shares: FloatArray
     """Of what was seen, each layer's [layers], 1 together."""
     covariance: FloatArray
-    """About the layers' own means [C_in * K, C_in * K], ridge included on the diagonal."""
+    """About the layers' own means [G, d, d], ridge included on the diagonal."""
 
-    def change(self, weight: FloatArray, shifts: FloatArray) -> LayerChange:
-        """Of a weight [C_out', C_in' * K] and shifts [layers, C_out'], fewer than the layer has."""
-        outputs, inputs = len(weight), weight.shape[1] // int(np.prod(self.shape[2:]))
-        moved = np.moveaxis(weight.reshape(outputs, inputs, *self.shape[2:]), (0, 1), self.axes)
+    def stay(self, removal: Removal) -> BoolArray:
+        """Which of its inputs stay, by channels and taps [d]."""
+        channels = kept_mask(*self.read, removal.kept)
+        positions = self.weight.shape[1] // len(channels)
+        taps = removal.taps(self.tensor, self.shape[2:]) if self.shape[2:] else np.ones(1, bool)
+        return np.repeat(channels, positions) & np.resize(taps, len(channels) * positions)
+
+    def change(self, weight: FloatArray, shifts: FloatArray, removal: Removal) -> LayerChange:
+        """Of a weight [C_out', d'] and shifts [layers, C_out'], fewer than the layer has."""
+        kernel = removal.extents(self.tensor, self.shape[2:])
+        outputs, inputs = len(weight), weight.shape[1] // int(np.prod(kernel))
+        moved = np.moveaxis(weight.reshape(outputs, inputs, *kernel), (0, 1), self.axes)
         added = {
             name: factor * shift
             for (name, factor), shift in zip(self.places, shifts, strict=bool(self.places))
@@ -87,27 +95,27 @@ class Layer:
         return moved.reshape(len(moved), -1)
 
     def padded(
-        self, change: LayerChange, kept: Sequence[IntArray]
+        self, change: LayerChange, removal: Removal
     ) -> tuple[FloatArray, dict[str, FloatArray]]:
         """Weight (laid out and as wide as in the file) and what is added by name [C_out], 0 where
-        units go, of a change for the units `kept` of every group; for who cuts it another way."""
-        outputs, inputs = kept_mask(*self.made, kept), kept_mask(*self.read, kept)
-        positions = np.repeat(inputs, self.weight.shape[1] // len(inputs))
+        units and taps go, of a change for that removal; for who cuts it another way."""
+        outputs = kept_mask(*self.made, removal.kept)
         weight = np.zeros_like(self.weight)
-        weight[np.ix_(outputs, positions)] = self.flat(change)
+        weight[np.ix_(outputs, self.stay(removal))] = self.flat(change)
         added = {name: np.zeros(len(outputs)) for name in change.added}
         for name, values in change.added.items():
             added[name][outputs] = values
         return np.moveaxis(weight.reshape(self.shape), (0, 1), self.axes), added
 
     def moment(self, shift: Shift) -> tuple[FloatArray, FloatArray]:
-        """What is solved with [D, D], and the mean that the shift makes up for: each layer's
-        [layers, D], or one for all [1, D]."""
+        """What is solved with [G, d, d], and the mean that the shift makes up for: each layer's
+        [layers, G, d], or one for all [1, G, d]."""
         if shift == "own" or (shift == "one" and len(self.outputs) == 1):
             return self.covariance, self.means
-        centre = self.shares @ self.means if shift == "one" else np.zeros(self.means.shape[1])
-        apart = self.means - centre
-        moment = self.covariance + np.einsum("k,ki,kj->ij", self.shares, apart, apart)
+        means = self.means
+        centre = np.einsum("k,kgi->gi", self.shares, means) if shift == "one" else 0.0 * means[0]
+        apart = means - centre
+        moment = self.covariance + np.einsum("k,kgi,kgj->gij", self.shares, apart, apart)
         return moment, centre[None]
 
 
@@ -122,53 +130,64 @@ class Reconstruction:
     _bytes: int = 0
 
     @staticmethod
-    def of(trace: OnnxTrace, samples: CalibrationSet, runtime: Runtime) -> Reconstruction:
+    def of(
+        trace: OnnxTrace,
+        samples: CalibrationSet,
+        runtime: Runtime,
+        kernels: Collection[str] = (),
+    ) -> Reconstruction:
         """Runs the dense network once to see what its layers read.
+
+        Args:
+            kernels: weights of convolutions whose kernels may be cut, beside those of layers that
+                may lose channels.
 
         Raises:
             CalibrationError: it does not run on the samples, or overflows on them.
         """
         tensors = {tensor.name: tensor for tensor in trace.model.graph.initializer}
-        shared = _sharing(trace, tensors)
+        shared = _sharing(trace, tensors, kernels)
         moments = input_moments(trace, shared, samples, runtime)
         return Reconstruction(
             [_layer(trace, nodes, tensors[name], moments[name]) for name, nodes in shared.items()]
         )
 
-    def apply(self, pruned: onnx.ModelProto, kept: Sequence[IntArray]) -> onnx.ModelProto:
-        """A copy of a model cut to the units `kept` of every group, its layers reconstructed."""
-        return with_layers(pruned, self.changes(kept))
+    def apply(self, pruned: onnx.ModelProto, removal: Removal) -> onnx.ModelProto:
+        """A copy of a model cut by `removal`, its layers reconstructed."""
+        return with_layers(pruned, self.changes(removal))
 
-    def changes(self, kept: Sequence[IntArray]) -> dict[str, LayerChange]:
-        """By weight, what becomes of the layers that lose inputs to the units `kept`."""
+    def changes(self, removal: Removal) -> dict[str, LayerChange]:
+        """By weight, what becomes of the layers that lose inputs to `removal`."""
         changes = {}
-        for layer, inputs in self.affected_layers(kept):
+        for layer, inputs in self.affected_layers(removal):
             weight, shifts = self._solve(layer, inputs, layer.shift)
-            outputs = kept_mask(*layer.made, kept)
-            changes[layer.tensor] = layer.change(weight[outputs], shifts[:, outputs])
+            outputs = kept_mask(*layer.made, removal.kept)
+            changes[layer.tensor] = layer.change(weight[outputs], shifts[:, outputs], removal)
         return changes
 
-    def affected_layers(self, kept: Sequence[IntArray]) -> Iterator[tuple[Layer, BoolArray]]:
-        """Layers that lose inputs to the units `kept` of every group, and what they keep [C_in]."""
+    def affected_layers(self, removal: Removal) -> Iterator[tuple[Layer, BoolArray]]:
+        """Layers that lose inputs, channels or taps, and which of them they keep [d]."""
         for layer in self.layers:
-            inputs = kept_mask(*layer.read, kept)
+            inputs = layer.stay(removal)
             if not inputs.all():
                 yield layer, inputs
 
     def _solve(
         self, layer: Layer, inputs: BoolArray, shift: Shift
     ) -> tuple[FloatArray, FloatArray]:
-        """Weights [C_out, kept * K] and shifts [layers, C_out] of all outputs for the kept inputs
-        [C_in]."""
+        """Weights [C_out, d'] and shifts [layers, C_out] of all outputs for the kept inputs [d]."""
         key = (layer.tensor, inputs.tobytes(), shift)
         if key not in self._solved:
-            stay = np.repeat(inputs, layer.weight.shape[1] // len(inputs))
             # Least squares in moments: W C[:, S] C[S, S]^-1, the means left to the shifts if any.
             whole, means = layer.moment(shift)
-            moment = whole[stay]  # [kept * K, C_in * K]
-            solved = np.linalg.solve(moment[:, stay], moment @ layer.weight.T)
-            weight: FloatArray = np.asarray(solved.T, dtype=np.float64)
-            shifts = means @ layer.weight.T - means[:, stay] @ weight.T
+            dense = layer.weight.reshape(len(whole), -1, len(inputs))  # [G, C_out / G, d]
+            moment = whole[:, inputs]  # [G, d', d]
+            solved = np.linalg.solve(moment[:, :, inputs], moment @ dense.swapaxes(1, 2))
+            part = np.asarray(solved.swapaxes(1, 2), dtype=np.float64)
+            by_group = means.swapaxes(0, 1)  # [G, layers, d]
+            lost = by_group @ dense.swapaxes(1, 2) - by_group[:, :, inputs] @ part.swapaxes(1, 2)
+            weight: FloatArray = part.reshape(len(layer.weight), -1)
+            shifts = lost.swapaxes(0, 1).reshape(len(means), -1)
             # To the bit the same for all that share a bias: it stays one.
             shifts = np.broadcast_to(shifts, (len(layer.outputs), shifts.shape[1]))
             if self._bytes > MAX_CACHE_BYTES:
@@ -179,12 +198,14 @@ class Reconstruction:
         return self._solved[key]
 
 
-def _sharing(trace: OnnxTrace, constants: Mapping[str, onnx.TensorProto]) -> dict[str, list[Node]]:
+def _sharing(
+    trace: OnnxTrace, constants: Mapping[str, onnx.TensorProto], kernels: Collection[str]
+) -> dict[str, list[Node]]:
     """By weight, the layers that read it and may be reconstructed; none where anything else reads
     it, or reads it another way: what is shared stays shared."""
     found: dict[str, list[Node]] = {}
     for node in trace.normal.nodes:
-        if _reads_groups(trace, node, constants):
+        if _reads_groups(trace, node, constants) or _may_be_cut(trace, node, constants, kernels):
             found.setdefault(node.inputs[1], []).append(node)
     return {
         name: nodes
@@ -210,12 +231,29 @@ def _reads_groups(trace: OnnxTrace, node: Node, constants: Mapping[str, onnx.Ten
     return bool((trace.channels.axis_units(node.inputs[1], axes[0])[0] >= 0).any())
 
 
+def _may_be_cut(
+    trace: OnnxTrace,
+    node: Node,
+    constants: Mapping[str, onnx.TensorProto],
+    kernels: Collection[str],
+) -> bool:
+    """Whether it is a convolution that may lose taps of its kernel."""
+    if node.op != "Conv" or node.inputs[1] not in kernels or node.inputs[1] not in constants:
+        return False
+    if len(node.inputs) > 2 and node.inputs[2] and node.inputs[2] not in constants:
+        return False
+    return int(np.prod(trace.normal.shapes[node.inputs[1]][1:])) <= MAX_INPUTS
+
+
 def _layer(trace: OnnxTrace, nodes: Sequence[Node], tensor: onnx.TensorProto, seen: Seen) -> Layer:
     read, made = mixing_axes(nodes[0], trace.normal.shapes) or (1, 0)
     weight = np.moveaxis(
         np.asarray(numpy_helper.to_array(tensor), dtype=np.float64), (made, read), (0, 1)
     )
     places = _places(trace, nodes)
+    units = trace.channels.axis_units(tensor.name, read)
+    if int(nodes[0].attrs.get("group", 1)) > 1:
+        units = np.full(weight.shape[1], -1), np.zeros(weight.shape[1], dtype=np.int64)
     shift: Shift = "own" if len({name for name, _ in places}) == len(nodes) else "one"
     return Layer(
         outputs=tuple(node.outputs[0] for node in nodes),
@@ -225,9 +263,9 @@ def _layer(trace: OnnxTrace, nodes: Sequence[Node], tensor: onnx.TensorProto, se
         weight=weight.reshape(len(weight), -1),
         shape=weight.shape,
         axes=(made, read),
-        read=trace.channels.axis_units(tensor.name, read),
+        read=units,
         made=trace.channels.axis_units(tensor.name, made),
-        means=seen.first / seen.count[:, None],
+        means=seen.first / seen.count[:, None, None],
         shares=seen.count / seen.count.sum(),
         covariance=seen.covariance(),
     )
@@ -288,11 +326,13 @@ def with_layers(model: onnx.ModelProto, changes: Mapping[str, LayerChange]) -> o
     """A copy of `model` in which the weights named have other values.
 
     Every tensor keeps its name, shape and type, however many layers read it, and none is added. A
-    change that the type cannot hold is left out.
+    change that the type cannot hold, or of a weight that is not there, is left out.
     """
     made = deepcopy(model)
     constants = {tensor.name: tensor for tensor in made.graph.initializer}
     for name, change in changes.items():
+        if name not in constants:
+            continue  # of a branch that was left out
         new = {name: _cast(change.weight, constants[name])}
         for behind, added in change.added.items():
             old = np.asarray(numpy_helper.to_array(constants[behind]), dtype=np.float64)

@@ -16,14 +16,14 @@ import numpy as np
 import onnx
 
 from rlprune.graph.from_onnx import OnnxTrace
-from rlprune.graph.types import FloatArray, IntArray
+from rlprune.graph.types import FloatArray
 from rlprune.graph.walk import Node
 from rlprune.runtime.base import Runtime
 from rlprune.sensitivity.batching import Batching
 from rlprune.sensitivity.calibration import CalibrationSet
 from rlprune.sensitivity.moments import RIDGE, Seen, batch_values, rows_read
 from rlprune.sensitivity.reconstruct import Layer, LayerChange, Reconstruction, with_layers
-from rlprune.surgery.onnx import kept_mask
+from rlprune.surgery.removal import BoolArray, Removal, kept_mask
 
 PASSES = 24
 """Runs of both networks; layers are shared out over them in the file's order."""
@@ -49,38 +49,58 @@ class _Pair:
 def refine(
     trace: OnnxTrace,
     pruned: onnx.ModelProto,
-    kept: Sequence[IntArray],
+    removal: Removal,
     reconstruction: Reconstruction,
     samples: CalibrationSet,
     runtime: Runtime,
 ) -> dict[str, LayerChange]:
-    """By weight, what becomes of the layers of a model cut to the units `kept`, solved twice.
+    """By weight, what becomes of the layers of a model cut by `removal`, solved twice.
+
+    Grouped convolutions are solved once: what they read is looked at group by group.
 
     Raises:
         CalibrationError: a network does not run on the samples.
     """
-    changes = reconstruction.changes(kept)
-    if not changes:
+    changes = reconstruction.changes(removal)
+    if not changes and not removal.left_out:
         return changes
-    layers = reconstruction.layers
+    layers = _solvable(reconstruction.layers, pruned, removal)
     batching = Batching.find(
         trace, samples, runtime, [value.name for value in trace.model.graph.output]
     )
     nodes = {node.outputs[0]: node for node in trace.normal.nodes}
     samples, _ = samples.split(min(len(samples), _affordable(trace)))
-    size = -(-len(layers) // PASSES)
+    size = max(1, -(-len(layers) // PASSES))
     for start in range(0, len(layers), size):
         chunk = layers[start : start + size]
         seen = _seen(
-            trace, with_layers(pruned, changes), chunk, nodes, (samples, batching), runtime
+            (trace, with_layers(pruned, changes)),
+            chunk,
+            nodes,
+            removal,
+            (samples, batching),
+            runtime,
         )
         for layer in chunk:
-            outputs = kept_mask(*layer.made, kept)
+            outputs = kept_mask(*layer.made, removal.kept)
             change = changes.get(layer.tensor)  # None where it loses no inputs
             whole = layer.weight[outputs]
             before = whole if change is None else layer.flat(change)
-            changes[layer.tensor] = _again(layer, before, whole, seen[layer.tensor])
+            weight, shifts = _again(layer, before, whole, seen[layer.tensor])
+            changes[layer.tensor] = layer.change(weight, shifts, removal)
     return changes
+
+
+def _solvable(layers: Sequence[Layer], pruned: onnx.ModelProto, removal: Removal) -> list[Layer]:
+    """The layers that are all there still, and read channels that may go or lose taps now."""
+    made = {name for node in pruned.graph.node for name in node.output}
+    return [
+        layer
+        for layer in layers
+        if len(layer.covariance) == 1
+        and made.issuperset(layer.outputs)
+        and ((layer.read[0] >= 0).any() or layer.tensor in removal.windows)
+    ]
 
 
 def _affordable(trace: OnnxTrace) -> int:
@@ -89,35 +109,38 @@ def _affordable(trace: OnnxTrace) -> int:
     return max(MIN_SAMPLES, MAX_MACS // passed)
 
 
-def _again(layer: Layer, before: FloatArray, dense: FloatArray, seen: _Pair) -> LayerChange:
-    """The layer solved for its inputs as they are, drawn to the weight that it has."""
+def _again(
+    layer: Layer, before: FloatArray, dense: FloatArray, seen: _Pair
+) -> tuple[FloatArray, FloatArray]:
+    """Weight [C_out', D'] and shifts of the layer solved for its inputs as they are, drawn to the
+    weight that it has."""
     count = seen.own.count
     total = count.sum()
     share = count / total
-    means, dense_means = seen.own.first / count[:, None], seen.dense / count[:, None]
+    means, dense_means = seen.own.first[:, 0] / count[:, None], seen.dense / count[:, None]
     if layer.shift == "one":
         means, dense_means, share = (share @ means)[None], (share @ dense_means)[None], np.ones(1)
     elif layer.shift == "none":
         means, dense_means = np.zeros_like(means), np.zeros_like(dense_means)
-    moment = seen.own.square / total - (means.T * share) @ means
+    moment = seen.own.square[0] / total - (means.T * share) @ means
     cross = seen.cross / total - (means.T * share) @ dense_means
     size = len(moment)
     ridge = max(RIDGE, DRAWN * size / total) * np.diag(moment).mean() + 1e-12
     missing = cross @ dense.T - moment @ before.T  # [D', C_out']
     weight = before + np.linalg.solve(moment + ridge * np.eye(size), missing).T
     shifts = dense_means @ dense.T - means @ weight.T
-    return layer.change(weight, np.broadcast_to(shifts, (len(layer.outputs), shifts.shape[1])))
+    return weight, np.broadcast_to(shifts, (len(layer.outputs), shifts.shape[1]))
 
 
 def _seen(
-    trace: OnnxTrace,
-    model: onnx.ModelProto,
+    networks: tuple[OnnxTrace, onnx.ModelProto],
     layers: Sequence[Layer],
     nodes: Mapping[str, Node],
+    removal: Removal,
     data: tuple[CalibrationSet, Batching],
     runtime: Runtime,
 ) -> dict[str, _Pair]:
-    samples, batching = data
+    (trace, model), (samples, batching) = networks, data
     readers = [
         (layer, k, nodes[output]) for layer in layers for k, output in enumerate(layer.outputs)
     ]
@@ -135,6 +158,7 @@ def _seen(
                 )
                 for values in (dense, own)
             )
+            ours = ours[:, _taps_read(layer, ours.shape[1], removal)]
             if layer.tensor not in seen:
                 count, size, whole = len(layer.outputs), ours.shape[1], theirs.shape[1]
                 cross = np.zeros((size, whole))
@@ -146,3 +170,9 @@ def _seen(
             one.cross += ours.T @ theirs
             one.dense[k] += theirs.sum(0, dtype=np.float64)
     return seen
+
+
+def _taps_read(layer: Layer, size: int, removal: Removal) -> BoolArray:
+    """Which of the `size` numbers that whole kernels read of a cut network's channels are read."""
+    taps = removal.taps(layer.tensor, layer.shape[2:]) if layer.shape[2:] else np.ones(1, bool)
+    return np.resize(taps, size)

@@ -25,6 +25,7 @@ from rlprune.sensitivity.reconstruct import Layer
 from rlprune.sensitivity.sources import CalibrationSource
 from rlprune.surgery.importance import unit_scores
 from rlprune.surgery.onnx import kept_units
+from rlprune.surgery.removal import Removal
 from rlprune.surgery.torch import prune_torch
 from rlprune.surgery.torch_attention import unpacked
 from rlprune.surgery.torch_cut import Cut
@@ -76,11 +77,11 @@ def reconstruct_module(
     whole = unpacked(trace)
     cut = Cut(whole, kept)
     module = _Parameters(whole)
-    solved = solve((trace.onnx, trace.onnx), kept, samples, runtime, fitted=module.fitted)
+    solved = solve(trace.onnx, Removal(kept), samples, runtime, fitted=module.fitted)
     tensors = dict(named_tensors(small))
     with torch.no_grad():
         for name, change in solved.changes.items():
-            weight, added = solved.layers[name].padded(change, kept)
+            weight, added = solved.layers[name].padded(change, Removal(kept))
             parameter, axes = module.homes[name]
             tensors[parameter].copy_(cut.tensor(parameter, _tensor(weight.transpose(axes))))
             for own, values in {module.own[name]: values for name, values in added.items()}.items():

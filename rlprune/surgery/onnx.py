@@ -4,11 +4,11 @@ rewritten.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from copy import deepcopy
 
 import numpy as np
-from onnx import ModelProto
+from onnx import GraphProto, ModelProto, NodeProto, helper
 
 from rlprune.errors import PlanError
 from rlprune.graph.from_onnx import OnnxTrace
@@ -16,10 +16,11 @@ from rlprune.graph.load import is_skeleton
 from rlprune.graph.types import FloatArray, IntArray, PruningGraph
 from rlprune.graph.walk import reading
 from rlprune.surgery.importance import unit_scores
-from rlprune.surgery.rewrites import REWRITES, BoolArray, Surgeon, kept_mask
+from rlprune.surgery.removal import BoolArray, Removal, kept_mask
+from rlprune.surgery.rewrites import REWRITES, Surgeon
 from rlprune.surgery.written import check_written
 
-__all__ = ["BoolArray", "check_keeps", "cut", "kept_mask", "kept_units", "prune_onnx"]
+__all__ = ["BoolArray", "Removal", "check_keeps", "cut", "kept_mask", "kept_units", "prune_onnx"]
 
 
 def kept_units(scores: Sequence[FloatArray], keeps: IntArray) -> list[IntArray]:
@@ -30,6 +31,28 @@ def kept_units(scores: Sequence[FloatArray], keeps: IntArray) -> list[IntArray]:
         order = np.argsort(-score, kind="stable")
         chosen.append(np.sort(order[: int(keep)]).astype(np.int64))
     return chosen
+
+
+def _drop_unread(graph: GraphProto) -> None:
+    """Drops the nodes that nothing reads any more, from the last to the first."""
+    read = {value.name for value in graph.output}
+    kept = []
+    for node in reversed(graph.node):
+        if any(name in read for name in node.output):
+            kept.append(node)
+            read.update(_names_read(node))
+    del graph.node[:]
+    graph.node.extend(reversed(kept))
+
+
+def _names_read(node: NodeProto) -> Iterator[str]:
+    """What a node reads, in the bodies of loops and branches too."""
+    yield from node.input
+    for attribute in node.attribute:
+        for body in (*attribute.graphs, *([attribute.g] if attribute.HasField("g") else [])):
+            for inner in body.node:
+                yield from _names_read(inner)
+            yield from (value.name for value in body.output)
 
 
 def check_keeps(graph: PruningGraph, keeps: IntArray) -> None:
@@ -54,17 +77,17 @@ def prune_onnx(
     """
     check_keeps(trace.graph, keeps)
     kept = kept_units(unit_scores(trace) if scores is None else scores, keeps)
-    return cut(trace, kept)
+    return cut(trace, Removal(kept))
 
 
-def cut(trace: OnnxTrace, kept: Sequence[IntArray]) -> ModelProto:
-    """The model with only the units `kept` of every group.
+def cut(trace: OnnxTrace, removal: Removal) -> ModelProto:
+    """The model without what is to be removed; the trace is not changed.
 
     Raises:
         ModelError: ONNX's checker refuses the result; the extents that the file states for its
             outputs are wrong, or what it means is not what the operators' shapes say.
     """
-    surgeon = Surgeon(trace, kept)
+    surgeon = Surgeon(trace, removal)
     source = trace.model
     model = ModelProto(ir_version=source.ir_version, producer_name="rlprune")
     model.opset_import.extend(source.opset_import)
@@ -79,9 +102,15 @@ def cut(trace: OnnxTrace, kept: Sequence[IntArray]) -> ModelProto:
         if rewrite is not None:
             with reading(node):
                 rewrite(surgeon, node, copy)
+        if node.name in removal.left_out:
+            # Runtimes drop an Identity; the sum it stands for may be an output of the model.
+            stands_for = copy.input[removal.left_out[node.name]]
+            copy = helper.make_node("Identity", [stands_for], [copy.output[0]], copy.name)
         graph.node.extend([*surgeon.before, copy, *surgeon.after])
         surgeon.before.clear()
         surgeon.after.clear()
+    if removal.left_out or removal.windows:
+        _drop_unread(graph)  # branches, and borders that narrower kernels have no use for
     read = {name for node in graph.node for name in node.input}
     read.update(value.name for value in graph.output)
     for tensor in source.graph.initializer:

@@ -18,20 +18,10 @@ from onnx import NodeProto, TensorProto, helper, numpy_helper
 from rlprune.graph.folding import ints, slice_index
 from rlprune.graph.from_onnx import OnnxTrace
 from rlprune.graph.rules_extents import pad_counts
-from rlprune.graph.types import IntArray
 from rlprune.graph.walk import Node
 from rlprune.graph.weights import is_hollow
-
-BoolArray = NDArray[np.bool_]
-
-
-def kept_mask(group: IntArray, unit: IntArray, kept: Sequence[IntArray]) -> BoolArray:
-    """Which positions of an axis stay [C], by the group and unit of each: those that no group owns
-    (-1), and the kept units'."""
-    mask = group < 0
-    for index in np.unique(group[~mask]):
-        mask |= (group == index) & np.isin(unit, kept[index])
-    return mask
+from rlprune.graph.windows import explicit_pads, is_zero_border
+from rlprune.surgery.removal import BoolArray, Removal, Window, kept_mask
 
 
 @dataclass(frozen=True)
@@ -39,7 +29,7 @@ class Surgeon:
     """One cut: what stays, and what the nodes rewritten so far need beside themselves."""
 
     trace: OnnxTrace
-    kept: Sequence[IntArray]
+    removal: Removal
     made: list[TensorProto] = field(default_factory=list)
     """New constants."""
     before: list[NodeProto] = field(default_factory=list)
@@ -49,7 +39,7 @@ class Surgeon:
 
     def mask(self, tensor: str, axis: int) -> BoolArray | None:
         """Which positions of an axis stay; None where all do."""
-        mask = kept_mask(*self.trace.channels.axis_units(tensor, axis), self.kept)
+        mask = kept_mask(*self.trace.channels.axis_units(tensor, axis), self.removal.kept)
         return None if mask.all() else mask
 
     def shape(self, tensor: str) -> list[int]:
@@ -72,16 +62,20 @@ class Surgeon:
 
     def slice_weight(self, source: TensorProto, target: TensorProto) -> None:
         masks = self.shrunk(source.name)
-        if not masks:
+        window = self.removal.windows.get(source.name)
+        if not masks and window is None:
             target.CopyFrom(source)
             return
         if is_hollow(source):
             extents = self.shape(source.name)
+            extents[2:] = self.removal.extents(source.name, extents[2:])
             target.CopyFrom(TensorProto(name=source.name, data_type=source.data_type, dims=extents))
             return
         array = numpy_helper.to_array(source)
         for axis, mask in masks.items():
             array = np.compress(mask, array, axis=axis)
+        for axis, (first, count) in enumerate(window or ()):
+            array = array.take(range(first, first + count), axis=2 + axis)
         target.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(array), source.name))
 
     def known(self, node: Node) -> list[NDArray[np.int64] | None]:
@@ -143,6 +137,33 @@ def _conv(surgeon: Surgeon, node: Node, copy: NodeProto) -> None:
     per_group = weight[1] if node.op == "Conv" else weight[0] // groups
     if groups > 1 and per_group == 1:
         _set(copy, "group", surgeon.shape(node.inputs[0])[1])
+    window = surgeon.removal.windows.get(node.inputs[1])
+    if window is not None:
+        _narrow_kernel(surgeon, node, copy, window)
+
+
+def _narrow_kernel(surgeon: Surgeon, node: Node, copy: NodeProto, window: Window) -> None:
+    """A kernel of fewer taps reads what those read before: the border shrinks by the others."""
+    normal = surgeon.trace.normal
+    kernel = normal.shapes[node.inputs[1]][2:]
+    rank = len(kernel)
+    stride = list(node.attrs.get("strides", [1] * rank))
+    dilation = list(node.attrs.get("dilations", [1] * rank))
+    pads = explicit_pads(node, normal.shapes[node.inputs[0]][2:], kernel, stride, dilation)
+    border = next((one for one in normal.nodes if node.inputs[0] in one.outputs), None)
+    if border is not None and border.op == "Pad" and is_zero_border(border, [node], normal):
+        begins, ends = pad_counts(border, normal, rank + 2) or ([], [])
+        pads = [own + more for own, more in zip(pads, begins[2:] + ends[2:], strict=True)]
+        copy.input[0] = border.inputs[0]
+    for axis, (first, count) in enumerate(window):
+        pads[axis] -= first * dilation[axis]
+        pads[rank + axis] -= (kernel[axis] - first - count) * dilation[axis]
+    assert min(pads) >= 0, (node.name, window)  # `schemes.shapes` offers no others
+    kept = [a for a in copy.attribute if a.name not in ("auto_pad", "pads", "kernel_shape")]
+    del copy.attribute[:]
+    copy.attribute.extend(kept)
+    _set(copy, "kernel_shape", [count for _, count in window])
+    _set(copy, "pads", pads)
 
 
 def _reshape(surgeon: Surgeon, node: Node, copy: NodeProto) -> None:

@@ -19,7 +19,7 @@ from rlprune.graph.channels import ChannelMap
 from rlprune.graph.from_torch import Place, TorchTrace
 from rlprune.graph.torch_call import named_tensors
 from rlprune.graph.types import IntArray
-from rlprune.surgery.onnx import kept_mask
+from rlprune.surgery.removal import kept_mask
 
 
 def form_units(widths: IntArray, keeps: IntArray) -> list[IntArray]:

@@ -23,6 +23,7 @@ from rlprune.sensitivity.evaluate import Evaluator
 from rlprune.sensitivity.reconstruct import Reconstruction
 from rlprune.surgery.importance import unit_scores
 from rlprune.surgery.onnx import cut, kept_units
+from rlprune.surgery.removal import Removal
 
 PROBES = 3
 """Runs that tell whether a model takes batches: two alone, both together."""
@@ -45,7 +46,7 @@ def duplicated() -> OnnxTrace:
 def test_what_a_double_did_the_other_takes_over(monkeypatch: pytest.MonkeyPatch) -> None:
     trace = duplicated()
     kept = [np.delete(np.arange(8), 5), np.arange(6)]
-    pruned = cut(trace, kept)
+    pruned = cut(trace, Removal(kept))
     output = trace.model.graph.output[0].name
     unseen = images_of(trace, seed=1).x
     [wanted], [alone] = (values(model, [output], unseen) for model in (trace.model, pruned))
@@ -53,7 +54,7 @@ def test_what_a_double_did_the_other_takes_over(monkeypatch: pytest.MonkeyPatch)
 
     def far_off() -> float:
         images = images_of(trace, 256)
-        corrected = Reconstruction.of(trace, images, RUNTIME).apply(pruned, kept)
+        corrected = Reconstruction.of(trace, images, RUNTIME).apply(pruned, Removal(kept))
         [found] = values(corrected, [output], unseen)
         return float(np.abs(found - wanted).max() / np.abs(wanted).max())
 
@@ -67,8 +68,8 @@ def test_what_a_double_did_the_other_takes_over(monkeypatch: pytest.MonkeyPatch)
 def test_grouped_layers_are_cut_and_no_more(name: str) -> None:
     trace = traced(name)
     kept = kept_units(unit_scores(trace), shrunk(trace))
-    pruned = cut(trace, kept)
-    corrected = Reconstruction.of(trace, images_of(trace), RUNTIME).apply(pruned, kept)
+    pruned = cut(trace, Removal(kept))
+    corrected = Reconstruction.of(trace, images_of(trace), RUNTIME).apply(pruned, Removal(kept))
     before, after = layers_of(pruned), layers_of(corrected)
     assert before.keys() == after.keys()
     grouped = [name for name, (groups, _) in before.items() if groups > 1]
@@ -96,8 +97,8 @@ def same(one: list[FloatArray], other: list[FloatArray]) -> bool:
 def test_a_batch_norm_behind_something_else_stays_as_it_was_cut() -> None:
     trace = traced("preact")
     kept = kept_units(unit_scores(trace), shrunk(trace))
-    pruned = cut(trace, kept)
-    corrected = Reconstruction.of(trace, images_of(trace), RUNTIME).apply(pruned, kept)
+    pruned = cut(trace, Removal(kept))
+    corrected = Reconstruction.of(trace, images_of(trace), RUNTIME).apply(pruned, Removal(kept))
     norms = [node for node in corrected.graph.node if node.op_type == "BatchNormalization"]
     before, after = layers_of(pruned), layers_of(corrected)
     assert len(norms) >= 3
@@ -136,9 +137,9 @@ def test_which_units_stay_counts_and_not_only_how_many() -> None:
     images = images_of(trace)
     reconstruction = Reconstruction.of(trace, images, RUNTIME)
     for start in (0, 1, 0):
-        kept = [np.arange(start, width, 2) for width in trace.graph.widths]
-        found = reconstruction.apply(cut(trace, kept), kept)
-        assert found == Reconstruction.of(trace, images, RUNTIME).apply(cut(trace, kept), kept)
+        gone = Removal([np.arange(start, width, 2) for width in trace.graph.widths])
+        found = reconstruction.apply(cut(trace, gone), gone)
+        assert found == Reconstruction.of(trace, images, RUNTIME).apply(cut(trace, gone), gone)
 
 
 class Watched:
@@ -169,11 +170,11 @@ def test_large_images_go_in_batches_that_memory_holds(
     net = Net(batch, 3, SIDE, SIDE)
     seen = net.add("Relu", net.conv("x", 3, 6))
     trace = trace_onnx(net.model(net.head(net.conv(seen, 6, 8), 8)))
-    kept, images = halved(trace), images_of(trace, 64)
-    whole = Reconstruction.of(trace, images, RUNTIME).apply(cut(trace, kept), kept)
+    gone, images = Removal(halved(trace)), images_of(trace, 64)
+    whole = Reconstruction.of(trace, images, RUNTIME).apply(cut(trace, gone), gone)
     monkeypatch.setattr(moments, "MAX_VALUES", 10 * (6 * SIDE * SIDE + 8))
     watched = Watched()
-    parts = Reconstruction.of(trace, images, watched).apply(cut(trace, kept), kept)
+    parts = Reconstruction.of(trace, images, watched).apply(cut(trace, gone), gone)
     assert watched.batches[PROBES:] == [10] * 6 + [4]
     for one, other in zip(whole.graph.initializer, parts.graph.initializer, strict=True):
         np.testing.assert_allclose(*map(numpy_helper.to_array, (one, other)), atol=1e-3)
@@ -191,10 +192,10 @@ def test_a_layer_of_more_inputs_than_can_be_solved_stays_as_it_was_cut(
     wide, narrow = net.conv(first, 6, 8, 3), net.conv(first, 6, 8, 1)  # 54 and 6 inputs
     trace = trace_onnx(net.model(net.head(net.add("Add", wide, narrow), 8)))
     kept, images = halved(trace), images_of(trace)
-    pruned = cut(trace, kept)
+    pruned = cut(trace, Removal(kept))
 
     def changed() -> list[str]:
-        after = layers_of(Reconstruction.of(trace, images, RUNTIME).apply(pruned, kept))
+        after = layers_of(Reconstruction.of(trace, images, RUNTIME).apply(pruned, Removal(kept)))
         return [
             name for name, (_, own) in layers_of(pruned).items() if not same(own, after[name][1])
         ]

@@ -17,6 +17,7 @@ from rlprune.graph.types import FloatArray, IntArray
 from rlprune.runtime.base import Array
 from rlprune.sensitivity.reconstruct import Reconstruction
 from rlprune.surgery.onnx import cut
+from rlprune.surgery.removal import Removal
 
 Reader = Callable[[Net, str], str]
 """Adds the layer that is looked at, reading six channels; gives its output."""
@@ -164,9 +165,10 @@ def test_no_weights_over_what_stays_answer_nearer(name: str) -> None:
     [kept] = halved(trace)
     few_rows = "gemm" in name or name == "flattened"
     images = images_of(trace, 2000 if few_rows else 128)
-    corrected = Reconstruction.of(trace, images, RUNTIME).apply(cut(trace, [kept]), [kept])
+    gone = Removal([kept])
+    corrected = Reconstruction.of(trace, images, RUNTIME).apply(cut(trace, gone), gone)
     onnx.checker.check_model(corrected, full_check=True)
-    assert numbers_in_weights(corrected) == numbers_in_weights(cut(trace, [kept]))
+    assert numbers_in_weights(corrected) == numbers_in_weights(cut(trace, gone))
     assert_nearest(Layer(trace, layer, end), corrected, kept, images.x)
 
 
@@ -189,8 +191,8 @@ def test_layers_that_share_a_weight_are_solved_together_and_still_share_it(bias:
     kept = [np.arange(group.width) for group in trace.graph.groups]
     kept[by_width[6]] = np.array([0, 2, 4])
     images = images_of(trace)
-
-    corrected = Reconstruction.of(trace, images, RUNTIME).apply(cut(trace, kept), kept)
+    gone = Removal(kept)
+    corrected = Reconstruction.of(trace, images, RUNTIME).apply(cut(trace, gone), gone)
 
     nodes = [node for node in corrected.graph.node if node.output[0] in readers]
     assert {node.input[1] for node in nodes} == {weight}

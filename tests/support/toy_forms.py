@@ -10,6 +10,7 @@ from rlprune.constraints import BoundConstraints
 from rlprune.graph.from_onnx import OnnxTrace
 from rlprune.graph.types import FloatArray, IntArray, Operator, PruningGraph
 from rlprune.schemes import Site
+from rlprune.surgery.removal import Removal
 
 PLACES = (1, 2)
 """Both convolutions of the first block."""
@@ -46,10 +47,15 @@ class Toy:
             return replace(operator, kernel=(value, value), pads=(value // 2,) * 4)
         return replace(operator, variant=f"{operator.variant}{self.name}{value}")
 
-    def predicted_loss(self, graph: PruningGraph, site: Site) -> FloatArray:
+    def dropped(self, trace: OnnxTrace, site: Site) -> FloatArray:
         return 1.0 - np.array(site.shares)
 
-    def carry_out(self, trace: OnnxTrace, sites: list[Site], values: IntArray) -> object:
+    def predicted_loss(self, graph: PruningGraph, site: Site, dropped: FloatArray) -> FloatArray:
+        return dropped
+
+    def remove(
+        self, trace: OnnxTrace, sites: list[Site], values: IntArray, removal: Removal
+    ) -> Removal:
         raise NotImplementedError
 
 

@@ -10,12 +10,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from onnx import ModelProto, helper, numpy_helper
 
 from rlprune.constraints import BoundConstraints
 from rlprune.graph.from_onnx import OnnxTrace
 from rlprune.graph.types import FloatArray, IntArray, Operator, PruningGraph
 from rlprune.schemes import Site
+from rlprune.surgery.removal import Removal
 
 NAME, MIDDLE, WHOLE = "taps", 1, 9
 
@@ -41,24 +41,23 @@ class Taps:
             return operator
         return replace(operator, kernel=(1, 1), pads=(0, 0, 0, 0))
 
-    def predicted_loss(self, graph: PruningGraph, site: Site) -> FloatArray:
+    def dropped(self, trace: OnnxTrace, site: Site) -> FloatArray:
+        return 1.0 - np.array(site.shares)
+
+    def predicted_loss(self, graph: PruningGraph, site: Site, dropped: FloatArray) -> FloatArray:
         return np.array([0.0 if value == WHOLE else 0.02 for value in site.values])
 
-    def carry_out(self, trace: OnnxTrace, sites: list[Site], values: IntArray) -> ModelProto:
-        model = ModelProto()
-        model.CopyFrom(trace.model)
-        middle = {s.name for s, v in zip(sites, values.tolist(), strict=True) if v == MIDDLE}
-        weights = {tensor.name: tensor for tensor in model.graph.initializer}
-        for node in model.graph.node:
-            if node.name not in middle:
-                continue
-            tensor = weights[node.input[1]]
-            kernel = numpy_helper.to_array(tensor)[:, :, 1:2, 1:2]
-            tensor.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(kernel), tensor.name))
-            kept = [a for a in node.attribute if a.name not in ("pads", "kernel_shape")]
-            del node.attribute[:]
-            node.attribute.extend([*kept, helper.make_attribute("kernel_shape", [1, 1])])
-        return model
+    def remove(
+        self, trace: OnnxTrace, sites: list[Site], values: IntArray, removal: Removal
+    ) -> Removal:
+        weights = [trace.graph.operators[site.operators[0]].weight for site in sites]
+        return removal.without(
+            windows={
+                weight: ((1, 1), (1, 1))
+                for weight, value in zip(weights, values.tolist(), strict=True)
+                if value == MIDDLE
+            }
+        )
 
 
 TAPS = Taps()
