@@ -337,7 +337,7 @@ def main() -> None:
         for name, found in each.items():
             exact = [share for _, share in found]
             label = f"options.blocks.macro.pairs.exact.{name}"
-            yield Row(label, float(np.mean(exact)), "of plans", 1.0, "max", len(exact), None)
+            yield Row(label, float(np.mean(exact)), "of plans", None, "max", len(exact), None)
 
     def when_low() -> Iterator[Row]:
         low = budgets["low."]
