@@ -9,13 +9,14 @@ Every row is solved for itself: a row's answer does not depend on the others in 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rlprune.graph.types import FloatArray, IntArray
 from rlprune.solver.costs import MoveCosts
+from rlprune.solver.pair_terms import PairTerms
 from rlprune.solver.separable import MARGIN, Programme, at_option, greedy
 from rlprune.solver.task import PruningTask
 
@@ -27,18 +28,25 @@ TIE = 1e-7
 """Share of the loss range that decides between plans of equal loss: the one that keeps more."""
 
 
-def solve(task: PruningTask, budget_ms: FloatArray, *, loss: FloatArray | None = None) -> IntArray:
+def solve(
+    task: PruningTask,
+    budget_ms: FloatArray,
+    *,
+    loss: FloatArray | None = None,
+    pairs: PairTerms | None = None,
+) -> IntArray:
     """The choices [B, S] of least summed loss whose `upper_ms` is within each budget [B].
 
     Args:
         budget_ms: [B]; a row below what `least_choice` needs gets `least_choice`.
         loss: curves [S, L] or [B, S, L] over the options, in any unit; by default the task's own
             (`sensitivity.energy.loss_curve`).
+        pairs: what two sites lose beyond their curves, in the same unit; alike for all rows.
     """
     budget = np.asarray(budget_ms, dtype=np.float64)
     if not task.site_count or not len(budget):
         return np.zeros((len(budget), task.site_count), dtype=np.int64)
-    return _solve(_Problem.of(task, budget, loss))
+    return _solve(_Problem.of(task, budget, loss, pairs))
 
 
 def least_choice(task: PruningTask) -> IntArray:
@@ -90,28 +98,73 @@ class _Problem:
     """[B, S, L], ties broken."""
     limit: FloatArray
     """What the predicted latency may be [B], ms."""
+    pairs: PairTerms | None
+    """None where losses just add up."""
+    edges: IntArray
+    """The two sites of moves that are looked at together [E, 2]: they share an operator, or have
+    pair terms."""
 
     @staticmethod
-    def of(task: PruningTask, budget_ms: FloatArray, loss: FloatArray | None) -> _Problem:
+    def of(
+        task: PruningTask,
+        budget_ms: FloatArray,
+        loss: FloatArray | None,
+        pairs: PairTerms | None,
+    ) -> _Problem:
+        costs = MoveCosts.of(task.tables)
+        edges = costs.edges
+        if pairs is not None:
+            edges = np.unique(np.concatenate([edges, pairs.edges]), axis=0)
         return _Problem(
-            costs=MoveCosts.of(task.tables),
+            costs=costs,
             shares=task.shares,
             option_count=task.option_count,
             loss=summed_curves(task, loss, len(budget_ms)),
             limit=latency_limit(task, budget_ms),
+            pairs=pairs,
+            edges=edges,
         )
 
     def rows(self, index: IntArray) -> _Problem:
         """The problems of some rows."""
-        return _Problem(
-            self.costs, self.shares, self.option_count, self.loss[index], self.limit[index]
-        )
+        return replace(self, loss=self.loss[index], limit=self.limit[index])
 
     def total(self, choice: IntArray) -> FloatArray:
         """Summed loss of plans [B, ..., S] -> [B, ...]."""
         rows, sites = len(choice), choice.shape[-1]
         row = np.arange(rows).reshape(rows, *[1] * (choice.ndim - 1))
-        return np.asarray(self.loss[row, np.arange(sites), choice].sum(-1))
+        total = np.asarray(self.loss[row, np.arange(sites), choice].sum(-1))
+        return total if self.pairs is None else total + self.pairs.total(choice)
+
+    def around(self, choice: IntArray) -> FloatArray:
+        """Losses that add up [B, S, L], with pair terms as the other sites of plans [B, S] have
+        them."""
+        return self.loss if self.pairs is None else self.loss + self.pairs.around(choice)
+
+    def edge_moves(
+        self, choice: IntArray, moves_ms: FloatArray, added: FloatArray
+    ) -> tuple[FloatArray, FloatArray]:
+        """What moving both sites of every edge costs and adds to the loss, both [B, E, L, L].
+
+        moves_ms and added [B, S, L] are of moving one site alone. Losses are exact, costs too but
+        where sites share so many tables that `costs` does not look at pairs.
+        """
+        left, right = self.edges.T
+        loss = added[:, left, :, None] + added[:, right, None, :]
+        if self.pairs is None:
+            return self.costs.edge_moves_ms(choice, moves_ms), loss
+        loss[:, self._place(self.pairs.edges)] += self.pairs.beyond(choice)
+        cost = moves_ms[:, left, :, None] + moves_ms[:, right, None, :]
+        if len(self.costs.edges):
+            shared = self._place(self.costs.edges)
+            cost[:, shared] = self.costs.edge_moves_ms(choice, moves_ms)
+        return cost, loss
+
+    def _place(self, edges: IntArray) -> IntArray:
+        """Which of `edges` these [N, 2] are."""
+        sites = len(self.option_count)
+        keys, wanted = self.edges @ [sites, 1], edges @ [sites, 1]
+        return np.asarray(np.searchsorted(keys, wanted))
 
 
 def _solve(problem: _Problem) -> IntArray:
@@ -138,7 +191,7 @@ def _improve(problem: _Problem, best: IntArray) -> IntArray:
     for _ in range(ROUNDS // 2):
         part, now = problem.rows(active), best[active]
         latency, moves = part.costs.moves_ms(now)
-        plans = Programme.solve(moves, part.loss, part.limit - latency).plans()  # [N, K, S]
+        plans = Programme.solve(moves, part.around(now), part.limit - latency).plans()  # [N, K, S]
         repaired = _shrink(part, plans[:, MARGIN])[:, None]
         after = _exchange(part, _best_of(part, now, np.concatenate([plans, repaired], axis=1)))
         best[active] = after
@@ -165,6 +218,7 @@ def _settle(problem: _Problem, starts: IntArray) -> IntArray:
     wide = problem.rows(np.tile(np.arange(rows), count))
     choice = starts.reshape(-1, sites)
     model = np.zeros((len(choice), *problem.shares.shape))
+    losses = wide.loss if wide.pairs is None else np.zeros_like(wide.loss)
     active = np.arange(len(choice))
     for turn in range(ROUNDS):
         now = choice[active]
@@ -173,9 +227,12 @@ def _settle(problem: _Problem, starts: IntArray) -> IntArray:
         # Both ends of a layer shrink at once, so a fresh linearisation oversteps; the mean with the
         # ones before it does not cycle.
         model[active] = moves if turn == 0 else (model[active] + moves) / 2
+        if wide.pairs is not None:
+            fresh = wide.rows(active).around(now)
+            losses[active] = fresh if turn == 0 else (losses[active] + fresh) / 2
         own = model[active]
         spent = at_option(own, now).sum(1)
-        after = greedy(own, wide.loss[active], wide.limit[active] - latency + spent)
+        after = greedy(own, losses[active], wide.limit[active] - latency + spent)
         choice[active] = after
         active = active[(after != now).any(1)]
         if not len(active):
@@ -193,8 +250,8 @@ def _shrink(problem: _Problem, choice: IntArray) -> IntArray:
         active, over, moves = active[over > 0], over[over > 0], moves[over > 0]
         if not len(active):
             break
-        loss = problem.loss[active]
         now = choice[active]
+        loss = problem.rows(active).around(now)
         added = loss - at_option(loss, now)[..., None]
         saved = np.minimum(-moves, over[:, None, None])  # saving more than is over earns nothing
         with np.errstate(divide="ignore", invalid="ignore"):
@@ -216,7 +273,8 @@ def _exchange(problem: _Problem, best: IntArray) -> IntArray:
         part = problem.rows(active)
         latency, moves = part.costs.moves_ms(now)
         slack = part.limit - latency
-        added = part.loss - at_option(part.loss, now)[..., None]
+        losses = part.around(now)
+        added = losses - at_option(losses, now)[..., None]
         first, second = _pairs(
             moves.reshape(len(now), -1), added.reshape(len(now), -1), slack, options
         )
@@ -227,7 +285,7 @@ def _exchange(problem: _Problem, best: IntArray) -> IntArray:
         plans[row, slot, second // options] = second % options
         after = _best_of(part, now, plans)
         moved = (after != now).any(1)
-        if len(part.costs.edges) and not moved.all():
+        if len(part.edges) and not moved.all():
             stuck = np.flatnonzero(~moved)
             after[stuck] = _move_neighbours(
                 part.rows(stuck), now[stuck], slack[stuck], added[stuck], moves[stuck]
@@ -243,10 +301,10 @@ def _exchange(problem: _Problem, best: IntArray) -> IntArray:
 def _move_neighbours(
     problem: _Problem, now: IntArray, slack: FloatArray, added: FloatArray, moves: FloatArray
 ) -> IntArray:
-    """Plans [A, S] with the best move of two sites that share an operator, where one helps."""
-    cost = problem.costs.edge_moves_ms(now, moves)  # [A, E, L, L]
-    left, right = problem.costs.edges.T
-    total = added[:, left, :, None] + added[:, right, None, :]
+    """Plans [A, S] with the best move of two sites that share an operator or have pair terms, where
+    one helps."""
+    cost, total = problem.edge_moves(now, moves, added)  # [A, E, L, L]
+    left, right = problem.edges.T
     total = np.where(cost <= slack[:, None, None, None], total, np.inf).reshape(len(now), -1)
     edge, one, two = np.unravel_index(total.argmin(1), cost.shape[1:])
     plans = now.copy()
