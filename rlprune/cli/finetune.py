@@ -50,11 +50,11 @@ def finetune(
         typer.Option(metavar="FILE.npz", help="Chooses the epoch; a tenth of --data if left out."),
     ] = None,
     epochs: Annotated[int, typer.Option(min=1)] = 10,
-    batch_size: Annotated[int, typer.Option(min=2)] = 64,
+    batch_size: Annotated[int, typer.Option(min=2)] = 128,
     optimizer: Annotated[str, typer.Option(metavar="sgd|adamw")] = "sgd",
     learning_rate: Annotated[
         float | None,
-        typer.Option(help="At its height; by default 0.02, with adamw 0.001.", show_default=False),
+        typer.Option(help="At its height; by default 0.05, with adamw 0.001.", show_default=False),
     ] = None,
     weight_decay: float = 5e-4,
     warmup: Annotated[
@@ -66,7 +66,7 @@ def finetune(
         typer.Option(
             min=0, max=1, help="Share (0-1) of the loss that the unpruned module teaches."
         ),
-    ] = 0.0,
+    ] = 0.5,
     temperature: Annotated[float, typer.Option(help="Of distillation.")] = 4.0,
     augment: Annotated[str, typer.Option(metavar="none|flip|crop-flip")] = "none",
     seed: Seed = 0,
@@ -90,7 +90,7 @@ def finetune(
         from rlprune.finetuning.loop import TrainConfig
 
         if learning_rate is None:
-            learning_rate = 1e-3 if optimizer == "adamw" else 0.02
+            learning_rate = 1e-3 if optimizer == "adamw" else 0.05
         config = TrainConfig(
             epoch_count=epochs,
             batch_size=batch_size,

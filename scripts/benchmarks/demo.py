@@ -244,7 +244,7 @@ def tune_one(folder: Path, plan_json: str, seed: int) -> tuple[float, float]:
     plan = PruningPlan.from_json(plan_json)
     small = rlprune.apply(plan, trace, calibration=folder / "calibration.npz")
     cut = score(small, splits.report).accuracy
-    config = TrainConfig(epoch_count=1, batch_size=32, seed=seed)
+    config = TrainConfig(1, batch_size=32, learning_rate=0.02, distill_weight=0.0, seed=seed)
     fit(small, splits.train, config, augment=shifted)
     return cut, score(small, splits.report).accuracy
 
