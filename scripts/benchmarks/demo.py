@@ -41,7 +41,9 @@ import rlprune
 from datasets.digits import NetSpec, Splits, build, digits, train_net
 from datasets.running import stoppable
 from rlprune.errors import RlpruneError
-from rlprune.finetuning.loop import TrainConfig, fit, score, shifted
+from rlprune.finetuning.augment import shifted
+from rlprune.finetuning.loop import TrainConfig, fit
+from rlprune.finetuning.scoring import score
 from rlprune.graph.from_torch import TorchTrace, trace_torch
 from rlprune.plans import PruningPlan
 from rlprune.recording.record import RecordConfig, record_model

@@ -36,7 +36,9 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from benchmarks.harness import Bench, Row, mean_and_interval
 from datasets import catalogue
 from datasets.pack import CifarPack, shared_data
-from rlprune.finetuning.loop import TrainConfig, fit, flipped_and_shifted, score
+from rlprune.finetuning.augment import flipped_and_shifted
+from rlprune.finetuning.loop import TrainConfig, fit
+from rlprune.finetuning.scoring import score
 from rlprune.graph.from_torch import TorchTrace, trace_torch
 from rlprune.sensitivity.calibration import CalibrationSet
 from rlprune.surgery.torch import prune_torch
@@ -60,7 +62,7 @@ Training = tuple[str, float, float, int]
 def prepare(work: Path, shared: str | None) -> None:
     """Writes the images and the pruned, reconstructed networks, where they are not there yet."""
     import rlprune
-    from rlprune.finetuning.run import RECONSTRUCT_COUNT
+    from rlprune.finetuning.data import RECONSTRUCT_COUNT
     from rlprune.runtime import get_runtime
     from rlprune.sensitivity.torch_reconstruct import reconstruct_module
 

@@ -17,7 +17,8 @@ from torch import nn
 
 from datasets import nets
 from rlprune.errors import InputError
-from rlprune.finetuning.loop import TrainConfig, fit, shifted
+from rlprune.finetuning.augment import shifted
+from rlprune.finetuning.loop import TrainConfig, fit
 from rlprune.sensitivity.calibration import CalibrationSet
 
 
