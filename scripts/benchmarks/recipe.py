@@ -182,7 +182,10 @@ def train_full(work: Path, options: argparse.Namespace) -> Iterator[Row]:
         seed=seed,
     )
     run = digest(json.dumps([name, about["keeps"], asdict(config), len(index)]))
-    checkpoint = Checkpoint(work / f"{name}.full.s{seed}.safetensors", run, every_sec=300)
+    kept = work / f"{name}.full.e{config.epoch_count}.s{seed}.safetensors"
+    if options.fresh:
+        kept.unlink(missing_ok=True)
+    checkpoint = Checkpoint(kept, run, every_sec=300)
 
     def tell(record: EpochRecord) -> None:
         left = (config.epoch_count - record.epoch) * record.seconds / 60
