@@ -94,7 +94,7 @@ def finetune(
             min=0,
             max=1,
             help="Share (0-1) of the loss that the unpruned module teaches; by default 0.5, with "
-            "--loss and no --distill-loss 0.",
+            "--loss and no --distill-loss 0, as for a plan made --at-init.",
             show_default=False,
         ),
     ] = None,
@@ -122,7 +122,7 @@ def finetune(
     An interrupted run goes on from its checkpoint in OUT_DIR when the same command is given again.
     """
     from rlprune.finetuning.memory import keep_freed_memory
-    from rlprune.finetuning.run import CHECKPOINT_NAME, finetune
+    from rlprune.finetuning.run import CHECKPOINT_NAME, finetune, usual_distill_weight
     from rlprune.finetuning.user_code import load_function, load_module
     from rlprune.plans import PruningPlan
 
@@ -149,7 +149,8 @@ def finetune(
         from rlprune.finetuning.loop import TrainConfig
 
         if distill is None:
-            distill = 0.0 if loss is not None and distill_loss is None else 0.5
+            own_loss = loss is not None and distill_loss is None
+            distill = usual_distill_weight(made, own_loss=own_loss)
         if learning_rate is None:
             learning_rate = 1e-3 if optimizer == "adamw" else 0.05
         config = TrainConfig(

@@ -32,6 +32,7 @@ FORMAT = "rlprune.finetuned/1"
 WEIGHTS_NAME = "weights.safetensors"
 MODEL_NAME = "model.onnx"
 REPORT_NAME = "report.json"
+USUAL_DISTILL_WEIGHT = 0.5
 CHECKPOINT_NAME = "checkpoint.safetensors"
 
 
@@ -105,8 +106,8 @@ def finetune(
         out: a folder, made where missing.
         validation: the same, chooses the epoch. Where left out a seeded tenth of a file, and of a
             loader nothing: the last epoch is written.
-        config: by default `TrainConfig()`; with a loss of one's own and no `distill_loss` without
-            distillation.
+        config: by default `TrainConfig()`; without distillation where the plan is for an untrained
+            network, or there is a loss of one's own and no `distill_loss`.
         augment: none, flip, or crop-flip (moved by up to 4 pixels, mirrored or not); of files.
         loss: of the module's outputs and the targets, to a scalar tensor; cross-entropy where left
             out.
@@ -139,8 +140,8 @@ def finetune(
     from rlprune.torch_state import tensors_of
 
     if config is None:
-        untaught = loss is not None and distill_loss is None
-        config = TrainConfig(distill_weight=0.0) if untaught else TrainConfig()
+        weight = usual_distill_weight(plan, own_loss=loss is not None and distill_loss is None)
+        config = TrainConfig(distill_weight=weight)
     folder = Path(out)
     _check_folder(folder)
     say = on_line or (lambda line: None)
@@ -261,6 +262,16 @@ def training_device(asked: str) -> torch.device:
                 field="torch_device",
             )
     return torch.device(asked)
+
+
+def usual_distill_weight(plan: PruningPlan, *, own_loss: bool) -> float:
+    """Share (0-1) of the loss that the unpruned network teaches where nobody says.
+
+    Args:
+        own_loss: whether there is a loss of the user's own and nothing that compares answers.
+    """
+    untrained = "for an untrained network" in plan.note  # it has nothing to teach
+    return 0.0 if untrained or own_loss else USUAL_DISTILL_WEIGHT
 
 
 def _name_of(function: Any) -> str:

@@ -26,7 +26,7 @@ from rlprune.cli.app import app
 from rlprune.errors import InputError, PlanMismatchError
 from rlprune.finetuning.loop import TrainConfig, fit, rate_at
 from rlprune.finetuning.objective import Objective
-from rlprune.finetuning.run import FinetuneReport, finetune
+from rlprune.finetuning.run import FinetuneReport, finetune, usual_distill_weight
 from rlprune.finetuning.scoring import score
 from rlprune.finetuning.user_code import load_module
 from rlprune.graph.from_onnx import trace_onnx
@@ -257,6 +257,15 @@ def test_a_finished_run_is_not_written_over(rig: Rig, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="holds a finished run"):
         finetune(rig.module, rig.plan, rig.files["data"], out=tmp_path, config=config)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == kept
+
+
+def test_an_untrained_network_does_not_teach() -> None:
+    trace = rlprune.trace(tiny_net.make(), torch.zeros(1, 1, 8, 8))
+    trained = rlprune.plan(trace, device="macs", budget_ratio=0.5)
+    untrained = rlprune.plan(trace, device="macs", budget_ratio=0.5, at_init="synflow")
+    assert usual_distill_weight(trained, own_loss=False) == TrainConfig().distill_weight == 0.5
+    assert usual_distill_weight(trained, own_loss=True) == 0.0
+    assert usual_distill_weight(untrained, own_loss=False) == 0.0
 
 
 def test_weights_that_lie_in_the_folder_are_not_written_over(rig: Rig, tmp_path: Path) -> None:
