@@ -121,7 +121,6 @@ def finetune(
 
     An interrupted run goes on from its checkpoint in OUT_DIR when the same command is given again.
     """
-    from rlprune.finetuning.memory import keep_freed_memory
     from rlprune.finetuning.run import CHECKPOINT_NAME, finetune, usual_distill_weight
     from rlprune.finetuning.user_code import load_function, load_module
     from rlprune.plans import PruningPlan
@@ -134,7 +133,6 @@ def finetune(
     def kept() -> str:
         return f"{checkpoint} is kept, the same command goes on" if checkpoint.exists() else ""
 
-    keep_freed_memory()
     with stoppable(kept), progress() as on_progress:
         loaded = load_module(module, weights, seed=seed)
         train, held = (
