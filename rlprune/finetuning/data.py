@@ -113,7 +113,7 @@ class LoaderData:
         self.augment: Augment | None = None
         self._seed = seed
         self._cpu = torch.device("cpu")
-        first = next(self._first(1))
+        [first] = list(self._first(1))
         self.example = tree_map(
             lambda one: one[:1] if _is_per_sample(one, first.count) else one, first.inputs
         )

@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 from rlprune.errors import InputError
 from rlprune.finetuning.augment import Augment
@@ -241,8 +242,9 @@ def _fits(answers: Any, batch: Batch) -> bool:
 
 
 def _count(state: LoopState, batch: Batch, outputs: Any, loss: float, objective: Objective) -> None:
-    with torch.no_grad():
-        good = objective.good(outputs, batch.targets, loss, batch.count)
+    # A metric may turn them into numpy arrays.
+    answers = tree_map(lambda one: one.detach() if isinstance(one, Tensor) else one, outputs)
+    good = objective.good(answers, batch.targets, loss, batch.count)
     state.count(loss, good, batch.count)
 
 
