@@ -78,7 +78,7 @@ def profile_model(
     known = _read_profile(path, profiles)
     if known is not None:
         return known
-    evaluator = Evaluator(trace, images, runtime=get_runtime())
+    evaluator = Evaluator(trace, images, runtime=get_runtime(), schemes=space.schemes)
     measured = measure_profiles(
         evaluator, space, on_progress=named(on_progress, "evaluating groups")
     )

@@ -31,7 +31,8 @@ from rlprune.sensitivity.divergence import (
     log_softmax,
     with_channels,
 )
-from rlprune.sensitivity.reconstruct import Reconstruction
+from rlprune.sensitivity.reconstruct import Reconstruction, with_layers
+from rlprune.sensitivity.refine import refine
 from rlprune.sensitivity.types import FOLD_COUNT
 from rlprune.surgery.importance import unit_scores
 from rlprune.surgery.onnx import cut
@@ -42,6 +43,8 @@ they then no longer fit the cache."""
 MAX_ANSWERS = 1 << 22
 """Values of all answers that are kept to compare with; of larger answers some positions stand for
 all. A recogniser with 6,625 letters spent as long on comparing as on running with 16 times more."""
+AGAIN_COUNT = 128
+"""Samples that layers are solved a second time on, where many plans are evaluated."""
 MIN_POSITIONS = 8
 """Of one sample's answer, however many samples there are."""
 
@@ -182,14 +185,36 @@ class Evaluator:
         return self._judge.score(answers, samples.y, start, stop)
 
     def corrected_model(
-        self, settings: IntArray, schemes: Sequence[str] = CHANNEL_ONLY
+        self, settings: IntArray, schemes: Sequence[str] = CHANNEL_ONLY, *, again: bool = False
     ) -> onnx.ModelProto:
-        """The pruned model with the correction in its weights and biases: a plain ONNX file."""
+        """The pruned model with the correction in its weights and biases: a plain ONNX file.
+
+        Args:
+            again: whether its layers are solved a second time, for what they read in the pruned
+                network (`sensitivity.refine`).
+        """
         removal = removal_of(self.trace, settings, schemes, scores=self._scores)
         pruned = cut(self.trace, removal)
-        if self._reconstruction is None:
+        found = self._reconstruction
+        if found is None:
             return pruned
-        return self._reconstruction.apply(pruned, removal)
+        if not again:
+            return found.apply(pruned, removal)
+        samples, _ = self.calibration.split(min(len(self.calibration), AGAIN_COUNT))
+        changes = refine(self.trace, pruned, removal, found, samples, self._runtime)
+        return with_layers(pruned, changes)
+
+    def unexplained(self, settings: IntArray, schemes: Sequence[str] = CHANNEL_ONLY) -> float:
+        """Share (0-1) of the variance of a layer's output that least squares cannot restore under a
+        plan, in the layer that loses most; known without evaluating the plan.
+
+        Raises:
+            ValueError: layers are not reconstructed.
+        """
+        if self._reconstruction is None:
+            raise ValueError("this evaluator does not reconstruct")
+        removal = removal_of(self.trace, settings, schemes, scores=self._scores)
+        return self._reconstruction.unexplained(removal)
 
     def _run(
         self, model: onnx.ModelProto, samples: CalibrationSet, judged: Sequence[Judged]

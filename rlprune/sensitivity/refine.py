@@ -65,6 +65,8 @@ def refine(
     if not changes and not removal.left_out:
         return changes
     layers = _solvable(reconstruction.layers, pruned, removal)
+    if not changes:
+        layers = _behind(layers, trace, removal)
     batching = Batching.find(
         trace, samples, runtime, [value.name for value in trace.model.graph.output]
     )
@@ -101,6 +103,14 @@ def _solvable(layers: Sequence[Layer], pruned: onnx.ModelProto, removal: Removal
         and made.issuperset(layer.outputs)
         and ((layer.read[0] >= 0).any() or layer.tensor in removal.windows)
     ]
+
+
+def _behind(layers: Sequence[Layer], trace: OnnxTrace, removal: Removal) -> list[Layer]:
+    """The layers behind the first branch that is left out; those before read what they did."""
+    names = [node.name for node in trace.normal.nodes]
+    first = min(names.index(name) for name in removal.left_out)
+    later = {name for node in trace.normal.nodes[first:] for name in node.outputs}
+    return [layer for layer in layers if later.issuperset(layer.outputs)]
 
 
 def _affordable(trace: OnnxTrace) -> int:
