@@ -117,7 +117,7 @@ def _candidate_count(request: PlanRequest, images: CalibrationSet | None) -> int
         return request.candidates
     if request.max_params is not None:  # candidates are proposed by latency alone
         return 0
-    return default_count(images, policy=request.policy, guard=request.guard)
+    return default_count(images, request.schemes, policy=request.policy, guard=request.guard)
 
 
 def _halved(
