@@ -62,11 +62,11 @@ def rewrite_widths(module: nn.Module, trace: TorchTrace, cut: Cut) -> Rewritten:
         changed, replaced = rewrite(part, graph, widths)
         indices.update(f"{path}.{name}" if path else name for name in replaced)
         if changed:
-            rewritten[path] = _graph_module(part, graph)
+            rewritten[path] = graph_module(part, graph)
     return Rewritten(rewritten, frozenset(sites.graphs), sites.refused, indices)
 
 
-def _graph_module(part: nn.Module, graph: fx.Graph) -> fx.GraphModule:
+def graph_module(part: nn.Module, graph: fx.Graph) -> fx.GraphModule:
     """`graph` as a module with all that `part` holds, the very same children and tensors."""
     result = fx.GraphModule(part, graph, type(part).__name__)
     constants = set(result._buffers) - set(part._buffers)
