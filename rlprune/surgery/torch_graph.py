@@ -53,7 +53,7 @@ def rewrite_widths(module: nn.Module, trace: TorchTrace, cut: Cut) -> Rewritten:
         ModelError: another graph than the traced one comes out.
     """
     sites = trace_sites(module, trace.call)
-    names, channels = _watch(trace, sites)
+    names, channels = _watch(module, trace, sites)
     rewritten: dict[str, fx.GraphModule] = {}
     indices: set[str] = set()
     for path, graph in sites.graphs.items():
@@ -130,7 +130,9 @@ class _Noting(fx.Interpreter):
         return result
 
 
-def _watch(trace: TorchTrace, sites: Sites) -> tuple[dict[tuple[str, str], str], ChannelMap]:
+def _watch(
+    module: nn.Module, trace: TorchTrace, sites: Sites
+) -> tuple[dict[tuple[str, str], str], ChannelMap]:
     """Names of the values that decide about rewriting, by path and node, and the channel map."""
     wanted = {
         path: {
@@ -147,6 +149,7 @@ def _watch(trace: TorchTrace, sites: Sites) -> tuple[dict[tuple[str, str], str],
         for path, graph in sites.graphs.items():
             part = twin.get_submodule(path)
             if wanted[path]:
+                _lend_constants(module.get_submodule(path), part, graph)
                 _run_noting(part, graph, wanted[path], seen[path])
         forward = twin.forward
 
@@ -191,6 +194,14 @@ def _watch(trace: TorchTrace, sites: Sites) -> tuple[dict[tuple[str, str], str],
             "than the ONNX export shows; prune the export instead"
         )
     return names, again.channels
+
+
+def _lend_constants(source: nn.Module, part: nn.Module, graph: fx.Graph) -> None:
+    """Gives `part` the tensors that tracing `source` made of what code computes from buffers."""
+    for node in graph.nodes:
+        name = str(node.target)
+        if node.op == "get_attr" and name in vars(source) and not hasattr(part, name):
+            setattr(part, name, getattr(source, name))
 
 
 def _run_noting(
