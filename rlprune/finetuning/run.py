@@ -115,8 +115,9 @@ def finetune(
     from rlprune.finetuning.loop import AUGMENTS, TrainConfig, fit, reestimate, score
     from rlprune.graph.from_torch import trace_torch
     from rlprune.runtime import get_runtime
+    from rlprune.schemes import removal_of, variants
     from rlprune.sensitivity.torch_reconstruct import reconstruct_module
-    from rlprune.surgery.torch import prune_torch
+    from rlprune.surgery.torch import cut_torch
     from rlprune.torch_state import tensors_of
 
     config = TrainConfig() if config is None else config
@@ -136,7 +137,7 @@ def finetune(
         fit_inputs({"x": images.x}, images.labels, trace.onnx, what=what, least=1)
     plan.check(trace.graph)
     teacher = trace.module.eval()
-    small = prune_torch(trace, plan.keeps)
+    small = cut_torch(trace, removal_of(trace.onnx, plan.keeps, plan.schemes))
     folder.mkdir(parents=True, exist_ok=True)
 
     unpruned = score(teacher, held)
@@ -144,7 +145,8 @@ def finetune(
     # Drawn, so that images sorted by class are mixed.
     drawn = np.random.default_rng(config.seed).permutation(len(train))[:REESTIMATE_COUNT]
     samples = train.take(drawn[:RECONSTRUCT_COUNT])
-    if not reconstruct_module(small, trace, plan.keeps, samples, get_runtime()).changes:
+    solved = reconstruct_module(small, trace, plan.keeps, samples, get_runtime(), plan.schemes)
+    if not solved.changes:
         reestimate(small, train.take(drawn))
     cut = score(small, held)
     say(f"pruned, not trained: accuracy {cut.accuracy:.2%}, loss {cut.loss:.4f}")
@@ -184,6 +186,8 @@ def finetune(
     for record in epochs:
         if record.validation is not None and record.validation.beats(best):
             best, chosen = record.validation, record.epoch
+    [(pruned, _)] = variants(trace.graph, plan.keeps[None], plan.schemes)
+    widths = plan.keeps[: len(trace.graph.groups)]
     report = FinetuneReport(
         fingerprint=plan.fingerprint,
         unpruned=unpruned,
@@ -196,8 +200,8 @@ def finetune(
         validation_count=len(held),
         config=config,
         augment=augment,
-        macs=int(trace.graph.macs(plan.keeps)),
-        params=int(trace.graph.params(plan.keeps)),
+        macs=int(pruned.macs(widths)),
+        params=int(pruned.params(widths)),
     )
     _write(folder, small, train.x[:1], report)
     checkpoint.path.unlink(missing_ok=True)
