@@ -68,6 +68,12 @@ def rewrite_widths(module: nn.Module, trace: TorchTrace, cut: Cut) -> Rewritten:
 
 def graph_module(part: nn.Module, graph: fx.Graph) -> fx.GraphModule:
     """`graph` as a module with all that `part` holds, the very same children and tensors."""
+    if not any(node.op == "get_attr" and node.target == "training" for node in graph.nodes):
+        # `torch.load` traces the code again, and not by our tracer. What asks for the mode when it
+        # is run would be lost without a word, so that this is refused there.
+        graph._tracer_cls = None
+    for node in graph.nodes:
+        node.type = None  # annotations, that may be strings, which cannot be saved
     result = fx.GraphModule(part, graph, type(part).__name__)
     constants = set(result._buffers) - set(part._buffers)
     for name in constants:
