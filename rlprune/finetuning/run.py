@@ -115,7 +115,7 @@ def finetune(
     from rlprune.finetuning.loop import AUGMENTS, TrainConfig, fit, reestimate, score
     from rlprune.graph.from_torch import trace_torch
     from rlprune.runtime import get_runtime
-    from rlprune.schemes import removal_of, variants
+    from rlprune.schemes import removal_of, whole_space
     from rlprune.sensitivity.torch_reconstruct import reconstruct_module
     from rlprune.surgery.torch import cut_torch
     from rlprune.torch_state import tensors_of
@@ -186,8 +186,8 @@ def finetune(
     for record in epochs:
         if record.validation is not None and record.validation.beats(best):
             best, chosen = record.validation, record.epoch
-    [(pruned, _)] = variants(trace.graph, plan.keeps[None], plan.schemes)
-    widths = plan.keeps[: len(trace.graph.groups)]
+    space = whole_space(trace.graph, plan.schemes)
+    choice = space.choice_of(plan.keeps)
     report = FinetuneReport(
         fingerprint=plan.fingerprint,
         unpruned=unpruned,
@@ -200,8 +200,8 @@ def finetune(
         validation_count=len(held),
         config=config,
         augment=augment,
-        macs=int(pruned.macs(widths)),
-        params=int(pruned.params(widths)),
+        macs=int(space.macs(choice)),
+        params=int(space.params(choice)),
     )
     _write(folder, small, train.x[:1], report)
     checkpoint.path.unlink(missing_ok=True)
