@@ -386,8 +386,9 @@ COUNTED = {*FOREIGN, *(op for op, handler in LISTED.items() if handler in _SUMMI
 
 def list_operators(
     normal: NormalModel, channels: ChannelMap, widths: Sequence[int], order: Sequence[int]
-) -> tuple[Operator, ...]:
-    """Operators in canonical order; the first of a chain that a runtime fuses stands for it."""
+) -> tuple[tuple[Operator, ...], dict[str, int]]:
+    """Operators in canonical order, of which the first of a chain that a runtime fuses stands for
+    it; and the operator, or -1 - i for an input, that every tensor comes from."""
     lister = Lister(normal, channels, widths, fuse(normal))
     lister.outputs = frozenset(value.name for value in normal.model.graph.output)
     for place, value in enumerate(normal.model.graph.input):
@@ -398,7 +399,7 @@ def list_operators(
             _visit(lister, normal.nodes[index])
     for value in normal.model.graph.output:
         lister.slice_when_read(value.name)
-    return tuple(lister.listed)
+    return tuple(lister.listed), lister.made_by
 
 
 def _batch(normal: NormalModel) -> int:

@@ -111,7 +111,7 @@ def _graph(
             for op in graph.operators
         ),
         weights=tuple(
-            WeightCount(weight.often, tuple(merge(axis) for axis in weight.axes))
+            replace(weight, axes=tuple(merge(axis) for axis in weight.axes))
             for weight in graph.weights
         ),
     )
