@@ -31,10 +31,12 @@ def with_dead_parts(trace: OnnxTrace, removal: Removal) -> onnx.ModelProto:
         window = removal.windows.get(tensor.name)
         if window is not None:
             array = numpy_helper.to_array(tensor)
-            inside = (..., *(slice(first, first + count) for first, count in window))
-            narrow = np.zeros_like(array)
-            narrow[inside] = array[inside]
-            tensor.CopyFrom(numpy_helper.from_array(narrow, tensor.name))
+            stays = np.ones(array.shape[2:], dtype=bool)
+            for axis, (first, count) in enumerate(window):
+                place = np.arange(array.shape[2 + axis])
+                inside = (first <= place) & (place < first + count)
+                stays &= inside.reshape([-1 if k == axis else 1 for k in range(stays.ndim)])
+            tensor.CopyFrom(numpy_helper.from_array(array * stays.astype(array.dtype), tensor.name))
     nodes: list[onnx.NodeProto] = []
     for node in model.graph.node:
         if node.name in removal.left_out and node.op_type in ("Add", "Sub"):
