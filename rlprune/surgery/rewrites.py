@@ -20,7 +20,7 @@ from rlprune.graph.from_onnx import OnnxTrace
 from rlprune.graph.rules_extents import pad_counts
 from rlprune.graph.walk import Node
 from rlprune.graph.weights import is_hollow
-from rlprune.graph.windows import explicit_pads, is_zero_border
+from rlprune.graph.windows import before_border, explicit_pads
 from rlprune.surgery.removal import BoolArray, Removal, Window, kept_mask
 
 
@@ -150,11 +150,9 @@ def _narrow_kernel(surgeon: Surgeon, node: Node, copy: NodeProto, window: Window
     stride = list(node.attrs.get("strides", [1] * rank))
     dilation = list(node.attrs.get("dilations", [1] * rank))
     pads = explicit_pads(node, normal.shapes[node.inputs[0]][2:], kernel, stride, dilation)
-    border = next((one for one in normal.nodes if node.inputs[0] in one.outputs), None)
-    if border is not None and border.op == "Pad" and is_zero_border(border, [node], normal):
-        begins, ends = pad_counts(border, normal, rank + 2) or ([], [])
-        pads = [own + more for own, more in zip(pads, begins[2:] + ends[2:], strict=True)]
-        copy.input[0] = border.inputs[0]
+    # The border of a node of its own goes into the convolution's.
+    copy.input[0], border = before_border(node, normal)
+    pads = [own + more for own, more in zip(pads, border, strict=True)]
     for axis, (first, count) in enumerate(window):
         pads[axis] -= first * dilation[axis]
         pads[rank + axis] -= (kernel[axis] - first - count) * dilation[axis]
