@@ -250,7 +250,9 @@ def solve(
 
     def solutions(inputs: CalibrationSet) -> Iterator[dict[str, LayerChange]]:
         """The changes of layers solved once, and again."""
-        found = Reconstruction.of(trace, inputs, runtime, kernels)
+        # A module has its biases elsewhere.
+        additions = removal.left_out if fitted is None else {}
+        found = Reconstruction.of(trace, inputs, runtime, kernels, additions)
         if fitted is not None:
             fits = [fitted(layer) for layer in found.layers]
             found = Reconstruction([layer for layer in fits if layer is not None])

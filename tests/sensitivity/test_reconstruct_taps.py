@@ -134,9 +134,7 @@ def assert_nearest(
     assert place == ours.shape[1]
 
 
-def kept_channels(
-    trace: OnnxTrace, weight: str, removal: Removal
-) -> tuple[np.ndarray, np.ndarray]:
+def kept_channels(trace: OnnxTrace, weight: str, removal: Removal) -> tuple[np.ndarray, np.ndarray]:
     """Masks over the six channels read and made."""
     made_group, made_unit = trace.channels.axis_units(weight, 0)
     outputs = kept(made_group, made_unit, removal)

@@ -33,8 +33,8 @@ def with_dead_parts(trace: OnnxTrace, removal: Removal) -> onnx.ModelProto:
             array = numpy_helper.to_array(tensor)
             stays = np.ones(array.shape[2:], dtype=bool)
             for axis, (first, count) in enumerate(window):
-                place = np.arange(array.shape[2 + axis])
-                inside = (first <= place) & (place < first + count)
+                tap = np.arange(array.shape[2 + axis])
+                inside = (first <= tap) & (tap < first + count)
                 stays &= inside.reshape([-1 if k == axis else 1 for k in range(stays.ndim)])
             tensor.CopyFrom(numpy_helper.from_array(array * stays.astype(array.dtype), tensor.name))
     nodes: list[onnx.NodeProto] = []
