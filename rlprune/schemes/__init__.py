@@ -4,7 +4,7 @@ Above this room nothing knows what an option does to a network. `space_of` says 
 `carry_out` makes the model of a decision.
 """
 
-from rlprune.schemes.apply import carry_out, cut_kernels, removable_branches, removal_of
+from rlprune.schemes.apply import carry_out, cut_kernels, removal_of
 from rlprune.schemes.base import Scheme, Site
 from rlprune.schemes.registry import check_schemes, scheme_named
 from rlprune.schemes.sites import (
@@ -29,7 +29,6 @@ __all__ = [
     "cut_kernels",
     "formed",
     "other_sites",
-    "removable_branches",
     "removal_of",
     "scheme_named",
     "space_of",

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
-
-import numpy as np
 
 from rlprune.errors import PlanError
 from rlprune.graph.types import FloatArray, IntArray
-from rlprune.schemes.blocks import BLOCKS, LEFT_OUT
 from rlprune.schemes.channels import CHANNELS
 from rlprune.schemes.registry import check_schemes, scheme_named
 from rlprune.schemes.shapes import SHAPES
@@ -81,12 +78,3 @@ def cut_kernels(trace: OnnxTrace, schemes: Sequence[str]) -> frozenset[str]:
         return frozenset()
     operators = trace.graph.operators
     return frozenset(operators[site.operators[0]].weight for site in SHAPES.sites(trace.graph))
-
-
-def removable_branches(trace: OnnxTrace, schemes: Sequence[str]) -> Mapping[str, int]:
-    """The additions that some of the schemes may leave out, as `Removal.left_out` has them."""
-    if BLOCKS.name not in schemes:
-        return {}
-    sites = BLOCKS.sites(trace.graph)
-    gone = np.full(len(sites), LEFT_OUT)
-    return BLOCKS.remove(trace, sites, gone, Removal(())).left_out

@@ -250,9 +250,7 @@ def solve(
 
     def solutions(inputs: CalibrationSet) -> Iterator[dict[str, LayerChange]]:
         """The changes of layers solved once, and again."""
-        # A module has its biases elsewhere.
-        additions = removal.left_out if fitted is None else {}
-        found = Reconstruction.of(trace, inputs, runtime, kernels, additions)
+        found = Reconstruction.of(trace, inputs, runtime, kernels)
         if fitted is not None:
             fits = [fitted(layer) for layer in found.layers]
             found = Reconstruction([layer for layer in fits if layer is not None])

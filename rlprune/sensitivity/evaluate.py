@@ -17,7 +17,7 @@ from rlprune.errors import CalibrationError
 from rlprune.graph.from_onnx import OnnxTrace
 from rlprune.graph.types import FloatArray, IntArray, PruningGraph
 from rlprune.runtime.base import Array, Runtime
-from rlprune.schemes import CHANNEL_ONLY, cut_kernels, removable_branches, removal_of
+from rlprune.schemes import CHANNEL_ONLY, cut_kernels, removal_of
 from rlprune.sensitivity.batching import Batching
 from rlprune.sensitivity.calibration import CalibrationSet
 from rlprune.sensitivity.divergence import (
@@ -150,11 +150,7 @@ class Evaluator:
         self._reconstruction: Reconstruction | None = None
         if reconstruct:
             self._reconstruction = reconstruction or Reconstruction.of(
-                trace,
-                calibration,
-                runtime,
-                cut_kernels(trace, schemes),
-                removable_branches(trace, schemes),
+                trace, calibration, runtime, cut_kernels(trace, schemes)
             )
         self.base = self._judge.same(calibration.y)
         """The unpruned model's evaluation."""

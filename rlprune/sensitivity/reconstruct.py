@@ -14,7 +14,6 @@ import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
-from types import MappingProxyType
 from typing import Any, Literal
 
 import numpy as np
@@ -27,7 +26,6 @@ from rlprune.graph.types import FloatArray, IntArray
 from rlprune.graph.walk import Node
 from rlprune.runtime.base import Runtime
 from rlprune.sensitivity.calibration import CalibrationSet
-from rlprune.sensitivity.left_out import BranchMeans
 from rlprune.sensitivity.moments import Seen, input_moments
 from rlprune.surgery.importance import mixing_axes
 from rlprune.surgery.removal import BoolArray, Removal, kept_mask
@@ -94,7 +92,6 @@ class Layer:
 
     def flat(self, change: LayerChange) -> FloatArray:
         """The weight of a change as [C_out', C_in' * K]."""
-        assert change.weight is not None  # a layer's own
         moved = np.moveaxis(change.weight, self.axes, (0, 1))
         return moved.reshape(len(moved), -1)
 
@@ -128,8 +125,6 @@ class Reconstruction:
     """Reconstructs pruned models of one trace; keeps what it has solved. For one thread."""
 
     layers: Sequence[Layer]
-    branches: BranchMeans | None = None
-    """What branches that are left out added on average."""
     _solved: dict[tuple[str, bytes, Shift], tuple[FloatArray, FloatArray]] = field(
         default_factory=dict
     )
@@ -141,14 +136,12 @@ class Reconstruction:
         samples: CalibrationSet,
         runtime: Runtime,
         kernels: Collection[str] = (),
-        additions: Mapping[str, int] = MappingProxyType({}),
     ) -> Reconstruction:
-        """Runs the dense network once or twice to see what its layers read and its branches add.
+        """Runs the dense network once to see what its layers read.
 
         Args:
             kernels: weights of convolutions whose kernels may be cut, beside those of layers that
                 may lose channels.
-            additions: that branches end in which may be left out (`Removal.left_out`).
 
         Raises:
             CalibrationError: it does not run on the samples, or overflows on them.
@@ -157,8 +150,7 @@ class Reconstruction:
         shared = _sharing(trace, tensors, kernels)
         moments = input_moments(trace, shared, samples, runtime)
         return Reconstruction(
-            [_layer(trace, nodes, tensors[name], moments[name]) for name, nodes in shared.items()],
-            BranchMeans.of(trace, additions, samples, runtime),
+            [_layer(trace, nodes, tensors[name], moments[name]) for name, nodes in shared.items()]
         )
 
     def apply(self, pruned: onnx.ModelProto, removal: Removal) -> onnx.ModelProto:
@@ -166,15 +158,12 @@ class Reconstruction:
         return with_layers(pruned, self.changes(removal))
 
     def changes(self, removal: Removal) -> dict[str, LayerChange]:
-        """By weight, what becomes of the layers that lose inputs to `removal`; and by name of the
-        bias, of those that stand in for a branch."""
+        """By weight, what becomes of the layers that lose inputs to `removal`."""
         changes = {}
         for layer, inputs in self.affected_layers(removal):
             weight, shifts = self._solve(layer, inputs, layer.shift)
             outputs = kept_mask(*layer.made, removal.kept)
             changes[layer.tensor] = layer.change(weight[outputs], shifts[:, outputs], removal)
-        means = {} if self.branches is None else self.branches.added(removal)
-        changes.update((name, LayerChange(None, {name: more})) for name, more in means.items())
         return changes
 
     def affected_layers(self, removal: Removal) -> Iterator[tuple[Layer, BoolArray]]:
@@ -325,8 +314,8 @@ def _ends(over: tuple[int, ...], shape: tuple[int, ...]) -> bool:
 class LayerChange:
     """Other values for a weight, and what is added to the constants behind it."""
 
-    weight: FloatArray | None
-    """In the file's layout; None where it stays."""
+    weight: FloatArray
+    """In the file's layout."""
     added: Mapping[str, FloatArray]
     """By the name of a bias, of a BatchNorm's mean or of an Add's constant [C]."""
 
@@ -342,9 +331,7 @@ def with_layers(model: onnx.ModelProto, changes: Mapping[str, LayerChange]) -> o
     for name, change in changes.items():
         if name not in constants:
             continue  # of a branch that was left out
-        new = {}
-        if change.weight is not None:
-            new[name] = _cast(change.weight, constants[name])
+        new = {name: _cast(change.weight, constants[name])}
         for behind, added in change.added.items():
             if behind not in constants:
                 continue  # of a layer that shares the weight, in such a branch

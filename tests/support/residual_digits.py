@@ -50,9 +50,12 @@ def trained() -> OnnxTrace:
         torch.manual_seed(0)
         net = ResidualDigits()
         optimiser = torch.optim.AdamW(net.parameters(), lr=1e-2)
-        for _ in range(8):
-            for rows in torch.randperm(len(x)).split(64):
+        for _ in range(4):
+            order = torch.randperm(len(x))
+            for start in range(0, len(x), 64):
+                rows = order[start : start + 64]
                 optimiser.zero_grad()
-                nn.functional.cross_entropy(net(x[rows]), y[rows]).backward()
+                loss = nn.functional.cross_entropy(net(x[rows]), y[rows])
+                torch.autograd.backward(loss)
                 optimiser.step()
     return trace_onnx(older_export(lambda: (net.eval(), (x[:1],)), 18))
