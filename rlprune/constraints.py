@@ -113,9 +113,16 @@ def bind(graph: PruningGraph, constraints: Constraints, *, round_to: int) -> Bou
     """
     known = {name for group in graph.groups for name in _names(group)}
     fixed = {name for held in graph.held for name in (held.node, held.tensor, held.layer) if name}
+    others = {
+        name
+        for op in graph.operators
+        if op.weight or op.kind == "add"
+        for name in (op.name, op.weight)
+        if name
+    }
     held: dict[int, str] = {}
     for pattern in constraints.hold:
-        _check_known(pattern, "hold", known | fixed)
+        _check_known(pattern, "hold", known | fixed | others)
         for index, group in enumerate(graph.groups):
             if _matches(pattern, _names(group)):
                 held.setdefault(index, pattern)

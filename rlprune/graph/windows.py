@@ -54,6 +54,17 @@ def is_zero_border(pad: Node, readers: Sequence[Node], normal: NormalModel) -> b
     )
 
 
+def before_border(node: Node, normal: NormalModel) -> tuple[str, list[int]]:
+    """The map that a convolution reads, before a Pad that only puts zeros around it where there is
+    one; and what that adds to the convolution's own border, begins and ends."""
+    rank = len(normal.shapes[node.inputs[0]]) - 2
+    pad = normal.makers.get(node.inputs[0])
+    if pad is None or pad.op != "Pad" or not is_zero_border(pad, [node], normal):
+        return node.inputs[0], [0] * 2 * rank
+    begins, ends = pad_counts(pad, normal, rank + 2) or ([], [])
+    return pad.inputs[0], [*begins[2:], *ends[2:]]
+
+
 def clip_variant(node: Node, normal: NormalModel) -> str:
     """`relu6`, `relu` or `clip`, by the bounds."""
     bounds = []

@@ -21,7 +21,7 @@ from rlprune.graph.walk import Node
 from rlprune.runtime.base import Runtime
 from rlprune.sensitivity.batching import Batching
 from rlprune.sensitivity.calibration import CalibrationSet
-from rlprune.sensitivity.moments import RIDGE, Seen, batch_values, rows_read
+from rlprune.sensitivity.moments import RIDGE, Seen, batch_values, rows_read, source_of
 from rlprune.sensitivity.reconstruct import Layer, LayerChange, Reconstruction, with_layers
 from rlprune.surgery.removal import BoolArray, Removal, kept_mask
 
@@ -154,13 +154,13 @@ def _seen(
     readers = [
         (layer, k, nodes[output]) for layer in layers for k, output in enumerate(layer.outputs)
     ]
-    wanted = batching.computed(node.inputs[0] for _, _, node in readers)
+    wanted = batching.computed(source_of(trace, node) for _, _, node in readers)
     seen: dict[str, _Pair] = {}
     batches = list(samples.batches(batch_values(trace, batching, wanted)))
     runs = [batching.run(runtime, one, wanted, batches) for one in (trace.model, model)]
     for (batch, dense), (_, own) in zip(*runs, strict=True):
         for layer, k, node in readers:
-            name = node.inputs[0]
+            name = source_of(trace, node)
             # The same windows of both.
             theirs, ours = (
                 rows_read(

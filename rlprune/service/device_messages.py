@@ -69,12 +69,14 @@ def subject_from(message: types_pb2.Subject, *, field: str = "subject") -> Subje
     if which == "model":
         keeps = tuple(message.model.keeps)
         check_fingerprint(message.model.fingerprint, field=f"{field}.model.fingerprint")
-        if not all(1 <= keep <= MAX_WIDTH for keep in keeps):
+        schemes = check_schemes(message.model.schemes)
+        least = 1 if schemes == CHANNEL_ONLY else 0  # `latency.subjects` knows the groups
+        if not all(least <= keep <= MAX_WIDTH for keep in keeps):
             raise InputError("keep counts are at least 1", field=f"{field}.model.keeps")
         return ModelSubject(
             message.model.fingerprint,
             keeps,
-            check_schemes(message.model.schemes),
+            schemes,
             _precision(message.model.precision, f"{field}.model.precision"),
         )
     if which == "operator":
