@@ -47,6 +47,15 @@ class PlanEntry:
 
 
 @dataclass(frozen=True, slots=True)
+class Unpruned:
+    """The network as it is, in one precision."""
+
+    precision: str
+    latency_ms: float
+    """Where it was measured in turns with the network in f32, by that ratio."""
+
+
+@dataclass(frozen=True, slots=True)
 class PlanFigures:
     """What a plan is predicted to cost; the knapsack's stand beside every plan for comparison."""
 
@@ -143,7 +152,10 @@ class PruningPlan:
     candidates: tuple[Candidate, ...] = ()
     """The plans that it was chosen from, the knapsack's first; empty where there was no choice."""
     precision: str = "f32"
-    """Arithmetic that its latencies are for."""
+    """Precision that its latencies are for: `f32`, `bf16` or `int8`."""
+    unpruned: tuple[Unpruned, ...] = ()
+    """The unpruned network in f32, in int8 and in the plan's precision, as far as that is known;
+    empty where only one is."""
     expected_divergence: float | None = field(default=None, compare=False)
     """Divergence expected after reconstruction, nats; None for a network that was not trained."""
 
@@ -290,6 +302,10 @@ class PruningPlan:
                 certificate=_certificate(data.get("certificate")),
                 constraints=_constraints(data.get("constraints", {})),
                 candidates=tuple(_candidate(one) for one in data.get("candidates", ())),
+                unpruned=tuple(
+                    Unpruned(str(one["precision"]), _finite(one["latency_ms"]))
+                    for one in data.get("unpruned", ())
+                ),
                 expected_divergence=_known(data.get("expected_divergence")),
             )
         except (
@@ -372,7 +388,8 @@ def _certificate(data: Any) -> Certificate | None:
 
 def _constraints(data: Any) -> Constraints:
     """Of plans made before constraints were recorded: none."""
-    return Constraints(**{**data, **{key: tuple(data.get(key, ())) for key in ("hold", "pin")}})
+    patterns = {key: tuple(data.get(key, ())) for key in ("hold", "pin", "keep_float")}
+    return Constraints(**{**data, **patterns})
 
 
 def _known(value: Any) -> float | None:

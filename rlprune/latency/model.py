@@ -8,7 +8,7 @@ order give the same model; a fit takes milliseconds, so it is made anew whenever
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -24,11 +24,19 @@ from rlprune.latency.calibrate import (
 )
 from rlprune.latency.choose import calibration_plans, operator_specs
 from rlprune.latency.costs import CostPoint, OperatorCosts
-from rlprune.latency.drift import CANARY, ENOUGH, Drift, device_drift
+from rlprune.latency.drift import ENOUGH, Drift, device_drift
 from rlprune.latency.operators import OVERHEAD, form
 from rlprune.latency.sift import ENOUGH_POINTS, name_of, sift, sift_plans, sift_points
 from rlprune.latency.tables import LatencyTables
-from rlprune.latency.types import Measurement, ModelSubject, OperatorSpec
+from rlprune.latency.types import (
+    CANARY,
+    F32,
+    IN_F32,
+    Arithmetic,
+    Measurement,
+    ModelSubject,
+    OperatorSpec,
+)
 from rlprune.schemes import (
     CHANNEL_ONLY,
     Form,
@@ -82,6 +90,8 @@ class LatencyModel:
     """Whether the device is still as fast as it was."""
     dropped: tuple[str, ...] = ()
     """Measurements that the fit could not use: what each was of, and why."""
+    arithmetic: Arithmetic = IN_F32
+    """Of everything that it was fitted to; operators in it are named without their precision."""
 
     @staticmethod
     def fit(
@@ -89,6 +99,7 @@ class LatencyModel:
         measurements: Sequence[Measurement],
         graphs: Mapping[str, PruningGraph],
         *,
+        arithmetic: Arithmetic = IN_F32,
         donor: OperatorCosts | None = None,
     ) -> LatencyModel:
         """Of all of a device's measurements; without any, every prediction is a rough guess.
@@ -96,10 +107,15 @@ class LatencyModel:
         `donor`, another device's costs, makes the guess better: ten whole models are then enough
         to be of use, before any operator was measured here.
 
-        Measurements of other devices and of graphs that are not in `graphs` are left out; those
-        that cannot be used are named in `dropped`. Raises for nothing that was measured.
+        Measurements of other devices, in another arithmetic, and of graphs that are not in `graphs`
+        are left out; those that cannot be used are named in `dropped`. Raises for nothing that was
+        measured.
         """
-        own, dropped = sift([one for one in measurements if one.device == device], graphs)
+        own, dropped = sift(
+            [one for one in measurements if one.device == device and arithmetic.is_of(one.subject)],
+            graphs,
+        )
+        own = [_without_precision(one) for one in own]
         drift = device_drift(own)
         operators = [one for one in own if isinstance(one.subject, OperatorSpec)]
         calls, points = _operator_points(
@@ -147,6 +163,7 @@ class LatencyModel:
             failures=failures,
             drift=drift,
             dropped=tuple(dropped),
+            arithmetic=arithmetic,
         )
 
     def correction(self, graph: PruningGraph) -> LatencyCorrection:
@@ -217,16 +234,27 @@ class LatencyModel:
         """Whether whole models of this graph were measured, so that predictions are worth much."""
         return any(row.graph.fingerprint == graph.fingerprint for row in self.rows)
 
+    @property
+    def empty(self) -> bool:
+        """Whether nothing was measured that latencies could be predicted from."""
+        return not self.points and not self.rows
+
     def missing(self, space: Space) -> list[OperatorSpec | ModelSubject]:
         """What should be measured before plans of these options are worth much; empty: ready.
 
         What was tried and failed is not asked for again; plans that came out unstable are made up
         for by others, within reason. A few plans are asked for again where the device has drifted.
         """
+        precision, keep_float = self.arithmetic.precision, self.arithmetic.keep_float
         wanted: list[OperatorSpec | ModelSubject] = [
-            *operator_specs(space, self.costs, self.measured)
+            replace(spec, precision=precision)
+            for spec in operator_specs(space, self.costs, self.measured)
         ]
         fingerprint, schemes = space.graph.fingerprint, space.schemes
+
+        def model(settings: tuple[int, ...]) -> ModelSubject:
+            return ModelSubject(fingerprint, settings, schemes, precision, keep_float)
+
         tried = self.attempts.get(fingerprint, {})
         if schemes != CHANNEL_ONLY:  # what was tried of channels alone tells little of the others
             tried = {key: status for key, status in tried.items() if len(key) == len(space.sites)}
@@ -235,11 +263,18 @@ class LatencyModel:
         if room > 0:
             plans = calibration_plans(space, count=CALIBRATION_COUNT + len(tried))
             fresh = [plan for plan in map(_counts, plans) if plan not in tried]
-            wanted += [ModelSubject(fingerprint, plan, schemes) for plan in fresh[:room]]
+            wanted += [model(plan) for plan in fresh[:room]]
         elif self.drift.stale:
             again = calibration_plans(space, count=RECHECK_COUNT)
-            wanted += [ModelSubject(fingerprint, plan, schemes) for plan in map(_counts, again)]
+            wanted += [model(plan) for plan in map(_counts, again)]
         return wanted
+
+
+def _without_precision(one: Measurement) -> Measurement:
+    """Operators named as a graph's are: in a model of one arithmetic all have the same."""
+    if not isinstance(one.subject, OperatorSpec) or one.subject.precision == F32:
+        return one
+    return replace(one, subject=replace(one.subject, precision=F32))
 
 
 def _counts(settings: IntArray) -> tuple[int, ...]:
@@ -374,8 +409,8 @@ def _macs(
 
 
 def _has_control(one: Measurement) -> bool:
-    """Whether the control was the unpruned model."""
-    return bool(one.control_cpu_ms) and dict(one.conditions).get("control") != "canary"
+    """Whether the control was the unpruned model, in the same precision."""
+    return one.beside_itself
 
 
 def _log_sd(one: Measurement) -> float:

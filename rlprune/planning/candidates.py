@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from rlprune.graph.types import FloatArray, IntArray
+from rlprune.latency.types import IN_F32, INT8, Arithmetic
 from rlprune.plans import PruningPlan
 from rlprune.policy import Policy, SamplingPolicy, get_policy
 from rlprune.solver.knapsack import solve
@@ -224,10 +225,12 @@ def _known(value: float) -> float | None:
 def chooser(
     trace: OnnxTrace,
     images: CalibrationSet,
+    arithmetic: Arithmetic = IN_F32,
     *,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Callable[[PruningPlan], PruningPlan]:
-    """`choose` on these images, in an order that is random; no plan is run twice on one.
+    """`choose` on these images, in an order that is random; no plan is run twice on one. In int8
+    the quantised plans are compared; bf16 decides as f32 does, and is not run.
 
     Raises:
         MissingExtraError: when first called without a runtime.
@@ -238,7 +241,13 @@ def chooser(
         from rlprune.runtime import get_runtime
         from rlprune.sensitivity.evaluate import Evaluator
 
-        return Evaluator(trace, images, runtime=get_runtime())
+        return Evaluator(
+            trace,
+            images,
+            runtime=get_runtime(),
+            int8=arithmetic.precision == INT8,
+            keep_float=arithmetic.keep_float,
+        )
 
     @cache
     def evaluated(
