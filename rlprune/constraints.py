@@ -159,10 +159,16 @@ def bind(graph: PruningGraph, constraints: Constraints, *, round_to: int) -> Bou
 
 
 def float_nodes(graph: PruningGraph, patterns: Iterable[str]) -> frozenset[str]:
-    """Names of the nodes that read a weight of a layer that some pattern means."""
+    """Names of the nodes that read a weight of a layer that some pattern means.
+
+    Raises:
+        InputError: a pattern matches nothing; the same network may have come with other names.
+    """
     known = {(m.node, m.tensor, m.layer) for group in graph.groups for m in group.members}
     known |= {(held.node, held.tensor, held.layer) for held in graph.held}
     wanted = tuple(patterns)
+    for pattern in wanted:
+        _check_known(pattern, "keep_float", {name for names in known for name in names if name})
     return frozenset(
         node
         for node, *others in known

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -22,6 +21,10 @@ from rlprune.device_keys import canonical_key
 from rlprune.errors import InputError, PlanError, PlanMismatchError
 from rlprune.files import fields_of, write_atomic
 from rlprune.graph.types import IntArray, PruningGraph
+from rlprune.json_values import count as _count
+from rlprune.json_values import finite as _finite
+from rlprune.json_values import known as _known
+from rlprune.json_values import pair as _pair
 from rlprune.schemes import other_sites, scheme_named
 from rlprune.schemes.channels import CHANNELS
 
@@ -390,28 +393,3 @@ def _constraints(data: Any) -> Constraints:
     """Of plans made before constraints were recorded: none."""
     patterns = {key: tuple(data.get(key, ())) for key in ("hold", "pin", "keep_float")}
     return Constraints(**{**data, **patterns})
-
-
-def _known(value: Any) -> float | None:
-    return None if value is None else _finite(value)
-
-
-def _finite(value: Any) -> float:
-    try:
-        number = float(value)
-    except OverflowError:
-        number = math.inf
-    if not math.isfinite(number):
-        raise ValueError(f"{str(value)[:40]} is not a finite number")
-    return number
-
-
-def _count(value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**63:
-        raise ValueError(f"{str(value)[:40]} is not a count")
-    return value
-
-
-def _pair(value: Any) -> tuple[float, float]:
-    low, high = value
-    return _finite(low), _finite(high)

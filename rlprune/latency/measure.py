@@ -113,8 +113,9 @@ def measure(
 
     Without a control a small canary model takes its place; the condition `control` says which of
     the two it was (`given` or `canary`). Subject and control compute in the subject's precision,
-    unless `control_precision` is given: then the condition names that. The outer loop is over sessions and the inner over
-    subjects, so that a slow minute touches one session of all instead of all sessions of one.
+    unless `control_precision` is given: then the condition names that. The outer loop is over
+    sessions and the inner over subjects, so that a slow minute touches one session of all instead
+    of all sessions of one.
     """
     config = config or MeasureConfig()
     bench = _Bench(runtime, control or canary_model(), config, clock, control_precision)

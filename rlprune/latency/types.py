@@ -35,6 +35,19 @@ FAULT = "fault"
 """Condition of a failed measurement that took the measuring process down: crashed or hung it."""
 
 
+def check_precision(precision: str) -> str:
+    """The precision, if it is known.
+
+    Raises:
+        InputError: it is not; names those that are.
+    """
+    if precision not in PRECISIONS:
+        raise InputError(
+            f"no precision {precision[:40]!r}; give {', '.join(PRECISIONS)}", field="precision"
+        )
+    return precision
+
+
 @dataclass(frozen=True, slots=True)
 class Arithmetic:
     """What a network computes in. Latencies of one arithmetic say nothing of another's: in int8,

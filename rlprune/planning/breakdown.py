@@ -12,6 +12,7 @@ from rlprune.graph.types import IntArray
 from rlprune.latency.calibrate import OTHER, operator_keys
 from rlprune.latency.device import preferred_multiple
 from rlprune.latency.types import F32, INT8, MACS_DEVICE, ONE_SIDED_95, Arithmetic
+from rlprune.latency.types import check_precision as check_name
 from rlprune.planning.local import device_task, which_device
 from rlprune.planning.profiles import OnProgress
 from rlprune.planning.tables import latency_model
@@ -94,8 +95,8 @@ def explain_latency(
 ) -> LatencyBreakdown:
     """A traced model's latency, operator by operator, and what a plan makes of it.
 
-    For the plan's device and precision where none is named. What the model needs is measured now where that is
-    this machine and the store does not have it, as `LocalPlanner` does.
+    For the plan's device and precision where none is named. What the model needs is measured now
+    where that is this machine and the store does not have it, as `LocalPlanner` does.
 
     Raises:
         PlanError: the plan is for another graph, or asks for what it cannot give.
@@ -111,6 +112,7 @@ def explain_latency(
     key, runtime = which_device(named, graph)
     if precision is None:
         precision = F32 if plan is None else plan.precision
+    check_name(precision)
     kept = () if plan is None or precision != INT8 else plan.constraints.keep_float
     arithmetic = Arithmetic.of(precision, kept)
     if runtime is not None:

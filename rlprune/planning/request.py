@@ -17,7 +17,7 @@ from rlprune.constraints import Constraints, patterns
 from rlprune.device_keys import canonical_key
 from rlprune.errors import BudgetError, InputError
 from rlprune.files import fields_of
-from rlprune.latency.types import F32, INT8, MACS_DEVICE, PRECISIONS, Arithmetic
+from rlprune.latency.types import F32, INT8, MACS_DEVICE, Arithmetic, check_precision
 from rlprune.schemes import CHANNEL_ONLY, check_schemes
 
 Unit = Literal["ms", "ratio"]
@@ -143,11 +143,7 @@ class PlanRequest:
         for budget in self.budgets:
             check_budget(budget, name)
         check_schemes(self.schemes)
-        if self.precision not in PRECISIONS:
-            raise InputError(
-                f"no precision {self.precision[:40]!r}; give {', '.join(PRECISIONS)}",
-                field="precision",
-            )
+        check_precision(self.precision)
         if self.constraints.keep_float and self.precision != INT8:
             raise InputError(
                 f"keep_float goes with precision int8; all is float in {self.precision}",
