@@ -6,6 +6,7 @@ import logging
 import math
 import os
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from rlprune.device_keys import canonical_key
@@ -131,12 +132,12 @@ class LocalPlanner:
             self._policy,
             budget * task.base_ms if unit == "ratio" else budget,
             device=question.device,
-            precision=request.precision,
             constraints=bound,
             guard=request.guard,
             candidate_count=question.candidate_count,
             max_params=request.max_params,
         )
+        made = replace(made, precision=request.precision)
         return with_reasons(made, task, bound, store)
 
     def measure(self, question: Question, keeps: IntArray) -> Measurement:
@@ -176,26 +177,17 @@ class LocalPlanner:
                     field="device",
                 )
             return
-        device_task(
-            question.trace,
-            question.space,
-            question.profiles,
-            store,
-            device,
-            runtime,
-            arithmetic=question.request.arithmetic,
+        trace, own = question.trace, question.request.arithmetic
+        if runtime is None:
+            check_measured(trace.graph, store, device, own)
+            return
+        _measure_missing(
+            *(trace, question.space, store, device, runtime, own),
             deadline=question.deadline,
             on_progress=question.on_progress,
         )
-        if runtime is not None and not question.out_of_time:
-            measure_beside(
-                question.trace,
-                store,
-                device,
-                runtime,
-                question.request.precision,
-                threads_of(device),
-            )
+        if not question.out_of_time:
+            measure_beside(trace, store, device, runtime, own.precision, threads_of(device))
 
 
 def which_device(
@@ -247,19 +239,19 @@ def device_task(
     runtime: Runtime | None,
     *,
     arithmetic: Arithmetic = IN_F32,
-    deadline: float = math.inf,
     on_progress: OnProgress | None = None,
 ) -> PruningTask:
     """The planning task of a traced model on a device as `which_device` names it.
 
-    With a `runtime` that is this machine, and what the store does not have is measured now, until
-    the `deadline` by `time.monotonic`.
+    With a `runtime` that is this machine, and what the store does not have is measured now.
 
     Raises:
         NotFoundError: another device, that has not measured what this model needs.
     """
     if runtime is not None:
-        _measure_missing(trace, space, store, device, runtime, arithmetic, deadline, on_progress)
+        _measure_missing(
+            *(trace, space, store, device, runtime, arithmetic), on_progress=on_progress
+        )
     else:
         check_measured(trace.graph, store, device, arithmetic)
     return task_for(space, profiles, store, device, arithmetic)
@@ -298,8 +290,9 @@ def _measure_missing(
     device: str,
     runtime: Runtime,
     arithmetic: Arithmetic,
-    deadline: float,
-    on_progress: OnProgress | None,
+    *,
+    deadline: float = math.inf,
+    on_progress: OnProgress | None = None,
 ) -> None:
     """Measures until the latency model has what it wants, or time is up; every part is kept once it
     is done."""

@@ -10,7 +10,7 @@ import numpy as np
 from rlprune.constraints import BoundConstraints, Constraints
 from rlprune.errors import InputError
 from rlprune.graph.types import IntArray, PruningGraph
-from rlprune.latency.types import F32, MACS_DEVICE
+from rlprune.latency.types import MACS_DEVICE
 from rlprune.planning.candidates import PENDING, propose
 from rlprune.plans import Candidate, PlanEntry, PlanFigures, PruningPlan
 from rlprune.solver.pinned import PinnedTask
@@ -32,7 +32,6 @@ def make_plan(
     budget_ms: float,
     *,
     device: str,
-    precision: str = F32,
     constraints: BoundConstraints | None = None,
     guard: bool = True,
     candidate_count: int = 0,
@@ -96,7 +95,6 @@ def make_plan(
         policy=decided,
         profiled=task.profiles.profiled,
         device=device,
-        precision=precision,
         budget_ms=budget_ms,
         feasible=feasible,
         base_latency_ms=task.base_ms,

@@ -201,6 +201,7 @@ def _with_scales(
                 extra_options={},
             )
             quantiser.quantize_model()
+            quantiser.model.topological_sort()
         except Exception as error:  # it raises ValueError, KeyError, RuntimeError, ...
             raise ModelError(f"cannot be quantised: {one_line(error)}") from error
     made: onnx.ModelProto = quantiser.model.model

@@ -6,6 +6,7 @@ Everything is checked and computed before the first write, so a refused call cha
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import lru_cache
 
 from rlprune.constraints import BoundConstraints, bind
@@ -190,12 +191,12 @@ class PlanService:
             policy,
             budget * task.base_ms if asked.unit == "ratio" else budget,
             device=device,
-            precision=asked.precision,
             constraints=bound,
             guard=asked.guard,
             candidate_count=asked.candidates or 0,
             max_params=asked.max_params,
         )
+        made = replace(made, precision=asked.precision)
         return with_reasons(made, task, bound, self._store)
 
     def _queue(
