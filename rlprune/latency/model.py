@@ -8,7 +8,7 @@ order give the same model; a fit takes milliseconds, so it is made anew whenever
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -84,6 +84,8 @@ class LatencyModel:
     """Measurements that the fit could not use: what each was of, and why."""
     arithmetic: Arithmetic = IN_F32
     """Of everything that it was fitted to; operators in it are named without their precision."""
+    over_f32: Mapping[str, float] = field(default_factory=dict)
+    """Per fingerprint the unpruned latency over that in f32, where both were measured in turns."""
 
     @staticmethod
     def fit(
@@ -107,7 +109,8 @@ class LatencyModel:
             [one for one in measurements if one.device == device and arithmetic.is_of(one.subject)],
             graphs,
         )
-        own = [_without_precision(one) for one in own]
+        beside = [one for one in own if one.beside_f32]
+        own = [_without_precision(one) for one in own if not one.beside_f32]
         drift = device_drift(own)
         operators = [one for one in own if isinstance(one.subject, OperatorSpec)]
         calls, points = operator_points(
@@ -156,6 +159,11 @@ class LatencyModel:
             drift=drift,
             dropped=tuple(dropped),
             arithmetic=arithmetic,
+            over_f32={
+                one.subject.fingerprint: one.control_ratio
+                for one in beside
+                if isinstance(one.subject, ModelSubject)
+            },
         )
 
     def correction(self, graph: PruningGraph) -> LatencyCorrection:

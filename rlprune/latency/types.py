@@ -198,6 +198,11 @@ class Measurement:
         return bool(self.control_cpu_ms) and named == "given"
 
     @property
+    def beside_f32(self) -> bool:
+        """Whether the control was the unpruned model in f32, and the subject is not."""
+        return self.status != "failed" and dict(self.conditions).get("control") == F32
+
+    @property
     def session_ms(self) -> tuple[float, ...]:
         """Mean per session; CPU time for one thread, else wall time."""
         return _means(self.cpu_ms if self.thread_count == 1 else self.wall_ms)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from rlprune.errors import RlpruneError
 from rlprune.latency.types import F32, INT8, MACS_DEVICE, Arithmetic, ModelSubject
-from rlprune.planning.tables import latency_model
+from rlprune.planning.tables import has_precision, latency_model
 from rlprune.plans import PruningPlan, Unpruned
 from rlprune.schemes import unpruned_settings, whole_space
 
@@ -21,6 +21,11 @@ if TYPE_CHECKING:
     from rlprune.graph.types import PruningGraph
     from rlprune.runtime import Runtime
     from rlprune.store import Store
+
+CHEAP_PARAMS = 30_000_000
+"""Networks of more are not quantised for a plan in f32."""
+SESSION_COUNT = 6
+"""Of the comparison: it is for the reader, and mostly of a factor of two."""
 
 
 def with_unpruned(plan: PruningPlan, graph: PruningGraph, store: Store) -> PruningPlan:
@@ -60,12 +65,13 @@ def _relative(
     graph: PruningGraph, store: Store, device: str, own: Arithmetic, other: Arithmetic
 ) -> float | None:
     """Unpruned latency in `other` over that in `own`; None where it is not known."""
-    if F32 in (own.precision, other.precision):
-        quantised = other if own.precision == F32 else own
-        ratio = _beside_f32(graph, store, device, quantised)
-        if ratio is not None:
-            return ratio if quantised == other else 1.0 / ratio
+    if not has_precision(store, device, other.precision):
+        return None
     models = [latency_model(store, device, one) for one in (own, other)]
+    for model, turned in ((models[1], False), (models[0], True)):
+        ratio = model.over_f32.get(graph.fingerprint)
+        if ratio is not None and F32 in (own.precision, other.precision):
+            return 1.0 / ratio if turned else ratio
     if not all(model.knows(graph) for model in models):
         return None
     space = whole_space(graph)
@@ -84,27 +90,20 @@ def _subject(graph: PruningGraph, arithmetic: Arithmetic) -> ModelSubject:
     )
 
 
-def _beside_f32(
-    graph: PruningGraph, store: Store, device: str, arithmetic: Arithmetic
-) -> float | None:
-    """The last ratio that was measured with f32 as the control."""
-    subject, found = _subject(graph, arithmetic), None
-    for one in store.measurements(device):
-        if one.subject == subject and dict(one.conditions).get("control") == F32:
-            found = one.control_ratio if one.status == "ok" else found
-    return found
-
-
 def measure_beside(
     trace: OnnxTrace, store: Store, device: str, runtime: Runtime, precision: str, thread_count: int
 ) -> None:
     """Measures the network in int8, or in the precision of a plan, beside itself in f32, unless
-    that was tried; it takes about a second. What fails is kept as failed, and says nothing."""
+    that was tried; it takes about a second. What fails is kept as failed, and says nothing. Larger
+    networks take longer, and are left out unless the plan itself is not in f32."""
     from rlprune.graph.skeleton import strip
     from rlprune.latency.collect import trace_models
     from rlprune.latency.measure import MeasureConfig, measure
 
     wanted = INT8 if precision == F32 else precision
+    params = int(trace.graph.params(trace.graph.widths))
+    if precision == F32 and params > CHEAP_PARAMS:
+        return
     subject = _subject(trace.graph, Arithmetic(wanted))
     if runtime.refusal(wanted) or any(
         one.subject == subject and dict(one.conditions).get("control") == F32
@@ -124,6 +123,8 @@ def measure_beside(
             runtime=runtime,
             control=model_of(ModelSubject(trace.graph.fingerprint, ())),
             control_precision=F32,
-            config=MeasureConfig(thread_count=thread_count),
+            config=MeasureConfig(
+                thread_count=thread_count, session_count=SESSION_COUNT, extra_session_count=0
+            ),
         )
     )

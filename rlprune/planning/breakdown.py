@@ -15,7 +15,7 @@ from rlprune.latency.types import F32, INT8, MACS_DEVICE, ONE_SIDED_95, Arithmet
 from rlprune.latency.types import check_precision as check_name
 from rlprune.planning.local import device_task, which_device
 from rlprune.planning.profiles import OnProgress
-from rlprune.planning.tables import latency_model
+from rlprune.planning.tables import latency_model, tables_for
 from rlprune.plans import PruningPlan
 from rlprune.runtime import check_precision
 from rlprune.schemes import CHANNEL_ONLY, space_of
@@ -127,7 +127,7 @@ def explain_latency(
     space = space.with_settings(settings)
     profiles = energy_profiles(trace, space)
     store = open_store() if store is None else store
-    task = device_task(
+    device_task(
         trace,
         space,
         profiles,
@@ -137,6 +137,8 @@ def explain_latency(
         arithmetic=arithmetic,
         on_progress=on_progress,
     )
+    # Of all options: a plan may have one that does not pay.
+    task = PruningTask(space, tables_for(space, store, key, arithmetic), profiles)
     choice = space.choice_of(settings)
     model = None if key == MACS_DEVICE else latency_model(store, key, arithmetic)
     before = _whole(task, space.unpruned, model)

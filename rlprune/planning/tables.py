@@ -56,7 +56,8 @@ class _Compiled:
     """What one store's measurements were turned into."""
 
     def __init__(self) -> None:
-        self.models: Recent[LatencyModel] = Recent(4)
+        self.models: Recent[LatencyModel] = Recent(8)
+        self.precisions: Recent[bool] = Recent(64)
         self.tables: Recent[LatencyTables] = Recent(32)
         self.missing: Recent[tuple[Subject, ...]] = Recent(128)
         self.paying: Recent[Options] = Recent(32)
@@ -93,6 +94,13 @@ def latency_model(store: Store, device: str, arithmetic: Arithmetic = IN_F32) ->
             donor=None if donor is None else _costs(store, donor, arithmetic),
         ),
     )
+
+
+def has_precision(store: Store, device: str, precision: str) -> bool:
+    """Whether the device has measured anything in a precision; looked up once per generation."""
+    device = canonical_key(device)
+    key = (device, store.generation(device), precision)
+    return _compiled_of(store).precisions.get(key, lambda: store.has_precision(device, precision))
 
 
 def missing_for(
