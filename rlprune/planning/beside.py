@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from rlprune.errors import RlpruneError
+from rlprune.latency.device import threads_of
 from rlprune.latency.types import F32, INT8, MACS_DEVICE, Arithmetic, ModelSubject
 from rlprune.planning.tables import has_precision, latency_model
 from rlprune.plans import PruningPlan, Unpruned
@@ -65,13 +66,16 @@ def _relative(
     graph: PruningGraph, store: Store, device: str, own: Arithmetic, other: Arithmetic
 ) -> float | None:
     """Unpruned latency in `other` over that in `own`; None where it is not known."""
+    if F32 in (own.precision, other.precision):
+        quantised = other if own.precision == F32 else own
+        if not has_precision(store, device, quantised.precision):
+            return None
+        ratio = latency_model(store, device, quantised).over_f32.get(graph.fingerprint)
+        if ratio is not None:
+            return ratio if quantised is other else 1.0 / ratio
     if not has_precision(store, device, other.precision):
         return None
     models = [latency_model(store, device, one) for one in (own, other)]
-    for model, turned in ((models[1], False), (models[0], True)):
-        ratio = model.over_f32.get(graph.fingerprint)
-        if ratio is not None and F32 in (own.precision, other.precision):
-            return 1.0 / ratio if turned else ratio
     if not all(model.knows(graph) for model in models):
         return None
     space = whole_space(graph)
@@ -91,21 +95,21 @@ def _subject(graph: PruningGraph, arithmetic: Arithmetic) -> ModelSubject:
 
 
 def measure_beside(
-    trace: OnnxTrace, store: Store, device: str, runtime: Runtime, precision: str, thread_count: int
+    trace: OnnxTrace, store: Store, device: str, runtime: Runtime, arithmetic: Arithmetic
 ) -> None:
-    """Measures the network in int8, or in the precision of a plan, beside itself in f32, unless
+    """Measures the network in a plan's arithmetic, or in int8, beside itself in f32, unless
     that was tried; it takes about a second. What fails is kept as failed, and says nothing. Larger
     networks take longer, and are left out unless the plan itself is not in f32."""
     from rlprune.graph.skeleton import strip
     from rlprune.latency.collect import trace_models
     from rlprune.latency.measure import MeasureConfig, measure
 
-    wanted = INT8 if precision == F32 else precision
-    params = int(trace.graph.params(trace.graph.widths))
-    if precision == F32 and params > CHEAP_PARAMS:
+    plain = arithmetic.precision == F32
+    if plain and int(trace.graph.params(trace.graph.widths)) > CHEAP_PARAMS:
         return
-    subject = _subject(trace.graph, Arithmetic(wanted))
-    if runtime.refusal(wanted) or any(
+    wanted = Arithmetic(INT8) if plain else arithmetic
+    subject = _subject(trace.graph, wanted)
+    if runtime.refusal(wanted.precision) or any(
         one.subject == subject and dict(one.conditions).get("control") == F32
         for one in store.measurements(device)
     ):
@@ -124,7 +128,7 @@ def measure_beside(
             control=model_of(ModelSubject(trace.graph.fingerprint, ())),
             control_precision=F32,
             config=MeasureConfig(
-                thread_count=thread_count, session_count=SESSION_COUNT, extra_session_count=0
+                thread_count=threads_of(device), session_count=SESSION_COUNT, extra_session_count=0
             ),
         )
     )

@@ -187,7 +187,7 @@ class LocalPlanner:
             on_progress=question.on_progress,
         )
         if not question.out_of_time:
-            measure_beside(trace, store, device, runtime, own.precision, threads_of(device))
+            measure_beside(trace, store, device, runtime, own)
 
 
 def which_device(
