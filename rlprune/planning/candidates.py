@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from rlprune.graph.types import FloatArray, IntArray
+from rlprune.latency.types import IN_F32, INT8, Arithmetic
 from rlprune.plans import PruningPlan
 from rlprune.policy import Policy, SamplingPolicy, get_policy
 from rlprune.schemes.blocks import BLOCKS
@@ -233,10 +234,12 @@ def _known(value: float) -> float | None:
 def chooser(
     trace: OnnxTrace,
     images: CalibrationSet,
+    arithmetic: Arithmetic = IN_F32,
     *,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Callable[[PruningPlan], PruningPlan]:
-    """`choose` on these images, in an order that is random; no plan is run twice on one.
+    """`choose` on these images, in an order that is random; no plan is run twice on one. In int8
+    the quantised plans are compared; bf16 decides as f32 does, and is not run.
 
     Raises:
         MissingExtraError: when first called without a runtime.
@@ -247,12 +250,20 @@ def chooser(
         from rlprune.runtime import get_runtime
         from rlprune.sensitivity.evaluate import Evaluator
 
-        return Evaluator(trace, images, runtime=get_runtime(), schemes=schemes)
+        return Evaluator(
+            trace,
+            images,
+            runtime=get_runtime(),
+            schemes=schemes,
+            int8=arithmetic.precision == INT8,
+            keep_float=arithmetic.keep_float,
+        )
 
     @cache
     def solved_again(keeps: tuple[int, ...], schemes: tuple[str, ...]) -> ModelProto:
         settings = np.array(keeps, dtype=np.int64)
-        return evaluator(schemes).corrected_model(settings, schemes, again=True)
+        judge = evaluator(schemes)
+        return judge.as_run(judge.corrected_model(settings, schemes, again=True))
 
     @cache
     def evaluated(
