@@ -54,6 +54,22 @@ def is_zero_border(pad: Node, readers: Sequence[Node], normal: NormalModel) -> b
     )
 
 
+def zero_border(normal: NormalModel, node: Node) -> tuple[str, list[int]]:
+    """The map that a convolution reads, and the zeros around it as ONNX has pads, whoever puts them
+    there."""
+    kernel = normal.shapes[node.inputs[1]][2:]
+    rank = len(kernel)
+    stride = list(node.attrs.get("strides", [1] * rank))
+    dilation = list(node.attrs.get("dilations", [1] * rank))
+    pads = explicit_pads(node, normal.shapes[node.inputs[0]][2:], kernel, stride, dilation)
+    border = next((one for one in normal.nodes if node.inputs[0] in one.outputs), None)
+    if border is None or border.op != "Pad" or not is_zero_border(border, [node], normal):
+        return node.inputs[0], pads
+    begins, ends = pad_counts(border, normal, rank + 2) or ([], [])
+    more = begins[2:] + ends[2:]
+    return border.inputs[0], [one + other for one, other in zip(pads, more, strict=True)]
+
+
 def clip_variant(node: Node, normal: NormalModel) -> str:
     """`relu6`, `relu` or `clip`, by the bounds."""
     bounds = []
