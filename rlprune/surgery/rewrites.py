@@ -17,11 +17,10 @@ from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 from rlprune.graph.folding import ints, slice_index
 from rlprune.graph.from_onnx import OnnxTrace
-from rlprune.graph.normal import NormalModel
 from rlprune.graph.rules_extents import pad_counts
 from rlprune.graph.walk import Node
 from rlprune.graph.weights import is_hollow
-from rlprune.graph.windows import before_border, explicit_pads
+from rlprune.graph.windows import zero_border
 from rlprune.surgery.removal import BoolArray, Removal, Window, kept_mask
 
 
@@ -141,18 +140,6 @@ def _conv(surgeon: Surgeon, node: Node, copy: NodeProto) -> None:
     window = surgeon.removal.windows.get(node.inputs[1])
     if window is not None:
         _narrow_kernel(surgeon, node, copy, window)
-
-
-def zero_border(normal: NormalModel, node: Node) -> tuple[str, list[int]]:
-    """The map that a convolution reads, and the zeros around it as ONNX has pads, whoever puts them
-    there."""
-    kernel = normal.shapes[node.inputs[1]][2:]
-    rank = len(kernel)
-    stride = list(node.attrs.get("strides", [1] * rank))
-    dilation = list(node.attrs.get("dilations", [1] * rank))
-    pads = explicit_pads(node, normal.shapes[node.inputs[0]][2:], kernel, stride, dilation)
-    source, border = before_border(node, normal)
-    return source, [own + more for own, more in zip(pads, border, strict=True)]
 
 
 def _narrow_kernel(surgeon: Surgeon, node: Node, copy: NodeProto, window: Window) -> None:

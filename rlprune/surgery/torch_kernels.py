@@ -20,9 +20,9 @@ from rlprune.errors import ModelError
 from rlprune.graph.from_torch import TorchTrace
 from rlprune.graph.torch_call import Call, tensors_in
 from rlprune.graph.walk import Node
+from rlprune.graph.windows import zero_border
 from rlprune.surgery.onnx import weights_read
 from rlprune.surgery.removal import Removal, first_places
-from rlprune.surgery.rewrites import zero_border
 from rlprune.surgery.torch_check import agree
 from rlprune.surgery.torch_cut import Cut
 
