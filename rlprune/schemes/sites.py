@@ -125,4 +125,4 @@ def _held(site: Site, names: Collection[str], patterns: Sequence[str]) -> Site:
     """The site with nothing to decide, where the user holds it, or a layer of it, as it is."""
     if not any(fnmatchcase(name, pattern) for pattern in patterns for name in names):
         return site
-    return Site(site.name, site.scheme, site.values[-1:], site.shares[-1:], site.ordered)
+    return replace(site, values=site.values[-1:], shares=site.shares[-1:])
