@@ -59,15 +59,23 @@ class GlobalMagnitudePolicy:
         """As `Policy.plan`; where not even weights were known, the shapes' loss curve stands in."""
         energy = task.profiles.energy_loss
         curve = task.curve if energy is None else energy
+        chain, shares = task.space.ordered, task.shares
         values = task.space.settings
-        units = np.abs(np.diff(values, axis=1))  # [S, L-1]; 0 in the padding
+        units = np.abs(np.diff(values, axis=1)) * chain[:, None]  # [S, L-1]; 0 in the padding
         drop = curve[:, :-1] - curve[:, 1:]
         score = drop / np.maximum(units, 1) * values[:, -1:]  # mean over a group's units is about 1
         # Units are ranked, so an option's units never outscore those below; noise must not say so.
         score = np.minimum.accumulate(np.where(units > 0, score, np.inf), axis=1)
-        finite = score[np.isfinite(score)]
+        # Options that are no chain: the one that keeps least below the threshold, none above it.
+        free, free_shares = curve[~chain], shares[~chain]
+        finite = np.concatenate([score[np.isfinite(score)], _slopes(free, free_shares)])
         thresholds = np.unique(np.concatenate([finite, [np.inf]]))[::-1]  # fewest kept first
         choice = ((score[None] >= thresholds[:, None, None]) & (units > 0)).sum(-1)  # [T, S]
+        if len(free):
+            priced = np.minimum(thresholds, 2 * finite.max(initial=1.0) + 1)[:, None, None]
+            cost = free + priced * free_shares  # [T, F, L]
+            last = cost.shape[-1] - 1 - np.argmin(cost[..., ::-1], axis=-1)
+            choice[:, ~chain] = np.minimum(last, task.option_count[~chain] - 1)
         return _largest_within(task, choice, budget_ms)
 
 
@@ -87,6 +95,14 @@ def _largest_within(task: PruningTask, candidates: IntArray, budget_ms: FloatArr
     within = np.asarray(upper[None] <= np.asarray(budget_ms)[:, None])  # [B, C]
     last = len(candidates) - 1 - np.argmax(within[:, ::-1], axis=1)
     return np.where(np.asarray(within.any(1))[:, None], candidates[last], least_choice(task))
+
+
+def _slopes(curve: FloatArray, shares: FloatArray) -> FloatArray:
+    """Energy per share that any two options of a site differ by, where more share has more."""
+    more = shares[:, None, :] - shares[:, :, None]  # [F, L, L], from and to
+    lost = curve[:, :, None] - curve[:, None, :]
+    rises = (more > 0) & (lost > 0)
+    return np.asarray(lost[rises] / more[rises])
 
 
 def _filled(task: PruningTask, choice: IntArray, budget_ms: FloatArray) -> IntArray:
