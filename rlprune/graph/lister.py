@@ -134,6 +134,20 @@ class Lister:
         )
         self.made_by[output] = len(self.listed) - 1
 
+    def own_kernel(self, node: Node) -> str:
+        """The constant that a convolution alone reads as its kernel, and whose taps can be told
+        apart at every size; empty where there is none."""
+        name, normal = node.inputs[1], self.normal
+        alone = len(normal.readers.get(name, ())) == 1
+        if node.op != "Conv" or not alone or name not in normal.weights:
+            return ""
+        if str(node.attrs.get("auto_pad", "NOTSET")).startswith("SAME"):
+            # With strides above one the border that is chosen follows the extent.
+            strided = [2 + k for k, s in enumerate(node.attrs.get("strides", ())) if s > 1]
+            if any(normal.is_open(node.inputs[0], axis) for axis in strided):
+                return ""
+        return name
+
     def slice_when_read(self, name: str) -> None:
         """Lists the slice that makes a tensor, at its first reader.
 

@@ -134,24 +134,8 @@ def _conv(lister: Lister, node: Node, data: Sequence[str]) -> None:
         pads=pads,
         dilation=dilation,
         groups=groups,
-        weight=_own_kernel(lister, node),
+        weight=lister.own_kernel(node),
     )
-
-
-def _own_kernel(lister: Lister, node: Node) -> str:
-    """The constant that a convolution alone reads as its kernel, and whose taps can be told apart
-    at every size; empty where there is none."""
-    name = node.inputs[1]
-    alone = len(lister.normal.readers.get(name, ())) == 1
-    if node.op != "Conv" or not alone or name not in lister.normal.weights:
-        return ""
-    if node.attrs.get("auto_pad", "NOTSET").startswith("SAME"):
-        # With strides above one the border that is chosen follows the extent.
-        strides = node.attrs.get("strides", ())
-        open_axes = (lister.normal.is_open(node.inputs[0], 2 + k) for k in range(len(strides)))
-        if any(s > 1 and is_open for s, is_open in zip(strides, open_axes, strict=True)):
-            return ""
-    return name
 
 
 @_listed("Gemm MatMul")
