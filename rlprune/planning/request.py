@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypedDict, Unpack
 
 from rlprune.constraints import Constraints, patterns
@@ -18,7 +18,7 @@ from rlprune.device_keys import canonical_key
 from rlprune.errors import BudgetError, InputError
 from rlprune.files import fields_of
 from rlprune.latency.types import F32, INT8, MACS_DEVICE, Arithmetic, check_precision
-from rlprune.schemes import CHANNEL_ONLY, asked_schemes, check_schemes
+from rlprune.schemes import CHANNEL_ONLY, OWN_SCHEMES, asked_schemes, check_schemes
 
 Unit = Literal["ms", "ratio"]
 
@@ -57,7 +57,9 @@ class SharedOptions(TypedDict, total=False):
     keep_float: str | Iterable[str]
     """Globs likewise; with `int8`, layers that stay in float."""
     schemes: str | Iterable[str]
-    """Names of schemes that may be used, such as `channels,shapes,blocks`; channels by default."""
+    """Names of schemes that may be used, such as `channels,shapes,blocks`. By default all that the
+    device profits from, where calibration data says what they lose; channels alone otherwise, and
+    for policies that know nothing else."""
     guard: bool
     """Take the knapsack's plan, and say so in `plan.note`, where the policy's recorded gain on
     unseen networks is not clearly above zero; False for the policy's own plan in any case."""
@@ -125,8 +127,8 @@ class PlanRequest:
     policy: str = "learned"
     constraints: Constraints = field(default_factory=Constraints)
     precision: str = F32
-    schemes: tuple[str, ...] = CHANNEL_ONLY
-    """Names of schemes, `channel` first; without it no channels are pruned."""
+    schemes: tuple[str, ...] = ()
+    """Names of schemes, `channel` first; without it no channels are pruned. None: by default."""
     guard: bool = True
     candidates: int | None = None
     certify: bool = False
@@ -215,7 +217,7 @@ class PlanRequest:
             budgets=(stated[unit],) if asks_for_one(options) else tuple(stated[unit]),
             unit=unit,
             constraints=constraints,
-            schemes=asked_schemes(given.pop("schemes", ())) or CHANNEL_ONLY,
+            schemes=asked_schemes(given.pop("schemes", ())),
             **given,
         )
 
@@ -223,6 +225,19 @@ class PlanRequest:
     def arithmetic(self) -> Arithmetic:
         """What is predicted and measured in."""
         return Arithmetic.of(self.precision, self.constraints.keep_float)
+
+    def with_schemes(self, *, measured: bool) -> PlanRequest:
+        """The same with schemes chosen where none are stated.
+
+        Args:
+            measured: whether it is measured what options lose. Of kernel shapes and blocks nothing
+                else tells it well: plans by what is predicted of them were no better (four
+                networks).
+        """
+        if self.schemes:
+            return self
+        knowing = self.policy in ("learned", "knapsack") and self.at_init is None
+        return replace(self, schemes=OWN_SCHEMES if measured and knowing else CHANNEL_ONLY)
 
     def to_json(self) -> str:
         """What was stated, in the words of `PlanOptions`, as one JSON object; what is as by default

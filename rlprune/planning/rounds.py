@@ -65,6 +65,7 @@ def make_plans(
     device = planner.resolve(request, traced.graph)
     scores = _initial_scores(trace, request, calibration)
     images = None if scores is not None else read_calibration(traced, calibration)
+    request = request.with_schemes(measured=images is not None)
     count = _candidate_count(request, images)
     stated = request.constraints.round_to
     multiple = planner.round_to(request, device) if stated is None else stated

@@ -17,7 +17,8 @@ from rlprune.solver.task import PruningTask
 
 
 class PlainUniformPolicy:
-    """One share kept at all sites: the largest whose rounding to options meets the budget."""
+    """One share of the channels kept in all groups: the largest whose rounding to options meets the
+    budget. Kernels and blocks, of which there is no such share, are left as they are."""
 
     name = "uniform-plain"
 
@@ -30,11 +31,13 @@ class PlainUniformPolicy:
         # The count of midpoints at or below the target is the nearest option (ties go up); padding
         # adds midpoints of 1, which only the last target reaches.
         choice = (halfway[None] <= targets[:, None, None]).sum(-1)  # [R, S]
-        return _largest_within(task, np.minimum(choice, task.option_count - 1), budget_ms)
+        choice = np.minimum(choice, task.option_count - 1)
+        choice[:, task.space.group_count :] = task.space.unpruned[task.space.group_count :]
+        return _largest_within(task, choice, budget_ms)
 
 
 class UniformPolicy:
-    """One share kept at all sites, filled up: sites are raised in turn, those that keep the
+    """One share kept in all groups, filled up: groups are raised in turn, those that keep the
     smaller share first, until none can be raised within the budget."""
 
     name = "uniform"

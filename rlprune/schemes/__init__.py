@@ -6,7 +6,7 @@ Above this room nothing knows what an option does to a network. `space_of` says 
 
 from rlprune.schemes.apply import carry_out, cut_kernels, removal_of
 from rlprune.schemes.base import Scheme, Site
-from rlprune.schemes.registry import asked_schemes, check_schemes, scheme_named
+from rlprune.schemes.registry import OWN_SCHEMES, asked_schemes, check_schemes, scheme_named
 from rlprune.schemes.sites import (
     CHANNEL_ONLY,
     other_sites,
@@ -20,6 +20,7 @@ from rlprune.schemes.space import Form, Space, formed
 
 __all__ = [
     "CHANNEL_ONLY",
+    "OWN_SCHEMES",
     "Form",
     "Scheme",
     "Site",

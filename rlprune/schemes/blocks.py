@@ -29,7 +29,7 @@ MAX_SHARE = 0.5
 """Of the network's MACs: what holds more is no block of it."""
 IDEMPOTENT = ("relu", "relu6", "abs")
 """Activations that change nothing when they are applied again."""
-NATS = 0.15
+NATS = 0.8
 """What a network is thought to lose with one of its blocks."""
 
 
@@ -187,13 +187,28 @@ def _same_extents(one: Operator, other: Operator) -> bool:
 
 
 def _behind_a_sum(operators: Sequence[Operator], index: int, sums: set[int]) -> bool:
-    """Whether an operator's output is an earlier sum of these extents, or an activation of one."""
+    """Whether an operator's output is an earlier sum of these extents, or an activation of one; or
+    ends an inverted residual block, of which a stage's first has no sum."""
+    if _projects_depthwise(operators, index):
+        return True
     while index not in sums:
         op = operators[index]
         if op.kind not in ("activation", "norm") or len(op.inputs) != 1 or op.inputs[0] < 0:
             return False
         index = op.inputs[0]
     return True
+
+
+def _projects_depthwise(operators: Sequence[Operator], index: int) -> bool:
+    """Whether an operator mixes the channels of a depthwise convolution, gated or not."""
+    op = operators[index]
+    if op.kind != "conv" or max(op.kernel) > 1:
+        return False
+    while op.inputs and op.inputs[0] >= 0:
+        op = operators[op.inputs[0]]
+        if op.kind not in ("activation", "mul"):
+            return op.kind == "depthwise_conv"
+    return False
 
 
 def _idle_activation(

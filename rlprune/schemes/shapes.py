@@ -30,7 +30,7 @@ BASE = MAX_EXTENT + 1
 """A value tells extents by two decimal digits each: 103 is 1x3, 30303 is 3x3x3."""
 AXIS_OPTIONS = 3
 """Extents offered along one axis, the whole one among them."""
-NATS_PER_LOG = 0.25
+NATS_PER_LOG = 0.15
 """What a layer is thought to lose for every nat that its kernel's energy falls by."""
 
 

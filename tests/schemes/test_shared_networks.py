@@ -22,7 +22,7 @@ pytestmark = pytest.mark.skipif(not SHARED.exists(), reason="no shared/models be
 OFFERED = {
     "densenet121": (59, 0),
     "efficientnet_b0": (17, 4),
-    "mobilenet_v2": (18, 5),
+    "mobilenet_v2": (18, 10),
     "resnet18": (17, 4),
     "shufflenet_v2_x1_0": (20, 0),
     "vit_b_16": (0, 23),
