@@ -15,7 +15,7 @@ import numpy as np
 
 from rlprune.graph.any_trace import model_name, trace_any
 from rlprune.graph.types import IntArray
-from rlprune.latency.types import F32, Arithmetic, Measurement, ModelSubject
+from rlprune.latency.types import F32, Measurement, ModelSubject
 from rlprune.planning.request import PlanRequest, asks_for_one
 from rlprune.plans import PruningPlan
 from rlprune.service.channel import Channel
@@ -172,7 +172,6 @@ class Client:
         device: str,
         *,
         precision: str = F32,
-        keep_float: Sequence[str] = (),
         input_shapes: Mapping[str, Sequence[int]] | None = None,
         timeout_sec: float = 600.0,
         on_progress: OnProgress | None = None,
@@ -182,7 +181,6 @@ class Client:
         Args:
             keeps: keep counts, one variant per row [N, G], or one variant [G].
             precision: `f32`, `bf16` or `int8`; so is the unpruned model that runs in turns.
-            keep_float: globs of layers that stay in float where the others are int8.
 
         Returns:
             One measurement per row. What the device could not run has `status` "failed".
@@ -197,13 +195,11 @@ class Client:
         deadline = time.monotonic() + timeout_sec
         trace = trace_any(model, None, input_shapes)
         sent = SentModel(trace if isinstance(trace, OnnxTrace) else trace.onnx)
-        own = Arithmetic.of(precision, keep_float)
         subjects = [
             ModelSubject(
                 sent.fingerprint,
                 tuple(int(keep) for keep in row),
-                precision=own.precision,
-                keep_float=own.keep_float,
+                precision=precision,
             )
             for row in np.atleast_2d(np.asarray(keeps, dtype=np.int64))
         ]
