@@ -15,7 +15,7 @@ import numpy as np
 
 from rlprune.graph.any_trace import model_name, trace_any
 from rlprune.graph.types import IntArray
-from rlprune.latency.types import Measurement, ModelSubject
+from rlprune.latency.types import F32, Measurement, ModelSubject
 from rlprune.planning.request import PlanRequest, asks_for_one
 from rlprune.plans import PruningPlan
 from rlprune.service.channel import Channel
@@ -171,6 +171,7 @@ class Client:
         keeps: IntArray,
         device: str,
         *,
+        precision: str = F32,
         input_shapes: Mapping[str, Sequence[int]] | None = None,
         timeout_sec: float = 600.0,
         on_progress: OnProgress | None = None,
@@ -179,6 +180,7 @@ class Client:
 
         Args:
             keeps: keep counts, one variant per row [N, G], or one variant [G].
+            precision: `f32`, `bf16` or `int8`; so is the unpruned model that runs in turns.
 
         Returns:
             One measurement per row. What the device could not run has `status` "failed".
@@ -194,7 +196,11 @@ class Client:
         trace = trace_any(model, None, input_shapes)
         sent = SentModel(trace if isinstance(trace, OnnxTrace) else trace.onnx)
         subjects = [
-            ModelSubject(sent.fingerprint, tuple(int(keep) for keep in row))
+            ModelSubject(
+                sent.fingerprint,
+                tuple(int(keep) for keep in row),
+                precision=precision,
+            )
             for row in np.atleast_2d(np.asarray(keeps, dtype=np.int64))
         ]
         return measure_on(

@@ -78,6 +78,8 @@ def test_a_board_measures_int8_from_the_skeleton_alone(server: Server, store: St
             KEY, subjects, fingerprint=trace.graph.fingerprint, graph=(trace.graph, strip(NET))
         )
         until(lambda: store.generation(KEY) >= len(subjects))
+        [asked] = client.measure(NET, np.array([8, 8]), KEY, precision="int8")
+        assert asked.subject == subjects[1] and asked.status != "failed"
     found = {one.subject: one for one in store.measurements(KEY)}
     assert set(found) == set(subjects)
     assert all(found[one].status != "failed" for one in subjects[:3])

@@ -323,7 +323,8 @@ def test_from_500_images_on_candidates_race_unless_another_plan_is_asked_for(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
-    monkeypatch.setattr(candidates, "DEFAULT_COUNT", 3)
+    monkeypatch.setattr(candidates, "SOLVED_COUNT", 3)
+    monkeypatch.setattr(candidates, "DEFAULT_COUNT", 4)
     images = own_images(TRACE, 500)
     for name, few in (("many.npz", images), ("few.npz", images.take(np.arange(499)))):
         np.savez(tmp_path / name, x=few.x, y=few.y)
@@ -333,6 +334,8 @@ def test_from_500_images_on_candidates_race_unless_another_plan_is_asked_for(
     plan = rlprune.plan(TRACE, calibration=many, **ask)
     assert len(plan.candidates) == 3
     assert plan == rlprune.plan(TRACE, calibration=many, **ask, candidates=3)
+    widths = rlprune.plan(TRACE, calibration=many, **ask, schemes="channels")
+    assert len(widths.candidates) == 4
     server = start("127.0.0.1:0", str(tmp_path / "s.sqlite"))
     try:
         with Client(server.address) as client:

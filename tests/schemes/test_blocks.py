@@ -191,7 +191,7 @@ OFFERED: dict[str, tuple[str, ...]] = {
     "resnet_b": ("/blocks/blocks.2/Add",),
     "preact": ("/blocks/blocks.1/Add",),
     "c2f": ("/c2f/Add_2",),
-    "mobilenet_v2": (),
+    "mobilenet_v2": ("/blocks/blocks.1/Add",),
     "dense_concat": (),
     "unet": (),
     "inception": (),
