@@ -20,6 +20,10 @@ def main() -> None:
         signal.signal(signal.SIGTERM, _end)
         from rlprune.cli.app import app
 
+        if sys.argv[1:2] == ["finetune"]:  # here, for it is of the whole process
+            from rlprune.finetuning.memory import keep_freed_memory
+
+            keep_freed_memory()
         app()
     except KeyboardInterrupt:  # while importing; later ones are the commands'
         sys.exit(130)

@@ -332,7 +332,7 @@ def _check_source(model: Path | None, at_init: bool, module: str | None) -> None
 
 def _untrained(module: str, input_shape: list[str] | None, calibration: str | None) -> TorchTrace:
     """The trace of a module that is not trained yet."""
-    from rlprune.finetuning.run import load_module
+    from rlprune.finetuning.user_code import load_module
 
     made = load_module(module)
     import torch

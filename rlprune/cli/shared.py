@@ -75,10 +75,10 @@ Precision = Annotated[
 SchemeNames = Annotated[
     list[str] | None,
     typer.Option(
-        "--scheme",
-        metavar="NAME",
+        "--schemes",
+        metavar="NAME[,NAME]",
         show_default=False,
-        help="What else may be done than cutting channels; repeatable.",
+        help="What may be done to the network: channels, shapes (of kernels), blocks (left out).",
     ),
 ]
 Hold = Annotated[

@@ -57,7 +57,7 @@ def trace(
     min_keep_ratio: MinKeepRatio = 0.0,
     hold: Hold = None,
     pin: Pin = None,
-    scheme: SchemeNames = None,
+    schemes: SchemeNames = None,
     as_json: Json = False,
 ) -> None:
     """Show what of a model can be pruned, and why the rest cannot.
@@ -67,7 +67,7 @@ def trace(
     from rlprune.constraints import Constraints, bind
     from rlprune.latency.device import BLOCK, preferred_multiple
     from rlprune.reports.trace import trace_report
-    from rlprune.schemes import check_schemes, space_of
+    from rlprune.schemes import CHANNEL_ONLY, asked_schemes, space_of
 
     constraints = Constraints(
         round_to, min_keep, min_keep_ratio, tuple(hold or ()), tuple(pin or ())
@@ -80,7 +80,7 @@ def trace(
         device, _ = which_device(device, graph)
     preferred = BLOCK if device is None else preferred_multiple(device)
     bound = bind(graph, constraints, round_to=preferred)
-    space = space_of(graph, bound, check_schemes(scheme or ()))
+    space = space_of(graph, bound, asked_schemes(schemes or ()) or CHANNEL_ONLY)
     facts = trace_report(space, bound, _tables(space, device))
     facts["notes"] = list(traced.notes)
     if as_json:

@@ -16,7 +16,7 @@ from rlprune.errors import InputError
 from rlprune.files import write_atomic
 from rlprune.torch_state import load_module, load_optimizer, pack, part, tensors_of, unpack
 
-FORMAT = "rlprune.finetune/1"
+FORMAT = "rlprune.finetune/2"
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,12 +24,13 @@ class Accuracy:
     """Loss and accuracy of a module in eval mode."""
 
     loss: float
-    """Mean cross-entropy (nats)."""
+    """Mean cross-entropy (nats), or mean of the user's own loss."""
     accuracy: float
-    """Share (0-1) of images whose most likely class is right."""
+    """Share (0-1) of samples whose most likely class is right. With a metric of the user's own its
+    mean; with a loss of his own and no metric, minus the loss: more is always better."""
 
     def beats(self, other: Accuracy) -> bool:
-        """More images right, or as many at less loss."""
+        """More right, or as much at less loss."""
         return (self.accuracy, -self.loss) > (other.accuracy, -other.loss)
 
 
@@ -42,8 +43,11 @@ class EpochRecord:
     loss: float
     """What was minimised: smoothing and distillation are in it."""
     accuracy: float
+    """Or what stands in its place, as in `Accuracy`."""
     validation: Accuracy | None = None
-    """After the epoch, where there are validation images."""
+    """After the epoch, where there are validation data."""
+    seen: int = 0
+    """Samples."""
     seconds: float = field(default=0.0, compare=False)
 
 
@@ -56,11 +60,12 @@ class LoopState:
         self.module = module
         self.optimizer = optimizer
         self.generator = generator
-        """Of the data's order and augmentation; torch's own draws are dropout's."""
+        """Of the order and augmentation of images; torch's own draws are dropout's, and those of
+        the user's loader."""
         self.step = 0
         """Steps done, of all epochs."""
         self.loss_sum = 0.0
-        self.right = 0
+        self.good = 0.0
         self.seen = 0
         """Of this epoch, as the two before."""
         self.seconds = 0.0
@@ -72,11 +77,14 @@ class LoopState:
         self._order: Tensor | None = None
         self._epoch_seed = generator.get_state()
         """The generator's state before it drew this epoch's order."""
+        self.epoch_randomness = torch.get_rng_state()
+        """Torch's own state when this epoch began."""
 
     def begin_epoch(self) -> None:
         """Draws a new order and counts from zero."""
-        self.loss_sum, self.right, self.seen, self.seconds = 0.0, 0, 0, 0.0
+        self.loss_sum, self.good, self.seen, self.seconds = 0.0, 0.0, 0, 0.0
         self._epoch_seed = self.generator.get_state()
+        self.epoch_randomness = torch.get_rng_state()
         self._order = None
 
     def order(self, count: int) -> Tensor:
@@ -85,17 +93,18 @@ class LoopState:
             self._order = torch.randperm(count, generator=self.generator)
         return self._order
 
-    def count(self, loss: float, right: float, seen: int) -> None:
-        """One step more, of `seen` images with that mean loss."""
+    def count(self, loss: float, good: float, seen: int) -> None:
+        """One step more, of `seen` samples with that mean loss, and so much right among them."""
         self.loss_sum += loss * seen
-        self.right += int(right)
+        self.good += good
         self.seen += seen
         self.step += 1
 
     def end_epoch(self, validation: Accuracy | None, seconds: float) -> None:
         """Records the epoch, and keeps its weights where they score best so far."""
-        loss, accuracy = self.loss_sum / self.seen, self.right / self.seen
-        self.history.append(EpochRecord(len(self.history) + 1, loss, accuracy, validation, seconds))
+        loss, accuracy = self.loss_sum / self.seen, self.good / self.seen
+        number = len(self.history) + 1
+        self.history.append(EpochRecord(number, loss, accuracy, validation, self.seen, seconds))
         if validation is not None and (
             self.best_score is None or validation.beats(self.best_score)
         ):
@@ -126,6 +135,7 @@ class Checkpoint:
         """Replaces the file; `seconds` is what the epoch took so far."""
         tensors = {f"best.{name}": tensor for name, tensor in state.best.items()}
         tensors["random.epoch"] = state._epoch_seed
+        tensors["random.epoch_torch"] = state.epoch_randomness
         tensors["random.now"] = state.generator.get_state()
         tensors["random.torch"] = torch.get_rng_state()
         header = {
@@ -133,7 +143,7 @@ class Checkpoint:
             "run": self.run,
             "step": state.step,
             "loss_sum": state.loss_sum,
-            "right": state.right,
+            "good": state.good,
             "seen": state.seen,
             "seconds": seconds,
             "order_count": 0 if state._order is None else len(state._order),
@@ -175,9 +185,10 @@ class Checkpoint:
             ]
             state.step = int(header["step"])
             state.loss_sum = float(header["loss_sum"])
-            state.right, state.seen = int(header["right"]), int(header["seen"])
+            state.good, state.seen = float(header["good"]), int(header["seen"])
             state.seconds = float(header["seconds"])
             state._epoch_seed = tensors["random.epoch"]
+            state.epoch_randomness = tensors["random.epoch_torch"]
             state.generator.set_state(state._epoch_seed)
             state._order = None
             if header["order_count"]:

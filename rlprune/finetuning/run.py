@@ -7,47 +7,42 @@ ONNX file and, last, the report.
 
 from __future__ import annotations
 
-import importlib
+import copy
 import json
-import sys
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
 
 from rlprune.errors import InputError, MissingExtraError
 from rlprune.files import digest, write_atomic
 from rlprune.plans import PruningPlan
 from rlprune.progress import OnProgress
-from rlprune.sensitivity.calibration import CalibrationSet
-from rlprune.sensitivity.fit import check_images, fit_inputs, read_images
 
 if TYPE_CHECKING:
+    import torch
     from torch import nn
 
     from rlprune.finetuning.checkpoint import Accuracy, EpochRecord
     from rlprune.finetuning.loop import TrainConfig
+    from rlprune.finetuning.objective import DistillLoss, Loss, Metric
 
 FORMAT = "rlprune.finetuned/1"
 WEIGHTS_NAME = "weights.safetensors"
 MODEL_NAME = "model.onnx"
 REPORT_NAME = "report.json"
+USUAL_DISTILL_WEIGHT = 0.5
 CHECKPOINT_NAME = "checkpoint.safetensors"
-
-VALIDATION_RATIO = 0.1
-"""Share of the training images set aside where no others are given to validate on."""
-REESTIMATE_COUNT = 8192
-"""Images that BatchNorm statistics are taken of before training, at most."""
-
-RECONSTRUCT_COUNT = 1024
-"""Images that layers are reconstructed on, at most."""
 
 
 @dataclass(frozen=True)
 class FinetuneReport:
-    """What came of fine-tuning; the scores are of the validation images."""
+    """What came of fine-tuning; the scores are of the validation data.
+
+    Where there are none (a loader to train on alone) they are of the training data, and the last
+    epoch's weights are written.
+    """
 
     fingerprint: str
     """Of the graph the plan was for."""
@@ -56,18 +51,22 @@ class FinetuneReport:
     """Pruned and reconstructed (or, where no layer can be, BatchNorm re-estimated), before any
     training."""
     tuned: Accuracy
-    """Of what was written. These images chose the epoch, so judge on others."""
+    """Of what was written. These data chose the epoch, so judge on others."""
     chosen_epoch: int | None
     """Counted from 1; None where no epoch was better than no training, and that was written."""
     epochs: tuple[EpochRecord, ...]
     seconds: float
     """Of training, in all processes that had a part in it."""
     image_count: int
+    """Samples to train on."""
     validation_count: int
+    """Samples that chose the epoch; 0 where there are none."""
     config: TrainConfig
     augment: str
     macs: int
     params: int
+    judged_by: str = "accuracy"
+    """What `accuracy` is in all scores: `accuracy`, the user's `metric`, or minus his `loss`."""
 
     def to_json(self) -> str:
         """One JSON object."""
@@ -77,12 +76,16 @@ class FinetuneReport:
 def finetune(
     module: nn.Module,
     plan: PruningPlan,
-    data: str | Path,
+    data: str | Path | Iterable[Any],
     *,
     out: str | Path,
-    validation: str | Path | None = None,
+    validation: str | Path | Iterable[Any] | None = None,
     config: TrainConfig | None = None,
     augment: str = "none",
+    loss: Loss | None = None,
+    metric: Metric | None = None,
+    distill_loss: DistillLoss | None = None,
+    torch_device: str = "auto",
     checkpoint_sec: float = 60.0,
     on_progress: OnProgress | None = None,
     on_line: Callable[[str], None] | None = None,
@@ -90,92 +93,110 @@ def finetune(
     """Cuts `module` as `plan` says, trains it and writes weights, ONNX file and report into `out`.
 
     The module itself is not changed; with `config.distill_weight` it is the teacher. The same call
-    after an interruption goes on from the checkpoint and ends, on as many threads, with the same
-    weights bit for bit.
+    after an interruption goes on from the checkpoint. On the CPU, on as many threads, it ends with
+    the same weights bit for bit; so it does with a loader whose only randomness is torch's own
+    generator (a DataLoader with `shuffle=True`). Otherwise it goes on with other batches.
 
     Args:
         module: trained, as it was when planned.
-        data: `.npz` with `x` [N, ...], preprocessed, and `y` [N] to train on.
+        data: `.npz` with `x` [N, ...], preprocessed, and `y` [N] to train on; or a DataLoader, or
+            another iterable, of (inputs, targets): inputs are a tensor, a sequence of positional or
+            a mapping of keyword arguments, samples first, and targets whatever the loss takes. Its
+            batches are its own, not `config.batch_size`.
         out: a folder, made where missing.
-        validation: the same, chooses the epoch; a seeded tenth of `data` where left out.
-        augment: none, flip, or crop-flip (moved by up to 4 pixels, mirrored or not).
+        validation: the same, chooses the epoch. Where left out a seeded tenth of a file, and of a
+            loader nothing: the last epoch is written.
+        config: by default `TrainConfig()`; without distillation where the plan is for an untrained
+            network, or there is a loss of one's own and no `distill_loss`.
+        augment: none, flip, or crop-flip (moved by up to 4 pixels, mirrored or not); of files.
+        loss: of the module's outputs and the targets, to a scalar tensor; cross-entropy where left
+            out.
+        metric: of the same, to the mean over a batch, higher is better; accuracy where left out,
+            with a loss of one's own minus that loss.
+        distill_loss: of the module's and the teacher's outputs, to a scalar tensor; or "logits".
+            Beside `loss` there is no distillation without it.
+        torch_device: where to train: cpu, cuda, cuda:1, or auto (CUDA where there is one). What is
+            written is the same, and a checkpoint goes on elsewhere.
         checkpoint_sec: how much work an interruption may cost.
         on_line: told each result in a line as soon as it is known.
 
     Raises:
         PlanMismatchError, PlanError: the plan is not this module's.
-        InputError: data, settings or the folder's checkpoint are refused, or training diverged.
+        InputError: data, settings, the device or the folder's checkpoint are refused, or training
+            diverged.
         MissingExtraError: without the extras "torch" and "device".
     """
     try:
-        import torch
+        import torch  # noqa: F401
     except ImportError as error:
         raise MissingExtraError("fine-tuning", "torch") from error
     from rlprune.finetuning.checkpoint import Checkpoint
-    from rlprune.finetuning.loop import AUGMENTS, TrainConfig, fit, reestimate, score
+    from rlprune.finetuning.data import tuning_data
+    from rlprune.finetuning.loop import TrainConfig, fit, objective_of
     from rlprune.graph.from_torch import trace_torch
     from rlprune.runtime import get_runtime
     from rlprune.sensitivity.torch_reconstruct import reconstruct_module
     from rlprune.surgery.torch import prune_torch
     from rlprune.torch_state import tensors_of
 
-    config = TrainConfig() if config is None else config
+    if config is None:
+        weight = usual_distill_weight(plan, own_loss=loss is not None and distill_loss is None)
+        config = TrainConfig(distill_weight=weight)
     folder = Path(out)
     _check_folder(folder)
     say = on_line or (lambda line: None)
-    if augment not in AUGMENTS:
-        raise InputError(f"no augment {augment!r}; give {', '.join(AUGMENTS)}", field="augment")
-    train, held = _images(data, validation, config.seed)
-    if augment != "none" and train.x.ndim != 4:
-        raise InputError(
-            f"augment {augment!r} needs images [N, C, H, W], x is {list(train.x.shape)}",
-            field="augment",
-        )
-    trace = trace_torch(module, torch.from_numpy(train.x[:1]))
-    for images, what in ((train, "data"), (held, "validation")):
-        fit_inputs({"x": images.x}, images.labels, trace.onnx, what=what, least=1)
+    device = training_device(torch_device)
+    functions: dict[str, Any] = {"loss": loss, "metric": metric, "distill_loss": distill_loss}
+    objective = objective_of(config, **functions, taught=config.distill_weight > 0)
+    given = tuning_data(data, validation, augment, config.seed)
+    trace = trace_torch(module, given.example)
+    given.check(trace)
     plan.check(trace.graph)
-    teacher = trace.module.eval()
+    teacher = copy.deepcopy(trace.module).eval().to(device)  # the trace's stays where it was made
     small = prune_torch(trace, plan.keeps)
     folder.mkdir(parents=True, exist_ok=True)
 
-    unpruned = score(teacher, held)
-    say(f"unpruned: accuracy {unpruned.accuracy:.2%}, loss {unpruned.loss:.4f} on {len(held)}")
-    # Drawn, so that images sorted by class are mixed.
-    drawn = np.random.default_rng(config.seed).permutation(len(train))[:REESTIMATE_COUNT]
-    samples = train.take(drawn[:RECONSTRUCT_COUNT])
-    if not reconstruct_module(small, trace, plan.keeps, samples, get_runtime()).changes:
-        reestimate(small, train.take(drawn))
-    cut = score(small, held)
-    say(f"pruned, not trained: accuracy {cut.accuracy:.2%}, loss {cut.loss:.4f}")
+    def told(score: Accuracy) -> str:
+        return score_text(score, objective.judged_by)
+
+    unpruned = given.score(teacher, objective)
+    train_count, held_count = given.counts(0)
+    say(f"unpruned: {told(unpruned)} on {held_count or 'the training data'}")
+    if not reconstruct_module(
+        small, trace, plan.keeps, given.samples(trace), get_runtime()
+    ).changes:
+        given.reestimate(small)
+    small.to(device)
+    cut = given.score(small, objective)
+    say(f"pruned, not trained: {told(cut)}")
 
     run = json.dumps([asdict(config), augment, [int(keep) for keep in plan.keeps]])
+    named = [f"{name}={_name_of(one)}" for name, one in functions.items()]
     arrays = [tensor.detach().cpu().numpy() for tensor in tensors_of(module).values()]
-    arrays += [train.x, train.labels, held.x, held.labels]
     parts = [digest(array.tobytes()) for array in arrays]  # one by one, each copied for a moment
     checkpoint = Checkpoint(
         folder / CHECKPOINT_NAME,
-        digest(FORMAT, run, *parts),
+        digest(FORMAT, run, *named, *parts, *given.digests),
         checkpoint_sec,
     )
     if checkpoint.path.exists():
         say(f"going on from {checkpoint.path}")
 
     def tell(record: EpochRecord) -> None:
-        assert record.validation is not None
+        held = "" if record.validation is None else f", validation {told(record.validation)}"
         say(
-            f"epoch {record.epoch} of {config.epoch_count}: training loss {record.loss:.4f}, "
-            f"validation accuracy {record.validation.accuracy:.2%}, "
-            f"loss {record.validation.loss:.4f}, {record.seconds:.0f} s"
+            f"epoch {record.epoch} of {config.epoch_count}: training loss {record.loss:.4f}"
+            f"{held}, {record.seconds:.0f} s"
         )
 
     epochs = fit(
         small,
-        train,
+        given.train,
         config,
-        augment=AUGMENTS[augment],
-        validation=held,
+        augment=given.augment,
+        validation=given.validation,
         teacher=teacher if config.distill_weight else None,
+        **functions,
         checkpoint=checkpoint,
         on_epoch=tell,
         on_step=None if on_progress is None else lambda done, of: on_progress("training", done, of),
@@ -184,6 +205,9 @@ def finetune(
     for record in epochs:
         if record.validation is not None and record.validation.beats(best):
             best, chosen = record.validation, record.epoch
+    if given.validation is None:
+        best, chosen = given.score(small, objective), len(epochs)
+    train_count, held_count = given.counts(epochs[-1].seen)
     report = FinetuneReport(
         fingerprint=plan.fingerprint,
         unpruned=unpruned,
@@ -192,16 +216,69 @@ def finetune(
         chosen_epoch=chosen,
         epochs=tuple(epochs),
         seconds=sum(record.seconds for record in epochs),
-        image_count=len(train),
-        validation_count=len(held),
+        image_count=train_count,
+        validation_count=held_count,
         config=config,
         augment=augment,
         macs=int(trace.graph.macs(plan.keeps)),
         params=int(trace.graph.params(plan.keeps)),
+        judged_by=objective.judged_by,
     )
-    _write(folder, small, train.x[:1], report)
+    _write(folder, small.cpu(), given.example, report)
     checkpoint.path.unlink(missing_ok=True)
     return report
+
+
+def score_text(score: Accuracy, judged_by: str) -> str:
+    """A score as it is told to the user."""
+    if judged_by == "loss":
+        return f"loss {score.loss:.4f}"
+    shown = f"{score.accuracy:.2%}" if judged_by == "accuracy" else f"{score.accuracy:.4f}"
+    return f"{judged_by} {shown}, loss {score.loss:.4f}"
+
+
+def training_device(asked: str) -> torch.device:
+    """Where to train: `auto` is the CUDA device where there is one.
+
+    Raises:
+        InputError: another word, or no such device here.
+    """
+    import torch
+
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", asked):
+        raise InputError(
+            f"no device {asked!r} to train on; give auto, cpu, cuda or cuda:NUMBER",
+            field="torch_device",
+        )
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if asked == "auto":
+        return torch.device("cuda" if count else "cpu")
+    if asked.startswith("cuda"):
+        if not count:
+            raise InputError("no CUDA device here; give cpu", field="torch_device")
+        if int(asked.partition(":")[2] or 0) >= count:
+            raise InputError(
+                f"no {asked} here, there are {count}: give cuda:0 to cuda:{count - 1}",
+                field="torch_device",
+            )
+    return torch.device(asked)
+
+
+def usual_distill_weight(plan: PruningPlan, *, own_loss: bool) -> float:
+    """Share (0-1) of the loss that the unpruned network teaches where nobody says.
+
+    Args:
+        own_loss: whether there is a loss of the user's own and nothing that compares answers.
+    """
+    untrained = "for an untrained network" in plan.note  # it has nothing to teach
+    return 0.0 if untrained or own_loss else USUAL_DISTILL_WEIGHT
+
+
+def _name_of(function: Any) -> str:
+    """By which a checkpoint knows a loss or metric again; its code is not compared."""
+    if function is None or isinstance(function, str):
+        return str(function)
+    return str(getattr(function, "__qualname__", type(function).__qualname__))
 
 
 def _check_folder(folder: Path) -> None:
@@ -225,7 +302,6 @@ def _check_folder(folder: Path) -> None:
 
 
 def _write(folder: Path, module: nn.Module, example: Any, report: FinetuneReport) -> None:
-    import torch
     from safetensors.torch import save as save_tensors
 
     from rlprune.graph.from_torch import trace_torch
@@ -235,65 +311,7 @@ def _write(folder: Path, module: nn.Module, example: Any, report: FinetuneReport
 
     # Copies, for tied weights may not stand in a file twice.
     state = {name: tensor.clone().contiguous() for name, tensor in tensors_of(module).items()}
-    model = open_batch(trace_torch(module, torch.from_numpy(example)).onnx.model)
+    model = open_batch(trace_torch(module, example).onnx.model)
     write_atomic(folder / WEIGHTS_NAME, save_tensors(state))
     write_atomic(folder / MODEL_NAME, encode(model))
     write_atomic(folder / REPORT_NAME, report.to_json().encode() + b"\n")
-
-
-def _images(
-    data: str | Path, validation: str | Path | None, seed: int
-) -> tuple[CalibrationSet, CalibrationSet]:
-    """What is trained on, and what chooses the epoch."""
-    given = check_images(*read_images(data, what="data"), what="data")
-    if validation is not None:
-        return given, check_images(*read_images(validation, what="validation"), what="validation")
-    order = np.random.default_rng(seed).permutation(len(given))
-    count = max(1, round(VALIDATION_RATIO * len(given)))
-    return given.take(order[count:]), given.take(order[:count])
-
-
-def load_module(source: str, weights: str | Path | None = None, *, seed: int = 0) -> nn.Module:
-    """The module that `package.module:factory` returns when called, with weights of a file.
-
-    A module is code: this imports and runs the named code, found as by `python` started in this
-    folder. The weights file is safetensors, which runs nothing. Weights that the factory draws from
-    torch's generator are those of `seed`, so that an interrupted run finds them again.
-
-    Raises:
-        InputError: no such code, it fails, returns no module, or the weights are not its own.
-    """
-    try:
-        import torch
-        from safetensors import SafetensorError
-        from safetensors.torch import load_model
-        from torch import nn
-    except ImportError as error:
-        raise MissingExtraError("loading a torch module", "torch") from error
-    name, _, factory = source.partition(":")
-    if not name or not factory:
-        raise InputError(f"module {source!r}: give package.module:factory", field="module")
-    if (here := str(Path.cwd())) not in sys.path:
-        sys.path.insert(0, here)
-    try:
-        made_by = getattr(importlib.import_module(name), factory)
-        with torch.random.fork_rng(devices=()):
-            torch.manual_seed(seed)
-            made = made_by()
-    except (Exception, SystemExit) as error:
-        # Whatever the user's code raises is what is wrong with it.
-        raise InputError(f"module {source!r}: {type(error).__name__}: {error}") from error
-    if not isinstance(made, nn.Module):
-        raise InputError(f"module {source!r} returned a {type(made).__name__}, not a torch module")
-    if weights is None:
-        return made
-    try:
-        load_model(made, str(weights))
-    except (OSError, RuntimeError, SafetensorError) as error:
-        raise InputError(
-            f"weights {weights} are not a safetensors file of this module's tensors: "
-            f"{' '.join(str(error).split())[:300]}; write one with "
-            "safetensors.torch.save_model(module, path)",
-            field="weights",
-        ) from error
-    return made

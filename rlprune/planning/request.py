@@ -18,7 +18,7 @@ from rlprune.device_keys import canonical_key
 from rlprune.errors import BudgetError, InputError
 from rlprune.files import fields_of
 from rlprune.latency.types import F32, MACS_DEVICE, PRECISIONS
-from rlprune.schemes import CHANNEL_ONLY, check_schemes
+from rlprune.schemes import CHANNEL_ONLY, asked_schemes, check_schemes
 
 Unit = Literal["ms", "ratio"]
 
@@ -53,7 +53,7 @@ class SharedOptions(TypedDict, total=False):
     precision: str
     """Arithmetic that latency is predicted and measured in; `f32` is the only one yet."""
     schemes: str | Iterable[str]
-    """Names of schemes that may be used beside `channel`; none by default."""
+    """Names of schemes that may be used, such as `channels,shapes,blocks`; channels by default."""
     guard: bool
     """Take the knapsack's plan, and say so in `plan.note`, where the policy's recorded gain on
     unseen networks is not clearly above zero; False for the policy's own plan in any case."""
@@ -122,7 +122,7 @@ class PlanRequest:
     constraints: Constraints = field(default_factory=Constraints)
     precision: str = F32
     schemes: tuple[str, ...] = CHANNEL_ONLY
-    """Names of schemes, `channel` first; it needs no asking for."""
+    """Names of schemes, `channel` first; without it no channels are pruned."""
     guard: bool = True
     candidates: int | None = None
     certify: bool = False
@@ -209,7 +209,7 @@ class PlanRequest:
             budgets=(stated[unit],) if asks_for_one(options) else tuple(stated[unit]),
             unit=unit,
             constraints=constraints,
-            schemes=check_schemes(patterns(given.pop("schemes", ()))),
+            schemes=asked_schemes(given.pop("schemes", ())) or CHANNEL_ONLY,
             **given,
         )
 

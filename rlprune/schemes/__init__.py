@@ -6,7 +6,7 @@ Above this room nothing knows what an option does to a network. `space_of` says 
 
 from rlprune.schemes.apply import carry_out, cut_kernels, removal_of
 from rlprune.schemes.base import Scheme, Site
-from rlprune.schemes.registry import check_schemes, scheme_named
+from rlprune.schemes.registry import asked_schemes, check_schemes, scheme_named
 from rlprune.schemes.sites import (
     CHANNEL_ONLY,
     other_sites,
@@ -24,6 +24,7 @@ __all__ = [
     "Scheme",
     "Site",
     "Space",
+    "asked_schemes",
     "carry_out",
     "check_schemes",
     "cut_kernels",

@@ -6,7 +6,7 @@ the group `rlprune.schemes`, which is looked up when a plan or a request names i
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cache
 from importlib.metadata import entry_points
 
@@ -39,8 +39,28 @@ def scheme_named(name: str) -> Scheme:
     )
 
 
+def asked_schemes(words: str | Iterable[str]) -> tuple[str, ...]:
+    """The schemes that somebody asks for, `channel` first and the others by name: several words, or
+    one with commas, in the singular or the plural. Without `channel` no channels are pruned.
+
+    Raises:
+        InputError: one is not known.
+    """
+    given = [words] if isinstance(words, str) else words
+    names = {_singular(name.strip()) for word in given for name in word.split(",") if name.strip()}
+    return tuple(sorted(names, key=lambda name: (name != CHANNELS.name, name)))
+
+
+def _singular(name: str) -> str:
+    """A scheme's own name."""
+    if name.endswith("s") and any(name[:-1] == scheme.name for scheme in _OWN):
+        return name[:-1]
+    return scheme_named(name).name
+
+
 def check_schemes(names: Sequence[str]) -> tuple[str, ...]:
-    """The schemes that are meant, each once: `channel`, then the others by name.
+    """The schemes whose sites settings tell of, each once: `channel`, always, then the others by
+    name.
 
     Raises:
         InputError: one is not known.

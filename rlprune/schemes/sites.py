@@ -23,6 +23,7 @@ def space_of(
     graph: PruningGraph, bound: BoundConstraints, schemes: Sequence[str] = CHANNEL_ONLY
 ) -> Space:
     """What may be decided about a graph: the sites of these schemes, with the options allowed.
+    Groups of channels are always among them; where `channel` is not one of the schemes, all stay.
 
     Raises:
         InputError: a scheme is not known, or the constraints cannot be met.
@@ -99,7 +100,9 @@ def _sites(
     found: list[Site] = []
     for name in check_schemes(schemes):
         own = scheme_named(name).sites(graph, bound)
-        if bound is not None and name != CHANNELS.name:
+        if name not in schemes:
+            own = [_left(site) for site in own]
+        elif bound is not None and name != CHANNELS.name:
             own = [_held(site, bound.requested.hold) for site in own]
         found += own
     return found
@@ -109,4 +112,9 @@ def _held(site: Site, patterns: Sequence[str]) -> Site:
     """The site with nothing to decide, where the user holds it as it is."""
     if not any(fnmatchcase(site.name, pattern) for pattern in patterns):
         return site
-    return Site(site.name, site.scheme, site.values[-1:], site.shares[-1:], site.ordered)
+    return _left(site)
+
+
+def _left(site: Site) -> Site:
+    """The site with nothing to decide."""
+    return replace(site, values=site.values[-1:], shares=site.shares[-1:])

@@ -28,7 +28,7 @@ from rlprune.plans import (
     PlanFigures,
     PruningPlan,
 )
-from rlprune.schemes import CHANNEL_ONLY, check_schemes
+from rlprune.schemes import CHANNEL_ONLY, asked_schemes
 from rlprune.store.records import Asked, PlanRecord
 from rlprune.v1 import plans_pb2, types_pb2
 
@@ -60,7 +60,7 @@ def request_from(message: plans_pb2.CreatePlanRequest) -> PlanRequest:
         policy=message.policy or "learned",
         constraints=constraints_from(stated),
         guard=not message.unguarded,
-        schemes=check_schemes(message.schemes),
+        schemes=asked_schemes(message.schemes) or CHANNEL_ONLY,
         candidates=message.candidates,
         max_params=message.max_params or None,
     )
@@ -81,7 +81,8 @@ def request_to(request: PlanRequest, budget: float, unit: Unit) -> plans_pb2.Cre
         min_keep_ratio=stated.min_keep_ratio,
         hold=stated.hold,
         pin=stated.pin,
-        schemes=[name for name in request.schemes if name not in CHANNEL_ONLY],
+        # Left out where it is channels alone, for servers of 0.7.1 and before.
+        schemes=() if request.schemes == CHANNEL_ONLY else request.schemes,
         precision=request.precision if request.precision != F32 else "",
     )
     setattr(message, f"budget_{unit}", budget)

@@ -41,7 +41,9 @@ import rlprune
 from datasets.digits import NetSpec, Splits, build, digits, train_net
 from datasets.running import stoppable
 from rlprune.errors import RlpruneError
-from rlprune.finetuning.loop import TrainConfig, fit, score, shifted
+from rlprune.finetuning.augment import shifted
+from rlprune.finetuning.loop import TrainConfig, fit
+from rlprune.finetuning.scoring import score
 from rlprune.graph.from_torch import TorchTrace, trace_torch
 from rlprune.plans import PruningPlan
 from rlprune.recording.record import RecordConfig, record_model
@@ -244,7 +246,7 @@ def tune_one(folder: Path, plan_json: str, seed: int) -> tuple[float, float]:
     plan = PruningPlan.from_json(plan_json)
     small = rlprune.apply(plan, trace, calibration=folder / "calibration.npz")
     cut = score(small, splits.report).accuracy
-    config = TrainConfig(epoch_count=1, batch_size=32, seed=seed)
+    config = TrainConfig(1, batch_size=32, learning_rate=0.02, distill_weight=0.0, seed=seed)
     fit(small, splits.train, config, augment=shifted)
     return cut, score(small, splits.report).accuracy
 

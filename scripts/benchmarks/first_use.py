@@ -44,7 +44,7 @@ from rlprune.sensitivity.calibration import CalibrationSet
 SIDE, NOISE = 32, 0.3
 CALIBRATION_COUNT = 200
 WIDTH, QUICK_WIDTH = 32, 16
-RECIPE = TrainConfig(epoch_count=5, batch_size=50, learning_rate=0.05)
+RECIPE = TrainConfig(epoch_count=5, batch_size=50, learning_rate=0.05, distill_weight=0.0)
 BUDGET_RATIO = 0.5
 TARGET = 0.9
 """Least share of the accuracy with real images that is left without any."""

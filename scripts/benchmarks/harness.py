@@ -36,7 +36,7 @@ AGAIN_RATIO = 0.1
 """Of the kept cells, measured again in every run."""
 SELECTING = {
     *("quick", "seed", "json", "shared", "fresh", "work", "jobs", "workers", "store", "packages"),
-    *("only", "models", "runtimes", "devices", "shares", "methods"),
+    *("only", "models", "runtimes", "devices", "shares", "methods", "full"),
 }
 """Options that do not change what a cell comes to; cells are named by what these select."""
 

@@ -7,7 +7,7 @@ come with a dependency), enlarged to 32 pixels and repeated over three channels.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -17,7 +17,8 @@ from torch import nn
 
 from datasets import nets
 from rlprune.errors import InputError
-from rlprune.finetuning.loop import TrainConfig, fit, shifted
+from rlprune.finetuning.augment import shifted
+from rlprune.finetuning.loop import TrainConfig, fit
 from rlprune.sensitivity.calibration import CalibrationSet
 
 
@@ -92,8 +93,9 @@ def train_net(spec: NetSpec, splits: Splits, *, epoch_count: int = 6, seed: int 
     (progressive resizing).
     """
     module = build(spec, seed=seed)
-    coarse = TrainConfig(epoch_count - 2, batch_size=32, learning_rate=0.1, seed=seed)
-    fine = TrainConfig(min(epoch_count, 2), batch_size=32, learning_rate=0.05, seed=seed + 1)
+    untaught = TrainConfig(batch_size=32, distill_weight=0.0)
+    coarse = replace(untaught, epoch_count=epoch_count - 2, learning_rate=0.1, seed=seed)
+    fine = replace(untaught, epoch_count=min(epoch_count, 2), learning_rate=0.05, seed=seed + 1)
     if epoch_count > 2:
         halved = F.avg_pool2d(torch.from_numpy(splits.train.x), 2).numpy()
         fit(

@@ -26,7 +26,7 @@ from datasets import nets
 from datasets.pack import CifarPack, exported, shared_data
 from datasets.running import recorded_folder, stoppable
 from datasets.training import Data, Recipe, train
-from rlprune.finetuning.loop import score
+from rlprune.finetuning.scoring import score
 from rlprune.graph.from_onnx import trace_onnx
 from rlprune.recording.model_dir import load_model_dir
 from rlprune.recording.record import RecordConfig, record_model

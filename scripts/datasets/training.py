@@ -23,7 +23,8 @@ from datasets.catalogue import PREPROCESS, preprocess
 from datasets.pack import CifarPack
 from datasets.running import Clock
 from rlprune.errors import InputError
-from rlprune.finetuning.loop import flipped_and_shifted, score
+from rlprune.finetuning.augment import flipped_and_shifted
+from rlprune.finetuning.scoring import score
 from rlprune.sensitivity.calibration import CalibrationSet
 
 SIZES = (16, 24, 32)

@@ -26,7 +26,7 @@ from datasets.catalogue import HELD_OUT, NETS, PREPROCESS
 from datasets.pack import CifarPack, exported, shared_data
 from datasets.running import Clock, stoppable, zoo_folder
 from datasets.training import SIZES, Data, Recipe, train, work
-from rlprune.finetuning.loop import score
+from rlprune.finetuning.scoring import score
 from rlprune.graph.from_onnx import trace_onnx
 
 LEAST_ACCURACY = 0.85

@@ -7,8 +7,10 @@ import pytest
 import torch
 
 from datasets.digits import NetSpec, Splits, build, digits
+from rlprune.finetuning.augment import shifted
 from rlprune.finetuning.checkpoint import EpochRecord
-from rlprune.finetuning.loop import TrainConfig, fit, reestimate, score, shifted
+from rlprune.finetuning.loop import TrainConfig, fit
+from rlprune.finetuning.scoring import reestimate, score
 from rlprune.graph.from_torch import trace_torch
 from rlprune.sensitivity.calibration import CalibrationSet
 from rlprune.surgery.torch import prune_torch

@@ -24,8 +24,11 @@ from typer.testing import CliRunner
 import rlprune
 from rlprune.cli.app import app
 from rlprune.errors import InputError, PlanMismatchError
-from rlprune.finetuning.loop import TrainConfig, fit, loss_of, rate_at, score
-from rlprune.finetuning.run import FinetuneReport, finetune, load_module
+from rlprune.finetuning.loop import TrainConfig, fit, rate_at
+from rlprune.finetuning.objective import Objective
+from rlprune.finetuning.run import FinetuneReport, finetune, usual_distill_weight
+from rlprune.finetuning.scoring import score
+from rlprune.finetuning.user_code import load_module
 from rlprune.graph.from_onnx import trace_onnx
 from rlprune.plans import PruningPlan
 from rlprune.runtime import get_runtime
@@ -227,17 +230,16 @@ def test_the_teacher_draws_the_answers_towards_its_own(rig: Rig, optimizer: str)
 def test_distillation_adds_the_gradient_of_the_softened_difference() -> None:
     """With temperature T the gradient of T^2 KL by the logits is T (softmax_s - softmax_t) / N."""
     torch.manual_seed(0)
-    config = TrainConfig(distill_weight=0.75, distill_temperature=2.0)
+    objective = Objective(distill_weight=0.75, distill_temperature=2.0)
     logits = torch.randn(4, 5, requires_grad=True)
     y = torch.tensor([0, 1, 2, 3])
     teacher = torch.nn.Linear(3, 5)
     inputs = torch.randn(4, 3)
-    loss_of(logits, y, inputs, config, teacher).backward()
+    objective.trained(logits, y, teacher(inputs).detach()).backward()
     hard = logits.softmax(1) - torch.nn.functional.one_hot(y, 5)
     soft = 2.0 * ((logits / 2).softmax(1) - (teacher(inputs) / 2).softmax(1))
     assert logits.grad is not None
     assert torch.allclose(logits.grad, (0.25 * hard + 0.75 * soft) / 4, atol=1e-6)
-    assert teacher.weight.grad is None
 
 
 def test_a_factory_draws_the_same_weights_for_the_same_seed() -> None:
@@ -255,6 +257,15 @@ def test_a_finished_run_is_not_written_over(rig: Rig, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="holds a finished run"):
         finetune(rig.module, rig.plan, rig.files["data"], out=tmp_path, config=config)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == kept
+
+
+def test_an_untrained_network_does_not_teach() -> None:
+    trace = rlprune.trace(tiny_net.make(), torch.zeros(1, 1, 8, 8))
+    trained = rlprune.plan(trace, device="macs", budget_ratio=0.5)
+    untrained = rlprune.plan(trace, device="macs", budget_ratio=0.5, at_init="synflow")
+    assert usual_distill_weight(trained, own_loss=False) == TrainConfig().distill_weight == 0.5
+    assert usual_distill_weight(trained, own_loss=True) == 0.0
+    assert usual_distill_weight(untrained, own_loss=False) == 0.0
 
 
 def test_weights_that_lie_in_the_folder_are_not_written_over(rig: Rig, tmp_path: Path) -> None:

@@ -33,6 +33,7 @@ from rlprune.service.client import Client
 from rlprune.service.server import start
 from rlprune.store import Store, open_store
 
+BOTH = ("channel", NAME)
 BRIEF = MeasureConfig(
     warmup_count=1,
     min_sample_ms=0.3,
@@ -87,7 +88,7 @@ def kernels(model: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
 def test_a_plan_by_macs_goes_to_its_file_and_to_a_model_that_costs_what_it_says(
     trace: OnnxTrace, tmp_path: Path
 ) -> None:
-    plan = rlprune.plan(trace, device="macs", budget_ratio=0.06, schemes=NAME)
+    plan = rlprune.plan(trace, device="macs", budget_ratio=0.06, schemes=BOTH)
     both_decided(plan)
     plan.save(tmp_path / "plan.json")
     again = PruningPlan.load(tmp_path / "plan.json")
@@ -104,7 +105,7 @@ def test_a_plan_by_macs_goes_to_its_file_and_to_a_model_that_costs_what_it_says(
 
 @pytest.mark.usefixtures("installed")
 def test_it_is_reconstructed_and_compared_with_the_original(trace: OnnxTrace) -> None:
-    plan = rlprune.plan(trace, device="macs", budget_ratio=0.3, schemes=NAME)
+    plan = rlprune.plan(trace, device="macs", budget_ratio=0.3, schemes=BOTH)
     found = []
     rlprune.apply(plan, trace, on_result=found.append)
     assert found[0].moved is not None and found[0].inputs
@@ -114,20 +115,20 @@ def test_it_is_reconstructed_and_compared_with_the_original(trace: OnnxTrace) ->
 def test_a_profile_that_is_measured_has_its_options(trace: OnnxTrace) -> None:
     images = np.random.default_rng(0).normal(size=(16, 3, 24, 24)).astype(np.float32)
     plan = rlprune.plan(
-        trace, device="macs", budget_ratio=0.3, schemes=NAME, calibration=images, candidates=0
+        trace, device="macs", budget_ratio=0.3, schemes=BOTH, calibration=images, candidates=0
     )
-    assert plan.profiled and plan.schemes == ("channel", NAME)
+    assert plan.profiled and plan.schemes == BOTH
 
 
 @pytest.mark.usefixtures("installed")
 def test_measured_on_this_machine_planned_and_explained(trace: OnnxTrace, store: Store) -> None:
-    request = PlanRequest.of(device="ort", budget_ratio=0.5, schemes=(NAME,), policy="knapsack")
+    request = PlanRequest.of(device="ort", budget_ratio=0.5, schemes=BOTH, policy="knapsack")
     [plan] = make_plans(LocalPlanner(store), trace, request)
     subjects = [one.subject for one in store.measurements(plan.device)]
     forms = {s.kernel for s in subjects if getattr(s, "kind", "") == "conv"}
     assert {(1, 1), (3, 3)} <= forms  # the operator was measured in both forms
     wholes = [s for s in subjects if hasattr(s, "settings")]
-    assert wholes and all(s.schemes == ("channel", NAME) for s in wholes)
+    assert wholes and all(s.schemes == BOTH for s in wholes)
     assert any(MIDDLE in s.settings[2:] for s in wholes)
     report = explain_latency(trace, plan, store=store)
     assert report.after is not None
@@ -148,7 +149,7 @@ def test_over_the_wire_measured_by_a_worker_and_kept(
             try:
                 until_known(client, key)
                 plan = client.plan(
-                    trace, device=key, budget_ratio=0.5, schemes=NAME, policy="knapsack"
+                    trace, device=key, budget_ratio=0.5, schemes=BOTH, policy="knapsack"
                 )
                 (kept,) = client.plans(device=key)
             finally:
@@ -156,7 +157,7 @@ def test_over_the_wire_measured_by_a_worker_and_kept(
             worker.result(30)
     finally:
         server.stop(0.5)
-    assert kept.plan == plan and plan.schemes == ("channel", NAME)
+    assert kept.plan == plan and plan.schemes == BOTH
     whole = [one for one in store.measurements(key) if hasattr(one.subject, "settings")]
     assert any(one.status == "ok" and MIDDLE in one.subject.settings[2:] for one in whole)
 
@@ -165,7 +166,7 @@ def test_over_the_wire_measured_by_a_worker_and_kept(
 def test_the_command_line_shows_it(trace: OnnxTrace, tmp_path: Path) -> None:
     path = tmp_path / "net.onnx"
     onnx.save(trace.model, path)
-    found = CliRunner().invoke(app, ["trace", str(path), "--scheme", NAME, "--json"])
+    found = CliRunner().invoke(app, ["trace", str(path), "--schemes", f"channel,{NAME}", "--json"])
     assert found.exit_code == 0, found.output
     sites = json.loads(found.stdout)["sites"]
     assert [site["options"][0] for site in sites] == [f"{MIDDLE} of {WHOLE} kernel taps"] * 2
@@ -173,7 +174,7 @@ def test_the_command_line_shows_it(trace: OnnxTrace, tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("installed")
 def test_what_is_held_is_left_as_it_is(trace: OnnxTrace) -> None:
-    plan = rlprune.plan(trace, device="macs", budget_ratio=0.4, schemes=NAME, hold="conv1")
+    plan = rlprune.plan(trace, device="macs", budget_ratio=0.4, schemes=BOTH, hold="conv1")
     held = {entry.name: entry for entry in plan.groups if entry.scheme == NAME}
     assert held["conv1"].keep == WHOLE and held["conv0"].keep == MIDDLE
 
@@ -181,11 +182,11 @@ def test_what_is_held_is_left_as_it_is(trace: OnnxTrace) -> None:
 def test_where_it_is_not_installed_its_name_is_refused(
     trace: OnnxTrace, installed: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plan = rlprune.plan(trace, device="macs", budget_ratio=0.06, schemes=NAME)
+    plan = rlprune.plan(trace, device="macs", budget_ratio=0.06, schemes=BOTH)
     monkeypatch.setattr(sys, "path", [one for one in sys.path if one != str(installed)])
     scheme_named.cache_clear()
     with pytest.raises(InputError, match="no scheme 'taps' is installed; there is channel"):
-        rlprune.plan(trace, device="macs", budget_ratio=0.5, schemes=NAME)
+        rlprune.plan(trace, device="macs", budget_ratio=0.5, schemes=BOTH)
     with pytest.raises(PlanError, match="no scheme 'taps' is installed"):
         rlprune.apply(plan, trace)
 

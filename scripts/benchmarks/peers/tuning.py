@@ -20,9 +20,11 @@ from benchmarks.peers.grid import Case
 from datasets import catalogue
 from datasets.pack import CifarPack
 from rlprune.files import digest
+from rlprune.finetuning.augment import flipped_and_shifted
 from rlprune.finetuning.checkpoint import Checkpoint
-from rlprune.finetuning.loop import TrainConfig, fit, flipped_and_shifted, reestimate
-from rlprune.finetuning.run import RECONSTRUCT_COUNT, REESTIMATE_COUNT
+from rlprune.finetuning.data import RECONSTRUCT_COUNT, REESTIMATE_COUNT
+from rlprune.finetuning.loop import TrainConfig, fit
+from rlprune.finetuning.scoring import reestimate
 from rlprune.graph.from_torch import TorchTrace, trace_torch
 from rlprune.runtime import get_runtime
 from rlprune.sensitivity.calibration import CalibrationSet
