@@ -253,7 +253,7 @@ def apply(
         return written
     from rlprune.sensitivity.torch_reconstruct import prune_module
 
-    small, correction = prune_module(traced, plan.keeps, calibration)
+    small, correction = prune_module(traced, plan.keeps, calibration, plan.schemes)
     _tell(correction, on_result)
     return small
 

@@ -364,7 +364,8 @@ def _transpose(lister: Lister, node: Node, data: Sequence[str]) -> None:
         source, inner = before
         order = [inner[place] for place in order]
     if order == sorted(order):
-        lister.made_by[node.outputs[0]] = lister.made_by[source]
+        if source in lister.made_by:  # not so of a constant
+            lister.made_by[node.outputs[0]] = lister.made_by[source]
     else:
         lister.add(replace(node, inputs=(source,)), "layout", "transpose")
         lister.transposed[node.outputs[0]] = (source, order)

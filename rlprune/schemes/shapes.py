@@ -18,6 +18,7 @@ import numpy as np
 from rlprune.constraints import BoundConstraints
 from rlprune.graph.types import FloatArray, IntArray, Operator, PruningGraph
 from rlprune.schemes.base import Site
+from rlprune.surgery.removal import first_places
 
 if TYPE_CHECKING:
     from rlprune.graph.from_onnx import OnnxTrace
@@ -126,15 +127,9 @@ def _offered(extent: int) -> list[int]:
 
 
 def _first_places(op: Operator, axis: int, count: int) -> list[int]:
-    """Where `count` taps of an axis may begin: what they read must begin and end within the map
-    and its border, since a convolution cannot read less than its whole input."""
-    rank, step = len(op.kernel), op.dilation[axis]
-    begin, end = op.pads[axis], op.pads[rank + axis]
-    return [
-        first
-        for first in range(op.kernel[axis] - count + 1)
-        if first * step <= begin and (op.kernel[axis] - count - first) * step <= end
-    ]
+    """Where `count` taps of an axis may begin."""
+    border = op.pads[axis], op.pads[len(op.kernel) + axis]
+    return first_places(op.kernel[axis], count, op.dilation[axis], border)
 
 
 def _tap_energy(trace: OnnxTrace, operator: Operator) -> FloatArray:

@@ -7,6 +7,7 @@ parameters. What layers share stays shared.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -19,37 +20,39 @@ from rlprune.graph.torch_call import named_tensors
 from rlprune.graph.types import FloatArray, IntArray
 from rlprune.runtime import get_runtime
 from rlprune.runtime.base import Runtime
+from rlprune.schemes import CHANNEL_ONLY, cut_kernels, removal_of
 from rlprune.sensitivity.calibration import CalibrationSet
 from rlprune.sensitivity.correct import Correction, Solved, only_cut, samples_for, solve
 from rlprune.sensitivity.reconstruct import Layer
 from rlprune.sensitivity.sources import CalibrationSource
-from rlprune.surgery.importance import unit_scores
-from rlprune.surgery.onnx import kept_units
-from rlprune.surgery.removal import Removal
-from rlprune.surgery.torch import prune_torch
+from rlprune.surgery.torch import cut_torch
 from rlprune.surgery.torch_attention import unpacked
 from rlprune.surgery.torch_cut import Cut
 
 
 def prune_module(
-    trace: TorchTrace, keeps: IntArray, calibration: CalibrationSource | None
+    trace: TorchTrace,
+    settings: IntArray,
+    calibration: CalibrationSource | None,
+    schemes: Sequence[str] = CHANNEL_ONLY,
 ) -> tuple[nn.Module, Correction]:
     """The traced module as a plan wants it, and what was done for it: as
     `sensitivity.correct.carry_out` does for ONNX models.
 
     Args:
-        keeps: units to keep per group [G].
+        settings: of all sites of the schemes [S]; of channels the units to keep per group [G].
 
     Raises:
         CalibrationError: what was given is refused.
         MissingExtraError: something was given, and no runtime is installed.
+        ModelError: the module's code does not follow the plan.
     """
-    small = prune_torch(trace, keeps)
+    small = cut_torch(trace, removal_of(trace.onnx, settings, schemes))
     try:
         samples = samples_for(trace.onnx, calibration)
         if samples is None:
             return small, Correction(note="only cut")
-        solved = reconstruct_module(small, trace, keeps, samples, get_runtime())
+        solved = reconstruct_module(small, trace, settings, samples, get_runtime(), schemes)
     except (CalibrationError, MissingExtraError) as error:
         if calibration is not None:
             raise
@@ -60,9 +63,14 @@ def prune_module(
 
 
 def reconstruct_module(
-    small: nn.Module, trace: TorchTrace, keeps: IntArray, samples: CalibrationSet, runtime: Runtime
+    small: nn.Module,
+    trace: TorchTrace,
+    settings: IntArray,
+    samples: CalibrationSet,
+    runtime: Runtime,
+    schemes: Sequence[str] = CHANNEL_ONLY,
 ) -> Solved:
-    """Reconstructs `small`, cut from the traced module by `keeps` [G], in place.
+    """Reconstructs `small`, cut from the traced module by the settings [S] of `schemes`, in place.
 
     A parameter that the module computes with otherwise than as it is stays as it was cut.
 
@@ -72,17 +80,20 @@ def reconstruct_module(
     Raises:
         CalibrationError: the network does not run on the samples, or overflows on them.
     """
-    kept = kept_units(unit_scores(trace.onnx), keeps)
+    removal = removal_of(trace.onnx, settings, schemes)
     # A module may keep its units in another order than an ONNX file.
     whole = unpacked(trace)
-    cut = Cut(whole, kept)
+    cut = Cut(whole, removal.kept, removal.windows)
     module = _Parameters(whole)
-    solved = solve(trace.onnx, Removal(kept), samples, runtime, fitted=module.fitted)
+    kernels = cut_kernels(trace.onnx, schemes)
+    solved = solve(trace.onnx, removal, samples, runtime, kernels=kernels, fitted=module.fitted)
     tensors = dict(named_tensors(small))
     with torch.no_grad():
         for name, change in solved.changes.items():
-            weight, added = solved.layers[name].padded(change, Removal(kept))
+            weight, added = solved.layers[name].padded(change, removal)
             parameter, axes = module.homes[name]
+            if parameter not in tensors:
+                continue  # of a branch that was left out
             tensors[parameter].copy_(cut.tensor(parameter, _tensor(weight.transpose(axes))))
             for own, values in {module.own[name]: values for name, values in added.items()}.items():
                 tensors[own].add_(cut.tensor(own, _tensor(values)))

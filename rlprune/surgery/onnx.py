@@ -4,7 +4,7 @@ rewritten.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
 
 import numpy as np
@@ -53,6 +53,24 @@ def _names_read(node: NodeProto) -> Iterator[str]:
             for inner in body.node:
                 yield from _names_read(inner)
             yield from (value.name for value in body.output)
+
+
+def weights_read(trace: OnnxTrace, left_out: Mapping[str, int]) -> set[str]:
+    """The constants that are read still when nodes are left out (`Removal.left_out`)."""
+    pairs = zip(trace.model.graph.node, trace.normal.nodes, strict=True)
+    maker = {name: (proto, node.name) for proto, node in pairs for name in proto.output}
+    waiting = [value.name for value in trace.model.graph.output]
+    seen: set[str] = set()
+    while waiting:
+        name = waiting.pop()
+        if name in seen:
+            continue
+        seen.add(name)
+        if name in maker:
+            proto, node_name = maker[name]
+            place = left_out.get(node_name)
+            waiting += _names_read(proto) if place is None else [proto.input[place]]
+    return {name for name in seen if name not in maker}
 
 
 def check_keeps(graph: PruningGraph, keeps: IntArray) -> None:

@@ -53,6 +53,21 @@ class Removal:
         return tuple(kernel) if window is None else tuple(count for _, count in window)
 
 
+def first_places(extent: int, count: int, step: int, border: tuple[int, int]) -> list[int]:
+    """Where `count` of the `extent` taps along an axis may begin: what they read must begin and end
+    within the map and its border, since a convolution cannot read less than its whole input.
+
+    Args:
+        step: the dilation.
+        border: zeros before and behind the map.
+    """
+    return [
+        first
+        for first in range(extent - count + 1)
+        if first * step <= border[0] and (extent - count - first) * step <= border[1]
+    ]
+
+
 def kept_mask(group: IntArray, unit: IntArray, kept: Sequence[IntArray]) -> BoolArray:
     """Which positions of an axis stay [C], by the group and unit of each: those that no group owns
     (-1), and the kept units'."""

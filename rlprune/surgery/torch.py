@@ -26,14 +26,18 @@ from rlprune.graph.torch_call import Call, detached_copy, named_tensors, plain_a
 from rlprune.graph.types import FloatArray, IntArray
 from rlprune.surgery.importance import unit_scores
 from rlprune.surgery.onnx import check_keeps, kept_units
+from rlprune.surgery.removal import Removal
 from rlprune.surgery.torch_attention import unpacked
+from rlprune.surgery.torch_blocks import leave_out
 from rlprune.surgery.torch_check import agree, blame, random_like, randomise, zero_consumers
 from rlprune.surgery.torch_cut import Cut
 from rlprune.surgery.torch_graph import Rewritten, rewrite_widths
+from rlprune.surgery.torch_kernels import follow_borders, narrow_kernels
 from rlprune.surgery.torch_layers import (
     MAX_CHOICES,
     follow_group_norm,
     follow_layer,
+    put,
     width_choices,
 )
 from rlprune.surgery.torch_sites import own_code
@@ -44,24 +48,40 @@ def prune_torch(
 ) -> nn.Module:
     """A copy of the traced module with `keeps` [G] units left in each group, in the mode it was in.
 
-    Which units stay is decided by `scores` (by default as for ONNX). The form of the result does
-    not depend on it: the same plan applied to the same architecture with other weights gives a
-    module that takes this one's `state_dict` and then computes the same. In a part whose code had
-    to be rewritten, statements under `if self.training` are those of eval mode.
+    Which units stay is decided by `scores` (by default as for ONNX).
 
     Raises:
         PlanError: `keeps` does not fit the graph.
         ModelError: the forward code depends on widths in a way that cannot be followed.
     """
     check_keeps(trace.graph, keeps)
+    units = kept_units(unit_scores(trace.onnx) if scores is None else scores, keeps)
+    return cut_torch(trace, Removal(units))
+
+
+def cut_torch(trace: TorchTrace, removal: Removal) -> nn.Module:
+    """A copy of the traced module without what is to be removed, in the mode it was in: the twin of
+    `surgery.onnx.cut`.
+
+    The form of the result does not depend on which units and taps stay, but on how many: the same
+    plan applied to the same architecture with other weights gives a module that takes this one's
+    `state_dict` and then computes the same. In a part whose code had to be rewritten, statements
+    under `if self.training` are those of eval mode.
+
+    Args:
+        removal: in the names of `trace.onnx`, e.g. by `schemes.removal_of`.
+
+    Raises:
+        ModelError: the forward code depends on widths or kernels in a way that cannot be followed,
+            or a branch cannot be taken out of it.
+    """
     with plain_attention():
-        return _prune(trace, keeps, scores)
+        return _cut(trace, removal)
 
 
-def _prune(trace: TorchTrace, keeps: IntArray, scores: list[FloatArray] | None) -> nn.Module:
-    survivors = kept_units(unit_scores(trace.onnx) if scores is None else scores, keeps)
+def _cut(trace: TorchTrace, removal: Removal) -> nn.Module:
     apart = unpacked(trace)
-    cut = Cut(apart, survivors)
+    cut = Cut(apart, removal.kept)
     probe = detached_copy(apart.module).eval().float()
     randomise(probe, seed=0)
     oracle = zero_consumers(detached_copy(probe), cut)
@@ -83,7 +103,13 @@ def _prune(trace: TorchTrace, keeps: IntArray, scores: list[FloatArray] | None) 
                 f"module {type(trace.module).__name__} cannot be cut: "
                 + blame(small, trace.module, rewritten.refused, call)
             )
+    cut = Cut(apart, removal.kept, removal.windows)
+    if removal.windows:
+        narrow_kernels(small, apart, removal, cut, call)
+    if removal.left_out:
+        small = leave_out(small, apart, removal.left_out, cut, call)
     _fill(small, apart.module, cut, kept_whole)
+    follow_borders(small)
     return small
 
 
@@ -105,7 +131,7 @@ def _rewrite(small: nn.Module, rewritten: Rewritten, cut: Cut, call: Call) -> nn
     choices = {path: list(width_choices(part, path, cut)) for path, part in before.items()}
     for path, part in rewritten.parts.items():
         _set(part, (choices[path] or [{}])[0])
-        small = _put(small, path, part)
+        small = put(small, path, part)
     _shrink(small, cut)
     _follow_inputs(small, call)
     return _restore(small, before, choices, call)
@@ -187,22 +213,10 @@ def _restore(
             old = {name: getattr(part, name) for name in choice}
             _set(part, choice)
             if agree(part, expected, Call(args, kwargs)):
-                small = _put(small, path, part)
+                small = put(small, path, part)
                 break
             _set(part, old)
     return small
-
-
-def _put(root: nn.Module, path: str, part: nn.Module) -> nn.Module:
-    """`root` with `part` at `path`, wherever the module there is used."""
-    if not path:
-        return part
-    old = root.get_submodule(path)
-    for owner in root.modules():
-        for name, child in owner._modules.items():
-            if child is old:
-                owner._modules[name] = part
-    return root
 
 
 def _shrink(module: nn.Module, cut: Cut) -> None:

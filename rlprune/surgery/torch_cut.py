@@ -9,7 +9,8 @@ exchangeable, and every result is checked (surgery.torch).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 import numpy as np
 import torch
@@ -19,7 +20,7 @@ from rlprune.graph.channels import ChannelMap
 from rlprune.graph.from_torch import Place, TorchTrace
 from rlprune.graph.torch_call import named_tensors
 from rlprune.graph.types import IntArray
-from rlprune.surgery.removal import kept_mask
+from rlprune.surgery.removal import Window, kept_mask
 
 
 def form_units(widths: IntArray, keeps: IntArray) -> list[IntArray]:
@@ -44,11 +45,22 @@ def kept_positions(
     return np.flatnonzero(kept_mask(group, unit, kept)).astype(np.int64)
 
 
+def _is_whole(place: Place) -> bool:
+    """Whether a place is the weight itself, as the module lays it out."""
+    return place.axes == tuple(range(len(place.axes))) and not any(place.starts)
+
+
 class Cut:
     """Which positions of every named parameter and buffer stay, and what stands there after."""
 
-    def __init__(self, trace: TorchTrace, survivors: Sequence[IntArray]) -> None:
-        """`survivors[g]` are the units of group g that live on, ascending."""
+    def __init__(
+        self,
+        trace: TorchTrace,
+        survivors: Sequence[IntArray],
+        windows: Mapping[str, Window] = MappingProxyType({}),
+    ) -> None:
+        """`survivors[g]` are the units of group g that live on, ascending; `windows` as in
+        `Removal`."""
         self.channels = trace.onnx.channels
         self.survivors = survivors
         self.widths = trace.graph.widths
@@ -65,6 +77,13 @@ class Cut:
             for name, tensor in named_tensors(trace.module)
             if id(tensor) in shared
         }
+        self.windowed = {
+            name: place.tensor
+            for name, (place, *more) in self._places.items()
+            if place.tensor in windows and not more and _is_whole(place)
+        }
+        """By name the weights of convolutions that lose taps, as the trace calls them."""
+        self.windows = windows
         nodes = [n for n in trace.onnx.model.graph.node if n.op_type in ("Conv", "ConvTranspose")]
         self._data = {
             node.input[1]: node.input[0] if node.op_type == "Conv" else node.output[0]
@@ -118,9 +137,16 @@ class Cut:
             source = self.sources(name, axis, size)
             if len(source) < size:
                 small = small.index_select(axis, torch.from_numpy(source).to(small.device))
+        for axis, (first, count) in enumerate(self.windows.get(self.windowed.get(name, ""), ())):
+            small = small.narrow(2 + axis, first, count)
+        small = small.contiguous() if name in self.windowed else small
         if tensor.dim() == 4 and not tensor.is_contiguous():
             small = small.contiguous(memory_format=torch.channels_last)
         return small.clone()
+
+    def places(self, name: str) -> tuple[Place, ...]:
+        """Where the trace has a tensor; nowhere where it does not know it."""
+        return self._places.get(name, ())
 
     def wide_side(self, name: str, size: int) -> int:
         """Channels that stay on the side of a grouped convolution its weight lists per group."""

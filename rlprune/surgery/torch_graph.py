@@ -53,7 +53,7 @@ def rewrite_widths(module: nn.Module, trace: TorchTrace, cut: Cut) -> Rewritten:
         ModelError: another graph than the traced one comes out.
     """
     sites = trace_sites(module, trace.call)
-    names, channels = _watch(trace, sites)
+    names, channels = _watch(module, trace, sites)
     rewritten: dict[str, fx.GraphModule] = {}
     indices: set[str] = set()
     for path, graph in sites.graphs.items():
@@ -62,12 +62,18 @@ def rewrite_widths(module: nn.Module, trace: TorchTrace, cut: Cut) -> Rewritten:
         changed, replaced = rewrite(part, graph, widths)
         indices.update(f"{path}.{name}" if path else name for name in replaced)
         if changed:
-            rewritten[path] = _graph_module(part, graph)
+            rewritten[path] = graph_module(part, graph)
     return Rewritten(rewritten, frozenset(sites.graphs), sites.refused, indices)
 
 
-def _graph_module(part: nn.Module, graph: fx.Graph) -> fx.GraphModule:
+def graph_module(part: nn.Module, graph: fx.Graph) -> fx.GraphModule:
     """`graph` as a module with all that `part` holds, the very same children and tensors."""
+    if not any(node.op == "get_attr" and node.target == "training" for node in graph.nodes):
+        # `torch.load` traces the code again, and not by our tracer. What asks for the mode when it
+        # is run would be lost without a word, so that this is refused there.
+        graph._tracer_cls = None
+    for node in graph.nodes:
+        node.type = None  # annotations, that may be strings, which cannot be saved
     result = fx.GraphModule(part, graph, type(part).__name__)
     constants = set(result._buffers) - set(part._buffers)
     for name in constants:
@@ -130,7 +136,9 @@ class _Noting(fx.Interpreter):
         return result
 
 
-def _watch(trace: TorchTrace, sites: Sites) -> tuple[dict[tuple[str, str], str], ChannelMap]:
+def _watch(
+    module: nn.Module, trace: TorchTrace, sites: Sites
+) -> tuple[dict[tuple[str, str], str], ChannelMap]:
     """Names of the values that decide about rewriting, by path and node, and the channel map."""
     wanted = {
         path: {
@@ -147,6 +155,7 @@ def _watch(trace: TorchTrace, sites: Sites) -> tuple[dict[tuple[str, str], str],
         for path, graph in sites.graphs.items():
             part = twin.get_submodule(path)
             if wanted[path]:
+                _lend_constants(module.get_submodule(path), part, graph)
                 _run_noting(part, graph, wanted[path], seen[path])
         forward = twin.forward
 
@@ -191,6 +200,14 @@ def _watch(trace: TorchTrace, sites: Sites) -> tuple[dict[tuple[str, str], str],
             "than the ONNX export shows; prune the export instead"
         )
     return names, again.channels
+
+
+def _lend_constants(source: nn.Module, part: nn.Module, graph: fx.Graph) -> None:
+    """Gives `part` the tensors that tracing `source` made of what code computes from buffers."""
+    for node in graph.nodes:
+        name = str(node.target)
+        if node.op == "get_attr" and name in vars(source) and not hasattr(part, name):
+            setattr(part, name, getattr(source, name))
 
 
 def _run_noting(

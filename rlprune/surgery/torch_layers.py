@@ -110,3 +110,15 @@ def _own_layers(part: nn.Module, path: str) -> Iterator[tuple[str, nn.Module]]:
     for name, child in part.named_children():
         if not own_code(child):
             yield from _own_layers(child, f"{path}.{name}" if path else name)
+
+
+def put(root: nn.Module, path: str, part: nn.Module) -> nn.Module:
+    """`root` with `part` at `path`, wherever the module there is used."""
+    if not path:
+        return part
+    old = root.get_submodule(path)
+    for owner in root.modules():
+        for name, child in owner._modules.items():
+            if child is old:
+                owner._modules[name] = part
+    return root

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import operator
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,9 +42,11 @@ def own_code(part: nn.Module) -> bool:
     return not str(getattr(forward, "__module__", "")).startswith("torch.")
 
 
-def trace_sites(module: nn.Module, call: Call) -> Sites:
+def trace_sites(
+    module: nn.Module, call: Call, has_code: Callable[[nn.Module], bool] = own_code
+) -> Sites:
     """Follows the code of all modules within `module` (in eval mode) that has code of its own."""
-    calls = first_calls(module, call)
+    calls = first_calls(module, call, has_code)
     sites = Sites({}, {}, {})
     for path, (args, kwargs) in calls.items():
         part = module.get_submodule(path)
@@ -57,12 +59,14 @@ def trace_sites(module: nn.Module, call: Call) -> Sites:
     return sites
 
 
-def first_calls(module: nn.Module, call: Call) -> dict[str, tuple[tuple[Any, ...], dict[str, Any]]]:
+def first_calls(
+    module: nn.Module, call: Call, has_code: Callable[[nn.Module], bool] = own_code
+) -> dict[str, tuple[tuple[Any, ...], dict[str, Any]]]:
     """What each module with code of its own is called with first, by path, as the net runs."""
     calls: dict[str, tuple[tuple[Any, ...], dict[str, Any]]] = {}
     handles = []
     for path, part in module.named_modules():
-        if own_code(part):
+        if has_code(part):
 
             def note(_: nn.Module, args: Any, kwargs: Any, path: str = path) -> None:
                 calls.setdefault(path, (args, kwargs))
