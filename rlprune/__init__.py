@@ -15,7 +15,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, overload
 
-from rlprune.errors import AccuracyWarning
+from rlprune.errors import AccuracyWarning, InputError
 
 if TYPE_CHECKING:
     from typing import Unpack
@@ -42,6 +42,7 @@ __all__ = [
     "apply",
     "finetune",
     "plan",
+    "quantize",
     "trace",
 ]
 
@@ -187,6 +188,8 @@ def apply(
     *,
     calibration: CalibrationSource | None = None,
     input_shapes: Mapping[str, Sequence[int]] | None = None,
+    precision: str | None = None,
+    keep_float: Sequence[str] | None = None,
     on_result: Callable[[Correction], None] | None = None,
 ) -> onnx.ModelProto: ...
 @overload
@@ -205,6 +208,8 @@ def apply(
     calibration: CalibrationSource | None = None,
     example_inputs: Any = None,
     input_shapes: Mapping[str, Sequence[int]] | None = None,
+    precision: str | None = None,
+    keep_float: Sequence[str] | None = None,
     on_result: Callable[[Correction], None] | None = None,
 ) -> onnx.ModelProto | nn.Module:
     """Prunes a model as a plan says and reconstructs the layers that lost inputs.
@@ -221,6 +226,11 @@ def apply(
         input_shapes: as for `trace`.
         calibration: a file, arrays by input name, one array, or a `CalibrationData`; `none` to cut
             and no more.
+        precision: of the ONNX model that is returned: in `int8` it is quantised, on the same
+            inputs; `bf16` is asked of OpenVINO when the f32 model is loaded. The plan's if None. A
+            module stays in float: it is quantised once it is tuned and exported (`quantize`).
+        keep_float: globs of layers that stay in float where the others become int8; the plan's if
+            None.
         on_result: told what the model was reconstructed from and, how far its
             answers moved. Where it is None, `AccuracyWarning` is issued if they moved a lot, or if
             nothing could be reconstructed.
@@ -241,11 +251,18 @@ def apply(
     plan.check(traced.graph)
     if isinstance(traced, OnnxTrace):
         from rlprune.graph.reach import attach
+        from rlprune.latency.types import INT8, check_precision
         from rlprune.runtime.once import run_once
         from rlprune.sensitivity.correct import carry_out
+        from rlprune.sensitivity.quantised import in_int8
         from rlprune.surgery.written import note
 
         made = carry_out(traced, plan.keeps, calibration, plan.schemes)
+        kept = plan.constraints.keep_float if keep_float is None else keep_float
+        if check_precision(precision or plan.precision) == INT8:
+            made = in_int8(traced, made, kept)
+        elif keep_float:
+            raise InputError("keep_float goes with precision int8", field="keep_float")
         run_once(traced, made.model)
         written = attach(made.model, traced.tail)
         note(written, plan.about)
@@ -253,9 +270,56 @@ def apply(
         return written
     from rlprune.sensitivity.torch_reconstruct import prune_module
 
+    if precision not in (None, "f32") or keep_float:
+        raise InputError(
+            "a module stays in float; quantize its ONNX file once it is exported",
+            field="precision",
+        )
     small, correction = prune_module(traced, plan.keeps, calibration, plan.schemes)
     _tell(correction, on_result)
     return small
+
+
+def quantize(
+    model: OnnxModel,
+    *,
+    calibration: CalibrationSource | None = None,
+    input_shapes: Mapping[str, Sequence[int]] | None = None,
+    keep_float: Sequence[str] = (),
+    on_result: Callable[[Correction], None] | None = None,
+) -> onnx.ModelProto:
+    """The model as it is in int8, for ONNX Runtime and OpenVINO: static QDQ quantisation by ONNX
+    Runtime, weights per channel.
+
+    Args:
+        model: an ONNX model, or its trace.
+        calibration: as for `apply`; made-up inputs if None.
+        input_shapes: as for `trace`.
+        keep_float: globs of layers that stay in float.
+        on_result: told how far answers moved; where it is None and they moved a lot,
+            `AccuracyWarning` is issued.
+
+    Raises:
+        InputError: a pattern matches nothing, or the model is quantised already.
+        ModelError: the quantiser refuses the model, or the result does not run.
+        CalibrationError: the calibration data is refused.
+        MissingExtraError: no runtime is installed.
+    """
+    from rlprune.constraints import Constraints, bind
+    from rlprune.graph.any_trace import trace_any
+    from rlprune.graph.from_onnx import OnnxTrace
+    from rlprune.graph.reach import attach
+    from rlprune.runtime.once import run_once
+    from rlprune.sensitivity.quantised import quantise
+
+    traced = trace_any(model, None, input_shapes)
+    if not isinstance(traced, OnnxTrace):
+        raise InputError("a module is quantized once it is exported to ONNX", field="model")
+    bind(traced.graph, Constraints(keep_float=tuple(keep_float)), round_to=1)  # names are checked
+    made = quantise(traced, calibration, keep_float)
+    run_once(traced, made.model)
+    _tell(made, on_result)
+    return attach(made.model, traced.tail)
 
 
 def _tell(made: Correction, on_result: Callable[[Correction], None] | None) -> None:

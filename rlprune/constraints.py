@@ -6,6 +6,7 @@ of groups, nodes, weights (the torch names where the file has them) and layers (
 
 - `hold`: no tensor of a matched layer changes its shape. So a group is held where a matched layer
   makes, carries or reads its channels.
+- `keep_float`: the matched layers are not quantised.
 - `pin`: the channels that the matched layers make or carry keep one ratio; those a layer merely
   reads belong to the layer before it. Sets of two patterns that share a group are one set. A held
   group keeps everything, and is in no set.
@@ -16,7 +17,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
 from rlprune.errors import InputError
@@ -44,6 +45,8 @@ class Constraints:
     """Patterns of layers left as they are."""
     pin: tuple[str, ...] = ()
     """Patterns of layers whose channels keep one ratio, a set per pattern."""
+    keep_float: tuple[str, ...] = ()
+    """Patterns of layers that stay in float where the others become int8."""
 
     def __post_init__(self) -> None:
         if self.round_to is not None:
@@ -55,7 +58,8 @@ class Constraints:
                 f"min_keep_ratio is {self.min_keep_ratio}; give a share, 0 to 1",
                 field="min_keep_ratio",
             )
-        for field, patterns in (("hold", self.hold), ("pin", self.pin)):
+        stated = {"hold": self.hold, "pin": self.pin, "keep_float": self.keep_float}
+        for field, patterns in stated.items():
             if len(patterns) > MAX_PATTERNS:
                 raise InputError(
                     f"{len(patterns)} patterns to {field}, more than {MAX_PATTERNS}", field=field
@@ -91,12 +95,13 @@ class BoundConstraints:
     def recorded(self) -> Constraints:
         """The statement with the rounding that was taken, as a plan records it."""
         own = self.requested
-        return Constraints(self.round_to, own.min_keep, own.min_keep_ratio, own.hold, own.pin)
+        return replace(own, round_to=self.round_to)
 
     @property
     def has_constraints(self) -> bool:
-        """Whether anything but a rounding was stated."""
-        return self.requested != Constraints(self.requested.round_to)
+        """Whether anything was stated that plans must keep to, but a rounding."""
+        stated = self.requested
+        return stated != Constraints(stated.round_to, keep_float=stated.keep_float)
 
     def why(self, group: int) -> str:
         """What was stated about one group; empty where nothing was."""
@@ -113,9 +118,18 @@ def bind(graph: PruningGraph, constraints: Constraints, *, round_to: int) -> Bou
     """
     known = {name for group in graph.groups for name in _names(group)}
     fixed = {name for held in graph.held for name in (held.node, held.tensor, held.layer) if name}
+    others = {
+        name
+        for op in graph.operators
+        if op.weight or op.kind == "add"
+        for name in (op.name, op.weight)
+        if name
+    }
+    for pattern in constraints.keep_float:
+        _check_known(pattern, "keep_float", known | fixed)
     held: dict[int, str] = {}
     for pattern in constraints.hold:
-        _check_known(pattern, "hold", known | fixed)
+        _check_known(pattern, "hold", known | fixed | others)
         for index, group in enumerate(graph.groups):
             if _matches(pattern, _names(group)):
                 held.setdefault(index, pattern)
@@ -148,6 +162,24 @@ def bind(graph: PruningGraph, constraints: Constraints, *, round_to: int) -> Bou
         held=held,
         pins=pins,
         pinned_by={index: by for index, by in pinned_by.items() if index in together},
+    )
+
+
+def float_nodes(graph: PruningGraph, patterns: Iterable[str]) -> frozenset[str]:
+    """Names of the nodes that read a weight of a layer that some pattern means.
+
+    Raises:
+        InputError: a pattern matches nothing; the same network may have come with other names.
+    """
+    known = {(m.node, m.tensor, m.layer) for group in graph.groups for m in group.members}
+    known |= {(held.node, held.tensor, held.layer) for held in graph.held}
+    wanted = tuple(patterns)
+    for pattern in wanted:
+        _check_known(pattern, "keep_float", {name for names in known for name in names if name})
+    return frozenset(
+        node
+        for node, *others in known
+        if node and any(_matches(pattern, {node, *others} - {""}) for pattern in wanted)
     )
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -22,6 +21,10 @@ from rlprune.device_keys import canonical_key
 from rlprune.errors import InputError, PlanError, PlanMismatchError
 from rlprune.files import fields_of, write_atomic
 from rlprune.graph.types import IntArray, PruningGraph
+from rlprune.json_values import count as _count
+from rlprune.json_values import finite as _finite
+from rlprune.json_values import known as _known
+from rlprune.json_values import pair as _pair
 from rlprune.schemes import other_sites, scheme_named
 from rlprune.schemes.channels import CHANNELS
 
@@ -44,6 +47,15 @@ class PlanEntry:
     """`tensor[axis]` of every weight axis that shrinks with the group, for the reader."""
     constraint: str = ""
     """The constraint on it, e.g. `held by 'layer4.*'`; empty where there is none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Unpruned:
+    """The network as it is, in one precision."""
+
+    precision: str
+    latency_ms: float
+    """Where it was measured in turns with the network in f32, by that ratio."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +155,10 @@ class PruningPlan:
     candidates: tuple[Candidate, ...] = ()
     """The plans that it was chosen from, the knapsack's first; empty where there was no choice."""
     precision: str = "f32"
-    """Arithmetic that its latencies are for."""
+    """Precision that its latencies are for: `f32`, `bf16` or `int8`."""
+    unpruned: tuple[Unpruned, ...] = ()
+    """The unpruned network in f32, in int8 and in the plan's precision, as far as that is known;
+    empty where only one is."""
     expected_divergence: float | None = field(default=None, compare=False)
     """Divergence expected after reconstruction, nats; None for a network that was not trained."""
 
@@ -290,6 +305,10 @@ class PruningPlan:
                 certificate=_certificate(data.get("certificate")),
                 constraints=_constraints(data.get("constraints", {})),
                 candidates=tuple(_candidate(one) for one in data.get("candidates", ())),
+                unpruned=tuple(
+                    Unpruned(str(one["precision"]), _finite(one["latency_ms"]))
+                    for one in data.get("unpruned", ())
+                ),
                 expected_divergence=_known(data.get("expected_divergence")),
             )
         except (
@@ -372,29 +391,5 @@ def _certificate(data: Any) -> Certificate | None:
 
 def _constraints(data: Any) -> Constraints:
     """Of plans made before constraints were recorded: none."""
-    return Constraints(**{**data, **{key: tuple(data.get(key, ())) for key in ("hold", "pin")}})
-
-
-def _known(value: Any) -> float | None:
-    return None if value is None else _finite(value)
-
-
-def _finite(value: Any) -> float:
-    try:
-        number = float(value)
-    except OverflowError:
-        number = math.inf
-    if not math.isfinite(number):
-        raise ValueError(f"{str(value)[:40]} is not a finite number")
-    return number
-
-
-def _count(value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**63:
-        raise ValueError(f"{str(value)[:40]} is not a count")
-    return value
-
-
-def _pair(value: Any) -> tuple[float, float]:
-    low, high = value
-    return _finite(low), _finite(high)
+    patterns = {key: tuple(data.get(key, ())) for key in ("hold", "pin", "keep_float")}
+    return Constraints(**{**data, **patterns})

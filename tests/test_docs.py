@@ -109,6 +109,11 @@ SETTINGS = {
             (r"order\[1400:\]", "order[1700:]"),
         )
     ),
+    "docs/howto/precision.md": Setting(
+        model_and_inputs,
+        # The tests' network is small: in int8 nothing may be faster than it is.
+        ((r"--budget-ratio 0.95", "--device macs --budget-ratio 0.8"),),
+    ),
     "docs/howto/several_budgets.md": Setting(model_and_inputs),
     "docs/howto/train_policy.md": Setting(
         model_and_inputs,

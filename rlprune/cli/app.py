@@ -12,6 +12,7 @@ from rlprune.cli import (
     finetune,
     measure,
     plan,
+    quantize,
     service,
     trace,
     training,
@@ -30,6 +31,7 @@ app = typer.Typer(
 app.command("trace")(trace.trace)
 app.command("plan")(plan.plan)
 app.command("apply")(apply.apply)
+app.command("quantize")(quantize.quantize)
 app.command("finetune")(finetune.finetune)
 app.command("measure")(measure.measure)
 app.command("explain-latency")(explain_latency.explain_latency)

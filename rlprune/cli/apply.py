@@ -18,11 +18,19 @@ from rlprune.cli.calibration import (
 )
 from rlprune.cli.inputs import InputValues
 from rlprune.cli.models import Model, load_trace
-from rlprune.cli.shared import InputShapes, Json, check_output, print_json, print_line, say
+from rlprune.cli.shared import (
+    InputShapes,
+    Json,
+    KeepFloat,
+    check_output,
+    print_json,
+    print_line,
+    say,
+)
 
 if TYPE_CHECKING:
     from rlprune.plans import PruningPlan
-    from rlprune.sensitivity.correct import Correction
+    from rlprune.sensitivity.correct import Correction, Moved
 
 
 def apply(
@@ -35,6 +43,16 @@ def apply(
     judged_by: JudgedBy = None,
     pixels: Pixels = None,
     sounds: Sounds = None,
+    precision: Annotated[
+        str | None,
+        typer.Option(
+            metavar="f32|bf16|int8",
+            show_default=False,
+            help="What is written: int8 is quantised, on your inputs or made-up ones; the plan's "
+            "if left out.",
+        ),
+    ] = None,
+    keep_float: KeepFloat = None,
     input_shape: InputShapes = None,
     input_value: InputValues = None,
     as_json: Json = False,
@@ -58,7 +76,14 @@ def apply(
         say(f"note: {note}")
     graph = traced.graph
     results: list[Correction] = []
-    pruned = rlprune.apply(made, traced, calibration=source, on_result=results.append)
+    pruned = rlprune.apply(
+        made,
+        traced,
+        calibration=source,
+        precision=precision,
+        keep_float=keep_float,
+        on_result=results.append,
+    )
     del traced  # its copy of the weights, or three models would be in memory at once
     write_atomic(output, encode(pruned))
     figures = {
@@ -85,13 +110,18 @@ def apply(
 
 def _correction(found: Correction, plan: PruningPlan) -> dict[str, Any]:
     """For --json: what was done beyond cutting, and how far the answers moved."""
-    moved = found.moved
     return {
         "reconstructed_from": found.inputs,
-        "moved": None if moved is None else {**asdict(moved), "much": moved.much},
+        "moved": moved_json(found.moved),
+        "moved_after_quantisation": moved_json(found.quantised),
         "expected_divergence": plan.expected_divergence,
         "note": found.note,
     }
+
+
+def moved_json(moved: Moved | None) -> dict[str, Any] | None:
+    """For --json: how far answers moved."""
+    return None if moved is None else {**asdict(moved), "much": moved.much}
 
 
 def _told(found: Correction, plan: PruningPlan, given: bool) -> list[str]:

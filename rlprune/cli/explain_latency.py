@@ -29,6 +29,14 @@ def explain_latency(
             "without a plan this machine's ort.",
         ),
     ] = None,
+    precision: Annotated[
+        str | None,
+        typer.Option(
+            metavar="f32|bf16|int8",
+            show_default=False,
+            help="What the model computes in; the plan's if left out, without a plan f32.",
+        ),
+    ] = None,
     store: StoreUrl = None,
     top: Annotated[int, typer.Option(min=1, help="Operators listed; the rest is summed.")] = 20,
     input_shape: InputShapes = None,
@@ -49,7 +57,14 @@ def explain_latency(
     made = None if plan is None else PruningPlan.load(plan)
     traced = load_trace(model, input_shape, input_value)
     with closing(open_store(store)) as opened, progress() as on_progress:
-        found = explain_latency(traced, made, device=device, store=opened, on_progress=on_progress)
+        found = explain_latency(
+            traced,
+            made,
+            device=device,
+            precision=precision,
+            store=opened,
+            on_progress=on_progress,
+        )
     if as_json:
         print_json(asdict(found))
     else:
@@ -71,7 +86,8 @@ def _print_breakdown(found: LatencyBreakdown, top: int) -> None:
         return [f"{before_ms:.4f} -> {after_ms:.4f}", share, f"{before_ms - after_ms:.4f}"]
 
     columns = [unit, "share", *(["saved"] if planned else [])]
-    print_line(f"graph {found.fingerprint[:12]}   device {found.device}")
+    precision = "" if found.precision == "f32" else f" in {found.precision}"
+    print_line(f"graph {found.fingerprint[:12]}   device {found.device}{precision}")
     dearest = sorted(found.operators, key=lambda op: op.ms[1], reverse=True)
     rows = [
         [op.name, _kind(op), _arrow(op.in_width), _arrow(op.out_width), *figures(*op.ms)]

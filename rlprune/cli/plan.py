@@ -26,6 +26,7 @@ from rlprune.cli.shared import (
     Hold,
     InputShapes,
     Json,
+    KeepFloat,
     MinKeep,
     MinKeepRatio,
     Pin,
@@ -112,6 +113,7 @@ def plan(
     pin: Pin = None,
     schemes: SchemeNames = None,
     precision: Precision = "f32",
+    keep_float: KeepFloat = None,
     certify: Annotated[
         bool,
         typer.Option("--certify", help="Measure the plan on the device; correct it if it misses."),
@@ -211,6 +213,7 @@ def plan(
         hold=hold or (),
         schemes=schemes or (),
         precision=precision,
+        keep_float=keep_float or (),
         pin=pin or (),
         guard=guard,
         candidates=candidates,

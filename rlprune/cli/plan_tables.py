@@ -16,7 +16,9 @@ def print_plan(report: PlanReport) -> None:
     from rlprune.sensitivity.correct import MUCH_DIVERGENCE
 
     plan, unit = report.plan, report.unit
-    print_line(f"graph {plan.fingerprint[:12]}   device {plan.device}   policy {plan.policy}")
+    precision = "" if plan.precision == "f32" else f" in {plan.precision}"
+    device = f"{plan.device}{precision}"
+    print_line(f"graph {plan.fingerprint[:12]}   device {device}   policy {plan.policy}")
     _print_groups(report)
     if plan.candidates:
         _print_candidates(report)
@@ -27,6 +29,9 @@ def print_plan(report: PlanReport) -> None:
     )
     whole = report.unpruned
     print_line(f"unpruned   {whole.macs / 1e6:.4g} M MACs, {whole.params:,} parameters")
+    if plan.unpruned:
+        each = (f"{one.latency_ms:.4g} {unit} in {one.precision}" for one in plan.unpruned)
+        print_line(f"           {', '.join(each)}")
     within = "" if report.counted else f"; 90 % within {low:.4g} .. {high:.4g} {unit}"
     print_line(f"{'counted  ' if report.counted else 'predicted'}  {_figures(plan, unit)}{within}")
     certificate = plan.certificate

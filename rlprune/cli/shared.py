@@ -70,7 +70,18 @@ MinKeepRatio = Annotated[
     float, typer.Option(min=0, max=1, help="No group keeps a smaller share (0-1).")
 ]
 Precision = Annotated[
-    str, typer.Option(metavar="f32", help="Arithmetic that latency is of; f32 is the only one yet.")
+    str,
+    typer.Option(
+        metavar="f32|bf16|int8",
+        help="What the network computes in: bf16 with openvino, int8 with ort and openvino.",
+    ),
+]
+KeepFloat = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="GLOB",
+        help="With int8: layers that stay in float, as --hold names them; repeatable.",
+    ),
 ]
 SchemeNames = Annotated[
     list[str] | None,

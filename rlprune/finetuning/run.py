@@ -135,8 +135,9 @@ def finetune(
     from rlprune.finetuning.loop import TrainConfig, fit, objective_of
     from rlprune.graph.from_torch import trace_torch
     from rlprune.runtime import get_runtime
+    from rlprune.schemes import removal_of, whole_space
     from rlprune.sensitivity.torch_reconstruct import reconstruct_module
-    from rlprune.surgery.torch import prune_torch
+    from rlprune.surgery.torch import cut_torch
     from rlprune.torch_state import tensors_of
 
     if config is None:
@@ -153,7 +154,7 @@ def finetune(
     given.check(trace)
     plan.check(trace.graph)
     teacher = copy.deepcopy(trace.module).eval().to(device)  # the trace's stays where it was made
-    small = prune_torch(trace, plan.keeps)
+    small = cut_torch(trace, removal_of(trace.onnx, plan.keeps, plan.schemes))
     folder.mkdir(parents=True, exist_ok=True)
 
     def told(score: Accuracy) -> str:
@@ -162,9 +163,9 @@ def finetune(
     unpruned = given.score(teacher, objective)
     train_count, held_count = given.counts(0)
     say(f"unpruned: {told(unpruned)} on {held_count or 'the training data'}")
-    if not reconstruct_module(
-        small, trace, plan.keeps, given.samples(trace), get_runtime()
-    ).changes:
+    samples = given.samples(trace)
+    solved = reconstruct_module(small, trace, plan.keeps, samples, get_runtime(), plan.schemes)
+    if not solved.changes:
         given.reestimate(small)
     small.to(device)
     cut = given.score(small, objective)
@@ -208,6 +209,8 @@ def finetune(
     if given.validation is None:
         best, chosen = given.score(small, objective), len(epochs)
     train_count, held_count = given.counts(epochs[-1].seen)
+    space = whole_space(trace.graph, plan.schemes)
+    choice = space.choice_of(plan.keeps)
     report = FinetuneReport(
         fingerprint=plan.fingerprint,
         unpruned=unpruned,
@@ -220,8 +223,8 @@ def finetune(
         validation_count=held_count,
         config=config,
         augment=augment,
-        macs=int(trace.graph.macs(plan.keeps)),
-        params=int(trace.graph.params(plan.keeps)),
+        macs=int(space.macs(choice)),
+        params=int(space.params(choice)),
         judged_by=objective.judged_by,
     )
     _write(folder, small.cpu(), given.example, report)

@@ -98,7 +98,7 @@ def trace_onnx(
     if prepared.tail is not None and not groups:
         raise prepared.tail.first
     widths = [group.width for group in groups]
-    operators = list_operators(normal, known, widths, order)
+    operators, made_by = list_operators(normal, known, widths, order)
     shapes = tuple(normal.shapes[value.name] for value in normal.model.graph.input)
     graph = PruningGraph(
         fingerprint=fingerprint(widths, operators, shapes),
@@ -106,8 +106,11 @@ def trace_onnx(
         operators=operators,
         input_shapes=shapes,
         held=held,
-        weights=count_weights(normal, known, widths, prepared.tail),
+        weights=count_weights(normal, known, widths, prepared.tail, made_by),
         uncounted=count_unknown(normal, prepared.tail),
+        outputs=tuple(
+            made_by[value.name] for value in normal.model.graph.output if value.name in made_by
+        ),
     )
     return OnnxTrace(graph, normal.model, known, normal, prepared.tail, prepared.closed)
 

@@ -139,10 +139,19 @@ def _conv(lister: Lister, node: Node, data: Sequence[str]) -> None:
 
 
 def _own_kernel(lister: Lister, node: Node) -> str:
-    """The constant that a convolution alone reads as its kernel; empty where there is none."""
+    """The constant that a convolution alone reads as its kernel, and whose taps can be told apart
+    at every size; empty where there is none."""
     name = node.inputs[1]
     alone = len(lister.normal.readers.get(name, ())) == 1
-    return name if node.op == "Conv" and alone and name in lister.normal.weights else ""
+    if node.op != "Conv" or not alone or name not in lister.normal.weights:
+        return ""
+    if node.attrs.get("auto_pad", "NOTSET").startswith("SAME"):
+        # With strides above one the border that is chosen follows the extent.
+        strides = node.attrs.get("strides", ())
+        open_axes = (lister.normal.is_open(node.inputs[0], 2 + k) for k in range(len(strides)))
+        if any(s > 1 and is_open for s, is_open in zip(strides, open_axes, strict=True)):
+            return ""
+    return name
 
 
 @_listed("Gemm MatMul")
@@ -378,8 +387,9 @@ COUNTED = {*FOREIGN, *(op for op, handler in LISTED.items() if handler in _SUMMI
 
 def list_operators(
     normal: NormalModel, channels: ChannelMap, widths: Sequence[int], order: Sequence[int]
-) -> tuple[Operator, ...]:
-    """Operators in canonical order; the first of a chain that a runtime fuses stands for it."""
+) -> tuple[tuple[Operator, ...], dict[str, int]]:
+    """Operators in canonical order, of which the first of a chain that a runtime fuses stands for
+    it; and the operator, or -1 - i for an input, that every tensor comes from."""
     lister = Lister(normal, channels, widths, fuse(normal))
     lister.outputs = frozenset(value.name for value in normal.model.graph.output)
     for place, value in enumerate(normal.model.graph.input):
@@ -390,7 +400,7 @@ def list_operators(
             _visit(lister, normal.nodes[index])
     for value in normal.model.graph.output:
         lister.slice_when_read(value.name)
-    return tuple(lister.listed)
+    return tuple(lister.listed), lister.made_by
 
 
 def _batch(normal: NormalModel) -> int:

@@ -11,6 +11,7 @@ import json
 import math
 from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Any, cast
 
 import numpy as np
@@ -60,6 +61,8 @@ class WeightCount:
     """Numbers per entry of `axes`: those along axes that no plan shortens, of all such weights."""
     axes: tuple[Width, ...] = ()
     """Of the axes that a plan may shorten; their lengths multiply."""
+    operators: tuple[int, ...] = ()
+    """Those that read the weights: they go with all of these together; none where not known."""
 
     def at(self, keeps: IntArray) -> IntArray:
         """Numbers for keeps [..., G] -> [...]."""
@@ -226,6 +229,9 @@ class PruningGraph:
     weights: tuple[WeightCount, ...] = ()
     """Of every initializer, shared ones once; empty in graphs that 0.6.1 stored."""
     uncounted: tuple[Uncounted, ...] = ()
+    outputs: tuple[int, ...] = ()
+    """Of every output of the model the operator that it comes from, -1 - i for an input; empty in
+    graphs that 0.8.0 stored."""
 
     @property
     def widths(self) -> IntArray:
@@ -247,13 +253,21 @@ class PruningGraph:
         of eight bits or fewer, as quantised weights are.
         """
         total = np.zeros(keeps.shape[:-1], dtype=np.int64)
-        for weight in self.weights:
+        for weight in self._weights_together:
             total = total + weight.at(keeps)
         if self.weights:
             return total
         for op in self.operators:
             total = total + op.params_at(op.in_width.at(keeps), op.out_width.at(keeps))
         return total
+
+    @cached_property
+    def _weights_together(self) -> list[WeightCount]:
+        """The weights, whoever reads them: those whose axes shrink alike are one entry."""
+        often: dict[tuple[Width, ...], int] = {}
+        for weight in self.weights:
+            often[weight.axes] = often.get(weight.axes, 0) + weight.often
+        return [WeightCount(count, axes) for axes, count in often.items()]
 
     def prunable_macs_ratio(self, held: Collection[int] = ()) -> float:
         """Share (0-1) of the MACs counted that lie in operators with a prunable axis.
@@ -296,10 +310,15 @@ class PruningGraph:
                 input_shapes=tuple(_ints(shape) for shape in data["input_shapes"]),
                 held=tuple(Held(**item) for item in data["held"]),
                 weights=tuple(
-                    WeightCount(int(w["often"]), tuple(_width(axis) for axis in w["axes"]))
+                    WeightCount(
+                        int(w["often"]),
+                        tuple(_width(axis) for axis in w["axes"]),
+                        _ints(w.get("operators", ())),
+                    )
                     for w in data.get("weights", ())
                 ),
                 uncounted=tuple(Uncounted(**item) for item in data.get("uncounted", ())),
+                outputs=_ints(data.get("outputs", ())),
             )
         except (KeyError, TypeError, ValueError) as error:
             raise ModelError(f"graph JSON is damaged ({error!r}); trace the model again") from error

@@ -54,6 +54,29 @@ def is_zero_border(pad: Node, readers: Sequence[Node], normal: NormalModel) -> b
     )
 
 
+def before_border(node: Node, normal: NormalModel) -> tuple[str, list[int]]:
+    """The map that a convolution reads, before a Pad that only puts zeros around it where there is
+    one; and what that adds to the convolution's own border, begins and ends."""
+    rank = len(normal.shapes[node.inputs[0]]) - 2
+    pad = normal.makers.get(node.inputs[0])
+    if pad is None or pad.op != "Pad" or not is_zero_border(pad, [node], normal):
+        return node.inputs[0], [0] * 2 * rank
+    begins, ends = pad_counts(pad, normal, rank + 2) or ([], [])
+    return pad.inputs[0], [*begins[2:], *ends[2:]]
+
+
+def zero_border(normal: NormalModel, node: Node) -> tuple[str, list[int]]:
+    """The map that a convolution reads, and the zeros around it as ONNX has pads, whoever puts them
+    there."""
+    kernel = normal.shapes[node.inputs[1]][2:]
+    rank = len(kernel)
+    stride = list(node.attrs.get("strides", [1] * rank))
+    dilation = list(node.attrs.get("dilations", [1] * rank))
+    pads = explicit_pads(node, normal.shapes[node.inputs[0]][2:], kernel, stride, dilation)
+    source, border = before_border(node, normal)
+    return source, [own + more for own, more in zip(pads, border, strict=True)]
+
+
 def clip_variant(node: Node, normal: NormalModel) -> str:
     """`relu6`, `relu` or `clip`, by the bounds."""
     bounds = []

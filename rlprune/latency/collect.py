@@ -8,13 +8,22 @@ from dataclasses import replace
 import numpy as np
 import onnx
 
+from rlprune.constraints import float_nodes
 from rlprune.errors import RlpruneError
 from rlprune.graph.from_onnx import OnnxTrace, trace_onnx
 from rlprune.graph.sizes import at_sizes
 from rlprune.graph.skeleton import fill
 from rlprune.latency.measure import MeasureConfig, Progress, measure
 from rlprune.latency.operators import operator_model
-from rlprune.latency.types import CONTROL, Measurement, ModelSubject, OperatorSpec, Subject
+from rlprune.latency.types import (
+    CONTROL,
+    INT8,
+    Measurement,
+    ModelSubject,
+    OperatorSpec,
+    Subject,
+)
+from rlprune.precision import with_made_up_scales
 from rlprune.runtime.base import Runtime
 from rlprune.schemes import carry_out
 from rlprune.surgery.importance import unit_scores
@@ -37,8 +46,9 @@ def measure_subjects(
 ) -> list[Measurement]:
     """Measures operators by themselves, and whole models in turns with their unpruned selves.
 
-    `model_of` is asked for each model shortly before it is measured, and once per fingerprint with
-    no settings. Where it refuses, the measurement says `failed` and why.
+    `model_of` is asked for each model shortly before it is measured, and once per network and
+    arithmetic with no settings: a control computes as its subjects do. Where it refuses, the
+    measurement says `failed` and why.
 
     `config` is how whole models are measured; operators are looked at more briefly.
 
@@ -73,10 +83,15 @@ def measure_subjects(
     def failed(subject: ModelSubject, reason: object) -> Measurement:
         return Measurement.failed(device, subject, str(reason), thread_count=config.thread_count)
 
-    for fingerprint in dict.fromkeys(subject.fingerprint for subject in models):
-        own = [subject for subject in models if subject.fingerprint == fingerprint]
+    def control_of(subject: ModelSubject) -> ModelSubject:
+        return ModelSubject(
+            subject.fingerprint, (), precision=subject.precision, keep_float=subject.keep_float
+        )
+
+    for unpruned in dict.fromkeys(map(control_of, models)):
+        own = [subject for subject in models if control_of(subject) == unpruned]
         try:
-            control = model_of(ModelSubject(fingerprint, ()))
+            control = model_of(unpruned)
         except RlpruneError as error:
             results += [failed(subject, f"{CONTROL}{error}") for subject in own]
             continue
@@ -101,14 +116,21 @@ def measure_subjects(
 
 
 def trace_models(trace: OnnxTrace) -> ModelOf:
-    """Models of one traced network, cut from its own weights, at the sizes it was analysed at."""
+    """Models of one traced network, cut from its own weights, at the sizes it was analysed at; in
+    int8 with made-up scales, on which latency does not depend."""
     scores = unit_scores(trace)
 
-    def model_of(subject: ModelSubject) -> onnx.ModelProto:
+    def cut(subject: ModelSubject) -> onnx.ModelProto:
         if not subject.settings:
             return at_sizes(trace.model)
         settings = np.array(subject.settings, dtype=np.int64)
         return at_sizes(carry_out(trace, settings, subject.schemes, scores=scores))
+
+    def model_of(subject: ModelSubject) -> onnx.ModelProto:
+        made = cut(subject)
+        if subject.precision != INT8:
+            return made
+        return with_made_up_scales(made, keep_float=float_nodes(trace.graph, subject.keep_float))
 
     return model_of
 

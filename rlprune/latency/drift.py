@@ -15,7 +15,7 @@ from statistics import median
 
 import numpy as np
 
-from rlprune.latency.types import Measurement, ModelSubject
+from rlprune.latency.types import CANARY, PRECISIONS, Measurement, ModelSubject
 
 WINDOW = 8
 AGREEING = 6
@@ -24,7 +24,6 @@ LIMIT = 1.4
 """... by this factor. A neighbour on a rented machine makes 1.3 come and go."""
 ENOUGH = 5
 """Whole models measured in a regime before it counts as known."""
-CANARY = "canary"
 
 
 @dataclass(frozen=True)
@@ -76,6 +75,8 @@ def _control(one: Measurement) -> tuple[str, float]:
     ms = one.control_ms
     if one.status == "failed" or not np.isfinite(ms) or ms <= 0:
         return "", 0.0
-    if isinstance(one.subject, ModelSubject) and dict(one.conditions).get("control") != CANARY:
+    if isinstance(one.subject, ModelSubject) and one.beside_itself:
         return one.subject.fingerprint, ms
-    return CANARY, ms
+    # Beside itself in another precision: nothing that comes back in this one.
+    other = dict(one.conditions).get("control", CANARY) in PRECISIONS
+    return ("", 0.0) if other else (CANARY, ms)

@@ -9,7 +9,14 @@ from __future__ import annotations
 import math
 import re
 
-from rlprune.latency.types import EXTENTS, PRECISIONS, Measurement, ModelSubject, OperatorSpec
+from rlprune.latency.types import (
+    EXTENTS,
+    INT8,
+    PRECISIONS,
+    Measurement,
+    ModelSubject,
+    OperatorSpec,
+)
 
 MIN_MS, MAX_MS = 1e-5, 1e6
 """Of one run: a few cycles of a processor, and a quarter of an hour."""
@@ -77,6 +84,8 @@ def _subject_fault(subject: OperatorSpec | ModelSubject) -> tuple[str, str] | No
     if subject.precision not in PRECISIONS:
         return "subject.precision", f"no precision {subject.precision[:40]!r} is measured"
     if isinstance(subject, ModelSubject):
+        if subject.keep_float and subject.precision != INT8:
+            return "subject.keep_float", f"all is float in {subject.precision}"
         if any(not 0 <= value <= MAX_EXTENT for value in subject.settings):
             return "subject.keeps", "settings must be at least 0 and fit 32 bits"
         return None

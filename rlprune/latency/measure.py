@@ -28,7 +28,7 @@ import onnx
 from rlprune.errors import MeasurementError
 from rlprune.graph.types import FloatArray
 from rlprune.latency.operators import canary_model
-from rlprune.latency.types import CONTROL, Measurement, Subject
+from rlprune.latency.types import CANARY, CONTROL, Measurement, Subject
 from rlprune.runtime.base import Array, Runtime, Session
 
 try:
@@ -104,6 +104,7 @@ def measure(
     device: str,
     runtime: Runtime,
     control: onnx.ModelProto | None = None,
+    control_precision: str | None = None,
     config: MeasureConfig | None = None,
     on_progress: Progress | None = None,
     clock: Clock = thread_clock,
@@ -111,18 +112,21 @@ def measure(
     """Measures every subject, in the order given, one Measurement each.
 
     Without a control a small canary model takes its place; the condition `control` says which of
-    the two it was (`given` or `canary`). The outer loop is over sessions and the inner over
-    subjects, so that a slow minute touches one session of all instead of all sessions of one.
+    the two it was (`given` or `canary`). Subject and control compute in the subject's precision,
+    unless `control_precision` is given: then the condition names that. The outer loop is over
+    sessions and the inner over subjects, so that a slow minute touches one session of all instead
+    of all sessions of one.
     """
     config = config or MeasureConfig()
-    bench = _Bench(runtime, control or canary_model(), config, clock)
+    bench = _Bench(runtime, control or canary_model(), config, clock, control_precision)
+    named = control_precision or ("given" if control is not None else CANARY)
     trials = [_Trial(subject, model) for subject, model in subjects]
     planned = len(trials) * config.session_count
     done = 0
     left = trials
 
     def result(trial: _Trial) -> Measurement:
-        return bench.measurement(trial, device, given=control is not None)
+        return bench.measurement(trial, device, named)
 
     for session in range(config.session_count + config.extra_session_count):
         if session >= config.session_count:
@@ -166,6 +170,8 @@ class _Bench:
     control: onnx.ModelProto
     config: MeasureConfig
     clock: Clock
+    of_control: str | None = None
+    """Precision of the control, where it is not its subjects'."""
 
     def run_session(self, trial: _Trial) -> None:
         """Loads subject and control afresh and takes their samples in turns."""
@@ -174,11 +180,11 @@ class _Bench:
         loaded: list[_Loaded] = []
         try:
             if len(trial.sessions) % 2 == 0:
-                control = self._load(self.control, loaded, CONTROL)
-                subject = self._load(trial.model, loaded)
+                control = self._load(self.control, self.control_precision(trial), loaded, CONTROL)
+                subject = self._load(trial.model, trial.subject.precision, loaded)
             else:
-                subject = self._load(trial.model, loaded)
-                control = self._load(self.control, loaded, CONTROL)
+                subject = self._load(trial.model, trial.subject.precision, loaded)
+                control = self._load(self.control, self.control_precision(trial), loaded, CONTROL)
             # A plan that is much smaller than its control costs next to nothing to repeat.
             ratio = control.sample_ms / subject.sample_ms
             subject.repeat_count *= max(1, round(MIN_SHARE * ratio))
@@ -224,7 +230,7 @@ class _Bench:
             return "unstable", f"half of the control's sessions drifted over {drift:.0%}"
         return "ok", ""
 
-    def measurement(self, trial: _Trial, device: str, *, given: bool) -> Measurement:
+    def measurement(self, trial: _Trial, device: str, control: str) -> Measurement:
         found = Measurement(
             device=device,
             subject=trial.subject,
@@ -236,7 +242,7 @@ class _Bench:
             warmup_count=self.config.warmup_count,
             conditions=(
                 ("runtime", f"{self.runtime.name} {self.runtime.version}"),
-                ("control", "given" if given else "canary"),
+                ("control", control),
                 ("ended_unix_sec", f"{time.time():.0f}"),
                 ("load_average", f"{trial.load_average:.2f}"),
                 ("session_count", str(len(trial.sessions))),
@@ -253,9 +259,15 @@ class _Bench:
         status, reason = ("failed", trial.failure) if trial.failure else self.verdict(found)
         return replace(found, status=status, reason=reason)
 
-    def _load(self, model: onnx.ModelProto, loaded: list[_Loaded], whose: str = "") -> _Loaded:
+    def control_precision(self, trial: _Trial) -> str:
+        """What the control computes in: as its subject, unless it was said."""
+        return self.of_control or trial.subject.precision
+
+    def _load(
+        self, model: onnx.ModelProto, precision: str, loaded: list[_Loaded], whose: str = ""
+    ) -> _Loaded:
         try:
-            loaded.append(_Loaded.load(model, self.runtime, self.config, self.clock))
+            loaded.append(_Loaded.load(model, self.runtime, self.config, self.clock, precision))
         except MeasurementError as error:
             raise MeasurementError(f"{whose}{error}") from error
         return loaded[-1]
@@ -278,10 +290,16 @@ class _Loaded:
 
     @staticmethod
     def load(
-        model: onnx.ModelProto, runtime: Runtime, config: MeasureConfig, clock: Clock
+        model: onnx.ModelProto,
+        runtime: Runtime,
+        config: MeasureConfig,
+        clock: Clock,
+        precision: str,
     ) -> _Loaded:
         feeds = random_inputs(model, seed=config.seed)
-        session = runtime.load(model.SerializeToString(), thread_count=config.thread_count)
+        session = runtime.load(
+            model.SerializeToString(), thread_count=config.thread_count, precision=precision
+        )
         loaded = _Loaded(session, feeds)
         runs: list[float] = []
         try:

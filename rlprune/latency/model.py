@@ -8,7 +8,7 @@ order give the same model; a fit takes milliseconds, so it is made anew whenever
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -24,19 +24,24 @@ from rlprune.latency.calibrate import (
 )
 from rlprune.latency.choose import calibration_plans, operator_specs
 from rlprune.latency.costs import CostPoint, OperatorCosts
-from rlprune.latency.drift import CANARY, ENOUGH, Drift, device_drift
-from rlprune.latency.operators import OVERHEAD, form
-from rlprune.latency.sift import ENOUGH_POINTS, name_of, sift, sift_plans, sift_points
+from rlprune.latency.drift import ENOUGH, Drift, device_drift
+from rlprune.latency.operators import form
+from rlprune.latency.rows import counts, operator_points, plan_rows, pooled
+from rlprune.latency.sift import sift, sift_points
 from rlprune.latency.tables import LatencyTables
-from rlprune.latency.types import Measurement, ModelSubject, OperatorSpec
+from rlprune.latency.types import (
+    CANARY,
+    F32,
+    IN_F32,
+    Arithmetic,
+    Measurement,
+    ModelSubject,
+    OperatorSpec,
+)
 from rlprune.schemes import (
     CHANNEL_ONLY,
     Form,
     Space,
-    check_schemes,
-    other_sites,
-    unpruned_settings,
-    variants,
 )
 
 ENOUGH_OWN = 9
@@ -49,13 +54,8 @@ MAX_ATTEMPT_COUNT = 30
 RECHECK_COUNT = ENOUGH
 """Plans measured again of a device that has drifted."""
 
-DEFAULT_CALL_MS = 0.008
 MAX_BASE_OFF = 0.02
 """How far a fit may be from the unpruned model's latency before it is scaled to it."""
-CHEAP_SHARE = 0.1
-"""A call costs no more than this share of all operators."""
-MIN_LOG_SD = 0.01
-"""No operator is known better than this, whatever its sessions say."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +82,10 @@ class LatencyModel:
     """Whether the device is still as fast as it was."""
     dropped: tuple[str, ...] = ()
     """Measurements that the fit could not use: what each was of, and why."""
+    arithmetic: Arithmetic = IN_F32
+    """Of everything that it was fitted to; operators in it are named without their precision."""
+    over_f32: Mapping[str, float] = field(default_factory=dict)
+    """Per fingerprint the unpruned latency over that in f32, where both were measured in turns."""
 
     @staticmethod
     def fit(
@@ -89,6 +93,7 @@ class LatencyModel:
         measurements: Sequence[Measurement],
         graphs: Mapping[str, PruningGraph],
         *,
+        arithmetic: Arithmetic = IN_F32,
         donor: OperatorCosts | None = None,
     ) -> LatencyModel:
         """Of all of a device's measurements; without any, every prediction is a rough guess.
@@ -96,13 +101,19 @@ class LatencyModel:
         `donor`, another device's costs, makes the guess better: ten whole models are then enough
         to be of use, before any operator was measured here.
 
-        Measurements of other devices and of graphs that are not in `graphs` are left out; those
-        that cannot be used are named in `dropped`. Raises for nothing that was measured.
+        Measurements of other devices, in another arithmetic, and of graphs that are not in `graphs`
+        are left out; those that cannot be used are named in `dropped`. Raises for nothing that was
+        measured.
         """
-        own, dropped = sift([one for one in measurements if one.device == device], graphs)
+        own, dropped = sift(
+            [one for one in measurements if one.device == device and arithmetic.is_of(one.subject)],
+            graphs,
+        )
+        beside = [one for one in own if one.beside_f32]
+        own = [_without_precision(one) for one in own if not one.beside_f32]
         drift = device_drift(own)
         operators = [one for one in own if isinstance(one.subject, OperatorSpec)]
-        calls, points = _operator_points(
+        calls, points = operator_points(
             [one for one in operators if one.status != "failed"],
             drift.control_ms.get(CANARY),
             dropped,
@@ -121,11 +132,11 @@ class LatencyModel:
                     failures.setdefault(one.subject.fingerprint, one.reason)
         costs, kept, far = sift_points(points, donor)
         dropped += far
-        points = _pooled(kept)
+        points = pooled(kept)
         if len(points) < len(kept):
             costs = OperatorCosts.fit(points, donor)
         rows = [
-            _plan_rows(
+            plan_rows(
                 graphs[fingerprint],
                 plans[fingerprint],
                 drift.control_ms.get(fingerprint),
@@ -147,6 +158,12 @@ class LatencyModel:
             failures=failures,
             drift=drift,
             dropped=tuple(dropped),
+            arithmetic=arithmetic,
+            over_f32={
+                one.subject.fingerprint: one.control_ratio
+                for one in beside
+                if isinstance(one.subject, ModelSubject)
+            },
         )
 
     def correction(self, graph: PruningGraph) -> LatencyCorrection:
@@ -217,16 +234,27 @@ class LatencyModel:
         """Whether whole models of this graph were measured, so that predictions are worth much."""
         return any(row.graph.fingerprint == graph.fingerprint for row in self.rows)
 
+    @property
+    def empty(self) -> bool:
+        """Whether nothing was measured that latencies could be predicted from."""
+        return not self.points and not self.rows
+
     def missing(self, space: Space) -> list[OperatorSpec | ModelSubject]:
         """What should be measured before plans of these options are worth much; empty: ready.
 
         What was tried and failed is not asked for again; plans that came out unstable are made up
         for by others, within reason. A few plans are asked for again where the device has drifted.
         """
+        precision, keep_float = self.arithmetic.precision, self.arithmetic.keep_float
         wanted: list[OperatorSpec | ModelSubject] = [
-            *operator_specs(space, self.costs, self.measured)
+            replace(spec, precision=precision)
+            for spec in operator_specs(space, self.costs, self.measured)
         ]
         fingerprint, schemes = space.graph.fingerprint, space.schemes
+
+        def model(settings: tuple[int, ...]) -> ModelSubject:
+            return ModelSubject(fingerprint, settings, schemes, precision, keep_float)
+
         tried = self.attempts.get(fingerprint, {})
         if schemes != CHANNEL_ONLY:  # what was tried of channels alone tells little of the others
             tried = {key: status for key, status in tried.items() if len(key) == len(space.sites)}
@@ -234,161 +262,16 @@ class LatencyModel:
         room = min(CALIBRATION_COUNT - settled, MAX_ATTEMPT_COUNT - len(tried))
         if room > 0:
             plans = calibration_plans(space, count=CALIBRATION_COUNT + len(tried))
-            fresh = [plan for plan in map(_counts, plans) if plan not in tried]
-            wanted += [ModelSubject(fingerprint, plan, schemes) for plan in fresh[:room]]
+            fresh = [plan for plan in map(counts, plans) if plan not in tried]
+            wanted += [model(plan) for plan in fresh[:room]]
         elif self.drift.stale:
             again = calibration_plans(space, count=RECHECK_COUNT)
-            wanted += [ModelSubject(fingerprint, plan, schemes) for plan in map(_counts, again)]
+            wanted += [model(plan) for plan in map(counts, again)]
         return wanted
 
 
-def _counts(settings: IntArray) -> tuple[int, ...]:
-    return tuple(int(value) for value in settings)
-
-
-def _operator_points(
-    measurements: Sequence[Measurement], canary_ms: float | None, dropped: list[str]
-) -> tuple[float, list[CostPoint]]:
-    """The call overhead in ms, and every measurement of an operator net of it.
-
-    Ratios to the canary times the canary's latency today: so the machine's slow days drop out.
-    """
-    gross: list[tuple[OperatorSpec, float, float]] = []
-    calls: list[float] = []
-    for one in measurements:
-        assert isinstance(one.subject, OperatorSpec)
-        ms = one.control_ratio * canary_ms if one.control_cpu_ms and canary_ms else one.latency_ms
-        if not np.isfinite(ms) or ms <= 0:
-            continue
-        if one.subject == OVERHEAD:
-            calls.append(ms)
-        else:
-            gross.append((one.subject, ms, _log_sd(one)))
-    call = float(np.median(calls)) if calls else DEFAULT_CALL_MS
-    if len(gross) >= ENOUGH_POINTS:
-        # Every operator's time has a call in it. The least of all may itself be odd.
-        cheap = float(np.quantile([ms for _, ms, _ in gross], CHEAP_SHARE))
-        if call > cheap and calls:
-            dropped.append(f"{name_of(OVERHEAD)}: {call:.3g} ms, more than whole operators take")
-        call = min(call, cheap)
-    points = []
-    for spec, ms, log_sd in gross:
-        # An operator about as dear as an empty call is known to be cheap, and not much more.
-        net = max(ms - call, 0.05 * ms)
-        points.append(CostPoint(spec, net, min(1.0, log_sd * ms / net + MIN_LOG_SD)))
-    return call, points
-
-
-def _pooled(points: Sequence[CostPoint]) -> list[CostPoint]:
-    """One point an operator."""
-    by_spec: dict[OperatorSpec, list[CostPoint]] = {}
-    for point in points:
-        by_spec.setdefault(point.spec, []).append(point)
-    return [
-        CostPoint(spec, *_pool([(point.ms, point.log_sd) for point in own]))
-        for spec, own in by_spec.items()
-    ]
-
-
-def _plan_rows(
-    graph: PruningGraph,
-    measurements: Sequence[Measurement],
-    control_ms: float | None,
-    dropped: list[str],
-) -> PlanRows:
-    """One row per plan, and one for the unpruned model, which every control measured."""
-    control_count = sum(_has_control(one) for one in measurements)
-    base_ms = control_ms if control_ms and control_count else float("nan")
-    schemes = tuple(
-        dict.fromkeys(
-            name
-            for one in measurements
-            if isinstance(one.subject, ModelSubject)
-            for name in one.subject.schemes
-        )
-    )
-    schemes = check_schemes(schemes)
-    unpruned = _counts(unpruned_settings(graph, schemes))
-    plans: list[tuple[tuple[int, ...], float, float, bool]] = []
-    for one in measurements:
-        assert isinstance(one.subject, ModelSubject)
-        ms = one.control_ratio * base_ms if _has_control(one) else one.latency_ms
-        settings = _complete(graph, one.subject, schemes)
-        known = settings == unpruned and np.isfinite(base_ms)
-        if np.isfinite(ms) and ms > 0 and not known:
-            plans.append((settings, ms, _log_sd(one), one.status == "ok"))
-    far = sift_plans(
-        _macs(graph, [settings for settings, *_ in plans], schemes),
-        np.array([ms for _, ms, *_ in plans]),
-        base_ms,
-    )
-    by_plan: dict[tuple[int, ...], list[tuple[float, float, bool]]] = {}
-    for why, (settings, *found) in zip(far, plans, strict=True):
-        if why:
-            dropped.append(f"{name_of(ModelSubject(graph.fingerprint, settings))}: {why}")
-        else:
-            by_plan.setdefault(settings, []).append((found[0], found[1], bool(found[2])))
-    rows = []
-    if np.isfinite(base_ms):
-        rows.append((unpruned, base_ms, MIN_LOG_SD / np.sqrt(control_count), True))
-    for settings, values in by_plan.items():
-        ms, log_sd = _pool([(ms, log_sd) for ms, log_sd, _ in values])
-        rows.append((settings, ms, log_sd, any(ok for _, _, ok in values)))
-    return PlanRows(
-        graph=graph,
-        settings=np.array([row[0] for row in rows], dtype=np.int64).reshape(
-            len(rows), len(unpruned)
-        ),
-        schemes=schemes,
-        ms=np.array([row[1] for row in rows], dtype=np.float64),
-        log_sd=np.array([row[2] for row in rows], dtype=np.float64),
-        trusted=np.array([row[3] for row in rows], dtype=np.float64),
-    )
-
-
-def _complete(
-    graph: PruningGraph, subject: ModelSubject, schemes: Sequence[str]
-) -> tuple[int, ...]:
-    """A subject's settings, and those of the sites of further schemes, which are as they are."""
-    if subject.schemes == schemes:
-        return subject.settings
-    count = len(graph.groups)
-    own = iter(subject.settings[count:])
-    others = [
-        next(own) if site.scheme in subject.schemes else site.values[-1]
-        for site in other_sites(graph, schemes)
-    ]
-    return (*subject.settings[:count], *others)
-
-
-def _macs(
-    graph: PruningGraph, plans: Sequence[tuple[int, ...]], schemes: Sequence[str]
-) -> FloatArray:
-    """MACs of every plan [N]."""
-    macs = np.zeros(len(plans))
-    if plans:
-        settings = np.array(plans, dtype=np.int64)
-        for variant, places in variants(graph, settings, schemes):
-            macs[places] = variant.macs(settings[places, : len(graph.groups)])
-    return macs
-
-
-def _has_control(one: Measurement) -> bool:
-    """Whether the control was the unpruned model."""
-    return bool(one.control_cpu_ms) and dict(one.conditions).get("control") != "canary"
-
-
-def _log_sd(one: Measurement) -> float:
-    """Standard error of the latency's logarithm, from how far its sessions are apart."""
-    values = one.session_ratios or one.session_ms
-    if len(values) < 2:
-        return 0.1
-    logs = np.log(np.maximum(values, 1e-9))
-    return float(np.clip(np.std(logs, ddof=1) / np.sqrt(len(logs)), MIN_LOG_SD, 1.0))
-
-
-def _pool(values: Sequence[tuple[float, float]]) -> tuple[float, float]:
-    """Several (ms, log sd) of one subject: their median, and what is left of the error."""
-    middle = float(np.median([ms for ms, _ in values]))
-    log_sd = float(np.median([sd for _, sd in values])) / np.sqrt(len(values))
-    return middle, max(float(log_sd), MIN_LOG_SD)
+def _without_precision(one: Measurement) -> Measurement:
+    """Operators named as a graph's are: in a model of one arithmetic all have the same."""
+    if not isinstance(one.subject, OperatorSpec) or one.subject.precision == F32:
+        return one
+    return replace(one, subject=replace(one.subject, precision=F32))

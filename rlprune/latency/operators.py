@@ -15,7 +15,8 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from rlprune.graph.types import GATES, Operator
-from rlprune.latency.types import FORM_FIELDS, OperatorSpec
+from rlprune.latency.types import FORM_FIELDS, INT8, OperatorSpec
+from rlprune.precision import with_made_up_scales
 
 OPSET = 20
 IR_VERSION = 9
@@ -109,10 +110,12 @@ class _Draft:
 def operator_model(spec: OperatorSpec) -> onnx.ModelProto:
     """A model of that one operator, with seeded weights; equal specs give equal models.
 
-    A kind that is not known costs an elementwise copy.
+    A kind that is not known costs an elementwise copy. In int8 it has made-up scales, and the
+    conversions of what it reads and answers are within; whole models say what that is worth.
     """
     draft = _Draft(np.random.default_rng(0))
-    return draft.model(_BUILDERS.get(spec.kind, _copy)(draft, spec))
+    made = draft.model(_BUILDERS.get(spec.kind, _copy)(draft, spec))
+    return with_made_up_scales(made) if spec.precision == INT8 else made
 
 
 def canary_model() -> onnx.ModelProto:

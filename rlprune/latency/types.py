@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -18,17 +19,56 @@ PROCESS_SD = 0.01
 """How far a process is from others beyond what its sessions say (natural logarithm): measurements
 of a plan in five processes of twenty sessions ranged over 2.3 % (median)."""
 
-F32 = "f32"
-PRECISIONS = (F32,)
-"""Arithmetics that models are measured and planned in."""
+F32, BF16, INT8 = "f32", "bf16", "int8"
+PRECISIONS = (F32, BF16, INT8)
+"""Precisions that models are measured and planned in."""
 MACS_DEVICE = "macs"
 """The built-in device whose `ms` are millions of MACs; for comparison with papers only."""
 
 CONTROL = "control: "
 """How the reason begins where the model measured in turns with, not the subject, failed."""
 
+CANARY = "canary"
+"""What stands in for a control that was not given, as the condition `control` has it."""
+
 FAULT = "fault"
 """Condition of a failed measurement that took the measuring process down: crashed or hung it."""
+
+
+def check_precision(precision: str) -> str:
+    """The precision, if it is known.
+
+    Raises:
+        InputError: it is not; names those that are.
+    """
+    if precision not in PRECISIONS:
+        raise InputError(
+            f"no precision {precision[:40]!r}; give {', '.join(PRECISIONS)}", field="precision"
+        )
+    return precision
+
+
+@dataclass(frozen=True, slots=True)
+class Arithmetic:
+    """What a network computes in. Latencies of one arithmetic say nothing of another's: in int8,
+    channels below 16 make ONNX Runtime slower the fewer they are."""
+
+    precision: str = F32
+    keep_float: tuple[str, ...] = ()
+    """As `ModelSubject.keep_float`."""
+
+    @staticmethod
+    def of(precision: str, keep_float: Iterable[str] = ()) -> Arithmetic:
+        """The same patterns in another order are the same arithmetic."""
+        return Arithmetic(precision, tuple(sorted(set(keep_float))))
+
+    def is_of(self, subject: Subject) -> bool:
+        """Whether a subject is measured in it; an operator alone is of its precision throughout."""
+        same = subject.precision == self.precision
+        return same and (isinstance(subject, OperatorSpec) or subject.keep_float == self.keep_float)
+
+
+IN_F32 = Arithmetic()
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -89,6 +129,13 @@ class ModelSubject:
     """Whose sites `settings` tells of; the sites of all others are as they are."""
     precision: str = F32
     """Of its arithmetic."""
+    keep_float: tuple[str, ...] = ()
+    """Patterns of layers that stay in float where the others are int8 (`constraints`)."""
+
+    @property
+    def arithmetic(self) -> Arithmetic:
+        """What the model computes in."""
+        return Arithmetic(self.precision, self.keep_float)
 
 
 Subject = OperatorSpec | ModelSubject
@@ -142,6 +189,18 @@ class Measurement:
             reason=reason[:500],
             conditions=((FAULT, "child"),) if fault else (),
         )
+
+    @property
+    def beside_itself(self) -> bool:
+        """Whether the control was the subject's own unpruned model in the same precision."""
+        # Old measurements do not say what their control was.
+        named = dict(self.conditions).get("control", "given")
+        return bool(self.control_cpu_ms) and named == "given"
+
+    @property
+    def beside_f32(self) -> bool:
+        """Whether the control was the unpruned model in f32, and the subject is not."""
+        return self.status != "failed" and dict(self.conditions).get("control") == F32
 
     @property
     def session_ms(self) -> tuple[float, ...]:

@@ -11,11 +11,13 @@ from rlprune.constraints import Constraints, bind
 from rlprune.graph.types import IntArray
 from rlprune.latency.calibrate import OTHER, operator_keys
 from rlprune.latency.device import preferred_multiple
-from rlprune.latency.types import MACS_DEVICE, ONE_SIDED_95
+from rlprune.latency.types import F32, INT8, MACS_DEVICE, ONE_SIDED_95, Arithmetic
+from rlprune.latency.types import check_precision as check_name
 from rlprune.planning.local import device_task, which_device
 from rlprune.planning.profiles import OnProgress
-from rlprune.planning.tables import latency_model
+from rlprune.planning.tables import latency_model, tables_for
 from rlprune.plans import PruningPlan
+from rlprune.runtime import check_precision
 from rlprune.schemes import CHANNEL_ONLY, space_of
 from rlprune.sensitivity.energy import energy_profiles
 from rlprune.solver.task import PruningTask
@@ -68,6 +70,8 @@ class LatencyBreakdown:
     """A model's latency on one device; `macs` counts millions of MACs instead."""
 
     device: str
+    precision: str
+    """`f32`, `bf16` or `int8`."""
     fingerprint: str
     operators: tuple[OperatorLatency, ...]
     """In the graph's order; what they and the overhead add up to is what is predicted."""
@@ -85,13 +89,14 @@ def explain_latency(
     plan: PruningPlan | None = None,
     *,
     device: str | None = None,
+    precision: str | None = None,
     store: Store | None = None,
     on_progress: OnProgress | None = None,
 ) -> LatencyBreakdown:
     """A traced model's latency, operator by operator, and what a plan makes of it.
 
-    For the plan's device where none is named. What the model needs is measured now where that is
-    this machine and the store does not have it, as `LocalPlanner` does.
+    For the plan's device and precision where none is named. What the model needs is measured now
+    where that is this machine and the store does not have it, as `LocalPlanner` does.
 
     Raises:
         PlanError: the plan is for another graph, or asks for what it cannot give.
@@ -105,25 +110,45 @@ def explain_latency(
         plan.check(graph)
     named = device if device is not None or plan is None else plan.device
     key, runtime = which_device(named, graph)
+    if precision is None:
+        precision = F32 if plan is None else plan.precision
+    check_name(precision)
+    kept = () if plan is None or precision != INT8 else plan.constraints.keep_float
+    arithmetic = Arithmetic.of(precision, kept)
+    if runtime is not None:
+        check_precision(runtime, precision)
     bound = bind(
         graph,
         Constraints() if plan is None else plan.constraints,
-        round_to=preferred_multiple(key),
+        round_to=preferred_multiple(key, precision),
     )
     space = space_of(graph, bound, CHANNEL_ONLY if plan is None else plan.schemes)
     settings = space.settings_at(space.unpruned) if plan is None else plan.keeps
     space = space.with_settings(settings)
     profiles = energy_profiles(trace, space)
     store = open_store() if store is None else store
-    task = device_task(trace, space, profiles, store, key, runtime, on_progress=on_progress)
+    device_task(
+        trace,
+        space,
+        profiles,
+        store,
+        key,
+        runtime,
+        arithmetic=arithmetic,
+        on_progress=on_progress,
+    )
+    # Of all options: a plan may have one that does not pay.
+    task = PruningTask(space, tables_for(space, store, key, arithmetic), profiles)
     choice = space.choice_of(settings)
-    model = None if key == MACS_DEVICE else latency_model(store, key)
+    model = None if key == MACS_DEVICE else latency_model(store, key, arithmetic)
     before = _whole(task, space.unpruned, model)
     after = None if plan is None else _whole(task, choice, model)
-    if plan is not None and after is not None and after.measured_ms is None:
+    same = plan is not None and plan.precision == precision
+    if plan is not None and same and after is not None and after.measured_ms is None:
         after = _certified(after, plan, key)
     return LatencyBreakdown(
         device=key,
+        precision=precision,
         fingerprint=graph.fingerprint,
         operators=_operators(task, choice, fusing=model is not None),
         overhead_ms=task.tables.overhead_ms,

@@ -17,12 +17,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from rlprune.graph.types import FloatArray, IntArray
+from rlprune.latency.types import IN_F32, INT8, Arithmetic
 from rlprune.plans import PruningPlan
 from rlprune.policy import Policy, SamplingPolicy, get_policy
+from rlprune.schemes.blocks import BLOCKS
 from rlprune.solver.knapsack import solve
 from rlprune.solver.task import PruningTask
 
 if TYPE_CHECKING:
+    from onnx import ModelProto
+
     from rlprune.graph.from_onnx import OnnxTrace
     from rlprune.sensitivity.calibration import CalibrationSet
     from rlprune.sensitivity.evaluate import Evaluation, Evaluator
@@ -44,20 +48,26 @@ LEAST_SEEN = 50
 """Images that plans are told apart by, at least; with fewer all see all."""
 DEFAULT_COUNT = 64
 """Where none is stated and there are images enough."""
+SOLVED_COUNT = 12
+"""... where plans may leave out blocks, so that their layers are solved twice to judge them."""
 ENOUGH_IMAGES = 500
 """Calibration images from which on half of them tell plans apart at the price of some fifteen
 evaluations; at 2,000, of seven."""
 PENDING = "planned by: latency-constrained knapsack (until the candidates are evaluated)"
 
 
-def default_count(images: CalibrationSet | None, *, policy: str, guard: bool) -> int:
+def default_count(
+    images: CalibrationSet | None, schemes: Sequence[str], *, policy: str, guard: bool
+) -> int:
     """How many candidates race where the caller does not say.
 
     Only for the policy that ships, guarded: who names another one, or takes off the guard, asks for
     that one's own plan.
     """
     enough = images is not None and len(images) >= ENOUGH_IMAGES
-    return DEFAULT_COUNT if enough and guard and policy == "learned" else 0
+    if not (enough and guard and policy == "learned"):
+        return 0
+    return SOLVED_COUNT if BLOCKS.name in schemes else DEFAULT_COUNT
 
 
 def propose(
@@ -224,28 +234,46 @@ def _known(value: float) -> float | None:
 def chooser(
     trace: OnnxTrace,
     images: CalibrationSet,
+    arithmetic: Arithmetic = IN_F32,
     *,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Callable[[PruningPlan], PruningPlan]:
-    """`choose` on these images, in an order that is random; no plan is run twice on one.
+    """`choose` on these images, in an order that is random; no plan is run twice on one. In int8
+    the quantised plans are compared; bf16 decides as f32 does, and is not run.
 
     Raises:
         MissingExtraError: when first called without a runtime.
     """
 
     @cache
-    def evaluator() -> Evaluator:
+    def evaluator(schemes: tuple[str, ...]) -> Evaluator:
         from rlprune.runtime import get_runtime
         from rlprune.sensitivity.evaluate import Evaluator
 
-        return Evaluator(trace, images, runtime=get_runtime())
+        return Evaluator(
+            trace,
+            images,
+            runtime=get_runtime(),
+            schemes=schemes,
+            int8=arithmetic.precision == INT8,
+            keep_float=arithmetic.keep_float,
+        )
+
+    @cache
+    def solved_again(keeps: tuple[int, ...], schemes: tuple[str, ...]) -> ModelProto:
+        settings = np.array(keeps, dtype=np.int64)
+        judge = evaluator(schemes)
+        return judge.as_run(judge.corrected_model(settings, schemes, again=True))
 
     @cache
     def evaluated(
         keeps: tuple[int, ...], schemes: tuple[str, ...], start: int, stop: int
     ) -> Evaluation:
+        if BLOCKS.name in schemes:
+            # What a plan without a branch loses shows only once the layers behind are solved again.
+            return evaluator(schemes).evaluate_model(solved_again(keeps, schemes), start, stop)
         settings = np.array(keeps, dtype=np.int64)
-        return evaluator().evaluate_part(settings, start, stop, schemes)
+        return evaluator(schemes).evaluate_part(settings, start, stop, schemes)
 
     def pick(plan: PruningPlan) -> PruningPlan:
         done, schemes = 0, plan.schemes

@@ -22,7 +22,6 @@ import onnx
 
 from rlprune.errors import MeasurementError
 from rlprune.graph.from_onnx import OnnxTrace
-from rlprune.graph.sizes import at_sizes
 from rlprune.latency.collect import trace_models
 from rlprune.latency.device import threads_of
 from rlprune.latency.measure import MeasureConfig, measure
@@ -49,7 +48,8 @@ def measure_fresh(
     model_of = trace_models(trace)
     with tempfile.TemporaryDirectory(prefix="rlprune-") as name:
         folder = Path(name)
-        (folder / _CONTROL).write_bytes(at_sizes(trace.model).SerializeToString())
+        unpruned = replace(subject, settings=())
+        (folder / _CONTROL).write_bytes(model_of(unpruned).SerializeToString())
         (folder / _PRUNED).write_bytes(model_of(subject).SerializeToString())
         found: list[Measurement] = []
         while len(found) < PROCESS_COUNT and not (found and found[-1].status == "failed"):

@@ -6,13 +6,23 @@ import logging
 import math
 import os
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from rlprune.device_keys import canonical_key
 from rlprune.errors import InputError, MissingExtraError, NotFoundError, RlpruneError
 from rlprune.graph.types import IntArray, PruningGraph
-from rlprune.latency.device import check_batch, threads_of, with_threads
-from rlprune.latency.types import MACS_DEVICE, Measurement
+from rlprune.latency.device import check_batch, preferred_multiple, threads_of, with_threads
+from rlprune.latency.multiples import measured_multiple, multiple_probes
+from rlprune.latency.types import (
+    IN_F32,
+    INT8,
+    MACS_DEVICE,
+    Arithmetic,
+    Measurement,
+    ModelSubject,
+)
+from rlprune.planning.beside import measure_beside
 from rlprune.planning.make import make_plan
 from rlprune.planning.planner import Question
 from rlprune.planning.profiles import OnProgress
@@ -20,11 +30,14 @@ from rlprune.planning.reasons import with_reasons
 from rlprune.planning.request import PlanRequest, Unit
 from rlprune.planning.tables import latency_model, nothing_measured, task_for
 from rlprune.plans import PruningPlan
+from rlprune.runtime import check_precision
 from rlprune.schemes import Space
 from rlprune.sensitivity.types import GroupProfiles
 from rlprune.solver.task import PruningTask
 
 if TYPE_CHECKING:
+    import onnx
+
     from rlprune.graph.from_onnx import OnnxTrace
     from rlprune.policy import Policy
     from rlprune.runtime import Runtime
@@ -77,7 +90,32 @@ class LocalPlanner:
                 "server that its worker reports to (--server)",
                 field="device",
             )
+        if self._runtime is not None:
+            check_precision(self._runtime, request.precision)
         return device
+
+    def round_to(self, request: PlanRequest, device: str) -> int:
+        """See `Planner`. In int8 a few operators are measured for it, the first time."""
+        guess = preferred_multiple(device, request.precision)
+        if request.precision != INT8 or device == MACS_DEVICE:
+            return guess
+        store, runtime = self._store, self._runtime
+        found = measured_multiple(store.measurements(device), INT8)
+        if found is None and runtime is not None and request.wait:
+            from rlprune.latency.collect import measure_subjects
+            from rlprune.latency.measure import MeasureConfig
+
+            tried = {one.subject for one in store.measurements(device)}
+            measured = measure_subjects(
+                [spec for spec in multiple_probes(INT8) if spec not in tried],
+                model_of=_no_model,
+                device=device,
+                runtime=runtime,
+                config=MeasureConfig(thread_count=threads_of(device)),
+            )
+            store.add_measurements(measured)
+            found = measured_multiple(store.measurements(device), INT8)
+        return guess if found is None else found
 
     def answer(self, question: Question, budget: float, unit: Unit) -> PruningPlan:
         """See `Planner`."""
@@ -86,7 +124,9 @@ class LocalPlanner:
         if question is not self._ready:
             self._measure_missing(question)
             self._ready = question
-        task = task_for(question.space, question.profiles, store, question.device)
+        task = task_for(
+            question.space, question.profiles, store, question.device, request.arithmetic
+        )
         made = make_plan(
             task,
             self._policy,
@@ -97,6 +137,7 @@ class LocalPlanner:
             candidate_count=question.candidate_count,
             max_params=request.max_params,
         )
+        made = replace(made, precision=request.precision)
         return with_reasons(made, task, bound, store)
 
     def measure(self, question: Question, keeps: IntArray) -> Measurement:
@@ -127,22 +168,26 @@ class LocalPlanner:
         store, device, runtime = self._store, question.device, self._runtime
         if runtime is not None and not question.request.wait:
             check_batch(device, question.graph.input_shapes)
-            if store.sample_count(device) == 0:
+            own = question.request.arithmetic
+            if store.sample_count(device) == 0 or latency_model(store, device, own).empty:
+                of = "" if own == IN_F32 else f" in {own.precision}"
                 raise NotFoundError(
-                    f"nothing is measured of {device!r} yet; plan without wait=False (--no-wait)",
+                    f"nothing is measured of {device!r}{of} yet; plan without wait=False "
+                    "(--no-wait)",
                     field="device",
                 )
             return
-        device_task(
-            question.trace,
-            question.space,
-            question.profiles,
-            store,
-            device,
-            runtime,
+        trace, own = question.trace, question.request.arithmetic
+        if runtime is None:
+            check_measured(trace.graph, store, device, own)
+            return
+        _measure_missing(
+            *(trace, question.space, store, device, runtime, own),
             deadline=question.deadline,
             on_progress=question.on_progress,
         )
+        if not question.out_of_time:
+            measure_beside(trace, store, device, runtime, own)
 
 
 def which_device(
@@ -193,25 +238,32 @@ def device_task(
     device: str,
     runtime: Runtime | None,
     *,
-    deadline: float = math.inf,
+    arithmetic: Arithmetic = IN_F32,
     on_progress: OnProgress | None = None,
 ) -> PruningTask:
     """The planning task of a traced model on a device as `which_device` names it.
 
-    With a `runtime` that is this machine, and what the store does not have is measured now, until
-    the `deadline` by `time.monotonic`.
+    With a `runtime` that is this machine, and what the store does not have is measured now.
 
     Raises:
         NotFoundError: another device, that has not measured what this model needs.
     """
     if runtime is not None:
-        _measure_missing(trace, space, store, device, runtime, deadline, on_progress)
+        _measure_missing(
+            *(trace, space, store, device, runtime, arithmetic), on_progress=on_progress
+        )
     else:
-        check_measured(trace.graph, store, device)
-    return task_for(space, profiles, store, device)
+        check_measured(trace.graph, store, device, arithmetic)
+    return task_for(space, profiles, store, device, arithmetic)
 
 
-def check_measured(graph: PruningGraph, store: Store, device: str) -> None:
+def _no_model(subject: ModelSubject) -> onnx.ModelProto:
+    raise AssertionError("only operators are measured")
+
+
+def check_measured(
+    graph: PruningGraph, store: Store, device: str, arithmetic: Arithmetic = IN_F32
+) -> None:
     """Refuses a device that has not reported what plans of this graph need.
 
     Raises:
@@ -222,9 +274,10 @@ def check_measured(graph: PruningGraph, store: Store, device: str) -> None:
     check_batch(device, graph.input_shapes)
     if store.generation(device) == 0:
         raise nothing_measured(store, device)
-    if graph.fingerprint not in latency_model(store, device).attempts:
+    if graph.fingerprint not in latency_model(store, device, arithmetic).attempts:
+        of = "" if arithmetic == IN_F32 else f" in {arithmetic.precision}"
         raise NotFoundError(
-            f"device {device!r} has not measured this model; ask the server that its worker "
+            f"device {device!r} has not measured this model{of}; ask the server that its worker "
             "reports to (--server)",
             field="device",
         )
@@ -236,8 +289,10 @@ def _measure_missing(
     store: Store,
     device: str,
     runtime: Runtime,
-    deadline: float,
-    on_progress: OnProgress | None,
+    arithmetic: Arithmetic,
+    *,
+    deadline: float = math.inf,
+    on_progress: OnProgress | None = None,
 ) -> None:
     """Measures until the latency model has what it wants, or time is up; every part is kept once it
     is done."""
@@ -248,7 +303,7 @@ def _measure_missing(
     config = MeasureConfig(thread_count=threads_of(device))
     done = 0
     for _ in range(MEASURE_ROUNDS):
-        missing = latency_model(store, device).missing(space)
+        missing = latency_model(store, device, arithmetic).missing(space)
         if not missing:
             return
         if done == 0:

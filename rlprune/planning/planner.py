@@ -48,8 +48,9 @@ class Question:
     def subject(self, keeps: IntArray) -> ModelSubject:
         """The model under a plan's settings [S], as it is measured."""
         settings = tuple(int(value) for value in keeps)
+        own = self.request.arithmetic
         return ModelSubject(
-            self.graph.fingerprint, settings, self.space.schemes, self.request.precision
+            self.graph.fingerprint, settings, self.space.schemes, own.precision, own.keep_float
         )
 
     @property
@@ -72,6 +73,10 @@ class Planner(Protocol):
             InputError: the device, the policy or an option is not for this planner.
             MissingExtraError: a runtime of this machine is meant that is not installed.
         """
+        ...
+
+    def round_to(self, request: PlanRequest, device: str) -> int:
+        """What keep counts are multiples of where the request does not say."""
         ...
 
     def answer(self, question: Question, budget: float, unit: Unit) -> PruningPlan:

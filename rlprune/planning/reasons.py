@@ -11,7 +11,8 @@ import numpy as np
 from rlprune.constraints import BoundConstraints
 from rlprune.errors import InputError
 from rlprune.graph.types import IntArray
-from rlprune.latency.types import CONTROL, MACS_DEVICE
+from rlprune.latency.types import CONTROL, MACS_DEVICE, Arithmetic
+from rlprune.planning.beside import with_unpruned
 from rlprune.planning.make import plan_unit
 from rlprune.planning.tables import latency_model, tables_for
 from rlprune.plans import PruningPlan
@@ -35,14 +36,19 @@ def with_reasons(
         least = least_choice(task)
         if float(task.tables.upper_ms(least[None])[0]) > plan.budget_ms:
             clauses += [_holder(task, least, bound), _option(task, plan, bound, store)]
-    return replace(plan, note="; ".join(clause for clause in clauses if clause))
+    plan = replace(plan, note="; ".join(clause for clause in clauses if clause))
+    return with_unpruned(plan, task.graph, store)
+
+
+def _arithmetic(plan: PruningPlan) -> Arithmetic:
+    return Arithmetic.of(plan.precision, plan.constraints.keep_float)
 
 
 def _unmeasured(plan: PruningPlan, store: Store) -> str:
     """What the device said, where every whole model failed there: latencies are rough then."""
     if plan.device == MACS_DEVICE:
         return ""
-    model = latency_model(store, plan.device)
+    model = latency_model(store, plan.device, _arithmetic(plan))
     statuses = model.attempts.get(plan.fingerprint, {}).values()
     if not statuses or any(status != "failed" for status in statuses):
         return ""
@@ -90,7 +96,7 @@ def _option(task: PruningTask, plan: PruningPlan, bound: BoundConstraints, store
             space = space_of(task.graph, looser, task.space.schemes)
         except InputError:  # pinned groups that share no ratio
             continue
-        tables = tables_for(space, store, plan.device)
+        tables = tables_for(space, store, plan.device, _arithmetic(plan))
         least = least_choice(replace(task, space=space, tables=tables))
         least_ms = float(tables.latency_ms(least[None])[0])
         if least_ms < (1.0 - WORTH_NAMING) * plan.least_latency_ms:

@@ -17,7 +17,7 @@ from rlprune.constraints import Constraints, patterns
 from rlprune.device_keys import canonical_key
 from rlprune.errors import BudgetError, InputError
 from rlprune.files import fields_of
-from rlprune.latency.types import F32, MACS_DEVICE, PRECISIONS
+from rlprune.latency.types import F32, INT8, MACS_DEVICE, Arithmetic, check_precision
 from rlprune.schemes import CHANNEL_ONLY, asked_schemes, check_schemes
 
 Unit = Literal["ms", "ratio"]
@@ -51,7 +51,11 @@ class SharedOptions(TypedDict, total=False):
     pin: str | Iterable[str]
     """Globs likewise; the channels of all layers that one glob matches keep one ratio."""
     precision: str
-    """Arithmetic that latency is predicted and measured in; `f32` is the only one yet."""
+    """What the network computes in on the device: `f32`, `bf16` (OpenVINO, where the processor has
+    it) or `int8` (ONNX Runtime and OpenVINO). Budgets as ratios are shares of the unpruned
+    network's latency in the same precision."""
+    keep_float: str | Iterable[str]
+    """Globs likewise; with `int8`, layers that stay in float."""
     schemes: str | Iterable[str]
     """Names of schemes that may be used, such as `channels,shapes,blocks`; channels by default."""
     guard: bool
@@ -139,10 +143,11 @@ class PlanRequest:
         for budget in self.budgets:
             check_budget(budget, name)
         check_schemes(self.schemes)
-        if self.precision not in PRECISIONS:
+        check_precision(self.precision)
+        if self.constraints.keep_float and self.precision != INT8:
             raise InputError(
-                f"no precision {self.precision[:40]!r}; give {', '.join(PRECISIONS)}",
-                field="precision",
+                f"keep_float goes with precision int8; all is float in {self.precision}",
+                field="keep_float",
             )
         if self.device is not None:
             object.__setattr__(self, "device", canonical_key(self.device))
@@ -204,6 +209,7 @@ class PlanRequest:
             given.pop("min_keep_ratio", 0.0),
             patterns(given.pop("hold", ())),
             patterns(given.pop("pin", ())),
+            patterns(given.pop("keep_float", ())),
         )
         return PlanRequest(
             budgets=(stated[unit],) if asks_for_one(options) else tuple(stated[unit]),
@@ -212,6 +218,11 @@ class PlanRequest:
             schemes=asked_schemes(given.pop("schemes", ())) or CHANNEL_ONLY,
             **given,
         )
+
+    @property
+    def arithmetic(self) -> Arithmetic:
+        """What is predicted and measured in."""
+        return Arithmetic.of(self.precision, self.constraints.keep_float)
 
     def to_json(self) -> str:
         """What was stated, in the words of `PlanOptions`, as one JSON object; what is as by default

@@ -17,8 +17,7 @@ from rlprune.constraints import bind
 from rlprune.errors import InputError
 from rlprune.graph.from_onnx import OnnxTrace
 from rlprune.graph.types import IntArray
-from rlprune.latency.device import preferred_multiple
-from rlprune.latency.types import Measurement
+from rlprune.latency.types import Arithmetic, Measurement
 from rlprune.planning.candidates import chooser, default_count
 from rlprune.planning.certify import MAX_ROUNDS, certify_plan
 from rlprune.planning.planner import Planner, Question
@@ -67,9 +66,11 @@ def make_plans(
     scores = _initial_scores(trace, request, calibration)
     images = None if scores is not None else read_calibration(traced, calibration)
     count = _candidate_count(request, images)
-    bound = bind(traced.graph, request.constraints, round_to=preferred_multiple(device))
+    stated = request.constraints.round_to
+    multiple = planner.round_to(request, device) if stated is None else stated
+    bound = bind(traced.graph, request.constraints, round_to=multiple)
     space = space_of(traced.graph, bound, request.schemes)
-    images, pick = _halved(traced, images, count, on_progress)
+    images, pick = _halved(traced, images, count, request.arithmetic, on_progress)
     if scores is not None:
         profiles = initial_profiles(space, scores)
     else:
@@ -117,13 +118,14 @@ def _candidate_count(request: PlanRequest, images: CalibrationSet | None) -> int
         return request.candidates
     if request.max_params is not None:  # candidates are proposed by latency alone
         return 0
-    return default_count(images, policy=request.policy, guard=request.guard)
+    return default_count(images, request.schemes, policy=request.policy, guard=request.guard)
 
 
 def _halved(
     trace: OnnxTrace,
     images: CalibrationSet | None,
     candidates: int,
+    arithmetic: Arithmetic,
     on_progress: OnProgress | None = None,
 ) -> tuple[CalibrationSet | None, Pick]:
     """What to profile on, and how a plan with candidates is chosen from.
@@ -138,7 +140,7 @@ def _halved(
         return images, lambda plan: plan
     for_profile, for_choice = images.halves()
     tell = named(on_progress, "evaluating candidates")
-    return for_profile, chooser(trace, for_choice.shuffled(), on_progress=tell)
+    return for_profile, chooser(trace, for_choice.shuffled(), arithmetic, on_progress=tell)
 
 
 def _certified(planner: Planner, question: Question, plan: PruningPlan, pick: Pick) -> PruningPlan:

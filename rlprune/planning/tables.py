@@ -13,7 +13,8 @@ from rlprune.errors import NotFoundError
 from rlprune.files import digest
 from rlprune.latency.device import check_batch
 from rlprune.latency.tables import LatencyTables
-from rlprune.latency.types import MACS_DEVICE, Subject
+from rlprune.latency.types import IN_F32, INT8, MACS_DEVICE, Arithmetic, Subject
+from rlprune.planning.dominated import Options, paying_options, restricted
 from rlprune.schemes import Space
 from rlprune.sensitivity.types import GroupProfiles
 from rlprune.solver.task import PruningTask
@@ -55,9 +56,11 @@ class _Compiled:
     """What one store's measurements were turned into."""
 
     def __init__(self) -> None:
-        self.models: Recent[LatencyModel] = Recent(4)
+        self.models: Recent[LatencyModel] = Recent(8)
+        self.precisions: Recent[bool] = Recent(64)
         self.tables: Recent[LatencyTables] = Recent(32)
         self.missing: Recent[tuple[Subject, ...]] = Recent(128)
+        self.paying: Recent[Options] = Recent(32)
 
 
 # Keyed by the store object, not its URL: what was compiled ends with the store it came from.
@@ -70,8 +73,9 @@ def _compiled_of(store: Store) -> _Compiled:
         return _compiled.setdefault(store, _Compiled())
 
 
-def latency_model(store: Store, device: str) -> LatencyModel:
-    """The device's latency model over all its measurements so far; fitted once per generation.
+def latency_model(store: Store, device: str, arithmetic: Arithmetic = IN_F32) -> LatencyModel:
+    """The device's latency model of an arithmetic, over all its measurements in that so far; fitted
+    once per generation.
 
     A device without measurements has one too: its `missing` names everything. Where another device
     of the store has measured more operators, its costs are the donor.
@@ -81,23 +85,33 @@ def latency_model(store: Store, device: str) -> LatencyModel:
 
     generation, donor = _state(store, device)
     return _compiled_of(store).models.get(
-        (device, generation, donor),
+        (device, generation, donor, arithmetic),
         lambda: LatencyModel.fit(
             device,
             store.measurements(device),
             store.graphs(),
-            donor=None if donor is None else _costs(store, donor),
+            arithmetic=arithmetic,
+            donor=None if donor is None else _costs(store, donor, arithmetic),
         ),
     )
 
 
-def missing_for(space: Space, store: Store, device: str) -> tuple[Subject, ...]:
+def has_precision(store: Store, device: str, precision: str) -> bool:
+    """Whether the device has measured anything in a precision; looked up once per generation."""
+    device = canonical_key(device)
+    key = (device, store.generation(device), precision)
+    return _compiled_of(store).precisions.get(key, lambda: store.has_precision(device, precision))
+
+
+def missing_for(
+    space: Space, store: Store, device: str, arithmetic: Arithmetic = IN_F32
+) -> tuple[Subject, ...]:
     """What the device should measure before plans of these options are worth much: `missing` of its
     latency model, found once per generation."""
     device = canonical_key(device)
-    key = (*_options(space), device, *_state(store, device))
+    key = (*_options(space), device, *_state(store, device), arithmetic)
     return _compiled_of(store).missing.get(
-        key, lambda: tuple(latency_model(store, device).missing(space))
+        key, lambda: tuple(latency_model(store, device, arithmetic).missing(space))
     )
 
 
@@ -121,15 +135,17 @@ def _options(space: Space) -> tuple[str, str]:
     )
 
 
-def _costs(store: Store, device: str) -> OperatorCosts:
+def _costs(store: Store, device: str, arithmetic: Arithmetic) -> OperatorCosts:
     """Costs of another device's operators, from nothing but its own measurements."""
     from rlprune.latency.model import LatencyModel
 
-    return LatencyModel.fit(device, store.measurements(device), {}).costs
+    return LatencyModel.fit(device, store.measurements(device), {}, arithmetic=arithmetic).costs
 
 
-def tables_for(space: Space, store: Store, device: str) -> LatencyTables:
-    """The device's latency of every plan over a space's options.
+def tables_for(
+    space: Space, store: Store, device: str, arithmetic: Arithmetic = IN_F32
+) -> LatencyTables:
+    """The device's latency, in an arithmetic, of every plan over a space's options.
 
     Raises:
         NotFoundError: the device is unknown (names the known ones) or has measured nothing.
@@ -144,27 +160,45 @@ def tables_for(space: Space, store: Store, device: str) -> LatencyTables:
     generation = store.generation(device)
     if generation == 0:
         raise nothing_measured(store, device)
+    if arithmetic != IN_F32 and latency_model(store, device, arithmetic).empty:
+        raise nothing_measured(store, device, arithmetic)
     return _compiled_of(store).tables.get(
-        (*options, device, generation),
-        lambda: latency_model(store, device).compile(space),
+        (*options, device, generation, arithmetic),
+        lambda: latency_model(store, device, arithmetic).compile(space),
     )
 
 
-def task_for(space: Space, profiles: GroupProfiles, store: Store, device: str) -> PruningTask:
-    """The planning task of one network on one device, its tables as fresh as the store.
+def task_for(
+    space: Space,
+    profiles: GroupProfiles,
+    store: Store,
+    device: str,
+    arithmetic: Arithmetic = IN_F32,
+) -> PruningTask:
+    """The planning task of one network on one device, its tables as fresh as the store; in int8
+    without the options that do not pay (`dominated`).
 
-    Whether enough was measured for it is `latency_model(store, device).missing(...)`.
+    Whether enough was measured for it is `latency_model(store, device, ...).missing(...)`.
 
     Raises:
         NotFoundError: the device is unknown (names the known ones) or has measured nothing.
     """
-    return PruningTask(space, tables_for(space, store, device), profiles)
+    device = canonical_key(device)
+    task = PruningTask(space, tables_for(space, store, device, arithmetic), profiles)
+    if arithmetic.precision != INT8 or device == MACS_DEVICE:
+        return task
+    paying = _compiled_of(store).paying.get(
+        (*_options(space), device, store.generation(device), arithmetic),
+        lambda: paying_options(task),
+    )
+    return restricted(task, paying, lambda own: tables_for(own, store, device, arithmetic))
 
 
-def nothing_measured(store: Store, device: str) -> NotFoundError:
+def nothing_measured(store: Store, device: str, arithmetic: Arithmetic = IN_F32) -> NotFoundError:
     """The refusal of a device without measurements; one never heard of is told the known ones."""
     store.device(device)
+    of = "" if arithmetic == IN_F32 else f" in {arithmetic.precision}"
     return NotFoundError(
-        f"device {device!r} has reported no measurements yet; start `rlprune work` on it",
+        f"device {device!r} has reported no measurements{of} yet; start `rlprune work` on it",
         field="device",
     )

@@ -5,9 +5,9 @@ from __future__ import annotations
 from importlib import import_module
 
 from rlprune.errors import MissingExtraError, NotFoundError
-from rlprune.runtime.base import Runtime, Session
+from rlprune.runtime.base import Runtime, Session, check_precision
 
-__all__ = ["RUNTIMES", "Runtime", "Session", "get_runtime"]
+__all__ = ["RUNTIMES", "Runtime", "Session", "check_precision", "get_runtime"]
 
 RUNTIMES = {
     "ort": ("rlprune.runtime.ort", "OrtRuntime", "device"),

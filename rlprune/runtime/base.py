@@ -13,7 +13,7 @@ import onnx
 from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 
-from rlprune.errors import MeasurementError, one_line
+from rlprune.errors import InputError, MeasurementError, one_line
 
 Array = NDArray[Any]
 
@@ -57,16 +57,34 @@ class Runtime(Protocol):
     @property
     def version(self) -> str: ...
 
-    def load(self, model: bytes, *, thread_count: int = 1) -> Session:
+    def refusal(self, precision: str) -> str:
+        """Why models cannot be computed in a precision here, and what to do; empty where they
+        can."""
+        ...
+
+    def load(self, model: bytes, *, thread_count: int = 1, precision: str = "f32") -> Session:
         """Makes a session of a serialized ONNX model that computes on `thread_count` threads.
 
-        Computes in float32 whatever the processor offers. Extents that the model leaves open may
-        be taken as 1, as measuring feeds them.
+        What the file holds as float32 is computed in float32 whatever the processor offers, or
+        with `bf16` in bfloat16. In `int8` the file says itself what is computed in integers, and
+        the rest is float32. Extents that the model leaves open may be taken as 1, as measuring
+        feeds them.
 
         Raises:
-            MeasurementError: the runtime refuses the model.
+            MeasurementError: the runtime refuses the model or the precision.
         """
         ...
+
+
+def check_precision(runtime: Runtime, precision: str) -> None:
+    """Refuses a precision that a runtime has not.
+
+    Raises:
+        InputError: it says why.
+    """
+    refusal = runtime.refusal(precision)
+    if refusal:
+        raise InputError(refusal, field="precision")
 
 
 def with_closed_extents(model: bytes) -> bytes:

@@ -101,7 +101,16 @@ class MnnRuntime:
     def __init__(self) -> None:
         self._converted = Prepared()
 
-    def load(self, model: bytes, *, thread_count: int = 1) -> MnnSession:
+    def refusal(self, precision: str) -> str:
+        # Of a QDQ file the converter (3.6.1) aborts the process or writes what cannot be resized;
+        # its own tool crashed, then wrote a file that was not quantised.
+        if precision == "f32":
+            return ""
+        return f"MNN is measured in f32 only, not in {precision}; take ort or openvino"
+
+    def load(self, model: bytes, *, thread_count: int = 1, precision: str = "f32") -> MnnSession:
+        if refusal := self.refusal(precision):
+            raise MeasurementError(refusal)
         with tempfile.TemporaryDirectory(prefix="rlprune-mnn-") as folder:
             path = Path(folder) / "model.mnn"
             path.write_bytes(self._converted.get(model, lambda: _convert(model, Path(folder))))

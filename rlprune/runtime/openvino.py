@@ -1,9 +1,9 @@
 """OpenVINO on the CPU, set up so that its time can be measured and its numbers are float32.
 
 By default it computes in bfloat16 where the processor can, which no other runtime here does, so
-float32 is asked for. One stream of one unpinned thread: inference runs on the calling thread, so
-the thread's CPU time is the model's. Its package `openvino-telemetry` writes an id to the home and
-reports usage; it is kept from being imported.
+float32 is asked for unless a model is to run in bfloat16. One stream of one unpinned thread:
+inference runs on the calling thread, so the thread's CPU time is the model's. Its package
+`openvino-telemetry` writes an id to the home and reports usage; it is kept from being imported.
 """
 
 from __future__ import annotations
@@ -64,9 +64,20 @@ class OpenvinoRuntime:
         # kernels and latency were seen to be the same, and every session has memory of its own.
         self._compiled = Prepared()
 
-    def load(self, model: bytes, *, thread_count: int = 1) -> OpenvinoSession:
+    def refusal(self, precision: str) -> str:
+        able = self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+        if precision == "bf16" and "BF16" not in able:
+            return "this processor has no bf16 instructions (AVX512-BF16 or AMX); take f32 or int8"
+        return ""
+
+    def load(
+        self, model: bytes, *, thread_count: int = 1, precision: str = "f32"
+    ) -> OpenvinoSession:
+        if refusal := self.refusal(precision):
+            raise MeasurementError(refusal)
+        hint = "bf16" if precision == "bf16" else "f32"
         options = {
-            "INFERENCE_PRECISION_HINT": "f32",
+            "INFERENCE_PRECISION_HINT": hint,
             "PERFORMANCE_HINT": "LATENCY",
             "NUM_STREAMS": 1,
             "INFERENCE_NUM_THREADS": thread_count,
@@ -85,7 +96,7 @@ class OpenvinoRuntime:
             # What is imported computes on one thread, whatever it is told and says (2026.4.1).
             if thread_count > 1 or len(model) > MAX_KEPT_BYTES:
                 return OpenvinoSession(compiled())
-            content = self._compiled.get(model, exported)
+            content = self._compiled.get(model, exported, variant=hint)
             return OpenvinoSession(self._core.import_model(content, "CPU", options))
         except Exception as error:  # as above
             raise MeasurementError(f"OpenVINO refuses the model: {one_line(error)}") from error

@@ -50,7 +50,14 @@ class OrtRuntime:
     name = "ort"
     version: str = ort.__version__
 
-    def load(self, model: bytes, *, thread_count: int = 1) -> OrtSession:
+    def refusal(self, precision: str) -> str:
+        if precision == "bf16":
+            return "ONNX Runtime has no bf16 kernels for CPUs; take openvino, or f32 or int8"
+        return ""
+
+    def load(self, model: bytes, *, thread_count: int = 1, precision: str = "f32") -> OrtSession:
+        if refusal := self.refusal(precision):
+            raise MeasurementError(refusal)
         options = ort.SessionOptions()
         options.intra_op_num_threads = thread_count
         options.inter_op_num_threads = thread_count

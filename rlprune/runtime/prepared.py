@@ -22,9 +22,9 @@ class Prepared:
         self._kept: OrderedDict[bytes, bytes] = OrderedDict()
         self._size = 0
 
-    def get(self, model: bytes, make: Callable[[], bytes]) -> bytes:
-        """What `make` returned for this model, now or before."""
-        key = hashlib.sha256(model).digest()
+    def get(self, model: bytes, make: Callable[[], bytes], *, variant: str = "") -> bytes:
+        """What `make` returned for this model and variant, now or before."""
+        key = hashlib.sha256(model).digest() + variant.encode()
         found = self._kept.pop(key, None)
         if found is None:
             found = make()

@@ -91,6 +91,8 @@ class Blocks:
                 if not inside.intersection(_made_by(name, maker, named))
             ]
             left_out[site.name] = shortcut
+            if addition.op == "Sub" and shortcut == 1:
+                continue  # what is behind it reads the shortcut with another sign
             # An activation that does nothing to what went through it before goes as well.
             left_out.update(
                 (name, 0) for name in inside if addition.outputs[0] in nodes[name].inputs
@@ -121,6 +123,7 @@ def branches(graph: PruningGraph) -> list[Branch]:
     ]
     found: list[Branch] = []
     sums: set[int] = set()
+    ends: set[int] = set()  # of residual branches, offered or not
     for index, op in enumerate(graph.operators):
         if op.kind != "add" or len(op.inputs) != 2 or op.inputs[0] == op.inputs[1]:
             continue
@@ -129,10 +132,15 @@ def branches(graph: PruningGraph) -> list[Branch]:
         if split is None:
             continue
         shortcut, inside = split
-        if not _same_extents(graph.operators[shortcut], op) or sums & (inside - {index}):
+        if not _same_extents(graph.operators[shortcut], op):
             continue
+        ends.add(index)
+        if ends & inside:
+            continue  # others lie within it
         if any(not set(readers[one]) <= inside | {index} for one in inside):
             continue  # somebody else reads of it
+        if inside.intersection(graph.outputs):
+            continue  # so does the user
         if not _behind_a_sum(graph.operators, shortcut, sums):
             continue  # the first of its stage
         if sum(macs[one] for one in inside) > MAX_SHARE * sum(macs):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
 
@@ -103,14 +103,30 @@ def _sites(
         if name not in schemes:
             own = [_left(site) for site in own]
         elif bound is not None and name != CHANNELS.name:
-            own = [_held(site, bound.requested.hold) for site in own]
+            own = [_held(site, _names(graph, site), bound.requested.hold) for site in own]
         found += own
     return found
 
 
-def _held(site: Site, patterns: Sequence[str]) -> Site:
-    """The site with nothing to decide, where the user holds it as it is."""
-    if not any(fnmatchcase(site.name, pattern) for pattern in patterns):
+def _names(graph: PruningGraph, site: Site) -> set[str]:
+    """What a user may call a site: its own name, and those of the layers that it changes."""
+    names, nodes = {site.name}, set()
+    for index in site.operators:
+        names.add(graph.operators[index].weight)
+        nodes.add(graph.operators[index].name)
+    for group in graph.groups:
+        for member in group.members:
+            if member.node in nodes:
+                names.update((member.tensor, member.layer))
+    for fixed in graph.held:
+        if fixed.node in nodes:
+            names.update((fixed.tensor, fixed.layer))
+    return (names | nodes) - {""}
+
+
+def _held(site: Site, names: Collection[str], patterns: Sequence[str]) -> Site:
+    """The site with nothing to decide, where the user holds it, or a layer of it, as it is."""
+    if not any(fnmatchcase(name, pattern) for pattern in patterns for name in names):
         return site
     return _left(site)
 

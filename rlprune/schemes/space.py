@@ -176,10 +176,20 @@ class Space:
         """Numbers in the weights of the cut file of choices [..., S] -> [...]."""
         keeps = self.settings_at(choice)[..., : self.group_count]
         total = self.graph.params(keeps)
+        owned = any(weight.operators for weight in self.graph.weights)
+        absent: dict[int, NDArray[np.bool_]] = {}
         for form, base in self._changed():
+            if form.operator.absent and owned:
+                gone = absent.get(form.index, np.False_)
+                absent[form.index] = np.asarray(gone | form.holds(choice))
+                continue
             ins, outs = base.in_width.at(keeps), base.out_width.at(keeps)
             more = form.operator.params_at(ins, outs) - base.params_at(ins, outs)
             total = total + form.holds(choice) * more
+        for weight in self.graph.weights:
+            if weight.operators and absent.keys() >= set(weight.operators):
+                gone = np.logical_and.reduce([absent[index] for index in weight.operators])
+                total = total - gone * weight.at(keeps)
         return total
 
     def _changed(self) -> Iterator[tuple[Form, Operator]]:

@@ -94,16 +94,19 @@ class Correction:
     """Why it was only cut, or not compared."""
     lost: bool = False
     """Whether it should have been reconstructed, and was only cut."""
+    quantised: Moved | None = None
+    """`moved` once more, after quantisation; None where the network was not quantised."""
 
     @property
     def warning(self) -> str:
         """What the user should know before the network is used; empty where all is well."""
         if self.lost:
             return self.note
-        if self.moved is None or not self.moved.much:
+        moved = self.quantised or self.moved
+        if moved is None or not moved.much:
             return ""
         return (
-            f"the answers moved a lot ({self.moved.text()}); give inputs of yours as calibration "
+            f"the answers moved a lot ({moved.text()}); give inputs of yours as calibration "
             "to plan and apply, fine-tune the model, or plan for a larger budget"
         )
 
@@ -114,6 +117,8 @@ class Correction:
             lines.append(self.note)
         if self.moved is not None:
             lines.append(f"compared with the original: {self.moved.text()}")
+        if self.quantised is not None:
+            lines.append(f"after quantisation to int8: {self.quantised.text()}")
         return lines
 
 
@@ -122,6 +127,8 @@ class Corrected(Correction):
     """A plan's network, and what was done for it."""
 
     model: onnx.ModelProto
+    samples: CalibrationSet | None = None
+    """What it was reconstructed from and compared on; None where it was not run here."""
 
 
 def carry_out(
@@ -203,14 +210,14 @@ def _corrected(
 ) -> Corrected:
     """`kernels` as `solve` takes them; None where the network is only to be cut."""
     if kernels is None:
-        apart, _ = _held_out(samples)
+        apart, _ = held_out(samples)
         judge = Evaluator(trace, apart, runtime=runtime, reconstruct=False)
         pruned = cut(trace, removal)
         moved = Moved.of(judge.evaluate_model(pruned), judge.base)
-        return Corrected(model=pruned, moved=moved, note="only cut")
+        return Corrected(model=pruned, moved=moved, note="only cut", samples=samples)
     solved = solve(trace, removal, samples, runtime, kernels=kernels)
     check_written(solved.model)
-    return Corrected(model=solved.model, inputs=samples.text(), moved=solved.moved)
+    return Corrected(model=solved.model, inputs=samples.text(), moved=solved.moved, samples=samples)
 
 
 @dataclass(frozen=True)
@@ -243,7 +250,7 @@ def solve(
     Raises:
         CalibrationError: the network does not run on the samples, or overflows on them.
     """
-    apart, used = _held_out(samples)
+    apart, used = held_out(samples)
     judge = Evaluator(trace, apart, runtime=runtime, reconstruct=False)
     pruned = cut(trace, removal)
     layers: dict[str, Layer] = {}
@@ -273,7 +280,8 @@ def solve(
     return Solved(models[way], layers, ways[way], Moved.of(found, judge.base))
 
 
-def _held_out(samples: CalibrationSet) -> tuple[CalibrationSet, CalibrationSet]:
+def held_out(samples: CalibrationSet) -> tuple[CalibrationSet, CalibrationSet]:
+    """What a corrected network is compared on, and what it is reconstructed from."""
     return samples.split(max(1, min(MAX_HELD_OUT, round(HELD_OUT_RATIO * len(samples)))))
 
 

@@ -13,9 +13,11 @@ from dataclasses import dataclass, field
 import numpy as np
 import onnx
 
+from rlprune.constraints import float_nodes
 from rlprune.errors import CalibrationError
 from rlprune.graph.from_onnx import OnnxTrace
 from rlprune.graph.types import FloatArray, IntArray, PruningGraph
+from rlprune.precision import SCALED_COUNT, quantised
 from rlprune.runtime.base import Array, Runtime
 from rlprune.schemes import CHANNEL_ONLY, cut_kernels, removal_of
 from rlprune.sensitivity.batching import Batching
@@ -31,7 +33,8 @@ from rlprune.sensitivity.divergence import (
     log_softmax,
     with_channels,
 )
-from rlprune.sensitivity.reconstruct import Reconstruction
+from rlprune.sensitivity.reconstruct import Reconstruction, with_layers
+from rlprune.sensitivity.refine import refine
 from rlprune.sensitivity.types import FOLD_COUNT
 from rlprune.surgery.importance import unit_scores
 from rlprune.surgery.onnx import cut
@@ -42,6 +45,8 @@ they then no longer fit the cache."""
 MAX_ANSWERS = 1 << 22
 """Values of all answers that are kept to compare with; of larger answers some positions stand for
 all. A recogniser with 6,625 letters spent as long on comparing as on running with 16 times more."""
+AGAIN_COUNT = 128
+"""Samples that layers are solved a second time on, where many plans are evaluated."""
 MIN_POSITIONS = 8
 """Of one sample's answer, however many samples there are."""
 
@@ -124,6 +129,8 @@ class Evaluator:
         reconstruct: bool = True,
         reconstruction: Reconstruction | None = None,
         schemes: Sequence[str] = CHANNEL_ONLY,
+        int8: bool = False,
+        keep_float: Sequence[str] = (),
     ) -> None:
         """Runs the unpruned model, to know its answers and what its layers read.
 
@@ -132,6 +139,8 @@ class Evaluator:
             reconstruct: whether a plan's network is reconstructed after the cut.
             reconstruction: from other samples than plans are judged on; of these if None.
             schemes: whose options plans take.
+            int8: whether a corrected network is quantised before it is evaluated, as it will run.
+            keep_float: patterns of layers that then stay in float.
 
         Raises:
             CalibrationError: the model cannot be run on the samples, or overflows on them.
@@ -152,6 +161,8 @@ class Evaluator:
             self._reconstruction = reconstruction or Reconstruction.of(
                 trace, calibration, runtime, cut_kernels(trace, schemes)
             )
+        self._int8 = int8
+        self._keep_float = float_nodes(trace.graph, keep_float)
         self.base = self._judge.same(calibration.y)
         """The unpruned model's evaluation."""
 
@@ -162,13 +173,24 @@ class Evaluator:
 
     def evaluate(self, settings: IntArray, schemes: Sequence[str] = CHANNEL_ONLY) -> Evaluation:
         """The plan's loss after correction; settings [S] of the schemes' sites."""
-        return self.evaluate_model(self.corrected_model(settings, schemes))
+        return self.evaluate_model(self.as_run(self.corrected_model(settings, schemes)))
 
     def evaluate_part(
         self, settings: IntArray, start: int, stop: int, schemes: Sequence[str] = CHANNEL_ONLY
     ) -> Evaluation:
         """The same by samples `start` to `stop` alone, corrected as for all."""
-        return self.evaluate_model(self.corrected_model(settings, schemes), start, stop)
+        made = self.as_run(self.corrected_model(settings, schemes))
+        return self.evaluate_model(made, start, stop)
+
+    def as_run(self, model: onnx.ModelProto) -> onnx.ModelProto:
+        """A corrected model as it is evaluated: itself, or quantised with scales from the first of
+        these samples."""
+        if not self._int8:
+            return model
+        few = self.calibration.take(np.arange(min(SCALED_COUNT, len(self.calibration))))
+        feeds = (self._batching.feeds(batch) for batch in few.batches(self._batch_values))
+        asked = [one.tensor for one in self._judge.judged]
+        return quantised(self._batching.prepare(model, asked), feeds, keep_float=self._keep_float)
 
     def evaluate_model(
         self, model: onnx.ModelProto, start: int = 0, stop: int | None = None
@@ -182,14 +204,36 @@ class Evaluator:
         return self._judge.score(answers, samples.y, start, stop)
 
     def corrected_model(
-        self, settings: IntArray, schemes: Sequence[str] = CHANNEL_ONLY
+        self, settings: IntArray, schemes: Sequence[str] = CHANNEL_ONLY, *, again: bool = False
     ) -> onnx.ModelProto:
-        """The pruned model with the correction in its weights and biases: a plain ONNX file."""
+        """The pruned model with the correction in its weights and biases: a plain ONNX file.
+
+        Args:
+            again: whether its layers are solved a second time, for what they read in the pruned
+                network (`sensitivity.refine`).
+        """
         removal = removal_of(self.trace, settings, schemes, scores=self._scores)
         pruned = cut(self.trace, removal)
-        if self._reconstruction is None:
+        found = self._reconstruction
+        if found is None:
             return pruned
-        return self._reconstruction.apply(pruned, removal)
+        if not again:
+            return found.apply(pruned, removal)
+        samples, _ = self.calibration.split(min(len(self.calibration), AGAIN_COUNT))
+        changes = refine(self.trace, pruned, removal, found, samples, self._runtime)
+        return with_layers(pruned, changes)
+
+    def unexplained(self, settings: IntArray, schemes: Sequence[str] = CHANNEL_ONLY) -> float:
+        """Share (0-1) of the variance of a layer's output that least squares cannot restore under a
+        plan, in the layer that loses most; known without evaluating the plan.
+
+        Raises:
+            ValueError: layers are not reconstructed.
+        """
+        if self._reconstruction is None:
+            raise ValueError("this evaluator does not reconstruct")
+        removal = removal_of(self.trace, settings, schemes, scores=self._scores)
+        return self._reconstruction.unexplained(removal)
 
     def _run(
         self, model: onnx.ModelProto, samples: CalibrationSet, judged: Sequence[Judged]

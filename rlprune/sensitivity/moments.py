@@ -12,7 +12,7 @@ from rlprune.errors import CalibrationError
 from rlprune.graph.from_onnx import OnnxTrace
 from rlprune.graph.types import FloatArray
 from rlprune.graph.walk import Node
-from rlprune.graph.windows import explicit_pads
+from rlprune.graph.windows import before_border, explicit_pads
 from rlprune.runtime.base import Array, Runtime
 from rlprune.sensitivity.batching import Batching
 from rlprune.sensitivity.calibration import CalibrationSet
@@ -84,13 +84,13 @@ def input_moments(
     answers = [value.name for value in trace.model.graph.output]
     batching = Batching.find(trace, samples, runtime, answers)
     nodes = [(name, k, node) for name, own in shared.items() for k, node in enumerate(own)]
-    wanted = batching.computed(node.inputs[0] for _, _, node in nodes)
+    wanted = batching.computed(source_of(trace, node) for _, _, node in nodes)
     seen: dict[str, Seen] = {}
     rng = np.random.default_rng(0)
     batches = samples.batches(batch_values(trace, batching, wanted))
     for _, values in batching.run(runtime, trace.model, wanted, batches):
         for name, k, node in nodes:
-            rows = rows_read(trace, node, values[node.inputs[0]], len(samples), rng)
+            rows = rows_read(trace, node, values[source_of(trace, node)], len(samples), rng)
             if name not in seen:
                 groups = int(node.attrs.get("group", 1))
                 seen[name] = Seen.nothing(len(shared[name]), rows.shape[1], groups)
@@ -113,13 +113,18 @@ def batch_values(trace: OnnxTrace, batching: Batching, wanted: Sequence[str]) ->
     return max(1, min(BATCH, MAX_VALUES // max(each, 1))) * traced
 
 
+def source_of(trace: OnnxTrace, node: Node) -> str:
+    """What a layer reads; of a convolution before a border of zeros, which cut models may lack."""
+    return before_border(node, trace.normal)[0] if node.op == "Conv" else node.inputs[0]
+
+
 def rows_read(
     trace: OnnxTrace, node: Node, value: Array, sample_count: int, rng: np.random.Generator
 ) -> Array:
     """What one output reads, for a sample of the outputs of a batch: [R, C_in * K].
 
     Args:
-        value: the layer's input in one batch.
+        value: the layer's input in one batch (`source_of`).
         sample_count: in all batches.
     """
     if node.op != "Conv":
@@ -127,7 +132,9 @@ def rows_read(
     kernel = trace.normal.shapes[node.inputs[1]][2:]
     stride = list(node.attrs.get("strides", [1] * len(kernel)))
     dilation = list(node.attrs.get("dilations", [1] * len(kernel)))
-    pads = explicit_pads(node, value.shape[2:], kernel, stride, dilation)
+    own = explicit_pads(node, value.shape[2:], kernel, stride, dilation)
+    _, border = before_border(node, trace.normal)
+    pads = [one + other for one, other in zip(own, border, strict=True)]
     sides = list(zip(pads[: len(kernel)], pads[len(kernel) :], strict=True))
     padded = np.pad(value, [(0, 0), (0, 0), *sides])
     extents = [

@@ -61,7 +61,8 @@ class Layer:
     axes: tuple[int, int]
     """(out, in) in the file."""
     read: tuple[IntArray, IntArray]
-    """Group and unit of every input channel [C_in]; of a grouped convolution none [C_in / G]."""
+    """Group and unit of every input channel [C_in]; of a grouped convolution of each group's, which
+    lose the same ones [C_in / G]."""
     made: tuple[IntArray, IntArray]
     """Group and unit of every output channel [C_out]."""
     means: FloatArray
@@ -165,6 +166,19 @@ class Reconstruction:
             changes[layer.tensor] = layer.change(weight[outputs], shifts[:, outputs], removal)
         return changes
 
+    def unexplained(self, removal: Removal) -> float:
+        """Share (0-1) of the output variance that least squares cannot restore, in the layer that
+        loses most."""
+        lost = [0.0]
+        for layer, inputs in self.affected_layers(removal):
+            whole, _ = layer.moment(layer.shift)
+            dense = layer.weight.reshape(len(whole), -1, len(inputs))  # [G, C_out / G, d]
+            moment = whole[:, inputs] @ dense.swapaxes(1, 2)  # [G, d', C_out / G]
+            solved = np.linalg.solve(whole[:, inputs][:, :, inputs], moment)
+            total = float(((dense @ whole) * dense).sum())
+            lost.append(1.0 - float((moment * solved).sum()) / max(total, 1e-30))
+        return min(max(*lost, 0.0), 1.0)
+
     def affected_layers(self, removal: Removal) -> Iterator[tuple[Layer, BoolArray]]:
         """Layers that lose inputs, channels or taps, and which of them they keep [d]."""
         for layer in self.layers:
@@ -251,9 +265,6 @@ def _layer(trace: OnnxTrace, nodes: Sequence[Node], tensor: onnx.TensorProto, se
         np.asarray(numpy_helper.to_array(tensor), dtype=np.float64), (made, read), (0, 1)
     )
     places = _places(trace, nodes)
-    units = trace.channels.axis_units(tensor.name, read)
-    if int(nodes[0].attrs.get("group", 1)) > 1:
-        units = np.full(weight.shape[1], -1), np.zeros(weight.shape[1], dtype=np.int64)
     shift: Shift = "own" if len({name for name, _ in places}) == len(nodes) else "one"
     return Layer(
         outputs=tuple(node.outputs[0] for node in nodes),
@@ -263,7 +274,7 @@ def _layer(trace: OnnxTrace, nodes: Sequence[Node], tensor: onnx.TensorProto, se
         weight=weight.reshape(len(weight), -1),
         shape=weight.shape,
         axes=(made, read),
-        read=units,
+        read=trace.channels.axis_units(tensor.name, read),
         made=trace.channels.axis_units(tensor.name, made),
         means=seen.first / seen.count[:, None, None],
         shares=seen.count / seen.count.sum(),
@@ -335,6 +346,8 @@ def with_layers(model: onnx.ModelProto, changes: Mapping[str, LayerChange]) -> o
             continue  # of a branch that was left out
         new = {name: _cast(change.weight, constants[name])}
         for behind, added in change.added.items():
+            if behind not in constants:
+                continue  # of a layer that shares the weight, in such a branch
             old = np.asarray(numpy_helper.to_array(constants[behind]), dtype=np.float64)
             new[behind] = _cast(old + added.reshape(old.shape), constants[behind])
         if any(values is None for values in new.values()):

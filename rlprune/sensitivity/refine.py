@@ -21,7 +21,7 @@ from rlprune.graph.walk import Node
 from rlprune.runtime.base import Runtime
 from rlprune.sensitivity.batching import Batching
 from rlprune.sensitivity.calibration import CalibrationSet
-from rlprune.sensitivity.moments import RIDGE, Seen, batch_values, rows_read
+from rlprune.sensitivity.moments import RIDGE, Seen, batch_values, rows_read, source_of
 from rlprune.sensitivity.reconstruct import Layer, LayerChange, Reconstruction, with_layers
 from rlprune.surgery.removal import BoolArray, Removal, kept_mask
 
@@ -65,6 +65,8 @@ def refine(
     if not changes and not removal.left_out:
         return changes
     layers = _solvable(reconstruction.layers, pruned, removal)
+    if not changes:
+        layers = _behind(layers, trace, removal)
     batching = Batching.find(
         trace, samples, runtime, [value.name for value in trace.model.graph.output]
     )
@@ -101,6 +103,14 @@ def _solvable(layers: Sequence[Layer], pruned: onnx.ModelProto, removal: Removal
         and made.issuperset(layer.outputs)
         and ((layer.read[0] >= 0).any() or layer.tensor in removal.windows)
     ]
+
+
+def _behind(layers: Sequence[Layer], trace: OnnxTrace, removal: Removal) -> list[Layer]:
+    """The layers behind the first branch that is left out; those before read what they did."""
+    names = [node.name for node in trace.normal.nodes]
+    first = min(names.index(name) for name in removal.left_out)
+    later = {name for node in trace.normal.nodes[first:] for name in node.outputs}
+    return [layer for layer in layers if later.issuperset(layer.outputs)]
 
 
 def _affordable(trace: OnnxTrace) -> int:
@@ -144,13 +154,13 @@ def _seen(
     readers = [
         (layer, k, nodes[output]) for layer in layers for k, output in enumerate(layer.outputs)
     ]
-    wanted = batching.computed(node.inputs[0] for _, _, node in readers)
+    wanted = batching.computed(source_of(trace, node) for _, _, node in readers)
     seen: dict[str, _Pair] = {}
     batches = list(samples.batches(batch_values(trace, batching, wanted)))
     runs = [batching.run(runtime, one, wanted, batches) for one in (trace.model, model)]
     for (batch, dense), (_, own) in zip(*runs, strict=True):
         for layer, k, node in readers:
-            name = node.inputs[0]
+            name = source_of(trace, node)
             # The same windows of both.
             theirs, ours = (
                 rows_read(

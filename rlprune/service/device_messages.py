@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 
+from rlprune.constraints import Constraints
 from rlprune.device_keys import canonical_key
 from rlprune.errors import InputError
 from rlprune.latency.types import (
@@ -51,6 +52,7 @@ def subject_to(subject: Subject) -> types_pb2.Subject:
             keeps=subject.settings,
             schemes=() if subject.schemes == CHANNEL_ONLY else subject.schemes,
             precision=subject.precision if subject.precision != F32 else "",
+            keep_float=subject.keep_float,
         )
         return types_pb2.Subject(model=model)
     told = asdict(subject)
@@ -69,13 +71,16 @@ def subject_from(message: types_pb2.Subject, *, field: str = "subject") -> Subje
     if which == "model":
         keeps = tuple(message.model.keeps)
         check_fingerprint(message.model.fingerprint, field=f"{field}.model.fingerprint")
-        if not all(1 <= keep <= MAX_WIDTH for keep in keeps):
+        schemes = check_schemes(message.model.schemes)
+        least = 1 if schemes == CHANNEL_ONLY else 0  # `latency.subjects` knows the groups
+        if not all(least <= keep <= MAX_WIDTH for keep in keeps):
             raise InputError("keep counts are at least 1", field=f"{field}.model.keeps")
         return ModelSubject(
             message.model.fingerprint,
             keeps,
-            check_schemes(message.model.schemes),
+            schemes,
             _precision(message.model.precision, f"{field}.model.precision"),
+            Constraints(keep_float=tuple(message.model.keep_float)).keep_float,
         )
     if which == "operator":
         return _operator_from(message.operator, f"{field}.operator")

@@ -27,6 +27,7 @@ from rlprune.plans import (
     PlanEntry,
     PlanFigures,
     PruningPlan,
+    Unpruned,
 )
 from rlprune.schemes import CHANNEL_ONLY, asked_schemes
 from rlprune.store.records import Asked, PlanRecord
@@ -146,6 +147,7 @@ def plan_to(plan: PruningPlan) -> types_pb2.PruningPlan:
         reference=None if plan.reference is None else _figures_to(plan.reference),
         note=plan.note,
         constraints=_constraints_to(plan.constraints),
+        unpruned=[types_pb2.Unpruned(**asdict(one)) for one in plan.unpruned],
         candidates=[_candidate_to(one) for one in plan.candidates],
         expected_divergence=plan.expected_divergence,
         certificate=None if plan.certificate is None else _certificate_to(plan.certificate),
@@ -160,6 +162,7 @@ def plan_from(message: types_pb2.PruningPlan) -> PruningPlan:
         profiled=message.profiled,
         device=canonical_key(message.device),
         precision=message.precision or F32,
+        unpruned=tuple(Unpruned(one.precision, one.latency_ms) for one in message.unpruned),
         budget_ms=message.budget_ms,
         feasible=message.feasible,
         base_latency_ms=message.base_latency_ms,
@@ -241,6 +244,7 @@ def _constraints_to(constraints: Constraints) -> types_pb2.Constraints:
         min_keep_ratio=constraints.min_keep_ratio,
         hold=constraints.hold,
         pin=constraints.pin,
+        keep_float=constraints.keep_float,
     )
 
 
@@ -258,6 +262,7 @@ def constraints_from(
         message.min_keep_ratio,
         tuple(message.hold),
         tuple(message.pin),
+        tuple(getattr(message, "keep_float", ())),  # requests of 0.7 have no such field
     )
 
 

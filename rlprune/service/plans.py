@@ -6,6 +6,7 @@ Everything is checked and computed before the first write, so a refused call cha
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import lru_cache
 
 from rlprune.constraints import BoundConstraints, bind
@@ -14,14 +15,14 @@ from rlprune.errors import InputError, MeasurementError, PolicyError
 from rlprune.files import digest
 from rlprune.graph.types import PruningGraph
 from rlprune.latency.device import check_batch, preferred_multiple
-from rlprune.latency.types import MACS_DEVICE, Subject
+from rlprune.latency.types import IN_F32, MACS_DEVICE, Arithmetic, Subject
 from rlprune.planning import (
     PlanRequest,
     make_plan,
     task_for,
     with_reasons,
 )
-from rlprune.planning.tables import Recent, missing_for
+from rlprune.planning.tables import Recent, latency_model, missing_for
 from rlprune.plans import PruningPlan
 from rlprune.policy import POLICY_NAMES, REMOVED_POLICIES, Policy, get_policy
 from rlprune.schemes import Space, space_of
@@ -84,11 +85,14 @@ class PlanService:
         if device != MACS_DEVICE:
             self._store.last_seen_sec(device)  # refuses unknown ones
         bound, space, profiles = self._bound.get(
-            (graph.fingerprint, device, asked.constraints, asked.schemes, _digest(request)),
+            (
+                *(graph.fingerprint, device, asked.precision),
+                *(asked.constraints, asked.schemes, _digest(request)),
+            ),
             lambda: _bound_profiles(request, asked, graph),
         )
         plan = self._plan(asked, space, profiles, policy, bound)
-        missing = self._missing(space, device, needed=plan is None)
+        missing = self._missing(space, device, asked.arithmetic, needed=plan is None)
         # All is well: now it is written, in one transaction.
         if plan is None or request.provisional:
             queued = self._queue(device, missing, graph, brought)
@@ -171,9 +175,16 @@ class PlanService:
         """The plan; None where nothing has been measured that latencies could be predicted from."""
         device = asked.device or ""
         check_batch(device, space.graph.input_shapes)
+        own = asked.arithmetic
         if device != MACS_DEVICE and self._store.sample_count(device) == 0:
             return None
-        task = task_for(space, profiles, self._store, device)
+        if (
+            own != IN_F32
+            and device != MACS_DEVICE
+            and latency_model(self._store, device, own).empty
+        ):
+            return None
+        task = task_for(space, profiles, self._store, device, own)
         [budget] = asked.budgets
         made = make_plan(
             task,
@@ -185,6 +196,7 @@ class PlanService:
             candidate_count=asked.candidates or 0,
             max_params=asked.max_params,
         )
+        made = replace(made, precision=asked.precision)
         return with_reasons(made, task, bound, self._store)
 
     def _queue(
@@ -202,7 +214,9 @@ class PlanService:
             self._store.put_graph(*brought)
         return []
 
-    def _missing(self, space: Space, device: str, *, needed: bool) -> list[Subject]:
+    def _missing(
+        self, space: Space, device: str, arithmetic: Arithmetic, *, needed: bool
+    ) -> list[Subject]:
         """What the device has still to measure for these options and can.
 
         Raises:
@@ -210,7 +224,7 @@ class PlanService:
         """
         if device == MACS_DEVICE:
             return []
-        missing = missing_for(space, self._store, device)
+        missing = missing_for(space, self._store, device, arithmetic)
         hopeless = self._jobs.unmeasurable(device) if missing else {}
         left = [subject for subject in missing if subject_key(subject) not in hopeless]
         if needed and not left:
@@ -232,7 +246,7 @@ def _bound_profiles(
 ) -> Bound:
     """The constraints on this graph, the options that they leave, and profiles of these; all that
     does not depend on budget and measurements."""
-    multiple = preferred_multiple(asked.device or "")
+    multiple = preferred_multiple(asked.device or "", asked.precision)
     bound = bind(graph, asked.constraints, round_to=multiple)
     if request.HasField("profiles"):
         profiles, space = profiles_from(request.profiles, graph, asked.schemes)

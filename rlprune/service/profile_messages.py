@@ -146,8 +146,13 @@ def _space_from(
         raise InputError(f"{columns} levels, not 1..{MAX_OPTIONS}", field=f"{field}.levels")
     site_count = len(graph.groups) + len(other_sites(graph, schemes))
     raw = _matrix_from(message.levels, (site_count, columns), f"{field}.levels")
-    if ((raw < 1) | (raw > MAX_WIDTH) | (raw != np.floor(raw))).any():
-        raise InputError("levels are whole numbers, at least 1", field=f"{field}.levels")
+    # Of channels one stays at least; other schemes have options of value 0.
+    if ((raw < 0) | (raw > MAX_WIDTH) | (raw != np.floor(raw))).any() or (
+        raw[: len(graph.groups)] < 1
+    ).any():
+        raise InputError(
+            "levels are whole numbers, of channels at least 1", field=f"{field}.levels"
+        )
     levels = raw.astype(np.int64)
     level_count = np.array(list(message.level_count), dtype=np.int64)
     if len(level_count) != site_count or ((level_count < 1) | (level_count > columns)).any():

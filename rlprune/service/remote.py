@@ -22,7 +22,7 @@ from rlprune.errors import (
     UnavailableError,
 )
 from rlprune.graph.types import IntArray, PruningGraph
-from rlprune.latency.device import with_threads
+from rlprune.latency.device import preferred_multiple, with_threads
 from rlprune.latency.types import MACS_DEVICE, Measurement, ModelSubject
 from rlprune.planning.planner import Question
 from rlprune.planning.request import PlanRequest, Unit
@@ -95,6 +95,10 @@ class RemotePlanner:
             return with_threads(request.device, request.threads)
         return request.device
 
+    def round_to(self, request: PlanRequest, device: str) -> int:
+        """See `Planner`: by the key, since nobody tells what was measured of multiples there."""
+        return preferred_multiple(device, request.precision)
+
     def answer(self, question: Question, budget: float, unit: Unit) -> PruningPlan:
         """See `Planner`."""
         request, device = question.request, question.device
@@ -124,6 +128,12 @@ class RemotePlanner:
                     )
         plan = plan_from(found.plan)
         plan.check(question.graph)
+        if plan.precision != request.precision:
+            raise InputError(
+                f"{self._channel.target} is of an earlier version, which plans in f32 only; plan "
+                "on this machine, or update the server",
+                field="precision",
+            )
         return plan
 
     def measure(self, question: Question, keeps: IntArray) -> Measurement:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from rlprune.graph.features import group_features
-from rlprune.graph.types import Group, IntArray, PruningGraph, WeightCount, Width
+from rlprune.graph.types import Group, IntArray, PruningGraph, Width
 from rlprune.schemes import Space
 from rlprune.sensitivity.energy import loss_curve
 from rlprune.sensitivity.predicted import energy_curve
@@ -111,7 +111,7 @@ def _graph(
             for op in graph.operators
         ),
         weights=tuple(
-            WeightCount(weight.often, tuple(merge(axis) for axis in weight.axes))
+            replace(weight, axes=tuple(merge(axis) for axis in weight.axes))
             for weight in graph.weights
         ),
     )

@@ -101,6 +101,8 @@ def subject_key(subject: Subject) -> str:
         told["schemes"] = list(subject.schemes)
     if subject.precision != F32:
         told["precision"] = subject.precision
+    if subject.keep_float:
+        told["keep_float"] = list(subject.keep_float)
     return json.dumps(told, separators=(",", ":"))
 
 
@@ -119,6 +121,7 @@ def subject_from_key(key: str) -> Subject:
             tuple(int(value) for value in data["keeps"]),
             tuple(str(name) for name in data.get("schemes", CHANNEL_ONLY)),
             str(data.get("precision", F32)),
+            tuple(str(name) for name in data.get("keep_float", ())),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"not a subject key: {key[:80]!r} ({error})") from error

@@ -19,7 +19,7 @@ from rlprune.device_keys import canonical_key
 from rlprune.errors import InputError, NotFoundError
 from rlprune.files import digest
 from rlprune.graph.types import PruningGraph
-from rlprune.latency.types import Measurement
+from rlprune.latency.types import F32, Measurement
 from rlprune.plans import PruningPlan
 from rlprune.store import encoding, schema
 from rlprune.store.database import Database
@@ -217,6 +217,19 @@ class Store:
         query = sa.select(sa.func.count()).where(rows.device == device, rows.status != "failed")
         with self.database.read() as connection:
             return int(connection.scalar(query) or 0)
+
+    def has_precision(self, device: str, precision: str) -> bool:
+        """Whether a device has measurements in a precision that did not fail."""
+        device = canonical_key(device)
+        rows = schema.measurements.c
+        # Subjects in f32 do not say so (`encoding.subject_key`).
+        says = rows.subject.contains('"precision":', autoescape=True)
+        if precision != F32:
+            says = rows.subject.contains(f'"precision":"{precision}"', autoescape=True)
+        which = sa.not_(says) if precision == F32 else says
+        query = sa.select(rows.seq).where(rows.device == device, rows.status != "failed", which)
+        with self.database.read() as connection:
+            return connection.execute(query.limit(1)).first() is not None
 
     # Plans
 

@@ -17,6 +17,7 @@ from rlprune.errors import ModelError
 from rlprune.graph.from_onnx import OnnxTrace
 from rlprune.graph.types import FloatArray
 from rlprune.graph.walk import Node
+from rlprune.graph.weights import is_hollow
 
 
 def unit_scores(trace: OnnxTrace) -> list[FloatArray]:
@@ -91,11 +92,14 @@ def _energy(
     scaled_axis: int | None = None,
     scale: FloatArray | None = None,
 ) -> FloatArray:
-    """Squared L2 norm of every slice along `axis`, with another axis scaled first.
+    """Squared L2 norm of every slice along `axis`, with another axis scaled first; all alike in a
+    skeleton, which may be cut as well.
 
     Raises:
         ModelError: it is not finite; names the weight.
     """
+    if is_hollow(weight):
+        return np.ones(weight.dims[axis])
     squares = np.square(numpy_helper.to_array(weight).astype(np.float64))
     if scaled_axis is not None and scale is not None and len(scale) == squares.shape[scaled_axis]:
         along = [1] * squares.ndim
@@ -117,7 +121,7 @@ def _batch_norm_scale(
     if len(readers) != 1 or readers[0].op != "BatchNormalization":
         return None
     gamma, variance = readers[0].inputs[1], readers[0].inputs[4]
-    if gamma not in tensors or variance not in tensors:
+    if any(name not in tensors or is_hollow(tensors[name]) for name in (gamma, variance)):
         return None
     epsilon = float(readers[0].attrs.get("epsilon", 1e-5))
     spread = numpy_helper.to_array(tensors[variance]).astype(np.float64)

@@ -122,8 +122,9 @@ def cut(trace: OnnxTrace, removal: Removal) -> ModelProto:
                 rewrite(surgeon, node, copy)
         if node.name in removal.left_out:
             # Runtimes drop an Identity; the sum it stands for may be an output of the model.
-            stands_for = copy.input[removal.left_out[node.name]]
-            copy = helper.make_node("Identity", [stands_for], [copy.output[0]], copy.name)
+            place = removal.left_out[node.name]
+            op = "Neg" if node.op == "Sub" and place == 1 else "Identity"
+            copy = helper.make_node(op, [copy.input[place]], [copy.output[0]], copy.name)
         graph.node.extend([*surgeon.before, copy, *surgeon.after])
         surgeon.before.clear()
         surgeon.after.clear()

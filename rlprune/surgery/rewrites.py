@@ -17,11 +17,10 @@ from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 from rlprune.graph.folding import ints, slice_index
 from rlprune.graph.from_onnx import OnnxTrace
-from rlprune.graph.normal import NormalModel
 from rlprune.graph.rules_extents import pad_counts
 from rlprune.graph.walk import Node
 from rlprune.graph.weights import is_hollow
-from rlprune.graph.windows import explicit_pads, is_zero_border
+from rlprune.graph.windows import zero_border
 from rlprune.surgery.removal import BoolArray, Removal, Window, kept_mask
 
 
@@ -143,27 +142,12 @@ def _conv(surgeon: Surgeon, node: Node, copy: NodeProto) -> None:
         _narrow_kernel(surgeon, node, copy, window)
 
 
-def zero_border(normal: NormalModel, node: Node) -> tuple[str, list[int]]:
-    """The map that a convolution reads, and the zeros around it as ONNX has pads, whoever puts them
-    there."""
-    kernel = normal.shapes[node.inputs[1]][2:]
-    rank = len(kernel)
-    stride = list(node.attrs.get("strides", [1] * rank))
-    dilation = list(node.attrs.get("dilations", [1] * rank))
-    pads = explicit_pads(node, normal.shapes[node.inputs[0]][2:], kernel, stride, dilation)
-    border = next((one for one in normal.nodes if node.inputs[0] in one.outputs), None)
-    if border is None or border.op != "Pad" or not is_zero_border(border, [node], normal):
-        return node.inputs[0], pads
-    begins, ends = pad_counts(border, normal, rank + 2) or ([], [])
-    more = begins[2:] + ends[2:]
-    return border.inputs[0], [one + other for one, other in zip(pads, more, strict=True)]
-
-
 def _narrow_kernel(surgeon: Surgeon, node: Node, copy: NodeProto, window: Window) -> None:
     """A kernel of fewer taps reads what those read before: the border shrinks by the others."""
     kernel = surgeon.trace.normal.shapes[node.inputs[1]][2:]
     rank = len(kernel)
     dilation = list(node.attrs.get("dilations", [1] * rank))
+    # The border of a node of its own goes into the convolution's.
     copy.input[0], pads = zero_border(surgeon.trace.normal, node)
     for axis, (first, count) in enumerate(window):
         pads[axis] -= first * dilation[axis]

@@ -20,9 +20,9 @@ from rlprune.errors import ModelError
 from rlprune.graph.from_torch import TorchTrace
 from rlprune.graph.torch_call import Call, tensors_in
 from rlprune.graph.walk import Node
+from rlprune.graph.windows import zero_border
 from rlprune.surgery.onnx import weights_read
 from rlprune.surgery.removal import Removal, first_places
-from rlprune.surgery.rewrites import zero_border
 from rlprune.surgery.torch_check import agree
 from rlprune.surgery.torch_cut import Cut
 
@@ -79,9 +79,11 @@ def narrow_kernels(
 
 
 def follow_borders(module: nn.Module) -> None:
-    """Makes all borders that are part of a module's state follow it when a state is loaded."""
+    """Makes the borders that are part of a module's state follow it when a state is loaded, and be
+    where its weights are."""
     for part in module.modules():
         if isinstance(part, _Conv) and BORDER in part._buffers:
+            part._buffers[BORDER] = part.get_buffer(BORDER).to(part.weight.device)
             part.register_load_state_dict_post_hook(_follow_border)  # type: ignore[no-untyped-call]
 
 

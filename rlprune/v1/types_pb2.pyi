@@ -58,18 +58,20 @@ class PlanEntry(_message.Message):
     def __init__(self, name: _Optional[str] = ..., scheme: _Optional[str] = ..., width: _Optional[int] = ..., keep: _Optional[int] = ..., members: _Optional[_Iterable[str]] = ..., constraint: _Optional[str] = ...) -> None: ...
 
 class Constraints(_message.Message):
-    __slots__ = ("round_to", "min_keep", "min_keep_ratio", "hold", "pin")
+    __slots__ = ("round_to", "min_keep", "min_keep_ratio", "hold", "pin", "keep_float")
     ROUND_TO_FIELD_NUMBER: _ClassVar[int]
     MIN_KEEP_FIELD_NUMBER: _ClassVar[int]
     MIN_KEEP_RATIO_FIELD_NUMBER: _ClassVar[int]
     HOLD_FIELD_NUMBER: _ClassVar[int]
     PIN_FIELD_NUMBER: _ClassVar[int]
+    KEEP_FLOAT_FIELD_NUMBER: _ClassVar[int]
     round_to: int
     min_keep: int
     min_keep_ratio: float
     hold: _containers.RepeatedScalarFieldContainer[str]
     pin: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, round_to: _Optional[int] = ..., min_keep: _Optional[int] = ..., min_keep_ratio: _Optional[float] = ..., hold: _Optional[_Iterable[str]] = ..., pin: _Optional[_Iterable[str]] = ...) -> None: ...
+    keep_float: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, round_to: _Optional[int] = ..., min_keep: _Optional[int] = ..., min_keep_ratio: _Optional[float] = ..., hold: _Optional[_Iterable[str]] = ..., pin: _Optional[_Iterable[str]] = ..., keep_float: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class PlanFigures(_message.Message):
     __slots__ = ("keeps", "predicted_latency_ms", "predicted_interval_ms", "macs", "params")
@@ -86,7 +88,7 @@ class PlanFigures(_message.Message):
     def __init__(self, keeps: _Optional[_Iterable[int]] = ..., predicted_latency_ms: _Optional[float] = ..., predicted_interval_ms: _Optional[_Union[Interval, _Mapping]] = ..., macs: _Optional[int] = ..., params: _Optional[int] = ...) -> None: ...
 
 class PruningPlan(_message.Message):
-    __slots__ = ("fingerprint", "policy", "profiled", "device", "budget_ms", "feasible", "base_latency_ms", "least_latency_ms", "predicted_latency_ms", "predicted_interval_ms", "groups", "macs", "params", "reference", "note", "constraints", "candidates", "expected_divergence", "certificate", "precision")
+    __slots__ = ("fingerprint", "policy", "profiled", "device", "budget_ms", "feasible", "base_latency_ms", "least_latency_ms", "predicted_latency_ms", "predicted_interval_ms", "groups", "macs", "params", "reference", "note", "constraints", "candidates", "expected_divergence", "certificate", "precision", "unpruned")
     FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
     POLICY_FIELD_NUMBER: _ClassVar[int]
     PROFILED_FIELD_NUMBER: _ClassVar[int]
@@ -107,6 +109,7 @@ class PruningPlan(_message.Message):
     EXPECTED_DIVERGENCE_FIELD_NUMBER: _ClassVar[int]
     CERTIFICATE_FIELD_NUMBER: _ClassVar[int]
     PRECISION_FIELD_NUMBER: _ClassVar[int]
+    UNPRUNED_FIELD_NUMBER: _ClassVar[int]
     fingerprint: str
     policy: str
     profiled: bool
@@ -127,7 +130,16 @@ class PruningPlan(_message.Message):
     expected_divergence: float
     certificate: Certificate
     precision: str
-    def __init__(self, fingerprint: _Optional[str] = ..., policy: _Optional[str] = ..., profiled: _Optional[bool] = ..., device: _Optional[str] = ..., budget_ms: _Optional[float] = ..., feasible: _Optional[bool] = ..., base_latency_ms: _Optional[float] = ..., least_latency_ms: _Optional[float] = ..., predicted_latency_ms: _Optional[float] = ..., predicted_interval_ms: _Optional[_Union[Interval, _Mapping]] = ..., groups: _Optional[_Iterable[_Union[PlanEntry, _Mapping]]] = ..., macs: _Optional[int] = ..., params: _Optional[int] = ..., reference: _Optional[_Union[PlanFigures, _Mapping]] = ..., note: _Optional[str] = ..., constraints: _Optional[_Union[Constraints, _Mapping]] = ..., candidates: _Optional[_Iterable[_Union[Candidate, _Mapping]]] = ..., expected_divergence: _Optional[float] = ..., certificate: _Optional[_Union[Certificate, _Mapping]] = ..., precision: _Optional[str] = ...) -> None: ...
+    unpruned: _containers.RepeatedCompositeFieldContainer[Unpruned]
+    def __init__(self, fingerprint: _Optional[str] = ..., policy: _Optional[str] = ..., profiled: _Optional[bool] = ..., device: _Optional[str] = ..., budget_ms: _Optional[float] = ..., feasible: _Optional[bool] = ..., base_latency_ms: _Optional[float] = ..., least_latency_ms: _Optional[float] = ..., predicted_latency_ms: _Optional[float] = ..., predicted_interval_ms: _Optional[_Union[Interval, _Mapping]] = ..., groups: _Optional[_Iterable[_Union[PlanEntry, _Mapping]]] = ..., macs: _Optional[int] = ..., params: _Optional[int] = ..., reference: _Optional[_Union[PlanFigures, _Mapping]] = ..., note: _Optional[str] = ..., constraints: _Optional[_Union[Constraints, _Mapping]] = ..., candidates: _Optional[_Iterable[_Union[Candidate, _Mapping]]] = ..., expected_divergence: _Optional[float] = ..., certificate: _Optional[_Union[Certificate, _Mapping]] = ..., precision: _Optional[str] = ..., unpruned: _Optional[_Iterable[_Union[Unpruned, _Mapping]]] = ...) -> None: ...
+
+class Unpruned(_message.Message):
+    __slots__ = ("precision", "latency_ms")
+    PRECISION_FIELD_NUMBER: _ClassVar[int]
+    LATENCY_MS_FIELD_NUMBER: _ClassVar[int]
+    precision: str
+    latency_ms: float
+    def __init__(self, precision: _Optional[str] = ..., latency_ms: _Optional[float] = ...) -> None: ...
 
 class Certificate(_message.Message):
     __slots__ = ("within", "measured_latency_ms", "measured_interval_ms", "rounds")
@@ -228,16 +240,18 @@ class OperatorSpec(_message.Message):
     def __init__(self, kind: _Optional[str] = ..., variant: _Optional[str] = ..., in_width: _Optional[int] = ..., out_width: _Optional[int] = ..., in_spatial: _Optional[_Iterable[int]] = ..., out_spatial: _Optional[_Iterable[int]] = ..., kernel: _Optional[_Iterable[int]] = ..., stride: _Optional[_Iterable[int]] = ..., pads: _Optional[_Iterable[int]] = ..., dilation: _Optional[_Iterable[int]] = ..., groups: _Optional[int] = ..., precision: _Optional[str] = ...) -> None: ...
 
 class ModelSubject(_message.Message):
-    __slots__ = ("fingerprint", "keeps", "schemes", "precision")
+    __slots__ = ("fingerprint", "keeps", "schemes", "precision", "keep_float")
     FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
     KEEPS_FIELD_NUMBER: _ClassVar[int]
     SCHEMES_FIELD_NUMBER: _ClassVar[int]
     PRECISION_FIELD_NUMBER: _ClassVar[int]
+    KEEP_FLOAT_FIELD_NUMBER: _ClassVar[int]
     fingerprint: str
     keeps: _containers.RepeatedScalarFieldContainer[int]
     schemes: _containers.RepeatedScalarFieldContainer[str]
     precision: str
-    def __init__(self, fingerprint: _Optional[str] = ..., keeps: _Optional[_Iterable[int]] = ..., schemes: _Optional[_Iterable[str]] = ..., precision: _Optional[str] = ...) -> None: ...
+    keep_float: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, fingerprint: _Optional[str] = ..., keeps: _Optional[_Iterable[int]] = ..., schemes: _Optional[_Iterable[str]] = ..., precision: _Optional[str] = ..., keep_float: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class Subject(_message.Message):
     __slots__ = ("operator", "model")

@@ -78,3 +78,34 @@ def test_an_untrained_module_is_planned_by_a_server(
     here = answer(rlprune(*asked, "--budget-ratio", 0.5, "--json"))
     there = answer(rlprune(*asked, "--budget-ratio", 0.5, "--json", "--server", server.address))
     assert there == here and "at initialisation" in here["note"]
+
+
+def test_a_plan_in_int8_is_applied_quantised_and_says_so(
+    rlprune: Rlprune, model: Path, folder: Path
+) -> None:
+    import onnx
+
+    asked = ("plan", model, *MACS, "--budget-ratio", 0.8, "--precision", "int8")
+    made = rlprune(*asked, "--keep-float", "conv2", "-o", "plan.json")
+    assert made.exit_code == 0 and "in int8" in made.stdout
+    plan = PruningPlan.load(folder / "plan.json")
+    assert plan.precision == "int8" and plan.constraints.keep_float == ("conv2",)
+    told = answer(rlprune("apply", "plan.json", model, "-o", "small.onnx", "--json"))
+    assert told["moved_after_quantisation"]["sample_count"] > 0
+    names = {tensor.name for tensor in onnx.load(folder / "small.onnx").graph.initializer}
+    assert "w2" in names and "w1_quantized" in names
+    lines = rlprune("apply", "plan.json", model, "-o", "small.onnx").stdout
+    assert "after quantisation to int8" in lines
+    as_f32 = rlprune("apply", "plan.json", model, "-o", "f32.onnx", "--precision", "f32")
+    assert as_f32.exit_code == 0 and "after quantisation" not in as_f32.stdout
+
+
+def test_quantize_writes_a_smaller_file(rlprune: Rlprune, model: Path, folder: Path) -> None:
+    told = answer(rlprune("quantize", model, "-o", "int8.onnx", "--json"))
+    assert told["bytes"] == (folder / "int8.onnx").stat().st_size < model.stat().st_size
+    again = rlprune("quantize", "int8.onnx", "-o", "twice.onnx")
+    assert again.exit_code == 1 and "quantised already" in again.stderr
+    missing = rlprune("quantize", model, "-o", "x.onnx", "--keep-float", "no such")
+    assert missing.exit_code == 1 and "near names" in missing.stderr
+    unknown = rlprune("plan", model, *MACS, "--budget-ratio", 0.8, "--precision", "int4")
+    assert unknown.exit_code == 1 and "give f32, bf16, int8" in unknown.stderr

@@ -19,6 +19,7 @@ from rlprune.device.child import ChildConfig
 from rlprune.device.worker import work
 from rlprune.errors import AuthenticationError, UnavailableError
 from rlprune.graph.from_onnx import trace_onnx
+from rlprune.graph.skeleton import strip
 from rlprune.latency.device import local_device_key
 from rlprune.latency.types import ModelSubject
 from rlprune.runtime import get_runtime
@@ -58,6 +59,30 @@ def test_a_plan_for_a_real_device_is_measured_planned_and_measured_again(
         assert found.control_ms > 0, "the unpruned model runs between as control"
         assert store.generation(KEY) == before + 1
     assert running.result() >= 2
+
+
+def test_a_board_measures_int8_from_the_skeleton_alone(server: Server, store: Store) -> None:
+    subjects = [
+        ModelSubject(trace_onnx(NET).graph.fingerprint, (8, 8), precision=precision, **more)
+        for precision, more in (
+            ("f32", {}),
+            ("int8", {}),
+            ("int8", {"keep_float": ("conv0",)}),
+            ("bf16", {}),
+        )
+    ]
+    trace = trace_onnx(NET)
+    with working(server.address), Client(server.address) as client:
+        until(client.devices)
+        JobQueue(store).enqueue(
+            KEY, subjects, fingerprint=trace.graph.fingerprint, graph=(trace.graph, strip(NET))
+        )
+        until(lambda: store.generation(KEY) >= len(subjects))
+    found = {one.subject: one for one in store.measurements(KEY)}
+    assert set(found) == set(subjects)
+    assert all(found[one].status != "failed" for one in subjects[:3])
+    # What a board cannot do is said in its measurement.
+    assert "no bf16 kernels" in found[subjects[3]].reason
 
 
 def test_every_round_of_a_certificate_is_measured_in_new_processes(

@@ -14,7 +14,7 @@ from golden import golden_store, trace
 
 import rlprune
 from rlprune.errors import PlanError
-from rlprune.plans import Certificate, MeasuredRound, PruningPlan
+from rlprune.plans import Certificate, MeasuredRound, PruningPlan, Unpruned
 
 jsonschema = pytest.importorskip("jsonschema", reason="needs jsonschema (rlprune[dev])")
 
@@ -49,6 +49,7 @@ def full(plans: list[PruningPlan]) -> dict[str, Any]:
     one = MeasuredRound((8, 8), 1.0, 1.1, (1.0, 1.2), "unstable", "sessions differ")
     data: dict[str, Any] = json.loads(plans[-1].to_json())
     certificate = Certificate(True, 1.1, (1.0, 1.2), (one,))
+    data["unpruned"] = [asdict(Unpruned("f32", 1.0)), asdict(Unpruned("int8", 0.5))]
     data["certificate"] = json.loads(json.dumps(asdict(certificate)))
     return data
 
@@ -98,7 +99,9 @@ def test_a_field_is_required_where_a_plan_without_it_is_refused(full: dict[str, 
 
 def test_plans_of_older_versions_keep_to_it(full: dict[str, Any]) -> None:
     """docs/plan_format.md lists what each version began to write."""
-    of_0_4 = deepcopy(full)
+    of_0_8 = deepcopy(full)
+    del of_0_8["unpruned"], of_0_8["constraints"]["keep_float"]
+    of_0_4 = deepcopy(of_0_8)
     del of_0_4["precision"], of_0_4["expected_divergence"]
     for one in of_0_4["candidates"]:
         del one["divergence"], one["image_count"]
@@ -107,7 +110,7 @@ def test_plans_of_older_versions_keep_to_it(full: dict[str, Any]) -> None:
         del of_0_1[name]
     for entry in of_0_1["groups"]:
         del entry["constraint"]
-    for data in (of_0_4, of_0_1):
+    for data in (of_0_8, of_0_4, of_0_1):
         check(data)
         PruningPlan.from_json(json.dumps(data))
 

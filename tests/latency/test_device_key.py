@@ -17,7 +17,7 @@ class Named:
     name: str = "ort"
     version: str = "1.31.1"
 
-    def load(self, model: bytes, *, thread_count: int = 1) -> None: ...
+    def load(self, model: bytes, *, thread_count: int = 1, precision: str = "f32") -> None: ...
 
 
 def test_names_runtime_hardware_threads_precision_and_batch() -> None:

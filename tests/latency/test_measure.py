@@ -48,7 +48,7 @@ class Bench:
     def clock(self) -> Reading:
         return Reading(round(self.cpu_ms * 1e6), round(self.now_ms * 1e6), self.preempted)
 
-    def load(self, model: bytes, *, thread_count: int = 1) -> FakeSession:
+    def load(self, model: bytes, *, thread_count: int = 1, precision: str = "f32") -> FakeSession:
         name = onnx.load_from_string(model).graph.name
         if name == "refused":
             raise MeasurementError("no kernel for this")

@@ -150,7 +150,7 @@ class Watched:
     def __init__(self) -> None:
         self.batches: list[int] = []
 
-    def load(self, model: bytes, *, thread_count: int = 1) -> Session:
+    def load(self, model: bytes, *, thread_count: int = 1, precision: str = "f32") -> Session:
         session = RUNTIME.load(model, thread_count=thread_count)
         run = session.run
 

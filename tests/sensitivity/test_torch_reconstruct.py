@@ -13,11 +13,13 @@ from torch_nets import TRANSFORMERS
 
 import rlprune
 from rlprune.runtime import get_runtime
+from rlprune.schemes import carry_out as carry_out_cut
+from rlprune.schemes import removal_of, whole_space
 from rlprune.sensitivity.correct import carry_out
 from rlprune.sensitivity.reconstruct import with_layers
 from rlprune.sensitivity.torch_reconstruct import reconstruct_module
 from rlprune.surgery.onnx import prune_onnx
-from rlprune.surgery.torch import prune_torch
+from rlprune.surgery.torch import cut_torch, prune_torch
 
 
 @pytest.mark.parametrize(
@@ -46,6 +48,32 @@ def test_module_and_file_answer_alike_after_reconstruction(name: str) -> None:
     assert solved.moved == file.moved
     assert np.abs(found - expected).max() < 1e-3 * scale
     assert np.abs(cut - expected).max() > 1e-2 * scale
+
+
+@pytest.mark.parametrize("name", ["resnet_a", "preact", "keywords_1d", "vit_packed"])
+def test_module_and_file_answer_alike_with_kernels_cut_and_blocks_left_out(name: str) -> None:
+    schemes = ("channel", "shape", "block")
+    module, inputs = {**TOPOLOGIES, **TRANSFORMERS}[name]()
+    trace = rlprune.trace(module.eval(), inputs)
+    images = own_images(trace.onnx, 96)
+    space = whole_space(trace.graph, schemes)
+    chosen = np.arange(len(space.sites)) % 3 == 0
+    chosen |= [site.scheme == "block" for site in space.sites]
+    chosen[: space.group_count] = False
+    settings = space.settings_at(np.where(chosen, 0, space.unpruned))
+    settings[: space.group_count] = shrunk(trace.onnx)
+    small = cut_torch(trace, removal_of(trace.onnx, settings, schemes)).eval()
+    with torch.no_grad():
+        wanted, cut = (net(torch.from_numpy(images.x)).numpy() for net in (module, small))
+
+        solved = reconstruct_module(small, trace, settings, images, get_runtime(), schemes)
+
+        found = small(torch.from_numpy(images.x)).numpy()
+    assert solved.changes
+    file = with_layers(carry_out_cut(trace.onnx, settings, schemes), solved.changes)
+    expected = single_outputs(file, images.x)
+    assert np.abs(found - expected).max() < 1e-3 * np.abs(expected).max()
+    assert np.linalg.norm(found - wanted) < np.linalg.norm(cut - wanted)
 
 
 @pytest.mark.parametrize("name", ["vit_packed", "vit_separate"])

@@ -19,7 +19,7 @@ import rlprune
 from rlprune.errors import InputError, NotFoundError, UnavailableError
 from rlprune.graph.from_onnx import trace_onnx
 from rlprune.graph.skeleton import strip
-from rlprune.latency.types import ModelSubject
+from rlprune.latency.types import Arithmetic, ModelSubject
 from rlprune.planning import LocalPlanner, PlanRequest, latency_model, make_plans
 from rlprune.plans import PruningPlan
 from rlprune.schemes import space_with
@@ -59,8 +59,9 @@ def measured(rig: Rig) -> Rig:
     for key, factor in ((KEY, 1.0), (KEY.replace(".t1.", ".t2."), 0.6)):
         cost = macs_cost(TRACE.graph, factor)
         rig.device.register_device(key, {})
-        while missing := latency_model(rig.store, key).missing(space):
-            rig.store.add_measurements([measured_as(key, one, cost(one)) for one in missing])
+        for arithmetic in (Arithmetic(), Arithmetic("int8", ("conv1",))):
+            while missing := latency_model(rig.store, key, arithmetic).missing(space):
+                rig.store.add_measurements([measured_as(key, one, cost(one)) for one in missing])
     return rig
 
 
@@ -82,6 +83,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "hold": {"budget_ratio": 0.8, "hold": "conv1.weight"},
     "pin": {"budget_ratio": 0.6, "pin": ["conv*"]},
     "max_params": {"budget_ratio": 0.9, "max_params": 9_000},
+    "int8": {"budget_ratio": 0.6, "precision": "int8", "keep_float": "conv1"},
     "too few": {"budget_ratio": 0.9, "max_params": 3},
     "calibration": {"budget_ratio": 0.6, "calibration": CALIBRATION},
     "candidates": {"budget_ratio": 0.6, "calibration": CALIBRATION, "candidates": 4},

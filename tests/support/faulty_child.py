@@ -41,7 +41,10 @@ class FaultyRuntime:
     name = "faulty"
     version = "1"
 
-    def load(self, model: bytes, *, thread_count: int = 1) -> FaultySession:
+    def refusal(self, precision: str) -> str:
+        return ""
+
+    def load(self, model: bytes, *, thread_count: int = 1, precision: str = "f32") -> FaultySession:
         value = onnx.load_model_from_string(model).graph.input[0]
         dims = value.type.tensor_type.shape.dim
         width = dims[1].dim_value if len(dims) > 1 else 1
