@@ -29,7 +29,7 @@ from rlprune.errors import MissingExtraError
 from rlprune.files import write_atomic
 from rlprune.graph.from_onnx import OnnxTrace
 from rlprune.graph.from_torch import TorchTrace, trace_torch
-from rlprune.latency.types import F32, PRECISIONS, Measurement, ModelSubject
+from rlprune.latency.types import F32, INT8, PRECISIONS, Measurement, ModelSubject
 from rlprune.planning import LocalPlanner, PlanRequest, make_plans, which_device
 from rlprune.planning.fresh import measure_fresh
 from rlprune.plans import PruningPlan
@@ -60,7 +60,6 @@ BUDGETS = (0.5, 0.35, 0.65)
 """Shares of the unpruned network's latency in the same precision."""
 CALIBRATION = 512
 """Images of `train_calib` that profiles are measured on."""
-INT8 = "int8"
 OPENVINO = "openvino"
 
 

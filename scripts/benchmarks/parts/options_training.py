@@ -25,7 +25,6 @@ from torch import nn
 from benchmarks.parts.options_plans import (
     ARMS,
     BUDGETS,
-    INT8,
     NETS,
     OF_BLOCKS,
     Cell,
@@ -42,10 +41,15 @@ from rlprune.finetuning.augment import flipped_and_shifted
 from rlprune.finetuning.checkpoint import Checkpoint
 from rlprune.finetuning.loop import TrainConfig, fit
 from rlprune.finetuning.scoring import score
+from rlprune.graph.from_torch import trace_torch
+from rlprune.latency.types import INT8
 from rlprune.plans import PruningPlan
 from rlprune.runtime import get_runtime
 from rlprune.schemes import removal_of
 from rlprune.sensitivity.calibration import CalibrationSet
+from rlprune.sensitivity.evaluate import Evaluator
+from rlprune.sensitivity.fit import fit_inputs
+from rlprune.sensitivity.quantised import quantise
 from rlprune.sensitivity.torch_reconstruct import reconstruct_module
 from rlprune.surgery.torch import cut_torch
 from rlprune.torch_state import tensors_of
@@ -189,8 +193,8 @@ def cut(cell: Cell, run: Run) -> tuple[nn.Module, float]:
     if known.get("plan") == _digest(plan):
         small.load_state_dict(load_file(weights))
         return small, float(known["before"])
-    few = images(cell.net, run, "train", _index(run)[:RECONSTRUCT])
-    solved = reconstruct_module(small, trace, plan.keeps, few, get_runtime(), plan.schemes)
+    few, runtime = _few(cell.net, run), get_runtime()
+    solved = reconstruct_module(small, trace, plan.keeps, few, runtime, plan.schemes)
     before = accuracy(small, cell, run, REWARD)
     print(f"{cell.name}: before training {before:.2%}; {solved.moved.text()}", flush=True)
     _save(small, file, {"plan": _digest(plan), "before": before})
@@ -203,10 +207,16 @@ def unpruned(net: str, run: Run, split: str) -> float:
 
 
 def accuracy(module: nn.Module, cell: Cell, run: Run, split: str) -> float:
-    """Share (0-1) of a split of `test` that a module of a cell is right on, in its precision."""
-    if ARMS[cell.arm].precision == INT8:
-        raise NotImplementedError("scoring in int8: quantise the exported module and run that")
-    return score(module, _test_images(cell.net, run, split)).accuracy
+    """Share (0-1) of a split of `test` that a module of a cell is right on, in its precision: in
+    int8 it is quantised after training, with scales from images that it was trained on."""
+    test = _test_images(cell.net, run, split)
+    if ARMS[cell.arm].precision != INT8:
+        return score(module, test).accuracy
+    trace = trace_torch(module, torch.zeros(1, 3, 32, 32)).onnx
+    scaled = fit_inputs({"x": _few(cell.net, run).x}, None, trace)
+    judged = fit_inputs({"x": test.x}, test.labels, trace)
+    judge = Evaluator(trace, judged, runtime=get_runtime(), reconstruct=False)
+    return judge.evaluate_model(quantise(trace, scaled).model).accuracy
 
 
 def _kept(training: Training, run: Run, plan: PruningPlan) -> dict[str, Any] | None:
@@ -236,6 +246,11 @@ def _index(run: Run) -> NDArray[np.integer]:
     _, labels = pack.pixels("train")
     apart = np.setdiff1d(np.arange(len(labels)), pack.splits["train_calib"])
     return np.random.default_rng([0, 3]).permutation(apart)[: 2_000 if run.quick else EPOCH_IMAGES]
+
+
+def _few(net: str, run: Run) -> CalibrationSet:
+    """Those of them that layers are reconstructed from, and scales taken."""
+    return images(net, run, "train", _index(run)[:RECONSTRUCT])
 
 
 @lru_cache(maxsize=1)
