@@ -1,0 +1,143 @@
+"""EfficientNet-Lite0 at 224 pixels, of `options`: planned, cut, measured, compared, not trained.
+
+Its ImageNet weights come in a package, as `real_models` tells. Plans are made from made-up images
+and crops of one photograph of scikit-learn's, in equal parts, and judged on other made-up images
+and on crops of the other photograph: by the share of answers that are the unpruned network's.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.harness import Row
+from benchmarks.parts import options_plans, real_inputs
+from benchmarks.parts.options_plans import Ratio, Run
+from benchmarks.real_models import efficientnet_lite
+from rlprune.files import write_atomic
+from rlprune.graph.from_onnx import OnnxTrace, trace_onnx
+from rlprune.planning import PlanRequest
+from rlprune.runtime import get_runtime
+from rlprune.runtime.base import Array
+from rlprune.sensitivity.calibration import CalibrationSet
+from rlprune.sensitivity.correct import carry_out
+from rlprune.sensitivity.evaluate import Evaluator
+from rlprune.sensitivity.fit import fit_inputs
+from rlprune.sensitivity.made_up import made_up_inputs
+
+NAME = "efficientnet_lite0"
+BUDGETS = (0.75, 0.5)
+ARMS = ("channels", "all")
+CALIBRATION, JUDGED = 64, 192
+"""Images of both sources together, and of each."""
+
+
+@dataclass(frozen=True, slots=True)
+class Large:
+    """One plan of it."""
+
+    budget: float
+    arm: str
+    packages: Path | None
+    """Unpacked wheels; None where the packages are installed."""
+
+    @property
+    def name(self) -> str:
+        return f"{NAME}.b{self.budget:g}.{self.arm}"
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What became of a plan."""
+
+    ratio: Ratio
+    made_up: float
+    """Share (0-1) of answers on made-up images that are the unpruned network's."""
+    photograph: float
+    """The same on crops of a photograph."""
+
+
+def rows(large: Large, run: Run) -> Iterator[Row]:
+    """Latency and agreement; none where the package is absent."""
+    found = result(large, run)
+    if found is None:
+        print(f"{large.name}: skipped, its package is not installed", flush=True)
+        return
+    name, ratio = f"options.{large.name}", found.ratio
+    yield Row(f"{name}.latency", ratio.value, "of base", large.budget, "min", 1, ratio.interval)
+    for what in ("made_up", "photograph"):
+        value = 100 * getattr(found, what)
+        yield Row(f"{name}.same.{what}", value, "%", None, "max", JUDGED, None)
+
+
+def is_known(large: Large, run: Run) -> bool:
+    """Whether it is kept."""
+    return _file(large, run).exists()
+
+
+def result(large: Large, run: Run) -> Result | None:
+    """What became of a plan, kept or made now."""
+    file = _file(large, run)
+    if file.exists():
+        told = json.loads(file.read_text())
+        return Result(Ratio.read(told["ratio"]), told["made_up"], told["photograph"])
+    trace = traced(large.packages)
+    if trace is None:
+        return None
+    arm = options_plans.ARMS[large.arm]
+    request = PlanRequest.of(
+        device="ort",
+        budget_ratio=large.budget,
+        policy=arm.policy,
+        schemes=arm.schemes,
+        candidates=0,
+        certify=True,
+    )
+    given = inputs(trace, seed=0, half=0, count=CALIBRATION // 2)
+    both = fit_inputs(
+        {"x": np.concatenate(list(given.values()))}, None, trace, source="photograph and made up"
+    )
+    plan = options_plans.made(trace, request, both, run, name=NAME)
+    assert plan.certificate is not None
+    file.parent.mkdir(parents=True, exist_ok=True)
+    plan.save(file.with_name(f"{large.name}.plan.json"))
+    pruned = carry_out(trace, plan.keeps, both, plan.schemes).model
+    same = {
+        name: _judge(trace, images).evaluate_model(pruned).agreement
+        for name, images in inputs(trace, seed=1000, half=1, count=JUDGED).items()
+    }
+    found = Result(options_plans.certified(plan), **same)
+    write_atomic(file, json.dumps(asdict(found)).encode())
+    print(f"{large.name}: {found}; {plan.note}", flush=True)
+    return found
+
+
+@lru_cache(maxsize=1)
+def traced(packages: Path | None) -> OnnxTrace | None:
+    """The network; None where its package is absent."""
+    content = efficientnet_lite(packages)
+    return None if content is None else trace_onnx(content)
+
+
+def inputs(trace: OnnxTrace, *, seed: int, half: int, count: int) -> dict[str, Array]:
+    """So many images of either source; `half` tells which photograph."""
+    made = made_up_inputs(trace, count, seed=seed, runtime=get_runtime())
+    crops = real_inputs.photo_crops(count, seed, half=half)
+    return {
+        "made_up": np.asarray(made.arrays["x"], np.float32),
+        "photograph": (crops - 127) / np.float32(128),
+    }
+
+
+def _judge(trace: OnnxTrace, images: Array) -> Evaluator:
+    given: CalibrationSet = fit_inputs({"x": images}, None, trace)
+    return Evaluator(trace, given, runtime=get_runtime(), reconstruct=False)
+
+
+def _file(large: Large, run: Run) -> Path:
+    return run.work / "large" / f"{large.name}.json"
