@@ -1,0 +1,416 @@
+"""Which options make networks faster on each runtime and precision; writes what is offered there.
+
+    scripts/bench profits [--runtimes NAME ...] [--quick] [--fresh] [--table]
+
+Small dense networks and what options make of them, one thread, each measured in turns with the
+dense one (`latency.measure`). A figure is a latency over the dense network's.
+
+- `profits.RUNTIME_PRECISION.KERNEL.CHANNELSatEXTENT.OPTION`: three convolutions whose kernels keep
+  a rectangle; `3x3/2` has stride 2, `depthwise_5x5` a filter a channel.
+- `profits.RUNTIME_PRECISION.block...`: four residual blocks, of which one or two are left out, or
+  that are narrowed within to as few multiply-accumulates.
+- `profits.RUNTIME_f32.zeros...`: three 3x3 convolutions with zeros among their weights: half or
+  nine tenths of all (unstructured), two of every four (2:4), five of nine taps (pattern).
+
+`--table` prints the kept figures as the page docs/faster.md has them, and measures nothing. At the
+end of a run that leaves nothing unmeasured rlprune/schemes/data/profits.json is written anew.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from functools import partial
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from benchmarks.harness import RESULTS, Bench, Row
+from rlprune.errors import MissingExtraError
+from rlprune.graph.types import FloatArray
+from rlprune.latency.measure import MeasureConfig, measure
+from rlprune.latency.types import BF16, F32, INT8, OperatorSpec
+from rlprune.precision import with_made_up_scales
+from rlprune.runtime import Runtime, get_runtime
+from rlprune.schemes.profits import DATA, FORMAT
+
+RUNS = (
+    *(("ort", F32), ("ort", INT8)),
+    *(("openvino", F32), ("openvino", BF16), ("openvino", INT8)),
+    ("mnn", F32),
+)
+FASTER = 0.97
+"""An option is offered where it takes less than this share of what every larger one takes."""
+ENOUGH = 0.5
+"""Leaving a block out pays where it saves this share of what its operations say."""
+
+Models = Mapping[str, onnx.ModelProto]
+Rows = Iterator[Row]
+Weigh = Callable[[FloatArray], FloatArray]
+"""What is made of a convolution's weight [out, in, ...]."""
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A kind of convolution, and where it is measured."""
+
+    label: str
+    """As `schemes.profits` names it."""
+    extents: tuple[int, int]
+    places: tuple[tuple[int, int], ...]
+    """(channels, extent of the image)."""
+    offered: tuple[int, ...]
+    """Extents along one axis, the whole one among them."""
+    depthwise: bool = False
+    stride: int = 1
+
+    def options(self) -> list[tuple[int, int]]:
+        """All rectangles but the whole."""
+        every = product(self.offered, self.offered)
+        return [one for one in every if one != self.extents]
+
+
+KERNELS = (
+    Kernel("3x3", (3, 3), ((16, 32), (32, 16), (64, 8), (64, 56), (256, 14)), (1, 2, 3)),
+    Kernel("3x3/2", (3, 3), ((32, 64),), (1, 2, 3), stride=2),
+    Kernel("5x5", (5, 5), ((32, 16), (64, 14)), (1, 3, 5)),
+    Kernel("depthwise_3x3", (3, 3), ((96, 28), (384, 14)), (1, 2, 3), depthwise=True),
+    Kernel("depthwise_5x5", (5, 5), ((240, 14),), (1, 3, 5), depthwise=True),
+)
+BLOCK_PLACES = ((16, 32), (64, 16))
+BLOCKS = 4
+LEFT_OUT = {"one_left_out": 1, "two_left_out": 2}
+ZERO_PLACES = ((64, 16), (256, 14))
+
+
+class Net:
+    """A small network in the making."""
+
+    def __init__(self, channels: int, extent: int) -> None:
+        self.rng = np.random.default_rng(0)
+        shape = (1, channels, extent, extent)
+        self.input = helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)
+        self.nodes: list[onnx.NodeProto] = []
+        self.weights: list[TensorProto] = []
+        self.at = "x"
+
+    def node(self, op: str, *inputs: str, **attributes: Any) -> str:
+        """Adds a node; its output is where the network has come to."""
+        name = f"y{len(self.nodes)}"
+        self.nodes.append(helper.make_node(op, inputs, [name], **attributes))
+        self.at = name
+        return name
+
+    def conv(
+        self,
+        shape: Sequence[int],
+        *,
+        stride: int = 1,
+        groups: int = 1,
+        weigh: Weigh | None = None,
+    ) -> str:
+        """Adds a convolution of a weight [out, in, height, width] that keeps the extent."""
+        values = self.rng.standard_normal(shape) / np.sqrt(np.prod(shape[1:]))
+        values = values if weigh is None else weigh(values)
+        weight, bias = f"w{len(self.nodes)}", f"b{len(self.nodes)}"
+        zeros = np.zeros(shape[0], dtype=np.float32)
+        self.weights.append(numpy_helper.from_array(values.astype(np.float32), weight))
+        self.weights.append(numpy_helper.from_array(zeros, bias))
+        rows, columns = shape[2:]
+        begins, ends = ((rows - 1) // 2, (columns - 1) // 2), (rows // 2, columns // 2)
+        return self.node(
+            *("Conv", self.at, weight, bias),
+            kernel_shape=[rows, columns],
+            strides=[stride, stride],
+            pads=[*begins, *ends],
+            group=groups,
+        )
+
+    def model(self) -> onnx.ModelProto:
+        """The network."""
+        output = helper.make_tensor_value_info(self.at, TensorProto.FLOAT, None)
+        graph = helper.make_graph(self.nodes, "net", [self.input], [output], self.weights)
+        made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)])
+        made.ir_version = 9
+        return onnx.shape_inference.infer_shapes(made)
+
+
+def convolutions(
+    kernel: Kernel, place: tuple[int, int], extents: Sequence[int], weigh: Weigh | None = None
+) -> onnx.ModelProto:
+    """Three convolutions with activations between."""
+    channels, extent = place
+    net = Net(channels, extent)
+    for _ in range(3):
+        shape = (channels, 1 if kernel.depthwise else channels, *extents)
+        groups = channels if kernel.depthwise else 1
+        net.conv(shape, stride=kernel.stride, groups=groups, weigh=weigh)
+        net.node("Relu", net.at)
+    return net.model()
+
+
+def residual(place: tuple[int, int], inner: Sequence[int]) -> onnx.ModelProto:
+    """A convolution, and a residual block for each inner width."""
+    channels, extent = place
+    net = Net(channels, extent)
+    net.conv((channels, channels, 3, 3))
+    net.node("Relu", net.at)
+    for width in inner:
+        shortcut = net.at
+        net.conv((width, channels, 3, 3))
+        net.node("Relu", net.at)
+        net.conv((channels, width, 3, 3))
+        net.node("Add", net.at, shortcut)
+        net.node("Relu", net.at)
+    return net.model()
+
+
+def unstructured(density: float) -> Weigh:
+    """The greatest weights stay."""
+
+    def weigh(weight: FloatArray) -> FloatArray:
+        least = np.quantile(np.abs(weight), 1.0 - density)
+        return np.asarray(np.where(np.abs(weight) >= least, weight, 0.0))
+
+    return weigh
+
+
+def two_of_four(weight: FloatArray) -> FloatArray:
+    """Of every four inputs of a tap the two greatest weights stay (2:4)."""
+    fours = weight.reshape(weight.shape[0], -1, 4, *weight.shape[2:])
+    place = np.abs(fours).argsort(2).argsort(2)
+    return np.asarray(np.where(place >= 2, fours, 0.0).reshape(weight.shape))
+
+
+def four_of_nine(weight: FloatArray) -> FloatArray:
+    """Of every 3x3 kernel the four greatest taps stay, as PatDNN's patterns have it."""
+    taps = weight.reshape(*weight.shape[:2], -1)
+    place = np.abs(taps).argsort(2).argsort(2)
+    return np.asarray(np.where(place >= taps.shape[2] - 4, taps, 0.0).reshape(weight.shape))
+
+
+ZEROS: dict[str, Weigh] = {
+    "unstructured_0.5": unstructured(0.5),
+    "unstructured_0.1": unstructured(0.1),
+    "2of4": two_of_four,
+    "pattern_4of9": four_of_nine,
+}
+
+
+def rows_of(
+    runtime: Runtime, precision: str, prefix: str, dense: onnx.ModelProto, models: Models
+) -> Rows:
+    """A row for each model, measured in turns with the dense one."""
+    scaled = with_made_up_scales if precision == INT8 else (lambda model: model)
+    blank = OperatorSpec("conv", "", 1, 1, (), (), precision=precision)
+    subjects = [(replace(blank, variant=name), scaled(model)) for name, model in models.items()]
+    found = measure(
+        subjects,
+        device=runtime.name,
+        runtime=runtime,
+        control=scaled(dense),
+        config=MeasureConfig(session_count=6, extra_session_count=4),
+    )
+    for (spec, _), one in zip(subjects, found, strict=True):
+        if one.status == "failed":
+            raise SystemExit(f"{prefix}.{spec.variant} failed: {one.reason}")
+        count = len(one.session_ms)
+        name = f"{prefix}.{spec.variant}"
+        yield Row(name, one.control_ratio, "ratio", None, "min", count, one.ratio_interval)
+
+
+def kernel_rows(
+    runtime: Runtime, precision: str, kernel: Kernel, place: tuple[int, int], prefix: str
+) -> Rows:
+    """Every rectangle of one kernel at one place."""
+    models = {words(one): convolutions(kernel, place, one) for one in kernel.options()}
+    dense = convolutions(kernel, place, kernel.extents)
+    yield from rows_of(runtime, precision, prefix, dense, models)
+
+
+def block_rows(runtime: Runtime, precision: str, place: tuple[int, int], prefix: str) -> Rows:
+    """Blocks left out, and blocks narrowed to as many operations."""
+    width = place[0]
+    models = {name: residual(place, [width] * (BLOCKS - n)) for name, n in LEFT_OUT.items()}
+    for name, n in LEFT_OUT.items():
+        inner = width * (BLOCKS - n) // BLOCKS
+        models[narrowed(name)] = residual(place, [inner] * BLOCKS)
+    yield from rows_of(runtime, precision, prefix, residual(place, [width] * BLOCKS), models)
+
+
+def zero_rows(runtime: Runtime, precision: str, place: tuple[int, int], prefix: str) -> Rows:
+    """Weights with zeros among them."""
+    kernel = KERNELS[0]
+    models = {
+        name: convolutions(kernel, place, kernel.extents, weigh) for name, weigh in ZEROS.items()
+    }
+    dense = convolutions(kernel, place, kernel.extents)
+    yield from rows_of(runtime, precision, prefix, dense, models)
+
+
+def run_name(run: tuple[str, str]) -> str:
+    """`ort_int8`."""
+    return "_".join(run)
+
+
+def narrowed(left_out: str) -> str:
+    """What is narrowed to as many operations as some blocks left out leave."""
+    return left_out.replace("left_out", "narrowed")
+
+
+def words(extents: Sequence[int]) -> str:
+    """`1x3`."""
+    return "x".join(map(str, extents))
+
+
+def at(place: tuple[int, int]) -> str:
+    """`64at16`: channels, and the image's extent."""
+    return f"{place[0]}at{place[1]}"
+
+
+Ratios = dict[str, dict[str, dict[str, dict[str, float]]]]
+"""Run -> kernel -> option -> place -> latency over the dense network's."""
+
+
+def ratios_of(rows: Sequence[Row]) -> Ratios:
+    """The figures by what they are of."""
+    found: Ratios = {}
+    for row in rows:
+        _, run, kernel, place, option = row.name.split(".", 4)
+        found.setdefault(run, {}).setdefault(kernel, {}).setdefault(option, {})[place] = row.value
+    return found
+
+
+def mean(by_place: Mapping[str, float]) -> float:
+    """Geometric."""
+    return float(np.exp(np.mean(np.log(list(by_place.values())))))
+
+
+def offered(kernel: Kernel, ratios: Mapping[str, Mapping[str, float]]) -> list[str]:
+    """The rectangles that are worth offering: on average faster than every larger one that
+    contains them, and nowhere slower than the whole kernel."""
+    known = {one: mean(ratios[words(one)]) for one in kernel.options()} | {kernel.extents: 1.0}
+
+    def pays(one: tuple[int, int]) -> bool:
+        larger = [
+            ms
+            for other, ms in known.items()
+            if other != one and all(a <= b for a, b in zip(one, other, strict=True))
+        ]
+        return known[one] < FASTER * min(larger) and max(ratios[words(one)].values()) < 1.0
+
+    return [words(one) for one in kernel.options() if pays(one)]
+
+
+def block_macs(n: int) -> float:
+    """Share of its operations that the network has without `n` of its blocks."""
+    return (1 + 2 * (BLOCKS - n)) / (1 + 2 * BLOCKS)
+
+
+def block_pays(ratios: Mapping[str, Mapping[str, float]]) -> bool:
+    """Whether blocks that are left out save at least half of what their operations say."""
+    return all(
+        1.0 - ms >= ENOUGH * (1.0 - block_macs(n))
+        for option, n in LEFT_OUT.items()
+        for ms in ratios[option].values()
+    )
+
+
+def data_of(rows: Sequence[Row]) -> str:
+    """What ships: mean ratios of each run, and what follows from them."""
+    runs: dict[str, dict[str, object]] = {}
+    for run, found in ratios_of(rows).items():
+        runtime, _, precision = run.partition("_")
+        offers = {one.label: offered(one, found[one.label]) for one in KERNELS}
+        schemes = ["channel"]
+        schemes += ["block"] if block_pays(found["block"]) else []
+        schemes += ["shape"] if any(offers.values()) else []
+        runs.setdefault(runtime, {})[precision] = {
+            "schemes": schemes,
+            "kernels": offers,
+            "ratios": {
+                kernel: {option: round(mean(ms), 3) for option, ms in own.items()}
+                for kernel, own in found.items()
+            },
+        }
+    about = {"format": FORMAT, "made_by": "scripts/bench profits"}
+    return json.dumps(about | {"runtimes": runs}, indent=1) + "\n"
+
+
+def table_of(rows: Sequence[Row]) -> Iterator[str]:
+    """The tables of docs/faster.md: the range over all places."""
+    found = ratios_of(rows)
+    runs = [run for run in map(run_name, RUNS) if run in found]
+    yield f"| | {' | '.join(run.replace('_', ' ') for run in runs)} |"
+    yield "| --- |" + " --- |" * len(runs)
+    every = [(one.label, words(option)) for one in KERNELS for option in one.options()]
+    every += [("block", name) for name in (*LEFT_OUT, *map(narrowed, LEFT_OUT))]
+    every += [("zeros", name) for name in ZEROS]
+    for kernel, option in every:
+        cells = [span(found[run].get(kernel, {}).get(option, {})) for run in runs]
+        yield f"| {kernel} {option} | {' | '.join(cells)} |"
+
+
+def span(by_place: Mapping[str, float]) -> str:
+    """`0.37 - 0.45`."""
+    ends = [f"{end(by_place.values()):.2f}" for end in (min, max)] if by_place else []
+    return " - ".join(dict.fromkeys(ends))
+
+
+def kept_rows() -> list[Row]:
+    """All figures that are kept; of one measured afresh the last."""
+    found: dict[str, Row] = {}
+    for line in (RESULTS / "profits.jsonl").read_text(encoding="utf-8").splitlines():
+        kept = json.loads(line)
+        found[kept["name"]] = Row(**{field.name: kept[field.name] for field in fields(Row)})
+    return list(found.values())
+
+
+def cells_of(runtime: Runtime, precision: str) -> Iterator[tuple[str, Callable[[str], Rows]]]:
+    """All cells of one run by name, with what measures them."""
+    own = (runtime, precision)
+    for place in BLOCK_PLACES:
+        yield f"block.{at(place)}", partial(block_rows, *own, place)
+    for kernel in KERNELS:
+        for place in kernel.places:
+            yield f"{kernel.label}.{at(place)}", partial(kernel_rows, *own, kernel, place)
+    if precision == F32 and runtime.name != "mnn":
+        for place in ZERO_PLACES:
+            yield f"zeros.{at(place)}", partial(zero_rows, *own, place)
+
+
+def main() -> None:
+    bench = Bench("profits", __doc__)
+    add = bench.parser.add_argument
+    add("--runtimes", nargs="+", default=["ort", "openvino", "mnn"], metavar="NAME")
+    add("--only", nargs="+", default=[""], metavar="CELL", help="cells whose names begin so")
+    add("--table", action="store_true", help="print the kept figures as Markdown")
+    options = bench.parse()
+    if options.table:
+        print("\n".join(table_of(kept_rows())))
+        return
+    with bench.measuring():
+        for name, precision in RUNS:
+            try:
+                runtime = get_runtime(name) if name in options.runtimes else None
+            except MissingExtraError:
+                runtime = None
+            if runtime is None or runtime.refusal(precision):
+                continue
+            for end, make in cells_of(runtime, precision):
+                cell = f"{run_name((name, precision))}.{end}"
+                if cell.startswith(tuple(options.only)):
+                    bench.cell(cell, partial(make, f"profits.{cell}"))
+    rows = kept_rows()
+    if len(ratios_of(rows)) == len(RUNS) and not options.quick:
+        Path(DATA).write_text(data_of(rows), encoding="utf-8")
+        print(f"{DATA} is written")
+
+
+if __name__ == "__main__":
+    main()
