@@ -9,12 +9,14 @@ from rlprune.schemes.base import Scheme, Site
 from rlprune.schemes.registry import asked_schemes, check_schemes, scheme_named
 from rlprune.schemes.sites import (
     CHANNEL_ONLY,
+    costs,
     other_sites,
     space_of,
     space_with,
     unpruned_settings,
     variants,
     whole_space,
+    without_effect,
 )
 from rlprune.schemes.space import Form, Space, formed
 
@@ -27,6 +29,7 @@ __all__ = [
     "asked_schemes",
     "carry_out",
     "check_schemes",
+    "costs",
     "cut_kernels",
     "formed",
     "other_sites",
@@ -37,4 +40,5 @@ __all__ = [
     "unpruned_settings",
     "variants",
     "whole_space",
+    "without_effect",
 ]
