@@ -79,7 +79,7 @@ def trace(
 
         device, _ = which_device(device, graph)
     preferred = BLOCK if device is None else preferred_multiple(device)
-    bound = bind(graph, constraints, round_to=preferred)
+    bound = bind(graph, constraints, round_to=preferred, device=device or "")
     space = space_of(graph, bound, asked_schemes(schemes or ()) or CHANNEL_ONLY)
     facts = trace_report(space, bound, _tables(space, device))
     facts["notes"] = list(traced.notes)

@@ -137,6 +137,8 @@ def explain_latency(
         graph,
         Constraints() if plan is None else plan.constraints,
         round_to=preferred_multiple(key, precision),
+        device=key,
+        precision=precision,
     )
     space = space_of(graph, bound, CHANNEL_ONLY if plan is None else plan.schemes)
     settings = space.settings_at(space.unpruned) if plan is None else plan.keeps

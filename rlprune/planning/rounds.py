@@ -68,7 +68,13 @@ def make_plans(
     count = _candidate_count(request, images)
     stated = request.constraints.round_to
     multiple = planner.round_to(request, device) if stated is None else stated
-    bound = bind(traced.graph, request.constraints, round_to=multiple)
+    bound = bind(
+        traced.graph,
+        request.constraints,
+        round_to=multiple,
+        device=device,
+        precision=request.precision,
+    )
     space = space_of(traced.graph, bound, request.schemes)
     images, pick = _halved(traced, images, count, request.arithmetic, on_progress)
     if scores is not None:

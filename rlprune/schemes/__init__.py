@@ -6,6 +6,7 @@ Above this room nothing knows what an option does to a network. `space_of` says 
 
 from rlprune.schemes.apply import carry_out, cut_kernels, removal_of
 from rlprune.schemes.base import Scheme, Site
+from rlprune.schemes.profits import profitable_schemes
 from rlprune.schemes.registry import asked_schemes, check_schemes, scheme_named
 from rlprune.schemes.sites import (
     CHANNEL_ONLY,
@@ -33,6 +34,7 @@ __all__ = [
     "cut_kernels",
     "formed",
     "other_sites",
+    "profitable_schemes",
     "removal_of",
     "scheme_named",
     "space_of",
