@@ -20,19 +20,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 from functools import partial
-from itertools import product
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
-from onnx import TensorProto, helper, numpy_helper
 
 from benchmarks.harness import RESULTS, Bench, Row
+from benchmarks.parts.profit_nets import ZEROS, Kernel, convolutions, residual, words
 from rlprune.errors import MissingExtraError
-from rlprune.graph.types import FloatArray
 from rlprune.latency.measure import MeasureConfig, measure
 from rlprune.latency.types import BF16, F32, INT8, OperatorSpec
 from rlprune.precision import with_made_up_scales
@@ -50,29 +47,23 @@ ENOUGH = 0.5
 """Leaving a block out pays where it saves this share of what its operations say."""
 
 Models = Mapping[str, onnx.ModelProto]
+SHOWN = {
+    **{("3x3", one): f"3x3 kept as {one}" for one in ("2x3", "2x2", "1x3", "3x1", "1x1")},
+    **{("3x3/2", one): f"3x3 of stride 2 kept as {one}" for one in ("2x2", "1x3", "1x1")},
+    **{("5x5", one): f"5x5 kept as {one}" for one in ("3x5", "3x3", "1x5", "1x3", "1x1")},
+    **{("depthwise_3x3", one): f"depthwise 3x3 kept as {one}" for one in ("2x3", "1x3", "1x1")},
+    **{("depthwise_5x5", one): f"depthwise 5x5 kept as {one}" for one in ("3x3", "1x5", "1x1")},
+    ("block", "one_left_out"): "one of four blocks left out",
+    ("block", "one_narrowed"): "four blocks narrowed to as few operations",
+    ("block", "two_left_out"): "two of four blocks left out",
+    ("block", "two_narrowed"): "four blocks narrowed to as few operations",
+    ("zeros", "unstructured_0.5"): "half of all weights zero",
+    ("zeros", "unstructured_0.1"): "nine tenths of all weights zero",
+    ("zeros", "2of4"): "two of every four weights zero (2:4)",
+    ("zeros", "pattern_4of9"): "four taps of every 3x3 kernel kept (patterns)",
+}
+"""What the page has of (kernel, option), and how it is called there."""
 Rows = Iterator[Row]
-Weigh = Callable[[FloatArray], FloatArray]
-"""What is made of a convolution's weight [out, in, ...]."""
-
-
-@dataclass(frozen=True)
-class Kernel:
-    """A kind of convolution, and where it is measured."""
-
-    label: str
-    """As `schemes.profits` names it."""
-    extents: tuple[int, int]
-    places: tuple[tuple[int, int], ...]
-    """(channels, extent of the image)."""
-    offered: tuple[int, ...]
-    """Extents along one axis, the whole one among them."""
-    depthwise: bool = False
-    stride: int = 1
-
-    def options(self) -> list[tuple[int, int]]:
-        """All rectangles but the whole."""
-        every = product(self.offered, self.offered)
-        return [one for one in every if one != self.extents]
 
 
 KERNELS = (
@@ -86,120 +77,6 @@ BLOCK_PLACES = ((16, 32), (64, 16))
 BLOCKS = 4
 LEFT_OUT = {"one_left_out": 1, "two_left_out": 2}
 ZERO_PLACES = ((64, 16), (256, 14))
-
-
-class Net:
-    """A small network in the making."""
-
-    def __init__(self, channels: int, extent: int) -> None:
-        self.rng = np.random.default_rng(0)
-        shape = (1, channels, extent, extent)
-        self.input = helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)
-        self.nodes: list[onnx.NodeProto] = []
-        self.weights: list[TensorProto] = []
-        self.at = "x"
-
-    def node(self, op: str, *inputs: str, **attributes: Any) -> str:
-        """Adds a node; its output is where the network has come to."""
-        name = f"y{len(self.nodes)}"
-        self.nodes.append(helper.make_node(op, inputs, [name], **attributes))
-        self.at = name
-        return name
-
-    def conv(
-        self,
-        shape: Sequence[int],
-        *,
-        stride: int = 1,
-        groups: int = 1,
-        weigh: Weigh | None = None,
-    ) -> str:
-        """Adds a convolution of a weight [out, in, height, width] that keeps the extent."""
-        values = self.rng.standard_normal(shape) / np.sqrt(np.prod(shape[1:]))
-        values = values if weigh is None else weigh(values)
-        weight, bias = f"w{len(self.nodes)}", f"b{len(self.nodes)}"
-        zeros = np.zeros(shape[0], dtype=np.float32)
-        self.weights.append(numpy_helper.from_array(values.astype(np.float32), weight))
-        self.weights.append(numpy_helper.from_array(zeros, bias))
-        rows, columns = shape[2:]
-        begins, ends = ((rows - 1) // 2, (columns - 1) // 2), (rows // 2, columns // 2)
-        return self.node(
-            *("Conv", self.at, weight, bias),
-            kernel_shape=[rows, columns],
-            strides=[stride, stride],
-            pads=[*begins, *ends],
-            group=groups,
-        )
-
-    def model(self) -> onnx.ModelProto:
-        """The network."""
-        output = helper.make_tensor_value_info(self.at, TensorProto.FLOAT, None)
-        graph = helper.make_graph(self.nodes, "net", [self.input], [output], self.weights)
-        made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)])
-        made.ir_version = 9
-        return onnx.shape_inference.infer_shapes(made)
-
-
-def convolutions(
-    kernel: Kernel, place: tuple[int, int], extents: Sequence[int], weigh: Weigh | None = None
-) -> onnx.ModelProto:
-    """Three convolutions with activations between."""
-    channels, extent = place
-    net = Net(channels, extent)
-    for _ in range(3):
-        shape = (channels, 1 if kernel.depthwise else channels, *extents)
-        groups = channels if kernel.depthwise else 1
-        net.conv(shape, stride=kernel.stride, groups=groups, weigh=weigh)
-        net.node("Relu", net.at)
-    return net.model()
-
-
-def residual(place: tuple[int, int], inner: Sequence[int]) -> onnx.ModelProto:
-    """A convolution, and a residual block for each inner width."""
-    channels, extent = place
-    net = Net(channels, extent)
-    net.conv((channels, channels, 3, 3))
-    net.node("Relu", net.at)
-    for width in inner:
-        shortcut = net.at
-        net.conv((width, channels, 3, 3))
-        net.node("Relu", net.at)
-        net.conv((channels, width, 3, 3))
-        net.node("Add", net.at, shortcut)
-        net.node("Relu", net.at)
-    return net.model()
-
-
-def unstructured(density: float) -> Weigh:
-    """The greatest weights stay."""
-
-    def weigh(weight: FloatArray) -> FloatArray:
-        least = np.quantile(np.abs(weight), 1.0 - density)
-        return np.asarray(np.where(np.abs(weight) >= least, weight, 0.0))
-
-    return weigh
-
-
-def two_of_four(weight: FloatArray) -> FloatArray:
-    """Of every four inputs of a tap the two greatest weights stay (2:4)."""
-    fours = weight.reshape(weight.shape[0], -1, 4, *weight.shape[2:])
-    place = np.abs(fours).argsort(2).argsort(2)
-    return np.asarray(np.where(place >= 2, fours, 0.0).reshape(weight.shape))
-
-
-def four_of_nine(weight: FloatArray) -> FloatArray:
-    """Of every 3x3 kernel the four greatest taps stay, as PatDNN's patterns have it."""
-    taps = weight.reshape(*weight.shape[:2], -1)
-    place = np.abs(taps).argsort(2).argsort(2)
-    return np.asarray(np.where(place >= taps.shape[2] - 4, taps, 0.0).reshape(weight.shape))
-
-
-ZEROS: dict[str, Weigh] = {
-    "unstructured_0.5": unstructured(0.5),
-    "unstructured_0.1": unstructured(0.1),
-    "2of4": two_of_four,
-    "pattern_4of9": four_of_nine,
-}
 
 
 def rows_of(
@@ -261,11 +138,6 @@ def run_name(run: tuple[str, str]) -> str:
 def narrowed(left_out: str) -> str:
     """What is narrowed to as many operations as some blocks left out leave."""
     return left_out.replace("left_out", "narrowed")
-
-
-def words(extents: Sequence[int]) -> str:
-    """`1x3`."""
-    return "x".join(map(str, extents))
 
 
 def at(place: tuple[int, int]) -> str:
@@ -344,17 +216,14 @@ def data_of(rows: Sequence[Row]) -> str:
 
 
 def table_of(rows: Sequence[Row]) -> Iterator[str]:
-    """The tables of docs/faster.md: the range over all places."""
+    """The table of docs/faster.md: the range over all places."""
     found = ratios_of(rows)
     runs = [run for run in map(run_name, RUNS) if run in found]
     yield f"| | {' | '.join(run.replace('_', ' ') for run in runs)} |"
     yield "| --- |" + " --- |" * len(runs)
-    every = [(one.label, words(option)) for one in KERNELS for option in one.options()]
-    every += [("block", name) for name in (*LEFT_OUT, *map(narrowed, LEFT_OUT))]
-    every += [("zeros", name) for name in ZEROS]
-    for kernel, option in every:
+    for (kernel, option), title in SHOWN.items():
         cells = [span(found[run].get(kernel, {}).get(option, {})) for run in runs]
-        yield f"| {kernel} {option} | {' | '.join(cells)} |"
+        yield f"| {title} | {' | '.join(cells)} |"
 
 
 def span(by_place: Mapping[str, float]) -> str:
