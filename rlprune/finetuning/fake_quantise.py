@@ -67,6 +67,9 @@ def fake_quantised(
             hook.remove()
         for layer in rounded:
             parametrize.remove_parametrizations(layer, "weight", leave_parametrized=False)
+            for name in ("weight", "bias"):  # in the order that optimizers know parameters by
+                if name in layer._parameters:
+                    layer._parameters[name] = layer._parameters.pop(name)
 
 
 def rounded_weight(weight: Tensor, axis: int = 0) -> Tensor:
