@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from rlprune.constraints import float_nodes
-from rlprune.errors import ModelError
+from rlprune.errors import MeasurementError, ModelError
 from rlprune.finetuning.batches import Batch
 from rlprune.finetuning.checkpoint import Accuracy
 from rlprune.finetuning.objective import Objective
@@ -100,6 +100,7 @@ class Int8Writer:
         answers, self._form = tree_flatten(_answers_of(module, example))
         self._places = [at for at, one in enumerate(answers) if isinstance(one, Tensor)]
         self._answers = answers
+        self._alone = not _takes_batches(model, self._feeds[0])
         if len(self._places) != len(model.graph.output):
             raise ModelError(
                 f"the module answers {len(self._places)} tensors and its ONNX file "
@@ -153,10 +154,26 @@ class Int8Writer:
 
     def _run(self, session: Session, feeds: Mapping[str, Array]) -> Any:
         """The answers, in the form that the module gives them."""
+        rows = [feeds]
+        if self._alone:
+            count = len(next(iter(feeds.values())))
+            rows = [{name: one[k : k + 1] for name, one in feeds.items()} for k in range(count)]
+        runs = [[np.array(one) for one in session.run(row)] for row in rows]
         answers = list(self._answers)
-        for place, found in zip(self._places, session.run(feeds), strict=True):
-            answers[place] = torch.from_numpy(np.array(found))
+        for place, found in zip(self._places, zip(*runs, strict=True), strict=True):
+            answers[place] = torch.from_numpy(np.concatenate(found) if self._alone else found[0])
         return tree_unflatten(answers, self._form)
+
+
+def _takes_batches(model: onnx.ModelProto, feeds: Mapping[str, Array]) -> bool:
+    """Whether a file answers to a sample fed twice with two rows: an export may hold extents of its
+    example that no opening finds."""
+    twice = {name: np.concatenate([one, one]) for name, one in feeds.items()}
+    with closing(get_runtime().load(model.SerializeToString())) as session:
+        try:
+            return all(one.shape[:1] == (2,) for one in session.run(twice))
+        except MeasurementError:
+            return False
 
 
 def _answers_of(module: nn.Module, example: Any) -> Any:

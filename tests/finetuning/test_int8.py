@@ -258,6 +258,37 @@ def test_own_tasks_are_judged_by_their_own_metric(tmp_path: Path) -> None:
     assert made.plain.accuracy == pytest.approx(made.in_float.accuracy, abs=0.1)
 
 
+class Fixed(nn.Module):
+    """Its export has the example's batch of one in it, and its answers lie in a dict."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = tiny_net.make()
+
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        made = self.net(x)
+        return {"twice": 2 * made, "once": made.reshape(5, x.shape[0] * 2).reshape(-1, 10)}
+
+
+def test_files_that_take_no_batches_are_judged_one_by_one(rig: Rig, tmp_path: Path) -> None:
+    net = Fixed()
+    plan = rlprune.plan(
+        net, example_inputs=torch.from_numpy(rig.held.x[:1]), device="macs", budget_ratio=0.7
+    )
+    x, y = torch.from_numpy(rig.held.x[:64]), torch.from_numpy(rig.held.labels[:64])
+    report = finetune(
+        net,
+        replace(plan, precision="int8"),
+        [(x[:32], y[:32]), (x[32:], y[32:])],
+        loss=lambda outputs, wanted: nn.functional.cross_entropy(outputs["once"], wanted),
+        out=tmp_path / "out",
+        config=TrainConfig(epoch_count=1, learning_rate=0.01, distill_weight=0.0),
+    )
+    made = report.quantisation
+    assert made is not None and report.judged_by == "loss"
+    assert made.plain.loss == pytest.approx(made.in_float.loss, rel=0.1)
+
+
 def judged(each: list[float], loss: float = 1.0) -> Judged:
     return Judged(Accuracy(loss, float(np.mean(each))), np.array(each), np.ones(len(each)))
 
