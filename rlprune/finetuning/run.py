@@ -197,12 +197,10 @@ def finetune(
     named = [f"{name}={_name_of(one)}" for name, one in functions.items()]
     arrays = [tensor.detach().cpu().numpy() for tensor in tensors_of(module).values()]
     parts = [digest(array.tobytes()) for array in arrays]  # one by one, each copied for a moment
-    checkpoint, aware_checkpoint = (
-        Checkpoint(
-            folder / name, digest(FORMAT, run, *named, *parts, *given.digests), checkpoint_sec
-        )
-        for name in (CHECKPOINT_NAME, AWARE_CHECKPOINT_NAME)
-    )
+    whole = digest(FORMAT, run, *named, *parts, *given.digests)
+    checkpoint = Checkpoint(folder / CHECKPOINT_NAME, whole, checkpoint_sec)
+    rounding = digest(whole, "int8", *plan.constraints.keep_float)
+    aware_checkpoint = Checkpoint(folder / AWARE_CHECKPOINT_NAME, rounding, checkpoint_sec)
     if checkpoint.path.exists():
         say(f"going on from {checkpoint.path}")
 
