@@ -114,10 +114,20 @@ def finetune(
             metavar="auto|cpu|cuda", help="Where to train; auto is CUDA where there is some."
         ),
     ] = "auto",
+    quantisation_aware: Annotated[
+        str,
+        typer.Option(
+            metavar="auto|never|always",
+            help="Of an int8 plan: train on with int8's rounding; auto where quantising loses more "
+            "than half a point.",
+        ),
+    ] = "auto",
     seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
     """Cut a torch module as planned, fine-tune it, write its weights and ONNX file.
+
+    The ONNX file of a plan for int8 is quantised; a float one stands beside it.
 
     An interrupted run goes on from its checkpoint in OUT_DIR when the same command is given again.
     """
@@ -173,6 +183,7 @@ def finetune(
             augment=augment,
             **functions,
             torch_device=torch_device,
+            quantisation_aware=quantisation_aware,
             on_progress=on_progress,
             on_line=say,
         )
@@ -180,6 +191,8 @@ def finetune(
         print_json({**json.loads(report.to_json()), "directory": str(output)})
         return
     scores = {"unpruned": report.unpruned, "pruned": report.cut, "fine-tuned": report.tuned}
+    if report.quantisation is not None:
+        scores["fine-tuned, in int8"] = report.quantisation.score
     digits = ".2%" if report.judged_by == "accuracy" else ".4f"
     if report.judged_by == "loss":
         print_table(("module", "loss"), [(name, f"{one.loss:.4f}") for name, one in scores.items()])

@@ -19,6 +19,7 @@ from rlprune.finetuning.checkpoint import Accuracy
 from rlprune.finetuning.objective import Objective
 from rlprune.finetuning.scoring import device_of, reestimate, reestimate_on, score_batches
 from rlprune.graph.from_torch import TorchTrace
+from rlprune.precision import SCALED_COUNT
 from rlprune.sensitivity.batching import real_inputs
 from rlprune.sensitivity.calibration import CalibrationSet
 from rlprune.sensitivity.fit import check_images, fit_inputs, read_images
@@ -53,8 +54,14 @@ class TuningData(Protocol):
     def reestimate(self, module: nn.Module) -> None:
         """Takes BatchNorm statistics of training data."""
 
+    def scaled(self, device: torch.device) -> Iterator[Batch]:
+        """The samples that int8 scales are taken from: the first of `samples`."""
+
+    def judged(self, device: torch.device) -> Iterator[Batch]:
+        """All validation data, or where there are none all training data."""
+
     def score(self, module: nn.Module, objective: Objective) -> Accuracy:
-        """On the validation data, or where there are none on the training data."""
+        """On what is judged on."""
 
     def counts(self, seen: int) -> tuple[int, int]:
         """Samples to train on, if an epoch saw so many, and to validate on."""
@@ -95,10 +102,18 @@ class FileData:
         """On images drawn by the seed."""
         reestimate(module, self.train.take(self._drawn))
 
+    def scaled(self, device: torch.device) -> Iterator[Batch]:
+        """Drawn by the seed."""
+        x = torch.from_numpy(self.train.take(self._drawn[:SCALED_COUNT]).x)
+        yield Batch(x.to(device), None, len(x))
+
+    def judged(self, device: torch.device) -> Iterator[Batch]:
+        """The validation images."""
+        return batches_of(self.validation, device).whole()
+
     def score(self, module: nn.Module, objective: Objective) -> Accuracy:
         """On all validation images."""
-        batches = batches_of(self.validation, device_of(module))
-        return score_batches(module, batches.whole(), objective)
+        return score_batches(module, self.judged(device_of(module)), objective)
 
     def counts(self, seen: int) -> tuple[int, int]:
         """Images in the files; an epoch leaves some out that fill no batch."""
@@ -150,16 +165,23 @@ class LoaderData:
         """On the first batches."""
         reestimate_on(module, self._first(REESTIMATE_COUNT, device_of(module)))
 
-    def score(self, module: nn.Module, objective: Objective) -> Accuracy:
-        """On one pass through the loader."""
+    def scaled(self, device: torch.device) -> Iterator[Batch]:
+        """The first batches, whole."""
+        return self._first(SCALED_COUNT, device)
+
+    def judged(self, device: torch.device) -> Iterator[Batch]:
+        """One pass through the loader."""
         one = self.train if self.validation is None else self.validation
         what = "data" if self.validation is None else "validation"
-        batches = LoaderBatches(one, device_of(module), what=what)
+        batches = LoaderBatches(one, device, what=what)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self._seed)
-            found = score_batches(module, batches.whole(), objective)
+            yield from batches.whole()
         self._scored = batches.sample_count
-        return found
+
+    def score(self, module: nn.Module, objective: Objective) -> Accuracy:
+        """On one pass through the loader."""
+        return score_batches(module, self.judged(device_of(module)), objective)
 
     def counts(self, seen: int) -> tuple[int, int]:
         """None to validate on where there is no loader for it."""

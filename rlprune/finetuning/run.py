@@ -2,7 +2,8 @@
 
 Everything is checked before the first step. Until the end the output folder holds a checkpoint
 only, from which the same call goes on after Ctrl+C or a kill; then, in its place, the weights, the
-ONNX file and, last, the report.
+ONNX file and, last, the report. Of a plan for int8 the ONNX file is quantised (`int8`), and the
+float file stands beside it.
 """
 
 from __future__ import annotations
@@ -21,19 +22,25 @@ from rlprune.plans import PruningPlan
 from rlprune.progress import OnProgress
 
 if TYPE_CHECKING:
+    import onnx
     import torch
     from torch import nn
 
     from rlprune.finetuning.checkpoint import Accuracy, EpochRecord
+    from rlprune.finetuning.int8 import Quantisation
     from rlprune.finetuning.loop import TrainConfig
     from rlprune.finetuning.objective import DistillLoss, Loss, Metric
 
 FORMAT = "rlprune.finetuned/1"
 WEIGHTS_NAME = "weights.safetensors"
 MODEL_NAME = "model.onnx"
+FLOAT_MODEL_NAME = "model-float.onnx"
+"""Beside a quantised one."""
 REPORT_NAME = "report.json"
 USUAL_DISTILL_WEIGHT = 0.5
 CHECKPOINT_NAME = "checkpoint.safetensors"
+AWARE_CHECKPOINT_NAME = "checkpoint-int8.safetensors"
+"""Of quantisation-aware training; the other stays beside it, at the end of ordinary training."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +58,7 @@ class FinetuneReport:
     """Pruned and reconstructed (or, where no layer can be, BatchNorm re-estimated), before any
     training."""
     tuned: Accuracy
-    """Of what was written. These data chose the epoch, so judge on others."""
+    """Of the weights that were written, in float. These data chose the epoch: judge on others."""
     chosen_epoch: int | None
     """Counted from 1; None where no epoch was better than no training, and that was written."""
     epochs: tuple[EpochRecord, ...]
@@ -67,6 +74,8 @@ class FinetuneReport:
     params: int
     judged_by: str = "accuracy"
     """What `accuracy` is in all scores: `accuracy`, the user's `metric`, or minus his `loss`."""
+    quantisation: Quantisation | None = None
+    """Of a plan for int8 what that cost, and the score of the file that was written."""
 
     def to_json(self) -> str:
         """One JSON object."""
@@ -86,6 +95,7 @@ def finetune(
     metric: Metric | None = None,
     distill_loss: DistillLoss | None = None,
     torch_device: str = "auto",
+    quantisation_aware: str = "auto",
     checkpoint_sec: float = 60.0,
     on_progress: OnProgress | None = None,
     on_line: Callable[[str], None] | None = None,
@@ -117,11 +127,14 @@ def finetune(
             Beside `loss` there is no distillation without it.
         torch_device: where to train: cpu, cuda, cuda:1, or auto (CUDA where there is one). What is
             written is the same, and a checkpoint goes on elsewhere.
+        quantisation_aware: of a plan for int8, whether training with int8's rounding follows:
+            auto (where quantising loses more than half a point), never or always.
         checkpoint_sec: how much work an interruption may cost.
         on_line: told each result in a line as soon as it is known.
 
     Raises:
         PlanMismatchError, PlanError: the plan is not this module's.
+        ModelError: the pruned module cannot be quantised as the plan wants.
         InputError: data, settings, the device or the folder's checkpoint are refused, or training
             diverged.
         MissingExtraError: without the extras "torch" and "device".
@@ -132,10 +145,14 @@ def finetune(
         raise MissingExtraError("fine-tuning", "torch") from error
     from rlprune.finetuning.checkpoint import Checkpoint
     from rlprune.finetuning.data import tuning_data
+    from rlprune.finetuning.int8 import Training, check_aware, in_int8
+    from rlprune.finetuning.int8_file import Int8Writer
     from rlprune.finetuning.loop import TrainConfig, fit, objective_of
     from rlprune.graph.from_torch import trace_torch
+    from rlprune.latency.types import INT8
     from rlprune.runtime import get_runtime
     from rlprune.schemes import removal_of, whole_space
+    from rlprune.sensitivity.batching import open_batch
     from rlprune.sensitivity.torch_reconstruct import reconstruct_module
     from rlprune.surgery.torch import cut_torch
     from rlprune.torch_state import tensors_of
@@ -147,6 +164,7 @@ def finetune(
     _check_folder(folder)
     say = on_line or (lambda line: None)
     device = training_device(torch_device)
+    aware = check_aware(quantisation_aware, plan.precision)
     functions: dict[str, Any] = {"loss": loss, "metric": metric, "distill_loss": distill_loss}
     objective = objective_of(config, **functions, taught=config.distill_weight > 0)
     given = tuning_data(data, validation, augment, config.seed)
@@ -155,6 +173,11 @@ def finetune(
     plan.check(trace.graph)
     teacher = copy.deepcopy(trace.module).eval().to(device)  # the trace's stays where it was made
     small = cut_torch(trace, removal_of(trace.onnx, plan.keeps, plan.schemes))
+    samples = given.samples(trace)
+    writer = None
+    if plan.precision == INT8:
+        kept = plan.constraints.keep_float
+        writer = Int8Writer(small, given.example, trace, samples, kept)
     folder.mkdir(parents=True, exist_ok=True)
 
     def told(score: Accuracy) -> str:
@@ -163,7 +186,6 @@ def finetune(
     unpruned = given.score(teacher, objective)
     train_count, held_count = given.counts(0)
     say(f"unpruned: {told(unpruned)} on {held_count or 'the training data'}")
-    samples = given.samples(trace)
     solved = reconstruct_module(small, trace, plan.keeps, samples, get_runtime(), plan.schemes)
     if not solved.changes:
         given.reestimate(small)
@@ -175,20 +197,22 @@ def finetune(
     named = [f"{name}={_name_of(one)}" for name, one in functions.items()]
     arrays = [tensor.detach().cpu().numpy() for tensor in tensors_of(module).values()]
     parts = [digest(array.tobytes()) for array in arrays]  # one by one, each copied for a moment
-    checkpoint = Checkpoint(
-        folder / CHECKPOINT_NAME,
-        digest(FORMAT, run, *named, *parts, *given.digests),
-        checkpoint_sec,
-    )
+    whole = digest(FORMAT, run, *named, *parts, *given.digests)
+    checkpoint = Checkpoint(folder / CHECKPOINT_NAME, whole, checkpoint_sec)
+    rounding = digest(whole, "int8", *plan.constraints.keep_float)
+    aware_checkpoint = Checkpoint(folder / AWARE_CHECKPOINT_NAME, rounding, checkpoint_sec)
     if checkpoint.path.exists():
         say(f"going on from {checkpoint.path}")
 
-    def tell(record: EpochRecord) -> None:
+    def tell(record: EpochRecord, of: int) -> None:
         held = "" if record.validation is None else f", validation {told(record.validation)}"
         say(
-            f"epoch {record.epoch} of {config.epoch_count}: training loss {record.loss:.4f}"
+            f"epoch {record.epoch} of {of}: training loss {record.loss:.4f}"
             f"{held}, {record.seconds:.0f} s"
         )
+
+    def steps(what: str) -> Callable[[int, int], None] | None:
+        return None if on_progress is None else lambda done, of: on_progress(what, done, of)
 
     epochs = fit(
         small,
@@ -199,8 +223,8 @@ def finetune(
         teacher=teacher if config.distill_weight else None,
         **functions,
         checkpoint=checkpoint,
-        on_epoch=tell,
-        on_step=None if on_progress is None else lambda done, of: on_progress("training", done, of),
+        on_epoch=lambda record: tell(record, config.epoch_count),
+        on_step=steps("training"),
     )
     best, chosen = cut, None
     for record in epochs:
@@ -208,7 +232,25 @@ def finetune(
             best, chosen = record.validation, record.epoch
     if given.validation is None:
         best, chosen = given.score(small, objective), len(epochs)
+    quantisation, files = None, None
+    if writer is not None:
+        training = Training(
+            given,
+            config,
+            objective,
+            functions,
+            teacher if config.distill_weight else None,
+            aware_checkpoint,
+            tell,
+            steps("training for int8"),
+            say,
+            told,
+        )
+        quantisation, files = in_int8(small, writer, training, aware)
+        if quantisation.written == "aware":
+            best = given.score(small, objective)
     train_count, held_count = given.counts(epochs[-1].seen)
+    aware_epochs = () if quantisation is None else quantisation.epochs
     space = whole_space(trace.graph, plan.schemes)
     choice = space.choice_of(plan.keeps)
     report = FinetuneReport(
@@ -218,7 +260,7 @@ def finetune(
         tuned=best,
         chosen_epoch=chosen,
         epochs=tuple(epochs),
-        seconds=sum(record.seconds for record in epochs),
+        seconds=sum(record.seconds for record in (*epochs, *aware_epochs)),
         image_count=train_count,
         validation_count=held_count,
         config=config,
@@ -226,8 +268,15 @@ def finetune(
         macs=int(space.macs(choice)),
         params=int(space.params(choice)),
         judged_by=objective.judged_by,
+        quantisation=quantisation,
     )
-    _write(folder, small.cpu(), given.example, report)
+    small.cpu()
+    if files is None:
+        models = {MODEL_NAME: open_batch(trace_torch(small, given.example).onnx.model)}
+    else:
+        models = {FLOAT_MODEL_NAME: files.in_float, MODEL_NAME: files.in_int8}
+    _write(folder, small, models, report)
+    aware_checkpoint.path.unlink(missing_ok=True)
     checkpoint.path.unlink(missing_ok=True)
     return report
 
@@ -296,7 +345,8 @@ def _check_folder(folder: Path) -> None:
         raise InputError(
             f"{folder} holds a finished run; write to another folder or delete it", field="out"
         )
-    made = [name for name in (WEIGHTS_NAME, MODEL_NAME) if (folder / name).exists()]
+    names = (WEIGHTS_NAME, MODEL_NAME, FLOAT_MODEL_NAME)
+    made = [name for name in names if (folder / name).exists()]
     if made and not (folder / CHECKPOINT_NAME).exists():
         raise InputError(
             f"{folder / made[0]} is there and would be written over; write to another folder",
@@ -304,17 +354,17 @@ def _check_folder(folder: Path) -> None:
         )
 
 
-def _write(folder: Path, module: nn.Module, example: Any, report: FinetuneReport) -> None:
+def _write(
+    folder: Path, module: nn.Module, models: dict[str, onnx.ModelProto], report: FinetuneReport
+) -> None:
     from safetensors.torch import save as save_tensors
 
-    from rlprune.graph.from_torch import trace_torch
-    from rlprune.sensitivity.batching import open_batch
     from rlprune.surgery.encode import encode
     from rlprune.torch_state import tensors_of
 
     # Copies, for tied weights may not stand in a file twice.
     state = {name: tensor.clone().contiguous() for name, tensor in tensors_of(module).items()}
-    model = open_batch(trace_torch(module, example).onnx.model)
     write_atomic(folder / WEIGHTS_NAME, save_tensors(state))
-    write_atomic(folder / MODEL_NAME, encode(model))
+    for name, model in models.items():
+        write_atomic(folder / name, encode(model))
     write_atomic(folder / REPORT_NAME, report.to_json().encode() + b"\n")
