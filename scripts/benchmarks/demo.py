@@ -1,21 +1,24 @@
-"""The main job, end to end, through public doors only, on scikit-learn's digits at 32x32.
+"""What is won, end to end, through public doors only: one network, one table, five minutes.
 
-    scripts/demo [--keep DIR] [--steps N] [--evaluations N] [--seed N]
+    scripts/demo [--keep DIR] [--seed N]
 
-Small CNNs of four block types are trained and recorded, and a policy is trained on them with PPO on
-Ray. A server and a worker are started as processes of their own; over gRPC they are asked for plans
-of a fifth net, of a block type that nothing was trained on, at three budgets. The worker measures
-the plans; one over its budget is asked for again, certified. The plans are applied to the torch
-module and fine-tuned; one table tells how they compare.
+A small ResNet learns to read cluttered digits (made of scikit-learn's, so nothing is downloaded)
+while a server and a worker, processes of their own, measure what its layers cost on this machine's
+ONNX Runtime. Over gRPC they are then asked for plans within the same latencies, by more and more of
+what a plan may use: one ratio for all widths, widths chosen by the knapsack, kernel shapes and
+blocks left out as well, and all of that in int8. The worker measures every plan beside the unpruned
+network, and one that misses its budget is planned again (`certify`). Plans are applied, and trained
+for an epoch by `rlprune.finetune`.
 
-Budgets and "measured" are milliseconds of the unpruned model's predicted latency: a measurement is
-its ratio to the unpruned model that ran interleaved with it. Accuracy is on images that nothing
-else has looked at: after reconstruction ("cut"), and after an epoch of training ("tuned").
+Budgets and latencies in the table are shares of the unpruned network's in f32, also those of int8:
+the files that were written, measured in turns with it. Accuracy is that of the same files in ONNX
+Runtime, on images of handwriting that nothing else has looked at.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import multiprocessing
 import os
 import select
@@ -27,10 +30,11 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
-from multiprocessing.pool import Pool
+from multiprocessing.pool import AsyncResult
 from pathlib import Path
 
 import numpy as np
+import onnx
 import safetensors.torch
 import torch
 from rich.console import Console
@@ -38,240 +42,311 @@ from rich.table import Table
 from torch import nn
 
 import rlprune
-from datasets.digits import NetSpec, Splits, build, digits, train_net
+from datasets.digits import NetSpec, Splits, build, cluttered, train_net
 from datasets.running import stoppable
 from rlprune.errors import RlpruneError
-from rlprune.finetuning.augment import shifted
-from rlprune.finetuning.loop import TrainConfig, fit
-from rlprune.finetuning.scoring import score
-from rlprune.graph.from_torch import TorchTrace, trace_torch
+from rlprune.finetuning.loop import TrainConfig
+from rlprune.graph.from_torch import TorchTrace
 from rlprune.plans import PruningPlan
-from rlprune.recording.record import RecordConfig, record_model
+from rlprune.runtime import get_runtime
+from rlprune.sensitivity.batching import open_batch
 from rlprune.sensitivity.calibration import CalibrationSet
 from rlprune.service.client import Client
-from rlprune.store import open_store
-from rlprune.training import train
 
-SEEN = (
-    NetSpec("inverted", 40, 1),
-    NetSpec("plain", 32, 2),
-    NetSpec("squeeze", 32, 1),
-    NetSpec("dense", 40, 1),
-)
-"""Trained on; the last chooses between agents. Each takes a millisecond or more."""
-HELD_OUT = NetSpec("residual", 24, 2)
-POLICIES = ("uniform", "knapsack", "learned")
-BUDGET_SHARES = (0.75, 0.5, 0.25)
-"""b in `least + b (base - least)`."""
-IMAGE_COUNT = 128
-"""Images of a profile, and as many others that plans are judged on."""
-RECORD_STEP = 16
-"""Keep levels of the recorded nets; half as many as the multiples of 8 that plans are made of."""
-MAX_OVER = 0.05
-"""A measured plan may be this share over its budget."""
+NET = NetSpec("residual", 16, 3)
+"""Its cost is in 3x3 convolutions; nine blocks, of which six can be left out."""
+BUDGETS = (0.35, 0.25)
+"""Shares of the unpruned network's latency in f32."""
+CALIBRATION = 256
+"""Images that plans are made from; as many others choose nothing but are watched while tuning."""
+TUNING = TrainConfig(epoch_count=1, batch_size=64, learning_rate=0.03)
+"""With the unpruned network as teacher."""
+CHECKS = 2
+"""Processes that measure the written files."""
 CORE_COUNT = 2
 JOB_SEC, START_SEC = 1800.0, 60.0
 """Deadlines of a job in the pool, and of a process that starts."""
 
 
-@dataclass(frozen=True)
-class Row:
-    """One line of the table."""
+@dataclass(frozen=True, slots=True)
+class Method:
+    """One row: what its plans may use."""
 
-    policy: str
-    plan: PruningPlan
-    measured_ms: float
+    name: str
+    schemes: str = "channels"
+    policy: str = "knapsack"
+    precision: str = "f32"
 
     @property
-    def over(self) -> float:
-        """How far above the budget it was measured, as a share; negative: below."""
-        return self.measured_ms / self.plan.budget_ms - 1.0
+    def slug(self) -> str:
+        """As files are named."""
+        return self.name.replace(" ", "-").replace(",", "")
+
+
+ALL = "channels,shapes,blocks"
+METHODS = (
+    Method("uniform widths", policy="uniform"),
+    Method("widths"),
+    Method("widths, kernels, blocks", ALL),
+    Method("the same in int8", ALL, precision="int8"),
+)
+WIDTHS, OPTIONS, OPTIONS_INT8 = METHODS[1:]
+RLPRUNE = (sys.executable, "-c", "from rlprune.cli import main; main()")
+UNPRUNED, INT8 = "unpruned.onnx", "unpruned-int8.onnx"
+
+
+@dataclass(frozen=True, slots=True)
+class Tuned:
+    """Accuracy of one plan's files on the report images."""
+
+    cut: float
+    tuned: float
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--keep", type=Path, metavar="DIR", help="leave everything made here")
-    parser.add_argument("--steps", type=int, default=20_000, help="environment steps per agent")
-    parser.add_argument("--evaluations", type=int, default=40, help="plans recorded per model")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     started = time.monotonic()
-    with stoppable(), ExitStack() as stack:  # nothing started here outlives this
+    # Nothing started here outlives this.
+    with stoppable(goes_on=options.keep is not None), ExitStack() as stack:
         folder = options.keep or Path(stack.enter_context(tempfile.TemporaryDirectory()))
         folder.mkdir(parents=True, exist_ok=True)
-        os.environ["XDG_DATA_HOME"] = str(folder / "data")  # nothing of the user's is touched
+        os.environ["XDG_DATA_HOME"] = str(folder.resolve() / "data")  # nothing of the user's
         torch.set_num_threads(1)
-        run(folder.resolve(), options, stack)
+        run(folder.resolve(), options.seed, stack)
     print(f"all steps done in {time.monotonic() - started:.0f} s")
 
 
-def run(folder: Path, options: argparse.Namespace, stack: ExitStack) -> None:
-    splits = digits(seed=options.seed)
-    spawning = multiprocessing.get_context("spawn")
+def run(folder: Path, seed: int, stack: ExitStack) -> None:
+    splits = cluttered(seed=seed)
+    write_images(folder, splits)
     # Leaving this pool ends its processes at once, also where a step failed or SIGTERM came.
-    pool = stack.enter_context(spawning.Pool(CORE_COUNT, torch.set_num_threads, (1,)))
-    images = part(splits, 0)
-    np.savez(folder / "calibration.npz", x=images.x, y=images.labels)
-    with phase("train and record the nets"):
-        prepare(folder, pool, options)
-    url = f"sqlite:///{folder / 'store.sqlite'}"
-    with phase("train the policy: PPO agents on Ray"), closing(open_store(url)) as store:
-        summary = train(
-            [folder / "recorded"],
-            out=folder / "policy",
-            store=store,
-            validation=[SEEN[-1].name],
-            agents=CORE_COUNT,
-            steps=options.steps,
-            rounds=4,
-            seed=options.seed,
-        )
-        print(f"  the best agent saves {summary.relative_gain:+.1%} on {SEEN[-1].name}")
-    with phase("start server and worker"):
+    pool = stack.enter_context(multiprocessing.get_context("spawn").Pool(CORE_COUNT, quiet))
+    with phase("start a server and a worker"):
+        url = f"sqlite:///{folder / 'store.sqlite'}"
         address = stack.enter_context(server(folder, url))
         stack.enter_context(process(folder, "worker", "work", f"--server={address}"))
         client = stack.enter_context(Client(address))
         device = wait_for_device(client)
-    module = load(folder, HELD_OUT)
-    trace = trace_torch(module, torch.zeros(splits.shape))
-    with phase(f"plan {HELD_OUT.name} on {device}, measure, plan again where a budget is missed"):
-        base, rows = measured(client, trace, device, folder / "calibration.npz")
-    with phase("apply, reconstruct, fine-tune"):
-        texts = [row.plan.to_json() for row in rows]
-        jobs = {  # policies may agree
-            text: pool.apply_async(tune_one, (folder, text, options.seed)) for text in set(texts)
-        }
-        accuracies = [jobs[text].get(JOB_SEC) for text in texts]
-    with closing(open_store(url)) as store:
-        print(f"{len(store.measurements(device))} measurements by the worker are in the store")
-    show(rows, accuracies, base, score(module, splits.report).accuracy)
-    late = [row for row in rows if row.over > MAX_OVER]
-    if late:
-        raise RlpruneError(f"{late[0].policy} is {late[0].over:+.1%} over its budget")
+        print(f"  the worker is {device}")
+    with phase(f"train {NET.name}; the worker measures its layers meanwhile"):
+        training = pool.apply_async(train_one, (folder, seed))
+        prepare(client, device, splits)
+        print(f"  accuracy {training.get(JOB_SEC):.1%}")
+    module = load(folder)
+    trace = rlprune.trace(module, torch.zeros(splits.shape))
+    with phase("quantise it, without pruning"):
+        plain = write_unpruned(folder, trace)
+        print(f"  int8 takes {plain:.2f} of the latency in f32")
+    jobs: dict[tuple[Method, float], AsyncResult[Tuned]] = {}
+    with phase("plan, measure, plan again where a budget is missed; apply, tune"):
+        for method in METHODS:
+            # A plan for int8 is held against the unpruned network in int8.
+            whole = plain if method.precision == "int8" else 1.0
+            for budget in BUDGETS:
+                plan = planned(client, trace, device, folder, method, budget / whole)
+                plan.save(folder / f"{file_of(method, budget)}.json")
+                print(f"  {method.name} at {budget:g}: {plan.note}", flush=True)
+                jobs[method, budget] = pool.apply_async(tune_one, (folder, method, budget, seed))
+        tuned = {cell: job.get(JOB_SEC) for cell, job in jobs.items()}
+    with phase("measure the files that were written, in turns with the unpruned one"):
+        ratios = measured(folder, [UNPRUNED, INT8, *(f"{file_of(*cell)}.onnx" for cell in tuned)])
+    accuracies = {
+        name: accuracy(onnx.load(folder / name), splits.report) for name in (UNPRUNED, INT8)
+    }
+    show(tuned, ratios, accuracies)
+    for method, budget in tuned:
+        least = ratios[f"{file_of(method, budget)}.onnx"].low
+        if least > budget:
+            raise RlpruneError(f"{method.name} takes {least:.3f} or more; {budget:g} was asked for")
 
 
-def prepare(folder: Path, pool: Pool, options: argparse.Namespace) -> None:
-    """Trains all nets, records all but the one held out."""
-    specs = [*SEEN, HELD_OUT]
-    jobs = [pool.apply_async(train_one, (folder, spec, options.seed)) for spec in specs]
-    recordings = []
-    for spec, job in zip(specs, jobs, strict=True):
-        print(f"  {spec.name}: accuracy {job.get(JOB_SEC):.1%}", flush=True)
-        if spec != HELD_OUT:
-            given = (folder, spec, options.seed, options.evaluations)
-            recordings.append(pool.apply_async(record_one, given))
-    print(f"  {sum(job.get(JOB_SEC) for job in recordings)} plans evaluated", flush=True)
+def quiet() -> None:
+    """What a process of the pool begins with: Ctrl+C is this program's to answer."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    torch.set_num_threads(1)
 
 
-def train_one(folder: Path, spec: NetSpec, seed: int) -> float:
-    """Trains a net, keeps its weights; its accuracy on the calibration images."""
-    splits, path = digits(seed=seed), folder / f"{spec.name}.safetensors"
+def write_images(folder: Path, splits: Splits) -> None:
+    """Files as a user would give them."""
+    rows = np.arange(len(splits.calibration))
+    parts = {
+        "train": splits.train,
+        "calibration": splits.calibration.take(rows[:CALIBRATION]),
+        "validation": splits.calibration.take(rows[CALIBRATION:]),
+        "report": splits.report,
+    }
+    for name, part in parts.items():
+        np.savez(folder / f"{name}.npz", x=part.x, y=part.labels)
+
+
+def images(folder: Path, name: str) -> CalibrationSet:
+    with np.load(folder / f"{name}.npz") as file:
+        return CalibrationSet.single(file["x"], file["y"])
+
+
+def train_one(folder: Path, seed: int) -> float:
+    """Trains the net, keeps its weights; its accuracy on the calibration images."""
+    path = folder / "net.safetensors"
     if not path.exists():  # --keep goes on where it was stopped
-        module = train_net(spec, splits, epoch_count=6, seed=seed)
+        module = train_net(NET, images(folder, "train"), seed=seed)
         safetensors.torch.save_file(module.state_dict(), path)
-    return score(load(folder, spec), splits.calibration).accuracy
+    known = images(folder, "calibration")
+    with torch.no_grad():
+        answers = load(folder)(torch.from_numpy(known.x)).argmax(1).numpy()
+    return float((answers == known.labels).mean())
 
 
-def load(folder: Path, spec: NetSpec) -> nn.Module:
-    module = build(spec)
-    module.load_state_dict(safetensors.torch.load_file(folder / f"{spec.name}.safetensors"))
+def load(folder: Path) -> nn.Module:
+    module = build(NET)
+    module.load_state_dict(safetensors.torch.load_file(folder / "net.safetensors"))
     return module
 
 
-def part(splits: Splits, index: int) -> CalibrationSet:
-    """The index-th `IMAGE_COUNT` calibration images."""
-    where = slice(index * IMAGE_COUNT, (index + 1) * IMAGE_COUNT)
-    return CalibrationSet.single(splits.calibration.x[where], splits.calibration.labels[where])
-
-
-def record_one(folder: Path, spec: NetSpec, seed: int, count: int) -> int:
-    splits = digits(seed=seed)
-    trace = trace_torch(load(folder, spec), torch.zeros(splits.shape)).onnx
-    config = RecordConfig(evaluation_count=count, round_to=RECORD_STEP, seed=seed)
-    path = folder / "recorded" / spec.name
-    recorded = record_model(path, trace, part(splits, 0), part(splits, 1), config=config)
-    assert recorded.evaluations is not None
-    return len(recorded.evaluations.keeps)
-
-
-def measured(
-    client: Client, trace: TorchTrace, device: str, calibration: Path
-) -> tuple[PruningPlan, list[Row]]:
-    """The plan that keeps everything; every policy's at every budget, budgets descending."""
-
-    def ask(
-        policy: str,
-        *,
-        budget_ms: float | None = None,
-        budget_ratio: float | None = None,
-        certify: bool = False,
-    ) -> PruningPlan:
-        plan = client.plan(
+def prepare(client: Client, device: str, splits: Splits) -> None:
+    """Has measured what plans need. Latency does not depend on weights, so these may be any."""
+    trace = rlprune.trace(build(NET), torch.zeros(splits.shape))
+    for method in (WIDTHS, OPTIONS, OPTIONS_INT8):
+        began = time.monotonic()
+        client.plan(
             trace.onnx,
             device=device,
-            policy=policy,
-            calibration=calibration,
-            guard=False,  # the demo is about what the policy itself plans
-            budget_ms=budget_ms,
-            budget_ratio=budget_ratio,
-            certify=certify,
+            policy=method.policy,
+            schemes=method.schemes,
+            precision=method.precision,
+            budget_ratio=0.5,
         )
-        if not plan.feasible:
-            raise RlpruneError(f"{policy} found {plan.budget_ms:.3f} ms infeasible: {plan.note}")
-        return plan
-
-    base = ask("knapsack", budget_ratio=1.0)
-    high = base.predicted_interval_ms[1] / base.predicted_latency_ms
-    least = base.least_latency_ms * high  # a budget is held against the interval's upper end
-    budgets = [least + share * (base.base_latency_ms - least) for share in BUDGET_SHARES]
-    plans = [(name, ask(name, budget_ms=budget)) for budget in budgets for name in POLICIES]
-    keeps = np.stack([plan.keeps for _, plan in plans])
-    rows = []
-    for (name, plan), one in zip(plans, client.measure(trace.onnx, keeps, device), strict=True):
-        if one.status == "failed":
-            raise RlpruneError(f"the worker could not run a plan: {one.reason}")
-        row = Row(name, plan, one.control_ratio * plan.base_latency_ms)
-        if row.over > MAX_OVER:
-            plan = ask(name, budget_ms=plan.budget_ms, certify=True)
-            assert plan.certificate is not None
-            row = Row(name, plan, plan.certificate.measured_latency_ms)
-        rows.append(row)
-    return base, rows
+        print(f"  measured for {method.name}: {time.monotonic() - began:.0f} s", flush=True)
 
 
-def tune_one(folder: Path, plan_json: str, seed: int) -> tuple[float, float]:
-    """Accuracy on the report images: after reconstruction, and after fine-tuning."""
-    splits = digits(seed=seed)
-    trace = trace_torch(load(folder, HELD_OUT), torch.zeros(splits.shape))
-    plan = PruningPlan.from_json(plan_json)
-    small = rlprune.apply(plan, trace, calibration=folder / "calibration.npz")
-    cut = score(small, splits.report).accuracy
-    config = TrainConfig(1, batch_size=32, learning_rate=0.02, distill_weight=0.0, seed=seed)
-    fit(small, splits.train, config, augment=shifted)
-    return cut, score(small, splits.report).accuracy
+def write_unpruned(folder: Path, trace: TorchTrace) -> float:
+    """Writes the network in f32 and in int8; the latency of the second over that of the first."""
+    onnx.save(open_batch(trace.onnx.model), folder / UNPRUNED)
+    quantised = rlprune.quantize(trace.onnx, calibration=folder / "calibration.npz")
+    onnx.save(open_batch(quantised), folder / INT8)
+    return measured(folder, [UNPRUNED, INT8])[INT8].middle
+
+
+def planned(
+    client: Client, trace: TorchTrace, device: str, folder: Path, method: Method, ratio: float
+) -> PruningPlan:
+    """A plan that the worker has measured to be within its budget, a share in its own precision."""
+    plan = client.plan(
+        trace.onnx,
+        device=device,
+        policy=method.policy,
+        schemes=method.schemes,
+        precision=method.precision,
+        budget_ratio=min(1.0, ratio),
+        calibration=folder / "calibration.npz",
+        candidates=0,
+        certify=True,
+    )
+    if not plan.feasible:
+        raise RlpruneError(f"{method.name} cannot keep {ratio:.2f} of the latency: {plan.note}")
+    return plan
+
+
+def file_of(method: Method, budget: float) -> str:
+    """Name of a cell's files, without their endings."""
+    return f"{method.slug}-{budget:g}"
+
+
+def tune_one(folder: Path, method: Method, budget: float, seed: int) -> Tuned:
+    """Applies a plan and fine-tunes it; writes the tuned file."""
+    name, report = file_of(method, budget), images(folder, "report")
+    plan, module = PruningPlan.load(folder / f"{name}.json"), load(folder)
+    trace = rlprune.trace(module, torch.zeros(1, *report.x.shape[1:]))
+    few = folder / "calibration.npz"
+    cut = rlprune.apply(plan, trace.onnx, calibration=few, on_result=lambda _: None)
+    out = folder / name
+    rlprune.finetune(
+        module,
+        plan,
+        folder / "train.npz",
+        out=out,
+        validation=folder / "validation.npz",
+        config=TUNING,
+        quantisation_aware="never",  # as much training for all
+    )
+    (out / "model.onnx").replace(folder / f"{name}.onnx")
+    tuned = onnx.load(folder / f"{name}.onnx")
+    return Tuned(accuracy(open_batch(cut), report), accuracy(tuned, report))
+
+
+def accuracy(model: onnx.ModelProto, report: CalibrationSet) -> float:
+    """Share (0-1) of the images that a file of an open batch is right on, in ONNX Runtime."""
+    name, right = model.graph.input[0].name, 0
+    with closing(get_runtime().load(model.SerializeToString())) as session:
+        for start in range(0, len(report), 100):
+            [answers] = session.run({name: report.x[start : start + 100]})
+            labels = report.labels[start : start + 100]
+            right += int((np.asarray(answers).argmax(1) == labels).sum())
+    return right / len(report)
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """A file's latency over that of the first one."""
+
+    middle: float
+    low: float
+    """Where another such measurement lies 95 % above."""
+
+
+def measured(folder: Path, names: list[str]) -> dict[str, Share]:
+    """Files by `rlprune measure`, each in turns with the first; the mean of several processes."""
+    found: dict[str, list[tuple[float, float]]] = {name: [] for name in names}
+    for _ in range(CHECKS):
+        command = [*RLPRUNE, "measure", "--json", *names]
+        told = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+        if told.returncode != 0:
+            last = (told.stderr.strip().splitlines() or ["it said nothing"])[-1]
+            raise RlpruneError(f"measuring ended with {told.returncode}: {last}")
+        for row in json.loads(told.stdout)["models"]:
+            found[row["model"]].append((row["ratio_to_first"], row["ratio_interval"][0]))
+    means = {name: np.mean(each, axis=0) for name, each in found.items()}
+    return {name: Share(float(middle), float(low)) for name, (middle, low) in means.items()}
 
 
 def show(
-    rows: list[Row], accuracies: list[tuple[float, float]], base: PruningPlan, accuracy: float
+    tuned: dict[tuple[Method, float], Tuned],
+    ratios: dict[str, Share],
+    unpruned: dict[str, float],
 ) -> None:
-    table = Table(
-        title=f"{HELD_OUT.name}, never trained on: {base.base_latency_ms:.3f} ms, "
-        f"accuracy {accuracy:.1%} before pruning"
+    """The table, and what is won in a sentence."""
+    budgets = list(dict.fromkeys(budget for _, budget in tuned))
+    table = Table(title="latency (share of the unpruned network's in f32) and accuracy")
+    table.add_column("a plan may use")
+    for budget in budgets:
+        for column in (f"at most {budget:g}", "cut", "tuned"):
+            table.add_column(column, justify="right")
+    for name, what in ((UNPRUNED, "nothing: unpruned, f32"), (INT8, "nothing: unpruned, int8")):
+        whole = f"{ratios[name].middle:.2f}", f"{unpruned[name]:.1%}"
+        table.add_row(what, *whole, end_section=name == INT8)
+    for method in dict.fromkeys(method for method, _ in tuned):
+        cells: list[str] = []
+        for budget in budgets:
+            one = tuned[method, budget]
+            ratio = ratios[f"{file_of(method, budget)}.onnx"].middle
+            cells += [f"{ratio:.2f}", f"{one.cut:.1%}", f"{one.tuned:.1%}"]
+        table.add_row(method.name, *cells)
+    Console(width=None if sys.stdout.isatty() else 110).print(table)
+    print(won(tuned, unpruned[UNPRUNED]))
+
+
+def won(tuned: dict[tuple[Method, float], Tuned], unpruned: float) -> str:
+    """One sentence: what the options are worth at the least latency, in points of accuracy."""
+    budget = min(budget for _, budget in tuned)
+    lost = [100 * (unpruned - tuned[method, budget].tuned) for method in METHODS]
+    uniform, widths, options, int8 = (f"{points:.1f}" for points in lost)
+    return (
+        f"At {budget:g} of the latency the tuned network loses {uniform} points of accuracy by "
+        f"uniform widths, {widths} by the knapsack's, {options} with kernels and blocks, and "
+        f"{int8} with all of it in int8."
     )
-    for name in ("budget ms", "policy", "predicted", "measured", "over", "cut", "tuned"):
-        table.add_column(name, justify="left" if name == "policy" else "right")
-    for index, (row, (cut, tuned)) in enumerate(zip(rows, accuracies, strict=True)):
-        table.add_row(
-            "" if index % len(POLICIES) else f"{row.plan.budget_ms:.3f}",
-            row.policy,
-            f"{row.plan.predicted_latency_ms:.3f}",
-            f"{row.measured_ms:.3f}" + ("" if row.plan.certificate is None else ", certified"),
-            f"{row.over:+.1%}",
-            f"{cut:.1%}",
-            f"{tuned:.1%}",
-            end_section=index % len(POLICIES) == len(POLICIES) - 1,
-        )
-    Console(width=None if sys.stdout.isatty() else 130).print(table)
 
 
 @contextmanager
@@ -286,9 +361,10 @@ def phase(title: str) -> Iterator[None]:
 def process(folder: Path, name: str, *arguments: str) -> Iterator[subprocess.Popen[str]]:
     """`rlprune ...` in a process of its own, ended with SIGTERM; its log lies in `folder`."""
     log = folder / f"{name}.log"
-    command = [sys.executable, "-c", "from rlprune.cli import main; main()", *arguments]
     with log.open("w") as stderr:
-        child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, text=True)
+        child = subprocess.Popen(
+            [*RLPRUNE, *arguments], stdout=subprocess.PIPE, stderr=stderr, text=True
+        )
     try:
         yield child
         child.send_signal(signal.SIGTERM)
@@ -304,10 +380,8 @@ def process(folder: Path, name: str, *arguments: str) -> Iterator[subprocess.Pop
 
 @contextmanager
 def server(folder: Path, url: str) -> Iterator[str]:
-    """A server with the policy just trained; its HOST:PORT."""
-    own = f"--policy=learned={folder / 'policy'}"
-    arguments = ("serve", "--listen=127.0.0.1:0", f"--store={url}", own)
-    with process(folder, "server", *arguments) as child:
+    """A server; its HOST:PORT."""
+    with process(folder, "server", "serve", "--listen=127.0.0.1:0", f"--store={url}") as child:
         assert child.stdout is not None
         ready = select.select([child.stdout], [], [], START_SEC)[0]
         line = child.stdout.readline() if ready else ""

@@ -17,14 +17,18 @@ STOPS = (signal.SIGINT, signal.SIGTERM)
 
 
 @contextmanager
-def stoppable() -> Iterator[None]:
-    """Ends with a line on Ctrl+C, on SIGTERM and on errors of ours; what is finished stays."""
+def stoppable(*, goes_on: bool = True) -> Iterator[None]:
+    """Ends with a line on Ctrl+C, on SIGTERM and on errors of ours; what is finished stays.
+
+    Args:
+        goes_on: whether the same command finds what was finished.
+    """
     before = [(number, signal.getsignal(number)) for number in STOPS]
     listen()
     try:
         yield
     except KeyboardInterrupt:
-        print("stopped; the same command goes on where it was", file=sys.stderr)
+        print("stopped" + goes_on * "; the same command goes on where it was", file=sys.stderr)
         raise SystemExit(130) from None
     except RlpruneError as error:
         raise SystemExit(str(error)) from error
