@@ -6,9 +6,9 @@ A small ResNet learns to read cluttered digits (made of scikit-learn's, so nothi
 while a server and a worker, processes of their own, measure what its layers cost on this machine's
 ONNX Runtime. Over gRPC they are then asked for plans within the same latencies, by more and more of
 what a plan may use: one ratio for all widths, widths chosen by the knapsack, kernel shapes and
-blocks left out as well, and all of that in int8. The worker measures every plan beside the unpruned
-network, and one that misses its budget is planned again (`certify`). Plans are applied, and trained
-for an epoch by `rlprune.finetune`.
+blocks left out as well, and all of that in int8. Plans are applied and measured; one that misses
+its budget is asked for again, certified: the worker measures it, and it is corrected by that. Every
+pruned network is trained for an epoch by `rlprune.finetune`.
 
 Budgets and latencies in the table are shares of the unpruned network's in f32, also those of int8:
 the files that were written, measured in turns with it. Accuracy is that of the same files in ONNX
@@ -29,7 +29,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.pool import AsyncResult
 from pathlib import Path
 
@@ -46,6 +46,7 @@ from datasets.digits import NetSpec, Splits, build, cluttered, train_net
 from datasets.running import stoppable
 from rlprune.errors import RlpruneError
 from rlprune.finetuning.loop import TrainConfig
+from rlprune.finetuning.memory import keep_freed_memory
 from rlprune.graph.from_torch import TorchTrace
 from rlprune.plans import PruningPlan
 from rlprune.runtime import get_runtime
@@ -145,12 +146,8 @@ def run(folder: Path, seed: int, stack: ExitStack) -> None:
         for method in METHODS:
             # A plan for int8 is held against the unpruned network in int8.
             whole = plain if method.precision == "int8" else 1.0
-            for budget in BUDGETS:
-                plan = planned(client, trace, device, folder, method, budget / whole)
-                print(f"  {method.name} at {budget:g}: {plan.note}", flush=True)
-                if not plan.feasible:
-                    continue
-                plan.save(folder / f"{file_of(method, budget)}.json")
+            asking = Asking(client, trace, device, folder, method, whole)
+            for budget in asking.within_budget():
                 jobs[method, budget] = pool.apply_async(tune_one, (folder, method, budget, seed))
         tuned = {cell: job.get(JOB_SEC) for cell, job in jobs.items()}
     with phase("measure the files that were written, in turns with the unpruned one"):
@@ -169,6 +166,7 @@ def quiet() -> None:
     """What a process of the pool begins with: Ctrl+C is this program's to answer."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(1)
+    keep_freed_memory()
 
 
 def write_images(folder: Path, splits: Splits) -> None:
@@ -231,21 +229,59 @@ def write_unpruned(folder: Path, trace: TorchTrace) -> float:
     return measured(folder, [UNPRUNED, INT8])[INT8].middle
 
 
-def planned(
-    client: Client, trace: TorchTrace, device: str, folder: Path, method: Method, ratio: float
-) -> PruningPlan:
-    """A plan, `feasible` where the worker measured it within `ratio`, in its own precision."""
-    return client.plan(
-        trace.onnx,
-        device=device,
-        policy=method.policy,
-        schemes=method.schemes,
-        precision=method.precision,
-        budget_ratio=min(1.0, ratio),
-        calibration=folder / "calibration.npz",
-        candidates=0,
-        certify=True,
-    )
+@dataclass(frozen=True, slots=True)
+class Asking:
+    """One method's plans, asked of the server, carried out and measured here."""
+
+    client: Client
+    trace: TorchTrace
+    device: str
+    folder: Path
+    method: Method
+    whole: float
+    """Latency of the unpruned network in the method's precision, as a share of that in f32."""
+
+    def within_budget(self) -> list[float]:
+        """Writes a plan and its pruned network for each budget; those that were met.
+
+        A plan that is measured over its budget is asked for again, certified: measured by the
+        worker, and corrected by what it measured, until it is within.
+        """
+        budgets = list(BUDGETS)
+        for budget in BUDGETS:
+            self._write(budget, self._plan(budget))
+        files = {budget: f"{file_of(self.method, budget)}-cut.onnx" for budget in BUDGETS}
+        found = measured(self.folder, [UNPRUNED, *files.values()], process_count=1)
+        for budget, file in files.items():
+            taken = found[file].middle
+            print(f"  {self.method.name}: {taken:.3f} of at most {budget:g}", flush=True)
+            if taken > budget:
+                plan = self._plan(budget, certify=True)
+                print(f"    again: {plan.note}", flush=True)
+                if plan.feasible:
+                    self._write(budget, plan)
+                else:
+                    budgets.remove(budget)
+        return budgets
+
+    def _plan(self, budget: float, *, certify: bool = False) -> PruningPlan:
+        return self.client.plan(
+            self.trace.onnx,
+            device=self.device,
+            policy=self.method.policy,
+            schemes=self.method.schemes,
+            precision=self.method.precision,
+            budget_ratio=min(1.0, budget / self.whole),
+            calibration=self.folder / "calibration.npz",
+            candidates=0,
+            certify=certify,
+        )
+
+    def _write(self, budget: float, plan: PruningPlan) -> None:
+        name, few = file_of(self.method, budget), self.folder / "calibration.npz"
+        plan.save(self.folder / f"{name}.json")
+        cut = rlprune.apply(plan, self.trace.onnx, calibration=few, on_result=lambda _: None)
+        onnx.save(open_batch(cut), self.folder / f"{name}-cut.onnx")
 
 
 def file_of(method: Method, budget: float) -> str:
@@ -254,12 +290,9 @@ def file_of(method: Method, budget: float) -> str:
 
 
 def tune_one(folder: Path, method: Method, budget: float, seed: int) -> Tuned:
-    """Applies a plan and fine-tunes it; writes the tuned file."""
+    """Fine-tunes a plan and writes the tuned file."""
     name, report = file_of(method, budget), images(folder, "report")
     plan, module = PruningPlan.load(folder / f"{name}.json"), load(folder)
-    trace = rlprune.trace(module, torch.zeros(1, *report.x.shape[1:]))
-    few = folder / "calibration.npz"
-    cut = rlprune.apply(plan, trace.onnx, calibration=few, on_result=lambda _: None)
     out = folder / name
     rlprune.finetune(
         module,
@@ -267,12 +300,12 @@ def tune_one(folder: Path, method: Method, budget: float, seed: int) -> Tuned:
         folder / "train.npz",
         out=out,
         validation=folder / "validation.npz",
-        config=TUNING,
+        config=replace(TUNING, seed=seed),
         quantisation_aware="never",  # as much training for all
     )
     (out / "model.onnx").replace(folder / f"{name}.onnx")
-    tuned = onnx.load(folder / f"{name}.onnx")
-    return Tuned(accuracy(open_batch(cut), report), accuracy(tuned, report))
+    cut, tuned = (onnx.load(folder / f"{name}{end}.onnx") for end in ("-cut", ""))
+    return Tuned(accuracy(cut, report), accuracy(tuned, report))
 
 
 def accuracy(model: onnx.ModelProto, report: CalibrationSet) -> float:
@@ -295,10 +328,10 @@ class Share:
     """Where another such measurement lies 95 % above."""
 
 
-def measured(folder: Path, names: list[str]) -> dict[str, Share]:
+def measured(folder: Path, names: list[str], *, process_count: int = CHECKS) -> dict[str, Share]:
     """Files by `rlprune measure`, each in turns with the first; the mean of several processes."""
     found: dict[str, list[tuple[float, float]]] = {name: [] for name in names}
-    for _ in range(CHECKS):
+    for _ in range(process_count):
         command = [*RLPRUNE, "measure", "--json", *names]
         told = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
         if told.returncode != 0:
