@@ -90,6 +90,10 @@ class BoundConstraints:
     """Sets of groups that keep one ratio, ascending, two or more each."""
     pinned_by: Mapping[int, str]
     """Group index -> the first pattern that pins it; only groups of `pins`."""
+    device: str = ""
+    """Key of the device whose runtime's strengths decide which options there are; empty where all
+    are wanted."""
+    precision: str = "f32"
 
     @property
     def recorded(self) -> Constraints:
@@ -110,8 +114,17 @@ class BoundConstraints:
         return f"pinned by {self.pinned_by[group]!r}" if group in self.pinned_by else ""
 
 
-def bind(graph: PruningGraph, constraints: Constraints, *, round_to: int) -> BoundConstraints:
+def bind(
+    graph: PruningGraph,
+    constraints: Constraints,
+    *,
+    round_to: int,
+    device: str = "",
+    precision: str = "f32",
+) -> BoundConstraints:
     """The groups of `graph` that the constraints mean; `round_to` where they do not state it.
+
+    With a `device`, schemes offer only what its runtime profits from in the precision.
 
     Raises:
         InputError: a pattern matches nothing (told with near names), or pins only what is held.
@@ -162,6 +175,8 @@ def bind(graph: PruningGraph, constraints: Constraints, *, round_to: int) -> Bou
         held=held,
         pins=pins,
         pinned_by={index: by for index, by in pinned_by.items() if index in together},
+        device=device,
+        precision=precision,
     )
 
 

@@ -92,6 +92,7 @@ def planned_smaller(names: dict[str, Any]) -> None:
 
 SETTINGS = {
     "README.md": Setting(the_tutorials_network),
+    "docs/faster.md": Setting(model_and_inputs),
     "docs/howto/calibration.md": Setting(model_and_inputs),
     "docs/howto/deploy.md": Setting(
         model_and_inputs, ((r'"KEY"', '"macs"'),), server="127.0.0.1:50051"

@@ -66,6 +66,7 @@ def apply(
     import rlprune
     from rlprune.files import write_atomic
     from rlprune.plans import PruningPlan
+    from rlprune.schemes import costs
     from rlprune.surgery.encode import encode
 
     source = calibration_data(calibration, judged_by, pixels, sounds)
@@ -86,13 +87,14 @@ def apply(
     )
     del traced  # its copy of the weights, or three models would be in memory at once
     write_atomic(output, encode(pruned))
+    macs, params = costs(graph, made.keeps, made.schemes)
     figures = {
         "output": str(output),
         "bytes": output.stat().st_size,
-        "macs": int(graph.macs(made.keeps)),
-        "macs_ratio": int(graph.macs(made.keeps)) / max(int(graph.macs(graph.widths)), 1),
-        "params": int(graph.params(made.keeps)),
-        "params_ratio": int(graph.params(made.keeps)) / max(int(graph.params(graph.widths)), 1),
+        "macs": macs,
+        "macs_ratio": macs / max(int(graph.macs(graph.widths)), 1),
+        "params": params,
+        "params_ratio": params / max(int(graph.params(graph.widths)), 1),
         **_correction(results[0], made),
     }
     if as_json:

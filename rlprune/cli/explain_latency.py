@@ -89,13 +89,20 @@ def _print_breakdown(found: LatencyBreakdown, top: int) -> None:
     precision = "" if found.precision == "f32" else f" in {found.precision}"
     print_line(f"graph {found.fingerprint[:12]}   device {found.device}{precision}")
     dearest = sorted(found.operators, key=lambda op: op.ms[1], reverse=True)
+    present = [op for op in dearest if not op.left_out]
     rows = [
-        [op.name, _kind(op), _arrow(op.in_width), _arrow(op.out_width), *figures(*op.ms)]
-        for op in dearest[:top]
+        [op.name, _form(op), _arrow(op.in_width), _arrow(op.out_width), *figures(*op.ms)]
+        for op in present[:top]
     ]
-    rest = dearest[top:]
+    rest = present[top:]
     if rest:
         rows.append([f"{len(rest)} more", "", "", "", *figures(*_sum(rest))])
+    blocks: dict[str, list[OperatorLatency]] = {}
+    for op in found.operators:
+        if op.left_out:
+            blocks.setdefault(op.site, []).append(op)
+    for name, own in blocks.items():
+        rows.append([name, f"{len(own)} operators left out", "", "", *figures(*_sum(own))])
     overhead = found.overhead_ms
     rows.append(["overhead of the call", "", "", "", *figures(overhead, overhead)])
     rows.append(["all", "", "", "", *figures(found.before.predicted_ms, now.predicted_ms)])
@@ -116,13 +123,17 @@ def _print_breakdown(found: LatencyBreakdown, top: int) -> None:
     step = found.next_step
     if step is not None:
         print_line(
-            f"next step  {step.group}: {step.keep[0]} -> {step.keep[1]} saves "
-            f"{step.saved_ms:.4g} {unit}, the most for what its weights say it loses"
+            f"next step  {step.group}: {step.option} saves {step.saved_ms:.4g} {unit}, the most "
+            "for what its weights say it loses"
         )
     if any(op.fusable for op in found.operators):
         print_line(
             "+          may be fused into the operator before it; its ms is what it adds there"
         )
+
+
+def _form(op: OperatorLatency) -> str:
+    return f"{_kind(op)} {op.option}" if op.option else _kind(op)
 
 
 def _kind(op: OperatorLatency) -> str:

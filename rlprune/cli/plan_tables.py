@@ -12,14 +12,14 @@ if TYPE_CHECKING:
 
 
 def print_plan(report: PlanReport) -> None:
-    """A plan for a person: a row per group, then the figures, a line each."""
+    """A plan for a person: what sites keep, then the figures, a line each."""
     from rlprune.sensitivity.correct import MUCH_DIVERGENCE
 
     plan, unit = report.plan, report.unit
     precision = "" if plan.precision == "f32" else f" in {plan.precision}"
     device = f"{plan.device}{precision}"
     print_line(f"graph {plan.fingerprint[:12]}   device {device}   policy {plan.policy}")
-    _print_groups(report)
+    _print_sites(report)
     if plan.candidates:
         _print_candidates(report)
     low, high = plan.predicted_interval_ms
@@ -55,22 +55,36 @@ def print_plan(report: PlanReport) -> None:
         print_line(f"note       {plan.note}")
 
 
-def _print_groups(report: PlanReport) -> None:
-    columns = ["group", "width", "keep"]
-    rows = [[group.name, str(group.width), str(group.keep)] for group in report.groups]
+def _print_sites(report: PlanReport) -> None:
+    """Of channels alone what every group keeps; with other schemes what changes, in words."""
+    if report.only_channels:
+        columns = ["group", "width", "keep"]
+        shown = report.sites
+        rows = [[site.name, str(site.width), str(site.keep)] for site in shown]
+        others = [str(site.reference_keep) for site in shown]
+    else:
+        columns = ["where", "what stays"]
+        shown = tuple(site for site in report.sites if site.changed)
+        rows = [[site.name, site.option] for site in shown]
+        others = [site.reference_option for site in shown]
     if report.differs:
         columns.append("knapsack")
-        rows = [
-            [*row, str(group.reference_keep)]
-            for row, group in zip(rows, report.groups, strict=True)
-        ]
-    if report.constrained:
+        rows = [[*row, other] for row, other in zip(rows, others, strict=True)]
+    constrained = any(site.constraint for site in shown)
+    if constrained:
         columns.insert(1, "constraint")
-        rows = [
-            [row[0], group.constraint, *row[1:]]
-            for row, group in zip(rows, report.groups, strict=True)
-        ]
-    print_table(columns, rows, left=1 + report.constrained)
+        rows = [[row[0], site.constraint, *row[1:]] for row, site in zip(rows, shown, strict=True)]
+    text = 1 + constrained if report.only_channels else len(columns)
+    if rows or report.only_channels:
+        print_table(columns, rows, left=text)
+    if report.only_channels:
+        return
+    from rlprune.reports.plan import counted_sites
+
+    if report.unchanged:
+        print_line(f"as it is   {counted_sites(report.unchanged)}")
+    if report.gone:
+        print_line(f"           left out with their blocks: {counted_sites(report.gone)}")
 
 
 def _print_candidates(report: PlanReport) -> None:

@@ -79,7 +79,7 @@ def trace(
 
         device, _ = which_device(device, graph)
     preferred = BLOCK if device is None else preferred_multiple(device)
-    bound = bind(graph, constraints, round_to=preferred)
+    bound = bind(graph, constraints, round_to=preferred, device=device or "")
     space = space_of(graph, bound, asked_schemes(schemes or ()) or CHANNEL_ONLY)
     facts = trace_report(space, bound, _tables(space, device))
     facts["notes"] = list(traced.notes)
@@ -93,8 +93,8 @@ def trace(
         f"{facts['params']:,} parameters{latency}"
     )
     (_print_tree if tree else _print_tables)(facts)
-    for site in facts["sites"]:
-        print_line(f"{site['scheme']} {site['name']}: {', '.join(site['options'])}")
+    if facts["sites"]:
+        print_table(("scheme", "sites", "options"), _site_rows(facts["sites"]), left=3)
     for note in traced.notes:
         print_line(f"note: {note}")
     if facts["uncounted"]:
@@ -143,6 +143,25 @@ def _print_tables(facts: dict[str, Any]) -> None:
     print_table(columns, rows, left=2 + constrained)
     if facts["held"]:
         print_table(("not prunable", "why", "width", "times"), held_rows(facts["held"]), left=2)
+
+
+def _site_rows(sites: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, str]]:
+    """Sites of other schemes than `channel`; those of the same options are one row."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for site in sites:
+        options = site["options"]
+        words = _factored(options) if len(options) > 1 else f"{options[0]}: nothing to decide"
+        found.setdefault((site["scheme"], words), []).append(site["name"])
+    room = max(console().width // 3, 24)
+    return [(scheme, _fitting(names, room), words) for (scheme, words), names in found.items()]
+
+
+def _factored(options: Sequence[str]) -> str:
+    """`1x1, 1x3, 3x3 of 3x3`: what all options end in is said once."""
+    ends = {option.partition(" of ")[2] for option in options}
+    if len(ends) > 1 or "" in ends:
+        return ", ".join(options)
+    return f"{', '.join(option.partition(' of ')[0] for option in options)} of {ends.pop()}"
 
 
 def held_rows(held: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, str, str]]:

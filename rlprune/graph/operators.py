@@ -9,17 +9,18 @@ own variant: it costs time and sums nothing up.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 
 from rlprune.graph.channels import ChannelMap
-from rlprune.graph.folding import axes_of
 from rlprune.graph.kinds import FOREIGN, plain
+from rlprune.graph.listed import LISTED, listed
 from rlprune.graph.lister import Lister
 from rlprune.graph.normal import NormalModel
 from rlprune.graph.patterns import fuse
+from rlprune.graph.pools import list_global_pool
 from rlprune.graph.rules_extents import pad_counts
 from rlprune.graph.rules_products import equation
 from rlprune.graph.types import Operator, Width
@@ -44,28 +45,7 @@ _NORMS = {
     "RMSNormalization": "rms",
     "LRN": "local_response",
 }
-_POOLS = {"MaxPool": "max", "AveragePool": "average", "LpPool": "lp"}
-_GLOBAL = {
-    "GlobalMaxPool": "max",
-    "GlobalAveragePool": "average",
-    "ReduceMean": "average",
-    "ReduceMax": "max",
-    "ReduceSum": "sum",
-}
 _ABSORBERS = ("conv", "depthwise_conv", "conv_transpose", "linear")
-
-Handler = Callable[[Lister, Node, Sequence[str]], None]
-"""Lists a node; the last argument has its inputs that are no constants, never empty."""
-LISTED: dict[str, Handler] = {}
-"""How each operator is listed, by its name in the default domain (or `domain.Name`)."""
-
-
-def _listed(operators: str) -> Callable[[Handler], Handler]:
-    def enter(handler: Handler) -> Handler:
-        LISTED.update(dict.fromkeys(operators.split(), handler))
-        return handler
-
-    return enter
 
 
 def is_listed(op: str) -> bool:
@@ -95,12 +75,12 @@ def _visit(lister: Lister, node: Node) -> None:
     elif node.op in LISTED:
         LISTED[node.op](lister, node, data)
     elif node.op.startswith("Reduce"):
-        _global_pool(lister, node, data)
+        list_global_pool(lister, node, data)
     else:
         lister.add(node, "activation", node.op.lower())
 
 
-@_listed("Conv ConvTranspose DeformConv")
+@listed("Conv ConvTranspose DeformConv")
 def _conv(lister: Lister, node: Node, data: Sequence[str]) -> None:
     weight = lister.normal.shapes[node.inputs[1]]
     rank = len(weight) - 2
@@ -138,7 +118,7 @@ def _conv(lister: Lister, node: Node, data: Sequence[str]) -> None:
     )
 
 
-@_listed("Gemm MatMul")
+@listed("Gemm MatMul")
 def _product(lister: Lister, node: Node, data: Sequence[str]) -> None:
     if node.op == "MatMul" and not lister.constant(node.inputs[1]):
         lister.add(node, "matmul", "", kernel=lister.normal.shapes[node.inputs[0]][-1:])
@@ -155,7 +135,7 @@ def _product(lister: Lister, node: Node, data: Sequence[str]) -> None:
         lister.add(node, "linear", "", in_width=in_width, in_spatial=in_spatial)
 
 
-@_listed("Einsum")
+@listed("Einsum")
 def _einsum(lister: Lister, node: Node, data: Sequence[str]) -> None:
     """What it sums over times what it makes; with a weight it is listed as any linear layer."""
     read = equation(node)
@@ -177,7 +157,7 @@ def _einsum(lister: Lister, node: Node, data: Sequence[str]) -> None:
         lister.add(node, "linear", "", source=source, in_width=in_width, in_spatial=in_spatial)
 
 
-@_listed("Attention")
+@listed("Attention")
 def _attention(lister: Lister, node: Node, data: Sequence[str]) -> None:
     """Scores of every row of the queries for every row of the keys, and a mean of the values."""
     rows, columns = (lister.normal.shapes[name][-2] for name in node.inputs[:2])
@@ -194,7 +174,7 @@ def _attention(lister: Lister, node: Node, data: Sequence[str]) -> None:
     lister.listed[-1] = replace(lister.listed[-1], out_width=out_heads)
 
 
-@_listed("LSTM GRU RNN")
+@listed("LSTM GRU RNN")
 def _recurrent(lister: Lister, node: Node, data: Sequence[str]) -> None:
     """Steps along a sequence: [sequence, batch, channels], or batch first where `layout` says."""
     shape = lister.normal.shapes[node.inputs[0]]
@@ -216,18 +196,18 @@ def _recurrent(lister: Lister, node: Node, data: Sequence[str]) -> None:
         lister.made_by[name] = len(lister.listed) - 1
 
 
-@_listed(" ".join(_NORMS))
+@listed(" ".join(_NORMS))
 def _norm(lister: Lister, node: Node, data: Sequence[str]) -> None:
     if node.op != "BatchNormalization" or not _absorbed(lister, node, data[0]):
         lister.add(node, "norm", _NORMS[node.op])
 
 
-@_listed("Clip")
+@listed("Clip")
 def _clip(lister: Lister, node: Node, data: Sequence[str]) -> None:
     lister.add(node, "activation", clip_variant(node, lister.normal))
 
 
-@_listed("Concat")
+@listed("Concat")
 def _concat(lister: Lister, node: Node, data: Sequence[str]) -> None:
     if len(data) == len(node.inputs) == 1:
         lister.alias(node)
@@ -235,7 +215,7 @@ def _concat(lister: Lister, node: Node, data: Sequence[str]) -> None:
         lister.add(node, "concat", "", in_width=lister.width(node.outputs[0]))
 
 
-@_listed("Pad")
+@listed("Pad")
 def _pad(lister: Lister, node: Node, data: Sequence[str]) -> None:
     readers = lister.normal.readers.get(node.outputs[0], ())
     if is_zero_border(node, readers, lister.normal):
@@ -247,7 +227,7 @@ def _pad(lister: Lister, node: Node, data: Sequence[str]) -> None:
         lister.add(node, "pad", "")
 
 
-@_listed("Slice Split Gather")
+@listed("Slice Split Gather")
 def _slice(lister: Lister, node: Node, data: Sequence[str]) -> None:
     if _keeps_shape(lister, node):
         lister.alias(node)
@@ -255,17 +235,17 @@ def _slice(lister: Lister, node: Node, data: Sequence[str]) -> None:
         lister.slices.update((name, node) for name in node.outputs if name)
 
 
-@_listed("Resize Upsample")
+@listed("Resize Upsample")
 def _resize(lister: Lister, node: Node, data: Sequence[str]) -> None:
     lister.add(node, "resize", str(node.attrs.get("mode", "nearest")))
 
 
-@_listed("Softmax LogSoftmax")
+@listed("Softmax LogSoftmax")
 def _softmax(lister: Lister, node: Node, data: Sequence[str]) -> None:
     lister.add(node, "softmax", "" if node.op == "Softmax" else "log")
 
 
-@_listed("DepthToSpace SpaceToDepth Expand Tile")
+@listed("DepthToSpace SpaceToDepth Expand Tile")
 def _layout(lister: Lister, node: Node, data: Sequence[str]) -> None:
     if _keeps_shape(lister, node):
         lister.alias(node)
@@ -289,7 +269,7 @@ def _absorbed(lister: Lister, node: Node, source: str) -> bool:
     return True
 
 
-@_listed("Add Sub Mul Div")
+@listed("Add Sub Mul Div")
 def _arithmetic(lister: Lister, node: Node, data: Sequence[str]) -> None:
     if len(data) == 1:
         if _absorbed(lister, node, data[0]):
@@ -305,45 +285,7 @@ def _arithmetic(lister: Lister, node: Node, data: Sequence[str]) -> None:
     lister.add(node, kind, "", in_width=lister.width(node.outputs[0]))
 
 
-@_listed(" ".join(_POOLS))
-def _pool(lister: Lister, node: Node, data: Sequence[str]) -> None:
-    before, after = (lister.normal.shapes[n][2:] for n in (node.inputs[0], node.outputs[0]))
-    kernel = node.attrs["kernel_shape"]
-    rank = len(kernel)
-    stride = node.attrs.get("strides", [1] * rank)
-    dilation = node.attrs.get("dilations", [1] * rank)
-    pads = explicit_pads(node, before, kernel, stride, dilation)
-    if tuple(kernel) == before and not any(pads) and set(after) == {1}:
-        _whole(lister, node, _POOLS[node.op])
-    elif set(kernel) == {1} and before == after:
-        lister.alias(node)
-    else:
-        lister.add(node, "pool", _POOLS[node.op], kernel=kernel, stride=stride, pads=pads)
-
-
-@_listed(" ".join(_GLOBAL))
-def _global_pool(lister: Lister, node: Node, data: Sequence[str]) -> None:
-    variant = _GLOBAL.get(node.op, node.op.lower())
-    shape = lister.normal.shapes[node.inputs[0]]
-    if not node.op.startswith("Global"):
-        known = [lister.normal.value(n) for n in node.inputs]
-        axes = {a % len(shape) for a in axes_of(dict(node.attrs), known, 1) or range(len(shape))}
-        rest = set(range(len(shape))) - axes - set(lister.channel_axes(node.inputs[0]))
-        if any(shape[axis] != lister.batch for axis in rest) or len(rest) > 1:
-            lister.add(node, "pool", variant)
-            return
-    _whole(lister, node, variant)
-
-
-def _whole(lister: Lister, node: Node, variant: str) -> None:
-    # A row that was widened to a map for the pooling is a row.
-    extents = list(lister.spatial(node.inputs[0]))
-    while len(extents) > 1 and extents[0] == 1:
-        del extents[0]
-    lister.add(node, "global_pool", variant, in_spatial=tuple(extents), out_spatial=())
-
-
-@_listed("Transpose")
+@listed("Transpose")
 def _transpose(lister: Lister, node: Node, data: Sequence[str]) -> None:
     """Lists a transpose; two in a row are one, as the older exporter writes them."""
     source = node.inputs[0]

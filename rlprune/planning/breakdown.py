@@ -18,7 +18,7 @@ from rlprune.planning.profiles import OnProgress
 from rlprune.planning.tables import latency_model, tables_for
 from rlprune.plans import PruningPlan
 from rlprune.runtime import check_precision
-from rlprune.schemes import CHANNEL_ONLY, space_of
+from rlprune.schemes import CHANNEL_ONLY, Space, scheme_named, space_of
 from rlprune.sensitivity.energy import energy_profiles
 from rlprune.solver.task import PruningTask
 
@@ -26,6 +26,10 @@ if TYPE_CHECKING:
     from rlprune.graph.from_onnx import OnnxTrace
     from rlprune.latency.model import LatencyModel
     from rlprune.store import Store
+
+
+LEFT_OUT = "left out"
+"""What is said of operators that a plan takes out of the network."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +44,15 @@ class OperatorLatency:
     in_width: tuple[int, int]
     out_width: tuple[int, int]
     ms: tuple[float, float]
+    site: str = ""
+    """The site by which the plan changes its form or leaves it out; empty where none does."""
+    option: str = ""
+    """What is chosen there, e.g. `1x3 of 3x3` or `left out`."""
+
+    @property
+    def left_out(self) -> bool:
+        """Whether the plan has it no more."""
+        return self.option == LEFT_OUT
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,11 +70,14 @@ class WholeLatency:
 
 @dataclass(frozen=True, slots=True)
 class NextStep:
-    """The group that would save most for what it loses, narrowed by one level."""
+    """The site that would save most for what it loses, by one option."""
 
     group: str
+    """Its name."""
     keep: tuple[int, int]
     """(now, then)."""
+    option: str
+    """What it would be then, e.g. `48 of 64 channels`."""
     saved_ms: float
 
 
@@ -121,6 +137,8 @@ def explain_latency(
         graph,
         Constraints() if plan is None else plan.constraints,
         round_to=preferred_multiple(key, precision),
+        device=key,
+        precision=precision,
     )
     space = space_of(graph, bound, CHANNEL_ONLY if plan is None else plan.schemes)
     settings = space.settings_at(space.unpruned) if plan is None else plan.keeps
@@ -163,6 +181,7 @@ def _operators(task: PruningTask, choice: IntArray, *, fusing: bool) -> tuple[Op
     choices = np.stack([task.space.unpruned, choice])  # [2, S]
     ms = task.tables.operator_ms(choices)  # [2, O]
     both = task.space.settings_at(choices)[:, : task.space.group_count]  # [2, G]
+    named = _options(task.space, choice)
     return tuple(
         OperatorLatency(
             name=op.name,
@@ -171,11 +190,28 @@ def _operators(task: PruningTask, choice: IntArray, *, fusing: bool) -> tuple[Op
             in_width=_pair(op.in_width.at(both)),
             out_width=_pair(op.out_width.at(both)),
             ms=(float(ms[0, index]), float(ms[1, index])),
+            site=named.get(index, ("", ""))[0],
+            option=named.get(index, ("", ""))[1],
         )
         for index, (op, (operator_class, _)) in enumerate(
             zip(graph.operators, operator_keys(graph), strict=True)
         )
     )
+
+
+def _options(space: Space, choice: IntArray) -> dict[int, tuple[str, str]]:
+    """Of every operator whose form a choice [S] changes the site and what is chosen there; a block
+    that is left out counts before what lies in it."""
+    found: dict[int, tuple[str, str]] = {}
+    for site, option in zip(space.sites, choice.tolist(), strict=True):
+        if option < len(site.values) - 1:
+            scheme = scheme_named(site.scheme)
+            words = scheme.describe(site, site.values[option])
+            for index in site.operators:
+                gone = scheme.form(space.graph.operators[index], site.values[option]).absent
+                if gone or index not in found:
+                    found[index] = site.name, LEFT_OUT if gone else words
+    return found
 
 
 def _pair(widths: IntArray) -> tuple[int, int]:
@@ -228,5 +264,6 @@ def _next_step(task: PruningTask, choice: IntArray, pinned: set[int]) -> NextSte
     return NextStep(
         group=site.name,
         keep=(site.values[now], site.values[now - 1]),
+        option=scheme_named(site.scheme).describe(site, site.values[now - 1]),
         saved_ms=float(saved[best]),
     )

@@ -13,6 +13,8 @@ from rlprune.graph.types import IntArray, PruningGraph
 from rlprune.latency.types import MACS_DEVICE
 from rlprune.planning.candidates import PENDING, propose
 from rlprune.plans import Candidate, PlanEntry, PlanFigures, PruningPlan
+from rlprune.schemes import Space
+from rlprune.schemes.shapes import SHAPES
 from rlprune.solver.pinned import PinnedTask
 from rlprune.solver.task import PruningTask
 
@@ -107,7 +109,7 @@ def make_plan(
                 scheme=site.scheme,
                 width=site.values[-1],
                 keep=keep,
-                members=_members(task.graph, index),
+                members=_members(task.space, index),
                 constraint=constraints.why(index) if constraints else "",
             )
             for index, (site, keep) in enumerate(zip(task.space.sites, figures.keeps, strict=True))
@@ -130,11 +132,16 @@ def make_plan(
     )
 
 
-def _members(graph: PruningGraph, site: int) -> tuple[str, ...]:
-    """The weight axes that shrink with a site; only groups of channels have such."""
-    if site >= len(graph.groups):
-        return ()
-    return tuple(f"{member.tensor}[{member.axis}]" for member in graph.groups[site].members)
+def _members(space: Space, index: int) -> tuple[str, ...]:
+    """What shrinks or goes with a site: weight axes, or operators."""
+    graph, site = space.graph, space.sites[index]
+    if index < space.group_count:
+        return tuple(f"{member.tensor}[{member.axis}]" for member in graph.groups[index].members)
+    operators = [graph.operators[one] for one in site.operators]
+    if site.scheme == SHAPES.name:
+        [own] = operators
+        return tuple(f"{own.weight}[{2 + axis}]" for axis in range(len(own.kernel)))
+    return tuple(operator.name for operator in operators)
 
 
 def _reference(task: PruningTask, budget_ms: float, max_params: int | None) -> IntArray | None:

@@ -18,7 +18,7 @@ from rlprune.device_keys import canonical_key
 from rlprune.errors import BudgetError, InputError
 from rlprune.files import fields_of
 from rlprune.latency.types import F32, INT8, MACS_DEVICE, Arithmetic, check_precision
-from rlprune.schemes import CHANNEL_ONLY, OWN_SCHEMES, asked_schemes, check_schemes
+from rlprune.schemes import CHANNEL_ONLY, asked_schemes, check_schemes, profitable_schemes
 
 Unit = Literal["ms", "ratio"]
 
@@ -226,10 +226,11 @@ class PlanRequest:
         """What is predicted and measured in."""
         return Arithmetic.of(self.precision, self.constraints.keep_float)
 
-    def with_schemes(self, *, measured: bool) -> PlanRequest:
-        """The same with schemes chosen where none are stated.
+    def with_schemes(self, device: str, *, measured: bool) -> PlanRequest:
+        """The same with schemes chosen where none are stated: those that the device profits from.
 
         Args:
+            device: the key that is meant, or `macs`.
             measured: whether it is measured what options lose. Of kernel shapes and blocks nothing
                 else tells it well: plans by what is predicted of them were no better (four
                 networks).
@@ -237,7 +238,9 @@ class PlanRequest:
         if self.schemes:
             return self
         knowing = self.policy in ("learned", "knapsack") and self.at_init is None
-        return replace(self, schemes=OWN_SCHEMES if measured and knowing else CHANNEL_ONLY)
+        if not (measured and knowing):
+            return replace(self, schemes=CHANNEL_ONLY)
+        return replace(self, schemes=profitable_schemes(device, self.precision))
 
     def to_json(self) -> str:
         """What was stated, in the words of `PlanOptions`, as one JSON object; what is as by default

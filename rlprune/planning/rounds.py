@@ -65,11 +65,17 @@ def make_plans(
     device = planner.resolve(request, traced.graph)
     scores = _initial_scores(trace, request, calibration)
     images = None if scores is not None else read_calibration(traced, calibration)
-    request = request.with_schemes(measured=images is not None)
+    request = request.with_schemes(device, measured=images is not None)
     count = _candidate_count(request, images)
     stated = request.constraints.round_to
     multiple = planner.round_to(request, device) if stated is None else stated
-    bound = bind(traced.graph, request.constraints, round_to=multiple)
+    bound = bind(
+        traced.graph,
+        request.constraints,
+        round_to=multiple,
+        device=device,
+        precision=request.precision,
+    )
     space = space_of(traced.graph, bound, request.schemes)
     images, pick = _halved(traced, images, count, request.arithmetic, on_progress)
     if scores is not None:

@@ -18,6 +18,7 @@ import numpy as np
 from rlprune.constraints import BoundConstraints
 from rlprune.graph.types import ABSENT, FloatArray, IntArray, Operator, PruningGraph
 from rlprune.schemes.base import Site
+from rlprune.schemes.profits import profits_of
 
 if TYPE_CHECKING:
     from rlprune.graph.from_onnx import OnnxTrace
@@ -39,13 +40,16 @@ class Blocks:
     name = "block"
 
     def sites(self, graph: PruningGraph, bound: BoundConstraints | None = None) -> list[Site]:
-        """One for every residual branch that can be left out, by the name of its addition."""
+        """One for every residual branch that can be left out, by the name of its addition. Where
+        the bound device does not profit from that, all stay."""
+        profits = None if bound is None else profits_of(bound.device, bound.precision)
+        pays = profits is None or self.name in profits.schemes
         return [
             Site(
                 name=graph.operators[branch.addition].name,
                 scheme=self.name,
-                values=(LEFT_OUT, KEPT),
-                shares=(0.0, 1.0),
+                values=(LEFT_OUT, KEPT) if pays else (KEPT,),
+                shares=(0.0, 1.0) if pays else (1.0,),
                 operators=branch.operators,
             )
             for branch in branches(graph)

@@ -18,8 +18,6 @@ from rlprune.schemes.shapes import SHAPES
 
 GROUP = "rlprune.schemes"
 _OWN: tuple[Scheme, ...] = (CHANNELS, BLOCKS, SHAPES)
-OWN_SCHEMES = tuple(scheme.name for scheme in _OWN)
-"""The names of those that come with rlprune, `channel` first."""
 
 
 @cache

@@ -9,6 +9,7 @@ weights are, as it is which channels stay.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import replace
 from itertools import product
 from typing import TYPE_CHECKING
@@ -18,6 +19,7 @@ import numpy as np
 from rlprune.constraints import BoundConstraints
 from rlprune.graph.types import FloatArray, IntArray, Operator, PruningGraph
 from rlprune.schemes.base import Site
+from rlprune.schemes.profits import profits_of
 from rlprune.surgery.removal import first_places
 
 if TYPE_CHECKING:
@@ -40,12 +42,16 @@ class Shapes:
     name = "shape"
 
     def sites(self, graph: PruningGraph, bound: BoundConstraints | None = None) -> list[Site]:
-        """One for every convolution whose kernel may be cut, by name of the operator."""
-        return [
-            site
-            for index, op in enumerate(graph.operators)
-            if op.weight and (site := _site(index, op)) is not None
-        ]
+        """One for every convolution whose kernel may be cut, by name of the operator. Where a
+        device is bound, with the extents that it profits from."""
+        profits = None if bound is None else profits_of(bound.device, bound.precision)
+        found = []
+        for index, op in enumerate(graph.operators):
+            site = _site(index, op) if op.weight else None
+            if site is not None:
+                paying = None if profits is None else profits.extents(op)
+                found.append(site if paying is None else _paying(site, paying))
+        return found
 
     def accepts(self, graph: PruningGraph, site: Site, value: int) -> bool:
         """Extents that the kernel's border allows."""
@@ -116,6 +122,17 @@ def _site(index: int, op: Operator) -> Site | None:
         ordered=False,
         operators=(index,),
     )
+
+
+def _paying(site: Site, extents: Collection[tuple[int, ...]]) -> Site:
+    """The site with these extents only, and the whole kernel."""
+    kept = [
+        (value, share)
+        for value, share in zip(site.values, site.shares, strict=True)
+        if value == site.values[-1] or _extents(value) in extents
+    ]
+    values, shares = zip(*kept, strict=True)
+    return replace(site, values=values, shares=shares)
 
 
 def _offered(extent: int) -> list[int]:

@@ -79,6 +79,38 @@ def unpruned_settings(graph: PruningGraph, schemes: Sequence[str] = CHANNEL_ONLY
     )
 
 
+def costs(
+    graph: PruningGraph, settings: IntArray, schemes: Sequence[str] = CHANNEL_ONLY
+) -> tuple[int, int]:
+    """Multiply-accumulates and parameters of the graph at settings [S]."""
+    space = whole_space(graph, schemes)
+    choice = space.choice_of(settings)
+    return int(space.macs(choice)), int(space.params(choice))
+
+
+def without_effect(
+    graph: PruningGraph, settings: IntArray, schemes: Sequence[str] = CHANNEL_ONLY
+) -> set[int]:
+    """The sites of which settings [S] leave nothing behind: groups of channels and kernels that lie
+    in a block that is left out. What is said of them does not matter."""
+    groups, others = len(graph.groups), other_sites(graph, schemes)
+    made = formed(graph, others, settings[groups:]).operators
+    present = {index for index, operator in enumerate(made) if not operator.absent}
+    alive = {
+        group
+        for index in present
+        for width in (made[index].in_width, made[index].out_width)
+        for group, _ in width.terms
+    }
+    gone = {index for index in range(groups) if index not in alive}
+    for place, site in enumerate(others, start=groups):
+        own = formed(graph, [site], settings[place, None]).operators
+        leaves_out = any(own[index].absent for index in site.operators)
+        if site.operators and not leaves_out and not present.intersection(site.operators):
+            gone.add(place)
+    return gone
+
+
 def variants(
     graph: PruningGraph, settings: IntArray, schemes: Sequence[str] = CHANNEL_ONLY
 ) -> list[tuple[PruningGraph, IntArray]]:

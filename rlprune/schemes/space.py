@@ -113,18 +113,20 @@ class Space:
         return np.asarray(same.argmax(-1), dtype=np.int64)
 
     def with_settings(self, settings: IntArray) -> Space:
-        """The same with the values [S] among the options: a plan may have been edited by hand."""
+        """The same with the values [S] among the options: a plan may have been edited by hand, or
+        made for another device."""
         sites = []
+        every: dict[str, dict[str, Site]] = {}
         for site, value in zip(self.sites, settings.tolist(), strict=True):
             if value not in site.values:
-                order = sorted({*site.values, value})
-                whole = max(site.values[-1], 1)
-                shares = dict(zip(site.values, site.shares, strict=True))
-                site = replace(
-                    site,
-                    values=tuple(order),
-                    shares=tuple(shares.get(one, one / whole) for one in order),
-                )
+                if site.scheme not in every:
+                    own = scheme_named(site.scheme).sites(self.graph)
+                    every[site.scheme] = {one.name: one for one in own}
+                whole = every[site.scheme][site.name]
+                share = dict(zip(whole.values, whole.shares, strict=True))
+                values = sorted({*site.values, value}, key=lambda one: (share[one], one))
+                shares = tuple(share[one] for one in values)
+                site = replace(site, values=tuple(values), shares=shares)
             sites.append(site)
         return Space(self.graph, tuple(sites))
 

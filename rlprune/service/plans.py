@@ -247,7 +247,8 @@ def _bound_profiles(
     """The constraints on this graph, the options that they leave, and profiles of these; all that
     does not depend on budget and measurements."""
     multiple = preferred_multiple(asked.device or "", asked.precision)
-    bound = bind(graph, asked.constraints, round_to=multiple)
+    how = {"device": asked.device or "", "precision": asked.precision}
+    bound = bind(graph, asked.constraints, round_to=multiple, **how)
     if request.HasField("profiles"):
         profiles, space = profiles_from(request.profiles, graph, asked.schemes)
         check_levels(space, bound)

@@ -41,7 +41,9 @@ def test_plan_for_macs_prints_every_field(rlprune: Rlprune, model: Path) -> None
         "least_latency_ms", "predicted_latency_ms", "predicted_interval_ms", "groups", "macs",
         "params", "reference",
     } <= set(plan)  # fmt: skip
-    assert set(plan["groups"][0]) == {"name", "scheme", "width", "keep", "members", "constraint"}
+    assert set(plan["groups"][0]) == {
+        *("name", "scheme", "width", "keep", "option", "members", "constraint")
+    }
     assert plan["device"] == "macs" and not plan["profiled"] and plan["feasible"]
     assert plan["budget_ms"] == pytest.approx(0.5 * plan["base_latency_ms"])
     assert plan["predicted_latency_ms"] <= plan["budget_ms"]

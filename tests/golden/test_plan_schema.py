@@ -11,13 +11,16 @@ from typing import Any
 import numpy as np
 import pytest
 from golden import golden_store, trace
+from residual_net import Residual, stack
 
 import rlprune
 from rlprune.errors import PlanError
-from rlprune.plans import Certificate, MeasuredRound, PruningPlan, Unpruned
+from rlprune.plans import Certificate, MeasuredRound, PlanEntry, PruningPlan, Unpruned
 
 jsonschema = pytest.importorskip("jsonschema", reason="needs jsonschema (rlprune[dev])")
 
+V1 = sorted((Path(__file__).parent / "data" / "plan_v1").glob("*.json"))
+"""Plans as 0.8 wrote them, before the second version of the format."""
 DOCS = Path(__file__).parents[2] / "docs"
 SCHEMA = json.loads((DOCS / "plan.schema.json").read_text(encoding="utf-8"))
 ORT = "ort-golden.t1.f32.b1"
@@ -115,6 +118,42 @@ def test_plans_of_older_versions_keep_to_it(full: dict[str, Any]) -> None:
         PruningPlan.from_json(json.dumps(data))
 
 
+@pytest.mark.parametrize("path", V1, ids=lambda path: path.stem)
+def test_plans_of_the_first_format_are_read_and_say_the_same(path: Path) -> None:
+    data = json.loads(path.read_text())
+    assert data["format"] == "rlprune.plan/1"
+    check(data)
+    plan = PruningPlan.load(path)
+    assert [entry.keep for entry in plan.groups] == [one["keep"] for one in data["groups"]]
+    now = json.loads(plan.to_json())
+    assert now["format"] == "rlprune.plan/2"
+    for one in now["groups"]:
+        del one["option"]
+    assert now | {"format": data["format"]} == data
+
+
+def test_a_plan_of_the_first_format_is_applied_to_its_model() -> None:
+    [path] = [path for path in V1 if path.stem == "schemes"]
+    plan, traced = PruningPlan.load(path), stack(Residual.plain, 4, side=24)
+    small = rlprune.trace(rlprune.apply(plan, traced, calibration="none")).graph
+    assert int(small.macs(small.widths)) == plan.macs
+
+
+def test_options_are_written_in_words_and_not_believed() -> None:
+    [path] = [path for path in V1 if path.stem == "schemes"]
+    plan = PruningPlan.load(path)
+    data = json.loads(plan.to_json())
+    said = {(one["scheme"], one["option"]) for one in data["groups"]}
+    assert {("block", "left out"), ("block", "kept"), ("shape", "2x3 of 3x3")} <= said
+    assert ("channel", "3 of 8 channels") in said
+    data["groups"][0]["option"] = "1 of 8 channels"
+    assert PruningPlan.from_json(json.dumps(data)) == plan
+
+
+def test_an_option_of_a_scheme_that_is_not_installed_is_told_by_its_value() -> None:
+    assert PlanEntry("one", "elsewhere", 8, 3, ()).option == "3 of 8"
+
+
 def test_example_of_the_page_is_a_plan() -> None:
     page = (DOCS / "plan_format.md").read_text(encoding="utf-8")
     example = page.partition("```json\n")[2].partition("```")[0]
@@ -130,7 +169,7 @@ def test_page_tells_of_every_field(full: dict[str, Any]) -> None:
 
 def test_what_a_plan_cannot_say_is_refused(full: dict[str, Any]) -> None:
     for change in (
-        {"format": "rlprune.plan/2"},
+        {"format": "rlprune.plan/3"},
         {"budget_ms": -1},
         {"predicted_interval_ms": [1.0]},
         {"fingerprint": "abc"},

@@ -1,8 +1,7 @@
 """The answer: which option every site takes, and what that is predicted to cost.
 
 A plan holds no weights and no indices: which channels survive is decided where the weights are. It
-is a plain JSON file that outlives any server and can be replayed. The module is called `plans`
-because `rlprune.plan(...)` is the function that makes one.
+is a plain JSON file that outlives any server and can be replayed.
 """
 
 from __future__ import annotations
@@ -17,102 +16,13 @@ from typing import Any
 import numpy as np
 
 from rlprune.constraints import Constraints
-from rlprune.device_keys import canonical_key
 from rlprune.errors import InputError, PlanError, PlanMismatchError
 from rlprune.files import fields_of, write_atomic
 from rlprune.graph.types import IntArray, PruningGraph
-from rlprune.json_values import count as _count
-from rlprune.json_values import finite as _finite
-from rlprune.json_values import known as _known
-from rlprune.json_values import pair as _pair
+from rlprune.plans.parts import Candidate, Certificate, PlanEntry, PlanFigures, Unpruned
+from rlprune.plans.reading import FORMAT, plan_fields
 from rlprune.schemes import other_sites, scheme_named
 from rlprune.schemes.channels import CHANNELS
-
-FORMAT = "rlprune.plan/1"
-
-
-@dataclass(frozen=True, slots=True)
-class PlanEntry:
-    """What one site keeps (`schemes.base.Site`)."""
-
-    name: str
-    """Name of the site; of a group, that of the first node that produces its channels."""
-    scheme: str
-    """What `width` and `keep` count: under `channel`, the channels of a group."""
-    width: int
-    """Value of the site in the unpruned model."""
-    keep: int
-    """Value of the option that was chosen for it."""
-    members: tuple[str, ...]
-    """`tensor[axis]` of every weight axis that shrinks with the group, for the reader."""
-    constraint: str = ""
-    """The constraint on it, e.g. `held by 'layer4.*'`; empty where there is none."""
-
-
-@dataclass(frozen=True, slots=True)
-class Unpruned:
-    """The network as it is, in one precision."""
-
-    precision: str
-    latency_ms: float
-    """Where it was measured in turns with the network in f32, by that ratio."""
-
-
-@dataclass(frozen=True, slots=True)
-class PlanFigures:
-    """What a plan is predicted to cost; the knapsack's stand beside every plan for comparison."""
-
-    keeps: tuple[int, ...]
-    """Value of every site (`PlanEntry.keep`), in the plan's order."""
-    predicted_latency_ms: float
-    predicted_interval_ms: tuple[float, float]
-    macs: int
-    params: int
-
-
-@dataclass(frozen=True, slots=True)
-class Candidate(PlanFigures):
-    """One of several plans for the same budget; its figures are None until it is evaluated."""
-
-    policy: str
-    """Name and version of what proposed it; samples around a policy's plan end in `~1`, `~2`."""
-    divergence: float | None = None
-    """From the unpruned network's answers, after reconstruction, nats; what is chosen by."""
-    gain_se: float | None = None
-    """Standard error of its difference from the knapsack's, image by image, nats."""
-    loss: float | None = None
-    """Cross-entropy on the same images, nats; None where there were no labels."""
-    loss_se: float | None = None
-    image_count: int = 0
-    """Images that it was evaluated on before successive halving dropped it, or all of them."""
-    chosen: bool = False
-    """Whether it is the plan."""
-
-
-@dataclass(frozen=True, slots=True)
-class MeasuredRound:
-    """One plan that was measured on the way to a certificate."""
-
-    keeps: tuple[int, ...]
-    predicted_latency_ms: float
-    measured_latency_ms: float
-    """By the ratio to the unpruned model interleaved with it, in processes of their own."""
-    measured_interval_ms: tuple[float, float]
-    """Where another such measurement would lie: 95 % on either side."""
-    status: str
-    """`ok`, `unstable` or `failed`, as `Measurement.status`; `reason` says why it is not `ok`."""
-    reason: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Certificate:
-    """What measuring a plan on its device said (`rlprune.planning.certify`)."""
-
-    within: bool
-    """Whether the upper end of the measured interval is within the budget."""
-    measured_latency_ms: float
-    measured_interval_ms: tuple[float, float]
-    rounds: tuple[MeasuredRound, ...]
 
 
 @dataclass(frozen=True)
@@ -257,8 +167,8 @@ class PruningPlan:
         return ""
 
     def to_json(self, *, indent: int | None = 2) -> str:
-        """The plan as one JSON object (format `rlprune.plan/1`)."""
-        return json.dumps({"format": FORMAT, **fields_of(self)}, indent=indent, default=fields_of)
+        """The plan as one JSON object (format `rlprune.plan/2`)."""
+        return json.dumps({"format": FORMAT, **fields_of(self)}, indent=indent, default=_written)
 
     @staticmethod
     def from_json(text: str) -> PruningPlan:
@@ -267,61 +177,7 @@ class PruningPlan:
         Raises:
             PlanError: truncated, not JSON, another format, or fields missing or of the wrong type.
         """
-        try:
-            data = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise PlanError(f"plan is not JSON or is cut short ({error}); make it again") from error
-        if not isinstance(data, dict) or data.get("format") != FORMAT:
-            raise PlanError(f"not a plan of format {FORMAT!r}; make it again with `rlprune plan`")
-        try:
-            reference = data["reference"]
-            return PruningPlan(
-                fingerprint=str(data["fingerprint"]),
-                policy=str(data["policy"]),
-                profiled=bool(data["profiled"]),
-                device=canonical_key(str(data["device"])),
-                precision=str(data.get("precision", "f32")),
-                budget_ms=_finite(data["budget_ms"]),
-                feasible=bool(data["feasible"]),
-                base_latency_ms=_finite(data["base_latency_ms"]),
-                least_latency_ms=_finite(data["least_latency_ms"]),
-                predicted_latency_ms=_finite(data["predicted_latency_ms"]),
-                predicted_interval_ms=_pair(data["predicted_interval_ms"]),
-                groups=tuple(
-                    PlanEntry(
-                        name=str(entry["name"]),
-                        scheme=str(entry["scheme"]),
-                        width=_count(entry["width"]),
-                        keep=_count(entry["keep"]),
-                        members=tuple(str(member) for member in entry["members"]),
-                        constraint=str(entry.get("constraint", "")),
-                    )
-                    for entry in data["groups"]
-                ),
-                macs=_count(data["macs"]),
-                params=_count(data["params"]),
-                reference=None if reference is None else PlanFigures(**_figures(reference)),
-                note=str(data["note"]),
-                certificate=_certificate(data.get("certificate")),
-                constraints=_constraints(data.get("constraints", {})),
-                candidates=tuple(_candidate(one) for one in data.get("candidates", ())),
-                unpruned=tuple(
-                    Unpruned(str(one["precision"]), _finite(one["latency_ms"]))
-                    for one in data.get("unpruned", ())
-                ),
-                expected_divergence=_known(data.get("expected_divergence")),
-            )
-        except (
-            ArithmeticError,
-            AttributeError,
-            LookupError,
-            TypeError,
-            ValueError,
-            InputError,
-        ) as error:
-            raise PlanError(
-                f"plan is damaged ({repr(error)[:200]}); make it again with `rlprune plan`"
-            ) from error
+        return PruningPlan(**plan_fields(text))
 
     def save(self, path: str | Path) -> None:
         """Writes the plan; either the whole file is there afterwards or nothing changed."""
@@ -344,52 +200,7 @@ class PruningPlan:
             raise PlanError(f"{path}: {error}") from error
 
 
-def _figures(data: Any) -> dict[str, Any]:
-    """What `PlanFigures` holds."""
-    return {
-        "keeps": tuple(_count(keep) for keep in data["keeps"]),
-        "predicted_latency_ms": _finite(data["predicted_latency_ms"]),
-        "predicted_interval_ms": _pair(data["predicted_interval_ms"]),
-        "macs": _count(data["macs"]),
-        "params": _count(data["params"]),
-    }
-
-
-def _candidate(data: Any) -> Candidate:
-    return Candidate(
-        **_figures(data),
-        policy=str(data["policy"]),
-        divergence=_known(data.get("divergence")),  # not in plans of 0.4 and before
-        gain_se=_known(data["gain_se"]),
-        loss=_known(data["loss"]),
-        loss_se=_known(data["loss_se"]),
-        image_count=_count(data.get("image_count", 0)),
-        chosen=bool(data["chosen"]),
-    )
-
-
-def _certificate(data: Any) -> Certificate | None:
-    if data is None:
-        return None
-    return Certificate(
-        within=bool(data["within"]),
-        measured_latency_ms=_finite(data["measured_latency_ms"]),
-        measured_interval_ms=_pair(data["measured_interval_ms"]),
-        rounds=tuple(
-            MeasuredRound(
-                keeps=tuple(_count(keep) for keep in one["keeps"]),
-                predicted_latency_ms=_finite(one["predicted_latency_ms"]),
-                measured_latency_ms=_finite(one["measured_latency_ms"]),
-                measured_interval_ms=_pair(one["measured_interval_ms"]),
-                status=str(one["status"]),
-                reason=str(one["reason"]),
-            )
-            for one in data["rounds"]
-        ),
-    )
-
-
-def _constraints(data: Any) -> Constraints:
-    """Of plans made before constraints were recorded: none."""
-    patterns = {key: tuple(data.get(key, ())) for key in ("hold", "pin", "keep_float")}
-    return Constraints(**{**data, **patterns})
+def _written(part: Any) -> dict[str, Any]:
+    """A part of a plan as its file has it; of an entry the option in words as well."""
+    own = fields_of(part)
+    return own | {"option": part.option} if isinstance(part, PlanEntry) else own
