@@ -28,8 +28,11 @@ from rlprune.surgery.torch_cut import Cut
 SEEN = 1024
 """Images, about a tenth of an epoch, each several times."""
 BATCH = 64
-RATE = 1e-3
-"""Of Adam, falling to 0 along half a cosine. BatchNorm keeps its statistics."""
+RATE = 0.01
+"""Of SGD with momentum, falling to 0 along half a cosine; BatchNorm keeps its statistics. Layers
+come from least squares, where gradients are mostly noise: Adam, which gives every weight a step of
+one size, took ResNet-20 at half its MACs from 0.29 nats to 0.36 (1e-4, 1e-3), SGD to 0.29 (0.001),
+0.31 (0.01), 0.36 (0.03); VGG from 0.165 to 0.175 and to 0.161 at 0.01."""
 WEIGHTED = (nn.Conv2d, nn.Linear)
 
 
@@ -55,7 +58,7 @@ def train_blocks(
         for parameter in small.get_submodule(block.path).parameters()
         if parameter.requires_grad
     }
-    optimizer = torch.optim.Adam(owned, lr=RATE)
+    optimizer = torch.optim.SGD(owned, lr=RATE, momentum=0.9, nesterov=True)
     steps = SEEN // BATCH
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     generator = torch.Generator().manual_seed(0)
@@ -83,9 +86,7 @@ def train_blocks(
     return blocks
 
 
-def blocks_of(
-    small: nn.Module, trace: TorchTrace, removal: Removal, x: Tensor
-) -> list[Block]:
+def blocks_of(small: nn.Module, trace: TorchTrace, removal: Removal, x: Tensor) -> list[Block]:
     """The blocks of which something is left, in the module's order; those that the rewritten code
     of a cut module no longer calls give way to what is in them."""
     whole = unpacked(trace)
@@ -114,7 +115,7 @@ def divergence(small: nn.Module, teacher: nn.Module, images: CalibrationSet) -> 
     with torch.no_grad():
         x = torch.from_numpy(np.ascontiguousarray(images.x))
         own, wanted = (
-            torch.cat([net(part) for part in x.split(BATCH)]).double().log_softmax(1)
+            torch.cat([net(part) for part in torch.split(x, BATCH)]).double().log_softmax(1)
             for net in (small, teacher)
         )
     return float((wanted.exp() * (wanted - own)).sum(1).mean())

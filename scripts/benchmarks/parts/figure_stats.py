@@ -111,17 +111,13 @@ def between_seeds(outcomes: Sequence[Outcome]) -> Told:
 
     def pairs(one: Outcome, own: IntArray) -> float:
         rows = one.accuracies[:, own]
-        found = [
-            rank_correlation(-rows[i], rows[k]) for i in range(len(rows)) for k in range(i)
-        ]
+        found = [rank_correlation(-rows[i], rows[k]) for i in range(len(rows)) for k in range(i)]
         return float(np.mean(found))
 
     return _bootstrapped(outcomes, pairs)
 
 
-def _bootstrapped(
-    outcomes: Sequence[Outcome], of: Callable[[Outcome, IntArray], float]
-) -> Told:
+def _bootstrapped(outcomes: Sequence[Outcome], of: Callable[[Outcome, IntArray], float]) -> Told:
     rng = np.random.default_rng(0)
     values, drawn = [], []
     for one in outcomes:
