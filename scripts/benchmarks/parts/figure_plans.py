@@ -59,9 +59,9 @@ USED = 0.98
 """Of the budget, by every plan: what is left unused would explain a loss."""
 STRENGTHS = (0.1, 0.2, 0.4, 0.8)
 """Standard deviations of the log of what a site's losses are multiplied with."""
-DRAWN = 24
+DRAWN = 48
 """Plans by each strength, and twice as many around each of two plans."""
-TRIED = 4000
+TRIED = 20_000
 """Pairs of moves that exchanges are drawn from."""
 COUNT = 30
 """Plans kept of a network."""
@@ -252,7 +252,7 @@ def _proposed(net: str, run: Run) -> tuple[list[Proposal], float, int]:
     judge, task = _task(net, run)
     budget = BUDGET * task.base_ms
     rng = np.random.default_rng(0)
-    drawn = DRAWN // 4 if run.quick else DRAWN
+    drawn = DRAWN // 8 if run.quick else DRAWN
     found: dict[tuple[int, ...], Proposal] = {}
 
     def evaluate(source: str, choice: IntArray) -> None:
