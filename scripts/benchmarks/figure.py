@@ -4,7 +4,8 @@
 
 Some 30 plans of each of three networks at half of their MACs, all within 15 % of the best by
 divergence (further where there are too few), are cut, reconstructed, and trained for one epoch of
-10,000 images and for five. Which of these ranks them as their accuracy then does (Spearman):
+10,000 images and for five. Which of these ranks them as their accuracy does (Spearman), before
+training (`e0`) and after it (`e1`, `e5`)?
 
     summed   the losses of single options, added up: what the knapsack plans by
     solved   the divergence of the whole plan, its layers solved once
@@ -12,8 +13,8 @@ divergence (further where there are too few), are cut, reconstructed, and traine
     local    the same after a brief training of blocks, each to answer as it did
     brief    the same after as brief a training of the whole network
 
-and how far is the plan that a figure would choose below the best of them (`regret`; `any` is a
-plan drawn blindly). Plans, figures and trainings are kept in --work; an interrupted one goes on:
+And how far is the plan that a figure would choose below the best of them (`regret`; `any` is a plan
+drawn blindly)? Plans, figures and trainings are kept in --work; an interrupted training goes on:
 
     scripts/bench figure --plan      # plans and their figures, and what their training will take
     scripts/bench figure --train     # only trainings, balanced over networks at any time
@@ -57,7 +58,12 @@ def main() -> None:
 def parsed(bench: Bench) -> argparse.Namespace:
     add = bench.parser.add_argument
     add("--work", type=Path, default=Path("build/figure"), help="folder of what is kept")
-    add("--only", nargs="+", metavar="GLOB", help="cells: NET.band, NET.e1, NET.e5, mean.e1 ...")
+    add(
+        "--only",
+        nargs="+",
+        metavar="GLOB",
+        help="cells: NET.band, NET.e0, NET.e1, NET.e5, mean.e1 ...",
+    )
     add("--seeds", type=int, default=1, metavar="N", help="trainings of each plan and length")
     add("--plan", action="store_true", help="only plans, their figures, and an estimate")
     add("--train", action="store_true", help="only train; plans that are not kept are made")
@@ -104,7 +110,7 @@ def tell(bench: Bench, nets: tuple[str, ...], lengths: tuple[int, ...], run: Run
     for net in nets:
         if is_planned(net, run) and chosen(options, f"{net}.band"):
             bench.cell(f"{net}.band", partial(band_rows, net, run), derived=True)
-    for epochs in lengths:
+    for epochs in (0, *lengths):
         found = {net: outcome(net, epochs, options.seeds, run) for net in nets}
         places = {net: [one] for net, one in found.items() if one is not None}
         if len(places) == len(nets) > 1:

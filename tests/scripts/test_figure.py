@@ -119,7 +119,9 @@ def test_every_beginning_of_the_trainings_is_balanced_over_networks() -> None:
 @pytest.fixture(scope="module")
 def trace() -> TorchTrace:
     torch.manual_seed(0)
-    return trace_torch(resnet(8, bottleneck, (1, 8), (1, 8), (2, 16)).eval(), torch.zeros(1, 3, 16, 16))
+    return trace_torch(
+        resnet(8, bottleneck, (1, 8), (1, 8), (2, 16)).eval(), torch.zeros(1, 3, 16, 16)
+    )
 
 
 def space_for(trace: TorchTrace) -> Space:

@@ -19,7 +19,7 @@ from benchmarks.parts.figure_stats import (
     regret,
     regret_of_any,
 )
-from benchmarks.parts.figure_training import Training, known_of
+from benchmarks.parts.figure_training import SHORT, Training, known_of
 from benchmarks.parts.options_plans import Run
 
 FEW = 8
@@ -36,13 +36,16 @@ def band_rows(net: str, run: Run) -> Iterator[Row]:
 
 
 def outcome(net: str, epochs: int, seeds: int, run: Run) -> Outcome | None:
-    """What is known of a network's plans with all seeds; None of too few."""
+    """What is known of a network's plans with all seeds, before training (0 epochs) with one; None
+    of too few."""
+    what, length = ("accuracy", epochs) if epochs else ("before", SHORT)
+    seeds = seeds if epochs else 1
     if not is_planned(net, run):
         return None
     found = []
     for plan in range(plan_count(run)):
-        each = [known_of(Training(net, plan, epochs, seed), run) for seed in range(seeds)]
-        accuracies = [100 * one["accuracy"] for one in each if one is not None]
+        each = [known_of(Training(net, plan, length, seed), run) for seed in range(seeds)]
+        accuracies = [100 * one[what] for one in each if one is not None]
         if len(accuracies) == seeds:
             found.append((plan, accuracies))
     if len(found) < min(FEW, plan_count(run)):
