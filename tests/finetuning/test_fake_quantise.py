@@ -10,6 +10,7 @@ import pytest
 import torch
 from onnx import numpy_helper
 from torch import nn
+from torch.overrides import _get_current_function_mode
 
 from rlprune.finetuning.batches import Batch
 from rlprune.finetuning.fake_quantise import fake_quantised, rounded_input, rounded_weight
@@ -107,6 +108,46 @@ def test_gradients_pass_but_for_what_is_clipped() -> None:
     assert held.detach()[[0, 4]].tolist() == pytest.approx([-1.0, 2.0], abs=0.01)
     assert torch.equal(rounded_input(torch.zeros(3), 0.0, 0.0), torch.zeros(3))
     assert torch.equal(rounded_weight(torch.zeros(2, 3)), torch.zeros(2, 3))
+
+
+class Joined(nn.Module):
+    """A sum, a concatenation, a BatchNorm that no convolution takes in, and means."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+        self.norm = nn.BatchNorm2d(16)
+        self.last = nn.Linear(16, 5)
+
+    def forward(self, x: torch.Tensor, *, scale: float = 1.0) -> torch.Tensor:
+        one = self.first(x).relu()
+        two = self.second(one)
+        two += one
+        both = self.norm(torch.cat([two * scale, one], 1)).relu()
+        out: torch.Tensor = self.last(nn.functional.adaptive_avg_pool2d(both, 1).flatten(1) + 0.5)
+        return out
+
+
+def test_what_joins_layers_is_rounded_as_in_the_file() -> None:
+    torch.manual_seed(0)
+    module, x = Joined().eval(), torch.randn(64, 3, 8, 8)
+    with torch.no_grad():
+        module.norm.weight.copy_(torch.logspace(-1.5, 0.5, 16))
+        module.norm.running_var.copy_(torch.linspace(0.1, 3, 16))  # type: ignore[union-attr]
+        exact = module(x)
+        moved = answers(file_of(module, x), x) - exact
+        with fake_quantised(module, [Batch(x, None, 64)]):
+            found = module(x) - exact
+            assert not torch.equal(module.norm.weight, module.norm.parametrizations.weight.original)  # type: ignore[union-attr, arg-type]
+        assert torch.equal(module(x), exact)
+    assert float(torch.corrcoef(torch.stack([moved.flatten(), found.flatten()]))[0, 1]) > 0.7
+
+
+def test_an_error_in_the_forward_pass_leaves_nothing_behind() -> None:
+    module, x = Joined(), torch.randn(4, 3, 8, 8)
+    with fake_quantised(module, [Batch(x, None, 4)]), pytest.raises(RuntimeError):
+        module(torch.randn(4, 2, 8, 8))
+    assert _get_current_function_mode() is None
 
 
 def net() -> nn.Sequential:

@@ -45,7 +45,8 @@ def test_finetune_carries_out_every_scheme_and_its_weights_load_into_the_same_pl
         module,
         example_inputs=example,
         device="macs",
-        budget_ratio=0.03,
+        budget_ratio=0.04,
+        min_keep_ratio=0.6,
         schemes="channels,shapes,blocks",
     )
     left = {entry.scheme for entry in plan.groups if entry.keep != entry.width}

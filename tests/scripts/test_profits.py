@@ -45,9 +45,9 @@ def test_what_is_no_faster_than_a_larger_rectangle_is_not_offered() -> None:
 
 def test_what_is_slower_somewhere_is_not_offered() -> None:
     found = ratios()
-    found["2x2"] = {"one": 0.4, "two": 1.2}
+    found["2x2"] = {"one": 0.2, "two": 1.2}
     assert "2x2" not in offered(KERNEL, found)
-    found["2x2"] = {"one": 0.4, "two": 1.05}
+    found["2x2"] = {"one": 0.2, "two": 1.05}
     assert "2x2" in offered(KERNEL, found)
 
 

@@ -153,7 +153,7 @@ def arms_of(net: str) -> list[str]:
     ]
 
 
-@lru_cache(maxsize=2)
+@lru_cache(maxsize=4)
 def network(net: str, shared: str | None) -> tuple[catalogue.Loaded, TorchTrace]:
     """A trained network, and its trace."""
     in_pack = NETS[net].zoo in catalogue.PRETRAINED

@@ -144,7 +144,7 @@ def trained(
     began = time.process_time()
     fit(
         small,
-        _training_images(cell.net, run),
+        training_images(cell.net, run),
         learnt,
         augment=flipped_and_shifted,
         teacher=network(cell.net, run.shared)[0].module,
@@ -203,13 +203,13 @@ def cut(cell: Cell, run: Run) -> tuple[nn.Module, float]:
 
 def unpruned(net: str, run: Run, split: str) -> float:
     """Accuracy of the network that is pruned."""
-    return score(network(net, run.shared)[0].module, _test_images(net, run, split)).accuracy
+    return score(network(net, run.shared)[0].module, test_images(net, run, split)).accuracy
 
 
 def accuracy(module: nn.Module, cell: Cell, run: Run, split: str) -> float:
     """Share (0-1) of a split of `test` that a module of a cell is right on, in its precision: in
     int8 it is quantised after training, with scales from images that it was trained on."""
-    test = _test_images(cell.net, run, split)
+    test = test_images(cell.net, run, split)
     if ARMS[cell.arm].precision != INT8:
         return score(module, test).accuracy
     trace = trace_torch(module, torch.zeros(1, 3, 32, 32)).onnx
@@ -254,10 +254,10 @@ def _few(net: str, run: Run) -> CalibrationSet:
 
 
 @lru_cache(maxsize=1)
-def _training_images(net: str, run: Run) -> CalibrationSet:
+def training_images(net: str, run: Run) -> CalibrationSet:
     return images(net, run, "train", _index(run))
 
 
 @lru_cache(maxsize=1)
-def _test_images(net: str, run: Run, split: str) -> CalibrationSet:
+def test_images(net: str, run: Run, split: str) -> CalibrationSet:
     return images(net, run, "test", pack_of(run.shared).splits[split])

@@ -1,0 +1,145 @@
+"""Trainings of `figure`: every plan near the optimum trained for one epoch and for five, and kept.
+
+As in `options`: the unpruned network teaches, an epoch is 10,000 images that no plan was made from,
+a longer training goes on where it was interrupted, accuracies are on `test_reward`.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks.parts.figure_plans import figures_file, kept, reconstructed
+from benchmarks.parts.options_plans import Run, network
+from benchmarks.parts.options_training import (
+    BATCH,
+    DISTILLED,
+    REWARD,
+    test_images,
+    training_images,
+)
+from rlprune.files import digest, write_atomic
+from rlprune.finetuning.augment import flipped_and_shifted
+from rlprune.finetuning.checkpoint import Checkpoint
+from rlprune.finetuning.loop import TrainConfig, fit
+from rlprune.finetuning.scoring import score
+
+SHORT, LONG = 1, 5
+"""Epochs."""
+RATES = {SHORT: 0.02, LONG: 0.035}
+"""By epochs; of five between what `options` takes for one and for 15, on a logarithmic scale."""
+TIMED = 1024
+"""Images that the time of an epoch is told from."""
+
+
+@dataclass(frozen=True, slots=True)
+class Training:
+    """One plan, trained for so many epochs with one seed."""
+
+    net: str
+    plan: int
+    epochs: int
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """As files have it."""
+        return f"{self.net}.{self.plan:02}.e{self.epochs}.s{self.seed}"
+
+
+def trainings(nets: tuple[str, ...], count: int, seeds: int) -> Iterator[Training]:
+    """All, in an order of which every beginning is balanced: network after network for each plan,
+    plans in one random order."""
+    plans = np.random.default_rng(0).permutation(count)
+    for seed in range(seeds):
+        for epochs in (SHORT, LONG):
+            for plan in plans.tolist():
+                for net in nets:
+                    yield Training(net, plan, epochs, seed)
+
+
+def trained(training: Training, run: Run) -> dict[str, Any]:
+    """What a training came to, kept or made now; `accuracy` is a share of `test_reward`."""
+    if (known := known_of(training, run)) is not None:
+        return known
+    net = training.net
+    own = kept(net, training.plan, run)
+    module = reconstructed(net, training.plan, run)
+    images, test = training_images(net, run), test_images(net, run, REWARD)
+    before = score(module, test).accuracy
+    config = TrainConfig(
+        epoch_count=training.epochs,
+        batch_size=BATCH,
+        learning_rate=RATES[training.epochs],
+        distill_weight=DISTILLED,
+        seed=training.seed,
+    )
+    file = trained_file(training, run)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    settings = list(own.proposal.settings)
+    checkpoint = None
+    if training.epochs > 1:
+        told = digest(training.name, repr(settings), repr(config))
+        checkpoint = Checkpoint(file.with_suffix(".checkpoint"), told)
+    torch.set_num_threads(1)
+    began = time.process_time()
+    fit(
+        module,
+        images,
+        config,
+        augment=flipped_and_shifted,
+        teacher=network(net, run.shared)[0].module,
+        checkpoint=checkpoint,
+    )
+    found = {
+        "settings": settings,
+        "before": before,
+        "accuracy": score(module, test).accuracy,
+        "cpu_seconds": time.process_time() - began,
+    }
+    write_atomic(file, json.dumps(found).encode())
+    if checkpoint is not None:
+        checkpoint.path.unlink(missing_ok=True)
+    print(
+        f"{training.name}: {before:.2%} -> {found['accuracy']:.2%} "
+        f"in {found['cpu_seconds']:.0f} CPU s",
+        flush=True,
+    )
+    return found
+
+
+def known_of(training: Training, run: Run) -> dict[str, Any] | None:
+    """What a training came to, where it is kept, of the plan that is kept."""
+    file, plan = trained_file(training, run), figures_file(training.net, training.plan, run)
+    if not (file.exists() and plan.exists()):
+        return None
+    found: dict[str, Any] = json.loads(file.read_text())
+    return found if found["settings"] == json.loads(plan.read_text())["settings"] else None
+
+
+def trained_file(training: Training, run: Run) -> Path:
+    """Where what a training came to is kept."""
+    return run.work / "trained" / f"{training.name}.json"
+
+
+def epoch_seconds(net: str, run: Run) -> float:
+    """CPU time of an epoch of the network's best plan, told from a part of one."""
+    module = reconstructed(net, 0, run)
+    images = training_images(net, run)
+    few = images.take(np.arange(min(TIMED, len(images))))
+    began = time.process_time()
+    fit(
+        module,
+        few,
+        TrainConfig(epoch_count=1, batch_size=BATCH),
+        augment=flipped_and_shifted,
+        teacher=network(net, run.shared)[0].module,
+    )
+    return (time.process_time() - began) * len(images) / len(few)
