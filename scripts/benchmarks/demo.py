@@ -87,8 +87,8 @@ class Method:
 ALL = "channels,shapes,blocks"
 METHODS = (
     Method("uniform widths", policy="uniform"),
-    Method("widths"),
-    Method("widths, kernels, blocks", ALL),
+    Method("widths by the knapsack"),
+    Method("widths, kernels and blocks", ALL),
     Method("the same in int8", ALL, precision="int8"),
 )
 WIDTHS, OPTIONS, OPTIONS_INT8 = METHODS[1:]
@@ -349,10 +349,12 @@ def show(
     unpruned: dict[str, float],
 ) -> None:
     """The table, and what is won in a sentence."""
-    table = Table(title="latency (share of the unpruned network's in f32) and accuracy")
+    table = Table(
+        title="latency as a share of the unpruned network's in f32, measured on this machine"
+    )
     table.add_column("a plan may use")
     for budget in BUDGETS:
-        for column in (f"at most {budget:g}", "cut", "tuned"):
+        for column in (f"latency\n(at most {budget:g})", "accuracy\ncut", "\ntuned"):
             table.add_column(column, justify="right")
     for name, what in ((UNPRUNED, "nothing: unpruned, f32"), (INT8, "nothing: unpruned, int8")):
         whole = f"{ratios[name].middle:.2f}", f"{unpruned[name]:.1%}"
@@ -367,7 +369,7 @@ def show(
             ratio = ratios[f"{file_of(method, budget)}.onnx"].middle
             cells += [f"{ratio:.2f}", f"{one.cut:.1%}", f"{one.tuned:.1%}"]
         table.add_row(method.name, *cells)
-    Console(width=None if sys.stdout.isatty() else 110).print(table)
+    Console(width=None if sys.stdout.isatty() else 120).print(table)
     print(won(tuned, unpruned[UNPRUNED]))
 
 
@@ -381,7 +383,7 @@ def won(tuned: dict[tuple[Method, float], Tuned], unpruned: float) -> str:
     ]
     return (
         f"Points of accuracy lost at {budget:g} of the latency, after an epoch of tuning: "
-        f"{', '.join(losses)}."
+        f"{'; '.join(losses)}."
     )
 
 
