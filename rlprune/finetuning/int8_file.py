@@ -31,6 +31,7 @@ from rlprune.runtime import get_runtime
 from rlprune.runtime.base import Array, Session
 from rlprune.sensitivity.batching import open_batch, real_inputs
 from rlprune.sensitivity.calibration import CalibrationSet
+from rlprune.surgery.borders import with_own_borders
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +123,7 @@ class Int8Writer:
         trace = trace_torch(copy.deepcopy(module).cpu(), self._example)
         pairs = _weights_of(trace.graph)
         kept = {node for node, tensor in pairs if node and tensor in self._weights}
-        model = open_batch(trace.onnx.model)
+        model = open_batch(with_own_borders(trace.onnx))
         feeds = self._feeds[:sample_count]
         return Files(model, quantised(model, feeds, keep_float=kept))
 

@@ -154,6 +154,7 @@ def finetune(
     from rlprune.schemes import removal_of, whole_space
     from rlprune.sensitivity.batching import open_batch
     from rlprune.sensitivity.torch_reconstruct import reconstruct_module
+    from rlprune.surgery.borders import with_own_borders
     from rlprune.surgery.torch import cut_torch
     from rlprune.torch_state import tensors_of
 
@@ -272,7 +273,7 @@ def finetune(
     )
     small.cpu()
     if files is None:
-        models = {MODEL_NAME: open_batch(trace_torch(small, given.example).onnx.model)}
+        models = {MODEL_NAME: open_batch(with_own_borders(trace_torch(small, given.example).onnx))}
     else:
         models = {FLOAT_MODEL_NAME: files.in_float, MODEL_NAME: files.in_int8}
     _write(folder, small, models, report)
