@@ -63,6 +63,7 @@ def test_finetune_carries_out_every_scheme_and_its_weights_load_into_the_same_pl
     assert (report.macs, report.params) == (plan.macs, plan.params)
     tuned = trace_onnx(tmp_path / "tuned" / "model.onnx", input_shapes={"input.1": [1, 1, 8, 8]})
     assert tuned.graph.macs(tuned.graph.widths) == plan.macs
+    assert "Pad" not in {node.op_type for node in tuned.model.graph.node}
     other = rlprune.apply(plan, residual(1), example_inputs=example, calibration="none").eval()
     load_model(other, str(tmp_path / "tuned" / "weights.safetensors"))
     session = get_runtime().load((tmp_path / "tuned" / "model.onnx").read_bytes())

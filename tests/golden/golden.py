@@ -76,8 +76,8 @@ def questions() -> Iterator[tuple[str, str, dict[str, Any]]]:
         ):
             for device in ("macs", ort):
                 yield _question(net, device=device, budget_ratio=0.6, **options)
-        yield _question(net, device="macs", budget_ratio=0.6, calibration=True)
-        yield _question(net, device=ort, budget_ratio=0.6, calibration=True, candidates=4)
+        yield _question(net, device="macs", budget_ratio=0.6, calibration=True, schemes="channels")
+        yield _question(net, device=ort, budget_ratio=0.6, calibration=True, candidates=4, schemes="channels")
     for net in MODULES:
         for device in ("macs", ort):
             for ratio in (0.7, 0.4):

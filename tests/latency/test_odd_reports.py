@@ -183,7 +183,7 @@ SPEC = SPECS[1]
         ({"subject": replace(SPEC, in_spatial=(1 << 40,))}, "subject.in_spatial"),
         ({"subject": replace(SPEC, out_spatial=(1 << 30,) * 3)}, "subject"),
         ({"subject": replace(SPEC, kernel=(1,) * 99)}, "subject.kernel"),
-        ({"subject": ModelSubject("0" * 64, (0,))}, "subject.keeps"),
+        ({"subject": ModelSubject("0" * 64, (-1,))}, "subject.keeps"),
     ],
 )
 def test_what_physics_forbids_is_refused_and_left_out_where_it_is_stored_already(

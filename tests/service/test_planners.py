@@ -170,6 +170,7 @@ def test_what_is_given_is_what_is_kept(ask: Ask, measured: Rig) -> None:
             "budget_ratio": [0.7, 0.5],
             "device": KEY,
             "candidates": 4,
+            "schemes": ["channel", "block", "shape"],
         }
 
 
