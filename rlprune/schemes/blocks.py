@@ -30,7 +30,7 @@ MAX_SHARE = 0.5
 """Of the network's MACs: what holds more is no block of it."""
 IDEMPOTENT = ("relu", "relu6", "abs")
 """Activations that change nothing when they are applied again."""
-NATS = 0.8
+NATS = 0.25
 """What a network is thought to lose with one of its blocks."""
 
 

@@ -40,7 +40,7 @@ def test_a_plan_prints_in_words_what_changes_and_counts_the_rest(
     assert {("b2", "left out"), ("b3", "left out")} <= said
     assert ("conv7", "2x3 of 3x3") in said and ("conv7", "3 of 8 channels") in said
     assert "conv12" not in printed and "303" not in printed  # it lies within b2
-    assert "as it is   1 group of channels, 1 block, 4 kernels" in printed
+    assert "as it is   1 group of channels, 1 block, 3 kernels" in printed
     assert "left out with their blocks: 2 groups of channels, 4 kernels" in printed
 
 
