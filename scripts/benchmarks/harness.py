@@ -37,7 +37,7 @@ AGAIN_RATIO = 0.1
 SELECTING = {
     *("quick", "seed", "json", "shared", "fresh", "work", "jobs", "workers", "store", "packages"),
     *("only", "models", "runtimes", "devices", "shares", "methods", "full"),
-    *("plan", "train", "known"),
+    *("plan", "train", "known", "keep_plans"),
 }
 """Options that do not change what a cell comes to; cells are named by what these select."""
 

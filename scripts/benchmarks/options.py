@@ -19,6 +19,7 @@ About 20 core hours in all, so it may be done in parts:
     scripts/bench options --plan     # only plans and their latencies: an hour, on a quiet machine
     scripts/bench options --train    # only trainings, the most telling first, in the background
     scripts/bench options --known    # only the rows of what is kept so far
+    scripts/bench options --keep-plans   # the plans beside the kept rows, for who makes them again
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ from benchmarks.parts.options_plans import (
     Cell,
     Run,
     arms_of,
+    keep_plans,
     plan_file,
     planned,
 )
@@ -66,6 +68,9 @@ def main() -> None:
     if skipped:
         print(f"skipped: {', '.join(skipped)}: this version has {', '.join(PRECISIONS)} alone")
     with bench.measuring():
+        if options.keep_plans:
+            print(f"{keep_plans(told.run)} plans are kept")
+            return
         if options.train:
             train(options, told)
             return
@@ -92,6 +97,7 @@ def parsed(bench: Bench) -> argparse.Namespace:
     add("--plan", action="store_true", help="only plan and measure")
     add("--train", action="store_true", help="only train, the most telling first")
     add("--known", action="store_true", help="only tell what is kept")
+    add("--keep-plans", action="store_true", help="only write the plans into the results' folder")
     add("--final", action="store_true", help="report on test_report, and log it")
     add("--candidates", type=int, default=0, metavar="N", help="plans compared for each (0: none)")
     add("--packages", type=Path, metavar="DIR", help="unpacked wheels of EfficientNet-Lite0")

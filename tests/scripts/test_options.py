@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
-from benchmarks.parts.options_plans import BUDGETS, NETS, Cell
+from benchmarks.parts import options_plans
+from benchmarks.parts.options_plans import BUDGETS, NETS, Cell, Run, keep_plans, planned
 from benchmarks.parts.options_rows import BLOCK_NETS, THREE, gain_rows
 from benchmarks.parts.options_training import LONG, LONG_BUDGET, SEEDS, SHORT, trainings
 
@@ -54,3 +57,14 @@ def test_short_trainings_of_the_first_network_come_first() -> None:
     assert order[0].cell.net == next(iter(NETS))
     assert len(set(order)) == len(order)
     assert {one.cell.budget for one in order if one.epochs == LONG} == {LONG_BUDGET}
+
+
+def test_a_kept_plan_serves_a_work_folder_that_has_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cell = Cell("resnet20", 0.5, "all")
+    kept = planned(cell, Run(tmp_path / "first"))  # from the plans that rows are of
+    monkeypatch.setattr(options_plans, "KEPT", tmp_path / "plans.jsonl")
+    assert keep_plans(Run(tmp_path / "first")) == 1
+    again = planned(cell, Run(tmp_path / "second"))
+    assert again == kept and "shape" in again.plan.schemes

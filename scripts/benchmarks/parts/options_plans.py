@@ -61,6 +61,8 @@ BUDGETS = (0.5, 0.35, 0.65)
 CALIBRATION = 512
 """Images of `train_calib` that profiles are measured on."""
 OPENVINO = "openvino"
+KEPT = Path(__file__).parents[1] / "results" / "options.plans.jsonl"
+"""Plans that kept rows are of, a line each; work folders do not last."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,6 +172,8 @@ def planned(cell: Cell, run: Run) -> Planned:
     """The plan of a cell, kept or made now."""
     file = plan_file(cell, run)
     about = file.with_suffix(".measured.json")
+    if not about.exists() and not run.quick:
+        _take_kept(cell, file, about)
     if about.exists():
         told = json.loads(about.read_text())
         openvino = told["openvino"] and Ratio.read(told["openvino"])
@@ -199,6 +203,33 @@ def planned(cell: Cell, run: Run) -> Planned:
     write_atomic(about, json.dumps(told).encode())
     print(f"{cell.name}: {found.ratio.value:.3f} in {seconds:.0f} s; {plan.note}", flush=True)
     return found
+
+
+def keep_plans(run: Run) -> int:
+    """Writes the plans of the work folder into `KEPT`, in place of those of the same cells, so that
+    rows can be made again from the plans that they are of. Returns how many are kept."""
+    kept = _kept_plans()
+    for about in sorted((run.work / "plans").glob("*.measured.json")):
+        name = about.name.removesuffix(".measured.json")
+        plan = json.loads((about.parent / f"{name}.json").read_text())
+        kept[name] = {"cell": name, "measured": json.loads(about.read_text()), "plan": plan}
+    lines = [json.dumps(one, separators=(",", ":")) for _, one in sorted(kept.items())]
+    write_atomic(KEPT, "".join(f"{line}\n" for line in lines).encode())
+    return len(lines)
+
+
+def _kept_plans() -> dict[str, Any]:
+    lines = KEPT.read_text().splitlines() if KEPT.exists() else []
+    return {one["cell"]: one for one in map(json.loads, lines)}
+
+
+def _take_kept(cell: Cell, file: Path, about: Path) -> None:
+    """Puts a cell's kept plan, where there is one, into the work folder."""
+    one = _kept_plans().get(cell.name)
+    if one is not None:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(file, json.dumps(one["plan"]).encode())
+        write_atomic(about, json.dumps(one["measured"]).encode())
 
 
 def plan_file(cell: Cell, run: Run) -> Path:
