@@ -76,8 +76,11 @@ class Layer:
         """Which of its inputs stay, by channels and taps [d]."""
         channels = kept_mask(*self.read, removal.kept)
         positions = self.weight.shape[1] // len(channels)
-        taps = removal.taps(self.tensor, self.shape[2:]) if self.shape[2:] else np.ones(1, bool)
-        return np.repeat(channels, positions) & np.resize(taps, len(channels) * positions)
+        return np.repeat(channels, positions) & self.taps(len(channels) * positions, removal)
+
+    def taps(self, size: int, removal: Removal) -> BoolArray:
+        """Which of the `size` numbers that whole kernels read of some channels stay."""
+        return np.resize(removal.taps(self.tensor, self.shape[2:]), size)
 
     def change(self, weight: FloatArray, shifts: FloatArray, removal: Removal) -> LayerChange:
         """Of a weight [C_out', d'] and shifts [layers, C_out'], fewer than the layer has."""

@@ -23,7 +23,7 @@ from rlprune.sensitivity.batching import Batching
 from rlprune.sensitivity.calibration import CalibrationSet
 from rlprune.sensitivity.moments import RIDGE, Seen, batch_values, rows_read, source_of
 from rlprune.sensitivity.reconstruct import Layer, LayerChange, Reconstruction, with_layers
-from rlprune.surgery.removal import BoolArray, Removal, kept_mask
+from rlprune.surgery.removal import Removal, kept_mask
 
 PASSES = 24
 """Runs of both networks; layers are shared out over them in the file's order."""
@@ -168,7 +168,7 @@ def _seen(
                 )
                 for values in (dense, own)
             )
-            ours = ours[:, _taps_read(layer, ours.shape[1], removal)]
+            ours = ours[:, layer.taps(ours.shape[1], removal)]
             if layer.tensor not in seen:
                 count, size, whole = len(layer.outputs), ours.shape[1], theirs.shape[1]
                 cross = np.zeros((size, whole))
@@ -180,9 +180,3 @@ def _seen(
             one.cross += ours.T @ theirs
             one.dense[k] += theirs.sum(0, dtype=np.float64)
     return seen
-
-
-def _taps_read(layer: Layer, size: int, removal: Removal) -> BoolArray:
-    """Which of the `size` numbers that whole kernels read of a cut network's channels are read."""
-    taps = removal.taps(layer.tensor, layer.shape[2:]) if layer.shape[2:] else np.ones(1, bool)
-    return np.resize(taps, size)
