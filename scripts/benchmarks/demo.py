@@ -21,7 +21,6 @@ import argparse
 import json
 import multiprocessing
 import os
-import select
 import signal
 import subprocess
 import sys
@@ -42,6 +41,7 @@ from rich.table import Table
 from torch import nn
 
 import rlprune
+from benchmarks.parts.demo_processes import RLPRUNE, process, server, wait_for_device
 from datasets.digits import NetSpec, Splits, build, cluttered, train_net
 from datasets.running import stoppable
 from rlprune.errors import RlpruneError
@@ -65,8 +65,8 @@ TUNING = TrainConfig(epoch_count=1, batch_size=64, learning_rate=0.03)
 CHECKS = 2
 """Processes that measure the written files."""
 CORE_COUNT = 2
-JOB_SEC, START_SEC = 1800.0, 60.0
-"""Deadlines of a job in the pool, and of a process that starts."""
+JOB_SEC = 1800.0
+"""Deadline of a job in the pool."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +92,6 @@ METHODS = (
     Method("the same in int8", ALL, precision="int8"),
 )
 WIDTHS, OPTIONS, OPTIONS_INT8 = METHODS[1:]
-RLPRUNE = (sys.executable, "-c", "from rlprune.cli import main; main()")
 UNPRUNED, INT8 = "unpruned.onnx", "unpruned-int8.onnx"
 
 
@@ -393,49 +392,6 @@ def phase(title: str) -> Iterator[None]:
     began = time.monotonic()
     yield
     print(f"  {time.monotonic() - began:.0f} s", flush=True)
-
-
-@contextmanager
-def process(folder: Path, name: str, *arguments: str) -> Iterator[subprocess.Popen[str]]:
-    """`rlprune ...` in a process of its own, ended with SIGTERM; its log lies in `folder`."""
-    log = folder / f"{name}.log"
-    with log.open("w") as stderr:
-        child = subprocess.Popen(
-            [*RLPRUNE, *arguments], stdout=subprocess.PIPE, stderr=stderr, text=True
-        )
-    try:
-        yield child
-        child.send_signal(signal.SIGTERM)
-        if child.wait(30) != 0:
-            raise RlpruneError(
-                f"the {name} ended with {child.returncode}: {log.read_text()[-500:]}"
-            )
-    finally:
-        if child.poll() is None:
-            child.kill()
-            child.wait()
-
-
-@contextmanager
-def server(folder: Path, url: str) -> Iterator[str]:
-    """A server; its HOST:PORT."""
-    with process(folder, "server", "serve", "--listen=127.0.0.1:0", f"--store={url}") as child:
-        assert child.stdout is not None
-        ready = select.select([child.stdout], [], [], START_SEC)[0]
-        line = child.stdout.readline() if ready else ""
-        if not line.startswith("listening on "):
-            raise RlpruneError(f"no server: {(folder / 'server.log').read_text()[-500:]}")
-        yield line.removeprefix("listening on ").strip()
-
-
-def wait_for_device(client: Client) -> str:
-    """The key under which the worker introduced itself."""
-    until = time.monotonic() + START_SEC
-    while time.monotonic() < until:
-        for record in client.devices():
-            return record.key
-        time.sleep(0.2)
-    raise RlpruneError(f"no worker introduced itself within {START_SEC:.0f} s")
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ Plans, measurements and trainings are kept in --work and made once; an interrupt
 About 20 core hours in all, so it may be done in parts:
 
     scripts/bench options --plan     # only plans and their latencies: an hour, on a quiet machine
-    scripts/bench options --train    # only trainings, the most telling first, in the background
+    scripts/bench options --train    # only trainings, those that say most first, in the background
     scripts/bench options --known    # only the rows of what is kept so far
     scripts/bench options --keep-plans   # the plans beside the kept rows, for who makes them again
 """
@@ -95,7 +95,7 @@ def parsed(bench: Bench) -> argparse.Namespace:
     add("--work", type=Path, default=Path("build/options"), help="folder of what is kept")
     add("--only", nargs="+", metavar="GLOB", help="rows: NET.bB.ARM.latency, NET.bB.e1.ARM ...")
     add("--plan", action="store_true", help="only plan and measure")
-    add("--train", action="store_true", help="only train, the most telling first")
+    add("--train", action="store_true", help="only train, those that say most first")
     add("--known", action="store_true", help="only tell what is kept")
     add("--keep-plans", action="store_true", help="only write the plans into the results' folder")
     add("--final", action="store_true", help="report on test_report, and log it")

@@ -84,7 +84,7 @@ class Training:
 
 
 def trainings(seeds: int = SEEDS) -> Iterator[Training]:
-    """All, the most telling first: one epoch network by network, then 15 of all at one budget."""
+    """All, those that say most first: one epoch by network, then 15 of all at one budget."""
     for net in NETS:
         for seed in range(seeds):
             for budget in BUDGETS:
