@@ -14,12 +14,12 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from rlprune.graph.types import FloatArray, IntArray, Operator, Width
+from rlprune.graph.types import FloatArray, IntArray, Width
 from rlprune.latency.calibrate import FUSED_PRIOR, space_keys
-from rlprune.latency.costs import OperatorCosts, covariance, places
+from rlprune.latency.costs import OperatorCosts, covariance, family, places
 from rlprune.latency.operators import OVERHEAD, form, spec_at
 from rlprune.latency.types import OperatorSpec
-from rlprune.schemes import Space
+from rlprune.schemes import CHANNEL_ONLY, Space
 
 MAX_POINTS = 4
 """Candidate widths per axis: one per doubling from least to full, at most so many."""
@@ -40,11 +40,11 @@ def operator_specs(
     Measuring what this returns and asking again returns little or nothing: the choice hangs on
     where the points lie, and only through `costs` on what came out.
     """
-    forms = _forms(space, costs, measured)
+    families = _families(space, costs, measured)
     chosen = [] if OVERHEAD in measured else [OVERHEAD]
-    room = MAX_COUNT - sum(len(one.known) for one in forms)
-    while forms and len(chosen) < room:
-        best = max(forms, key=lambda one: one.best_gain)
+    room = MAX_COUNT - sum(len(one.known) for one in families)
+    while families and len(chosen) < room:
+        best = max(families, key=lambda one: one.best_gain)
         if best.best_gain < MIN_SD**2:
             break
         chosen.append(best.take())
@@ -52,8 +52,9 @@ def operator_specs(
 
 
 @dataclass
-class _Form:
-    """Operators of one form: what plans weigh them with, and what is known of their costs."""
+class _Family:
+    """Operators that tell of one another (`costs.family`): what plans weigh them with, and what is
+    known of their costs."""
 
     weights: FloatArray
     """Share of each plan's latency at each place [N, P]."""
@@ -96,47 +97,75 @@ class _Form:
         self.gains[np.array(taken, dtype=bool)] = 0.0
 
 
-def _forms(space: Space, costs: OperatorCosts, measured: Collection[OperatorSpec]) -> list[_Form]:
+def _families(
+    space: Space, costs: OperatorCosts, measured: Collection[OperatorSpec]
+) -> list[_Family]:
     choices = _choices(space, count=PLAN_COUNT)  # [N, S]
     plans = space.settings_at(choices)[:, : space.group_count]  # [N, G]
-    operators: dict[OperatorSpec, list[tuple[Operator, FloatArray]]] = {}
     keys = space_keys(space)
+    shared = form if space.schemes == CHANNEL_ONLY else family  # as `LatencyModel.compile` fits
+    drafts: dict[OperatorSpec, _Draft] = {}
     for found in space.forms():
         kind, key = keys[found.index, found.options]
         factor = FUSED_PRIOR if kind.endswith("+") else 1.0
-        operators.setdefault(key, []).append(
-            (found.operator, factor * found.holds(choices).astype(np.float64))
-        )
+        rows = np.flatnonzero(found.holds(choices))
+        ins, outs = (w.at(plans[rows]) for w in (found.operator.in_width, found.operator.out_width))
+        draft = drafts.setdefault(shared(key), _Draft())
+        draft.add(rows, key, ins, outs, factor * costs.ms(key, ins, outs))
     grid = operator_grid(space)
-    by_form: dict[OperatorSpec, list[OperatorSpec]] = {}
     for spec in itertools.chain(grid, sorted(set(measured) - set(grid))):
-        by_form.setdefault(form(spec), []).append(spec)
+        if shared(spec) in drafts:
+            drafts[shared(spec)].candidates.append(spec)
     total = np.zeros(len(plans))
-    drafts = []
-    for key, ops in operators.items():
-        ins = np.stack([op.in_width.at(plans) for op, _ in ops])  # [ops, N]
-        outs = np.stack([op.out_width.at(plans) for op, _ in ops])
-        pairs, where = np.unique(
-            np.stack([ins.ravel(), outs.ravel()], 1), axis=0, return_inverse=True
-        )
-        ms = costs.ms(key, pairs[:, 0], pairs[:, 1])
-        factors = np.array([factor for _, factor in ops])  # [ops, N]
-        weights = np.zeros((len(plans), len(pairs)))
-        for row, factor in zip(where.reshape(ins.shape), factors, strict=True):
-            np.add.at(weights, (np.arange(len(plans)), row), factor * ms[row])
-        total += weights.sum(1)
-        candidates = by_form.get(key, [])
-        where_all = np.concatenate(
-            [pairs, np.array([(s.in_width, s.out_width) for s in candidates]).reshape(-1, 2)]
-        ).astype(np.int64)
-        spots = places(where_all[:, 0], where_all[:, 1])
-        drafts.append((weights, covariance(spots, spots), candidates))
-    forms = []
-    for weights, kernel, candidates in drafts:
-        one = _Form(weights / total[:, None], kernel, candidates, [], np.zeros(len(candidates)))
+    for draft in drafts.values():
+        np.add.at(total, draft.rows, draft.ms)
+    families = [draft.family(total) for draft in drafts.values()]
+    for one in families:
         one.condition_on(measured)
-        forms.append(one)
-    return forms
+    return families
+
+
+class _Draft:
+    """Operators of a family as they are collected, plan by plan."""
+
+    def __init__(self) -> None:
+        self.candidates: list[OperatorSpec] = []
+        self._parts: list[tuple[IntArray, FloatArray, FloatArray]] = []
+
+    def add(
+        self, rows: IntArray, key: OperatorSpec, ins: IntArray, outs: IntArray, ms: FloatArray
+    ) -> None:
+        """An operator that is of a form in the plans `rows` [n], at widths [n], for ms [n]."""
+        self._parts.append((rows, places(ins, outs, key.kernel), ms))
+
+    @property
+    def rows(self) -> IntArray:
+        """Plan of every operator [M]."""
+        return np.concatenate([rows for rows, _, _ in self._parts])
+
+    @property
+    def ms(self) -> FloatArray:
+        """What each takes [M]."""
+        return np.concatenate([ms for _, _, ms in self._parts])
+
+    def family(self, total: FloatArray) -> _Family:
+        """What they are in shares of what plans take in `total` [N]."""
+        spots = np.concatenate([spots for _, spots, _ in self._parts])  # [M, D]
+        distinct, where = np.unique(spots, axis=0, return_inverse=True)  # [P, D]
+        weights = np.zeros((len(total), len(distinct)))
+        np.add.at(weights, (self.rows, where.ravel()), self.ms)
+        at = [
+            places(np.array([one.in_width]), np.array([one.out_width]), one.kernel)
+            for one in self.candidates
+        ]
+        all_spots = np.concatenate([distinct, *at])
+        return _Family(
+            weights / total[:, None],
+            covariance(all_spots, all_spots),
+            self.candidates,
+            [],
+            np.zeros(len(at)),
+        )
 
 
 def operator_grid(space: Space) -> list[OperatorSpec]:

@@ -1,16 +1,17 @@
 """What an operator costs at any widths, from what it cost at a few.
 
 A regression over everything measured on the device (log-linear in MACs, bytes and kind) gives the
-shape; what each form of operator departs from it is interpolated between its own measured points
-by a Gaussian process in the logarithms of the widths. So measured points are reproduced to within
-their noise, and a form that was never measured still gets an answer. A device that has measured
-little starts from the costs of one that has measured much, its donor.
+shape; what each operator departs from it is interpolated between measured points by a Gaussian
+process in the logarithms of the widths and of the kernel: a 1x3 over a layer's extents departs much
+as the 3x3 does. So measured points are reproduced to within their noise, and a form that was never
+measured still gets an answer. A device that has measured little starts from the costs of one that
+has measured much, its donor.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -27,11 +28,19 @@ MIN_MS = 1e-5
 """No operator costs less: a nanosecond's hundredth keeps logarithms finite."""
 
 OFFSET_SD = 1.0
-"""How far a form may depart from the regression as a whole (natural logarithm)."""
+"""How far a family may depart from the regression as a whole (natural logarithm)."""
 SHAPE_SD = 0.3
 """... and how far at one width relative to another."""
 SHAPE_LENGTH = 1.5
 """Doublings of a width over which a departure fades."""
+OFFSET_OWN, SHAPE_OWN = 0.1, 0.5
+"""Shares of these variances that are a kernel's own. Chosen with `KERNEL_LENGTH` by leaving points
+out: forms that were measured once are predicted 0.18 off, and were 0.34 off when each form stood by
+itself (three networks in f32; in int8 0.14 and 0.39)."""
+KERNEL_LENGTH = 2.0
+"""Doublings of a kernel's extents over which what is its own fades."""
+WIDTH_PLACES = 4
+"""Numbers that say where an operator's widths lie (`places`)."""
 ALIGNMENTS = (16, 8, 4)
 """Widths that are whole multiples of these run on other kernels than the rest (ORT: 44 channels
 0.76 ms, 45 channels 1.21 ms, 48 channels 0.75 ms); a point says little about another alignment."""
@@ -56,11 +65,20 @@ class OperatorCosts:
     weights: FloatArray
     """Of the regression's features."""
     residuals: Mapping[OperatorSpec, _Residual]
+    """By form, or by family where kernels tell of one another."""
     donor: OperatorCosts | None = None
     """Another device's costs, which take the roofline's place as what is known beforehand."""
+    across_kernels: bool = False
+    """Whether what one kernel takes tells of others over the same extents: where kernels are to
+    be chosen from. Otherwise every form stands by itself."""
 
     @staticmethod
-    def fit(points: Sequence[CostPoint], donor: OperatorCosts | None = None) -> OperatorCosts:
+    def fit(
+        points: Sequence[CostPoint],
+        donor: OperatorCosts | None = None,
+        *,
+        across_kernels: bool = False,
+    ) -> OperatorCosts:
         """Points in any order; equal points, equal costs."""
         ordered = sorted(points, key=lambda point: (point.spec, point.ms))
         kinds = tuple(sorted({point.spec.kind for point in ordered}))
@@ -82,23 +100,28 @@ class OperatorCosts:
         gram = design.T @ (trust[:, None] * design) + RIDGE * np.eye(design.shape[1])
         weights = np.asarray(np.linalg.solve(gram, design.T @ (trust * target)), dtype=np.float64)
         start = OperatorCosts(kinds, weights, {}, donor)
-        residuals = {}
+        departures: dict[OperatorSpec, list[FloatArray]] = {}
+        families: dict[OperatorSpec, list[CostPoint]] = {}
         for key, own in by_form.items():
             ins, outs = _widths(own)
-            logs = _monotone(ins, outs, own)
-            residuals[key] = _Residual.fit(
-                ins, outs, logs - start.regression(key, ins, outs), [point.log_sd for point in own]
-            )
-        return OperatorCosts(kinds, weights, residuals, donor)
+            off = _monotone(ins, outs, own) - start.regression(key, ins, outs)
+            shared = family(key) if across_kernels else key
+            departures.setdefault(shared, []).append(off)
+            families.setdefault(shared, []).extend(own)
+        residuals = {
+            key: _Residual.fit(own, np.concatenate(departures[key]))
+            for key, own in families.items()
+        }
+        return OperatorCosts(kinds, weights, residuals, donor, across_kernels)
 
     def ms(self, key: OperatorSpec, ins: IntArray, outs: IntArray) -> FloatArray:
         """ms of a form of operator at pairs of in- and out-widths, [N] and [N] -> [N]."""
         if key.variant == ABSENT:
             return np.zeros(len(ins))
         log_ms = self.regression(key, ins, outs)
-        residual = self.residuals.get(key)
+        residual = self.residuals.get(family(key) if self.across_kernels else key)
         if residual is not None:
-            log_ms = log_ms + residual.at(ins, outs)
+            log_ms = log_ms + residual.at(places(ins, outs, key.kernel))
         return np.exp(log_ms)
 
     def regression(self, key: OperatorSpec, ins: IntArray, outs: IntArray) -> FloatArray:
@@ -134,37 +157,51 @@ class OperatorCosts:
         return prior, features
 
 
+def family(key: OperatorSpec) -> OperatorSpec:
+    """What the forms of an operator with different kernels have in common, as a form."""
+    return replace(key, in_width=0, out_width=0, kernel=(0,) * len(key.kernel), pads=())
+
+
 @dataclass(frozen=True)
 class _Residual:
-    """A Gaussian process over the widths of one form."""
+    """A Gaussian process over the widths and kernels of one family."""
 
     places: FloatArray
     weights: FloatArray
 
     @staticmethod
-    def fit(
-        ins: IntArray, outs: IntArray, values: FloatArray, log_sd: Sequence[float]
-    ) -> _Residual:
-        spots = places(ins, outs)
-        kernel = covariance(spots, spots) + np.diag(np.square(np.maximum(log_sd, 1e-3)))
+    def fit(points: Sequence[CostPoint], values: FloatArray) -> _Residual:
+        spots = np.concatenate(
+            [
+                places(np.array([one.in_width]), np.array([one.out_width]), one.kernel)
+                for one in (point.spec for point in points)
+            ]
+        )
+        noise = np.maximum([point.log_sd for point in points], 1e-3)
+        kernel = covariance(spots, spots) + np.diag(np.square(noise))
         return _Residual(spots, np.linalg.solve(kernel, values))
 
-    def at(self, ins: IntArray, outs: IntArray) -> FloatArray:
-        return np.asarray(covariance(places(ins, outs), self.places) @ self.weights)
+    def at(self, spots: FloatArray) -> FloatArray:
+        return np.asarray(covariance(spots, self.places) @ self.weights)
 
 
 def covariance(a: FloatArray, b: FloatArray) -> FloatArray:
-    """Covariance [A, B] of departures at places [A, D] and [B, D]."""
-    distance = np.square(a[:, None, :] - b[None, :, :]).sum(-1)
-    return np.asarray(OFFSET_SD**2 + SHAPE_SD**2 * np.exp(-0.5 * distance))
+    """Covariance [A, B] of departures at places [A, D] and [B, D] of one family."""
+    square = np.square(a[:, None, :] - b[None, :, :])  # [A, B, D]
+    widths = np.exp(-0.5 * square[..., :WIDTH_PLACES].sum(-1))
+    own = np.exp(-0.5 * square[..., WIDTH_PLACES:].sum(-1))
+    offset = OFFSET_SD**2 * (1.0 - OFFSET_OWN + OFFSET_OWN * own)
+    return np.asarray(offset + SHAPE_SD**2 * widths * (1.0 - SHAPE_OWN + SHAPE_OWN * own))
 
 
-def places(ins: IntArray, outs: IntArray) -> FloatArray:
-    """Where widths lie for the kernel [N, 4]: logarithms, and how well aligned they are."""
+def places(ins: IntArray, outs: IntArray, kernel: tuple[int, ...]) -> FloatArray:
+    """Where operators of a kernel lie for the covariance [N, 4 + axes]: logarithms of the widths,
+    how well aligned they are, and logarithms of the kernel's extents."""
     columns = []
     for widths in (ins, outs):
         columns.append(np.log2(np.maximum(widths, 1)) / SHAPE_LENGTH)
         columns.append(sum((widths % by != 0).astype(np.float64) for by in ALIGNMENTS))
+    columns += [np.full(len(ins), np.log2(max(extent, 1)) / KERNEL_LENGTH) for extent in kernel]
     return np.column_stack(columns)
 
 
@@ -173,7 +210,7 @@ def _monotone(ins: IntArray, outs: IntArray, points: Sequence[CostPoint]) -> Flo
     may have done that: wider is never cheaper unless it was clearly measured so."""
     logs = np.log([max(point.ms, MIN_MS) for point in points])
     noise = np.array([point.log_sd for point in points])
-    spots = places(ins, outs)
+    spots = places(ins, outs, ())
     wider = np.all(spots[None, :, 0::2] >= spots[:, None, 0::2], axis=-1)
     alike = np.all(spots[None, :, 1::2] == spots[:, None, 1::2], axis=-1)
     least = np.where(wider & alike, logs[None, :], np.inf).min(-1)

@@ -180,11 +180,16 @@ class LatencyModel:
         said so their word only moves its least certain plans (seen to triple its interval).
         """
         own = [row for row in self.rows if row.graph.fingerprint == graph.fingerprint]
+        forms = {key for _, key in operator_keys(graph)}
+        kernels = any(key not in forms for _, key in also)
+        forms |= {key for _, key in also}
         if sum(int(row.judged.sum()) for row in own) < ENOUGH_OWN:
-            return self.costs, calibrate(graph, self.costs, self.call_ms, self.rows, also)
-        forms = {key for _, key in (*operator_keys(graph), *also)}
+            costs = self.costs
+            if kernels:
+                costs = OperatorCosts.fit(self.points, self.donor, across_kernels=True)
+            return costs, calibrate(graph, costs, self.call_ms, self.rows, also)
         points = [point for point in self.points if form(point.spec) in forms]
-        costs = OperatorCosts.fit(points, self.donor)
+        costs = OperatorCosts.fit(points, self.donor, across_kernels=kernels)
         return costs, calibrate(graph, costs, self.call_ms, own, also)
 
     def compile(self, space: Space) -> LatencyTables:
