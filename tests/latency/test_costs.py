@@ -53,6 +53,31 @@ def test_an_operator_never_measured_gets_the_devices_regression() -> None:
         assert 0.5 < ms_at(costs, other) / law_ms(other) < 2.0
 
 
+def odd_ms(spec: OperatorSpec) -> float:
+    """A device on which narrow inputs are dear, whatever the kernel."""
+    return law_ms(spec) * (1.0 + 24.0 / spec.in_width)
+
+
+def test_one_measured_width_is_enough_where_kernels_tell_of_one_another() -> None:
+    row = replace(CONV, kernel=(1, 3), pads=(0, 1, 0, 1))
+    once = replace(row, in_width=64, out_width=64)
+    specs = [one.spec for one in points() if one.spec.kind == "conv"] + [once]
+    measured = [CostPoint(spec, odd_ms(spec), 0.01) for spec in specs]
+
+    def off(across_kernels: bool) -> float:
+        costs = OperatorCosts.fit(measured, across_kernels=across_kernels)
+        at = [replace(row, in_width=i, out_width=o) for i in (8, 12, 24, 64) for o in GRID]
+        return float(np.mean([abs(np.log(ms_at(costs, spec) / odd_ms(spec))) for spec in at]))
+
+    assert 2.0 * off(True) < off(False)
+
+
+def test_kernels_that_tell_of_one_another_change_nothing_where_there_is_one_of_each() -> None:
+    alone, together = (OperatorCosts.fit(points(), across_kernels=one) for one in (False, True))
+    spec = replace(CONV, in_width=24, out_width=40)
+    assert np.isclose(ms_at(alone, spec), ms_at(together, spec))
+
+
 def test_without_any_measurement_more_work_still_costs_more() -> None:
     costs = OperatorCosts.fit([])
     ladder = [ms_at(costs, replace(CONV, in_width=w, out_width=w)) for w in GRID]
