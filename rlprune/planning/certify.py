@@ -18,14 +18,14 @@ from rlprune.graph.types import IntArray
 from rlprune.latency.types import Measurement
 from rlprune.plans import Certificate, MeasuredRound, PruningPlan
 
-MAX_ROUNDS = 5
+MAX_ROUNDS = 6
 NUDGES = 5
 """Further budgets tried where the one asked for gives a plan that was measured already."""
 STEP = 0.02
 """Share by which a budget goes beyond the only one known."""
 CLOSE = 0.001
 """Budgets nearer than this share have no plan between them worth a measurement."""
-ENOUGH_SLACK = 0.045
+ENOUGH_SLACK = 0.03
 """Share of the budget that may stay unused before a further round is spent on it."""
 
 Ask = Callable[[float], PruningPlan]

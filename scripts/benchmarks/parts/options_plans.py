@@ -70,7 +70,7 @@ class Arm:
     """What a plan may use."""
 
     schemes: tuple[str, ...] = ("channel",)
-    policy: str = "knapsack"
+    policy: str = "learned"
     precision: str = F32
 
 
@@ -106,8 +106,8 @@ class Run:
     work: Path
     shared: str | None = None
     quick: bool = False
-    candidates: int = 0
-    """Plans compared for each that is made (`PlanOptions`)."""
+    candidates: int | None = None
+    """Plans compared for each that is made; None for as many as planning takes by itself."""
 
     @property
     def calibration(self) -> int:
@@ -312,7 +312,7 @@ def _make(cell: Cell, run: Run, *, certify: bool, profiles: Path | None = None) 
         policy=arm.policy,
         schemes=arm.schemes,
         precision=arm.precision,
-        candidates=run.candidates if arm.policy == "knapsack" else 0,
+        candidates=run.candidates if arm.policy == "learned" else 0,
         certify=certify,
     )
     trace = network(cell.net, run.shared)[1]
