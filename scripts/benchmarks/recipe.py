@@ -17,6 +17,8 @@ What is kept of the sweep was trained on one NVIDIA H200.
 `--full` trains the winner (rate 0.05, half of the loss from the unpruned network) once for 60
 epochs of all 45,000 train images that do not calibrate, on ResNet-20. On one core of an EPYC with
 AVX512 it takes an hour and a half; it goes on from the folder --work after it was stopped.
+
+`--short` compares rates, batches and augmentation where a network is trained for one epoch only.
 """
 
 from __future__ import annotations
@@ -62,6 +64,15 @@ SEEDS = 3
 EPOCHS = 15
 IMAGES = 10_000
 BATCH = 128
+SHORT = (
+    (128, 0.05, True),
+    (128, 0.02, True),
+    (128, 0.02, False),
+    (64, 0.01, True),
+    (64, 0.01, False),
+    (64, 0.005, False),
+)
+"""Batch, rate, and whether images are flipped and shifted, of trainings of one epoch."""
 FULL_NET, FULL_EPOCHS = "cifar10_resnet20", 60
 SHEET = (25, 40)
 """Rows and columns of the images that are kept in one file."""
@@ -116,10 +127,7 @@ def train(training: Training, work: Path, epochs: int, again: bool = False) -> d
     device = "cuda" if torch.cuda.is_available() else "cpu"
     net, small, about = _pruned(name, work)
     teacher, small = net.module.to(device), small.to(device)
-    images, held = (
-        CalibrationSet.single(catalogue.preprocess(x, about["preprocess"]), y)
-        for x, y in (_read(work / "train.npz"), _read(work / "reward.npz"))
-    )
+    images, held = _images(work, about)
     averages = {
         decay: AveragedModel(small, multi_avg_fn=_ema(decay), use_buffers=True)
         for decay in AVERAGED
@@ -209,6 +217,23 @@ def train_full(work: Path, options: argparse.Namespace) -> Iterator[Row]:
         yield Row(f"recipe.full.{name}.{which}", 100 * found.accuracy, "%", None, "max", 1, None)
 
 
+def short_rows(name: str, batch: int, rate: float, augmented: bool, work: Path) -> Iterator[Row]:
+    """Accuracy after one epoch, over the seeds."""
+    images, held = _images(work, json.loads((work / f"{name}.json").read_text()))
+    reached = []
+    for seed in range(SEEDS):
+        net, small, _ = _pruned(name, work)
+        config = TrainConfig(
+            epoch_count=1, batch_size=batch, learning_rate=rate, distill_weight=0.5, seed=seed
+        )
+        augment = flipped_and_shifted if augmented else None
+        fit(small, images, config, augment=augment, teacher=net.module)
+        reached.append(100 * score(small, held).accuracy)
+    mean, interval = mean_and_interval(reached)
+    full = f"recipe.short.{name}.b{batch}.lr{rate:g}.{'augmented' if augmented else 'plain'}"
+    yield Row(full, mean, "%", None, "max", SEEDS, interval)
+
+
 def told(
     name: str, rate: float, distilled: float, work: Path, epochs: int, again: bool
 ) -> Iterator[Row]:
@@ -227,6 +252,7 @@ def main() -> None:
     add("--jobs", type=int, default=1, help="trainings side by side")
     add("--prepare", action="store_true", help="only write data and pruned networks")
     add("--full", action="store_true", help="the winner only, for 60 epochs of 45,000 images")
+    add("--short", action="store_true", help="only trainings of one epoch")
     add("--train", action="store_true", help="only train, from what was prepared")
     options = bench.parse()
     epochs = 1 if options.quick else EPOCHS
@@ -239,6 +265,13 @@ def main() -> None:
             # Said to be derived, for such are not drawn to be measured again.
             full = partial(train_full, options.work, options)
             bench.cell(f"{FULL_NET}/full", full, derived=True)
+        return
+    if options.short:
+        with bench.measuring():
+            for name in NETS:
+                for batch, rate, augmented in SHORT[: 2 if options.quick else None]:
+                    rows = partial(short_rows, name, batch, rate, augmented, options.work)
+                    bench.cell(f"{name}/short/b{batch}/lr{rate:g}/{augmented}", rows)
         return
     grid = [
         (name, rate, distilled, seed)
@@ -270,6 +303,15 @@ def _pruned(name: str, work: Path) -> tuple[catalogue.Loaded, nn.Module, dict[st
     small = prune_torch(_trace(net), np.array(about["keeps"]))
     small.load_state_dict(load_file(work / f"{name}.pruned.safetensors"))
     return net, small, about
+
+
+def _images(work: Path, about: dict[str, Any]) -> tuple[CalibrationSet, CalibrationSet]:
+    """What a network is trained and judged on."""
+    train, held = (
+        CalibrationSet.single(catalogue.preprocess(x, about["preprocess"]), y)
+        for x, y in (_read(work / "train.npz"), _read(work / "reward.npz"))
+    )
+    return train, held
 
 
 def _ema(decay: float) -> Any:
