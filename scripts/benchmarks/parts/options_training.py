@@ -1,8 +1,9 @@
 """Trainings of `options`: every plan cut, reconstructed, trained, scored, and kept when done.
 
 The unpruned network teaches; images are 10,000 of `train` that no plan was made from, flipped and
-shifted where they are seen more than once; seeds are of their order and augmentation. A training that takes more than an epoch keeps where it stands, and
-the same command goes on there. What was trained for another plan than the one kept is trained anew.
+shifted where they are seen more than once; seeds are of their order and augmentation. A training
+that takes more than an epoch keeps where it stands, and the same command goes on there. What was
+trained for another plan than the one kept is trained anew.
 """
 
 from __future__ import annotations
