@@ -52,7 +52,7 @@ LEAST_SEEN = 50
 """Images that plans are told apart by, at least; with fewer all see all."""
 DEFAULT_COUNT = 64
 """Where none is stated and there are images enough."""
-SOLVED_COUNT = 5
+SOLVED_COUNT = 4
 """... where plans may leave out blocks, so that their layers are solved twice to judge them."""
 DEARER = (1.5, 2.5)
 """What losses of kernels and blocks are multiplied with in proposals: many small ones add up to
@@ -106,10 +106,10 @@ def _proposals(
     curve = task.curve  # [S, L]
     other = np.array([site.scheme != CHANNELS.name for site in task.space.sites])
     if other.any():
+        yield f"{knapsack.name}/channels", solve(task, asked, loss=_held(task, curve, other))[0]
         for factor in DEARER:
             dearer = np.where(other[:, None], factor * curve, curve)
             yield f"{knapsack.name}/dearer~{factor:g}", solve(task, asked, loss=dearer)[0]
-        yield f"{knapsack.name}/channels", solve(task, asked, loss=_held(task, curve, other))[0]
     predicted = task.data_free.curve
     yield f"{knapsack.name}/predicted", solve(task, asked, loss=predicted)[0]
     budgets = np.full(count, budget_ms)
