@@ -38,7 +38,6 @@ from benchmarks.parts.options_plans import (
     NETS,
     Cell,
     Run,
-    arms_of,
     keep_plans,
     plan_file,
     planned,
@@ -80,7 +79,7 @@ def main() -> None:
             Cell(net, budget, arm)
             for net in (QUICK_NETS if options.quick else NETS)
             for budget in ((LONG_BUDGET,) if options.quick else BUDGETS)
-            for arm in (QUICK_ARMS if options.quick else arms_of(net))
+            for arm in (QUICK_ARMS if options.quick else short_arms(net, budget))
         ]
         if options.plan:
             for cell in cells:
