@@ -5,6 +5,7 @@ and crops of scikit-learn's two photographs, in equal parts, and judged on other
 other crops of the same photographs, by the share of answers that are the unpruned network's. Two
 photographs tell little: from made-up images and one of them, at 0.75 of the latency with all
 options, 67 % of the answers on its other crops were kept and none on crops of the other one.
+What was cut is quantised, too, and measured beside the unpruned network in f32.
 """
 
 from __future__ import annotations
@@ -14,8 +15,10 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import onnx
 
 from benchmarks.harness import Row
 from benchmarks.parts import options_plans, real_inputs
@@ -23,7 +26,10 @@ from benchmarks.parts.options_plans import Ratio, Run
 from benchmarks.real_models import efficientnet_lite
 from rlprune.files import write_atomic
 from rlprune.graph.from_onnx import OnnxTrace, trace_onnx
-from rlprune.planning import PlanRequest
+from rlprune.graph.sizes import at_sizes
+from rlprune.latency.measure import measure
+from rlprune.latency.types import INT8, ModelSubject
+from rlprune.planning import PlanRequest, which_device
 from rlprune.runtime import get_runtime
 from rlprune.runtime.base import Array
 from rlprune.sensitivity.calibration import CalibrationSet
@@ -31,11 +37,12 @@ from rlprune.sensitivity.correct import carry_out
 from rlprune.sensitivity.evaluate import Evaluator
 from rlprune.sensitivity.fit import fit_inputs
 from rlprune.sensitivity.made_up import made_up_inputs
+from rlprune.sensitivity.quantised import in_int8
 
 NAME = "efficientnet_lite0"
 BUDGETS = (0.75, 0.5)
 ARMS = ("channels", "all")
-CALIBRATION, JUDGED = 64, 192
+CALIBRATION, JUDGED = 128, 192
 """Images of both sources together, and of each."""
 
 
@@ -62,6 +69,8 @@ class Result:
     """Share (0-1) of answers on made-up images that are the unpruned network's."""
     photographs: float
     """The same on crops of photographs."""
+    int8: Result | None = None
+    """Of the same network, quantised; latency as a share of the unpruned network's in f32."""
 
 
 def rows(large: Large, run: Run) -> Iterator[Row]:
@@ -70,11 +79,16 @@ def rows(large: Large, run: Run) -> Iterator[Row]:
     if found is None:
         print(f"{large.name}: skipped, its package is not installed", flush=True)
         return
-    name, ratio = f"options.{large.name}", found.ratio
-    yield Row(f"{name}.latency", ratio.value, "of base", large.budget, "min", 1, ratio.interval)
-    for what in ("made_up", "photographs"):
-        value = 100 * getattr(found, what)
-        yield Row(f"{name}.same.{what}", value, "%", None, "max", JUDGED, None)
+    told = {f"options.{large.name}": found, f"options.{large.name}.int8": found.int8}
+    for name, one in told.items():
+        if one is None:
+            continue
+        target = large.budget if one is found else None
+        value, interval = one.ratio.value, one.ratio.interval
+        yield Row(f"{name}.latency", value, "of base", target, "min", 1, interval)
+        for what in ("made_up", "photographs"):
+            share = 100 * getattr(one, what)
+            yield Row(f"{name}.same.{what}", share, "%", None, "max", JUDGED, None)
 
 
 def is_known(large: Large, run: Run) -> bool:
@@ -86,8 +100,7 @@ def result(large: Large, run: Run) -> Result | None:
     """What became of a plan, kept or made now."""
     file = _file(large, run)
     if file.exists():
-        told = json.loads(file.read_text())
-        return Result(Ratio.read(told["ratio"]), told["made_up"], told["photographs"])
+        return _read(json.loads(file.read_text()))
     trace = traced(large.packages)
     if trace is None:
         return None
@@ -105,15 +118,15 @@ def result(large: Large, run: Run) -> Result | None:
         {"x": np.concatenate(list(given.values()))}, None, trace, source="photographs and made up"
     )
     plan = options_plans.made(trace, request, both, run, name=NAME)
-    assert plan.certificate is not None
     file.parent.mkdir(parents=True, exist_ok=True)
     plan.save(file.with_name(f"{large.name}.plan.json"))
-    pruned = carry_out(trace, plan.keeps, both, plan.schemes).model
-    same = {
-        name: _judge(trace, images).evaluate_model(pruned).agreement
-        for name, images in inputs(trace, seed=1000, count=JUDGED).items()
-    }
-    found = Result(options_plans.certified(plan), **same)
+    cut = carry_out(trace, plan.keeps, both, plan.schemes)
+    small = in_int8(trace, cut).model
+    found = Result(
+        options_plans.certified(plan),
+        **_same(trace, cut.model),
+        int8=Result(_beside_f32(trace, small), **_same(trace, small)),
+    )
     write_atomic(file, json.dumps(asdict(found)).encode())
     print(f"{large.name}: {found}; {plan.note}", flush=True)
     return found
@@ -134,6 +147,31 @@ def inputs(trace: OnnxTrace, *, seed: int, count: int) -> dict[str, Array]:
         "made_up": np.asarray(made.arrays["x"], np.float32),
         "photographs": (np.concatenate(crops) - 127) / np.float32(128),
     }
+
+
+def _same(trace: OnnxTrace, model: onnx.ModelProto) -> dict[str, float]:
+    """Share (0-1) of a model's answers that are the unpruned network's, on other images."""
+    return {
+        name: _judge(trace, images).evaluate_model(model).agreement
+        for name, images in inputs(trace, seed=1000, count=JUDGED).items()
+    }
+
+
+def _beside_f32(trace: OnnxTrace, model: onnx.ModelProto) -> Ratio:
+    """A quantised model's latency, as a share of the unpruned network's in f32."""
+    device, runtime = which_device("ort", trace.graph)
+    assert runtime is not None
+    subject = ModelSubject(trace.graph.fingerprint, (), precision=INT8)
+    pairs = [(subject, at_sizes(model))]
+    [found] = measure(pairs, device=device, runtime=runtime, control=at_sizes(trace.model))
+    return Ratio.of(found)
+
+
+def _read(told: dict[str, Any]) -> Result:
+    own = told.get("int8")
+    return Result(
+        Ratio.read(told["ratio"]), told["made_up"], told["photographs"], own and _read(own)
+    )
 
 
 def _judge(trace: OnnxTrace, images: Array) -> Evaluator:
