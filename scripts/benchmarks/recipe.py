@@ -18,7 +18,8 @@ What is kept of the sweep was trained on one NVIDIA H200.
 epochs of all 45,000 train images that do not calibrate, on ResNet-20. On one core of an EPYC with
 AVX512 it takes an hour and a half; it goes on from the folder --work after it was stopped.
 
-`--short` compares rates, batches, temperatures and augmentation where a network is trained for one epoch only.
+`--short` compares rates, batches, temperatures and augmentation where a network is trained for one
+epoch only.
 """
 
 from __future__ import annotations
@@ -220,7 +221,7 @@ def train_full(work: Path, options: argparse.Namespace) -> Iterator[Row]:
         yield Row(f"recipe.full.{name}.{which}", 100 * found.accuracy, "%", None, "max", 1, None)
 
 
-def short_rows(name: str, batch: int, rate: float, augmented: bool, work: Path) -> Iterator[Row]:
+def short_rows(name: str, settings: tuple[int, float, float, bool], work: Path) -> Iterator[Row]:
     """Accuracy after one epoch, over the seeds."""
     batch, rate, temperature, augmented = settings
     images, held = _images(work, json.loads((work / f"{name}.json").read_text()))
