@@ -31,7 +31,7 @@ from functools import partial
 from pathlib import Path
 
 from benchmarks.harness import Bench, Row, log_final
-from benchmarks.parts import options_large, options_rows
+from benchmarks.parts import options_int8, options_large, options_rows
 from benchmarks.parts.options_plans import (
     ARMS,
     BUDGETS,
@@ -49,8 +49,8 @@ from benchmarks.parts.options_training import (
     SEEDS,
     SHORT,
     Training,
-    long_arms,
-    short_arms,
+    long_cells,
+    short_cells,
     trained,
     trainings,
 )
@@ -75,12 +75,13 @@ def main() -> None:
             return
         if options.final:
             log_final(options, "options")
-        cells = [
-            Cell(net, budget, arm)
-            for net in (QUICK_NETS if options.quick else NETS)
-            for budget in ((LONG_BUDGET,) if options.quick else BUDGETS)
-            for arm in (QUICK_ARMS if options.quick else short_arms(net, budget))
-        ]
+        cells = (
+            [Cell(net, LONG_BUDGET, arm) for net in QUICK_NETS for arm in QUICK_ARMS]
+            if options.quick
+            else list(
+                dict.fromkeys(one for net in NETS for one in (*short_cells(net), *long_cells(net)))
+            )
+        )
         if options.plan:
             for cell in cells:
                 if chosen(options, f"{cell.name}.latency"):
@@ -143,9 +144,8 @@ def tell(bench: Bench, cells: list[Cell], told: Told) -> None:
         name = f"{cell.name}.latency"
         if not told.known_only or plan_file(cell, told.run).exists():
             cell_of(name, partial(options_rows.latency_rows, cell, told, bench.is_again(name)))
-        short, long = short_arms(cell.net, cell.budget), long_arms(cell.net)
-        lengths = [0, *([SHORT] if cell.arm in short else [])]
-        if cell.arm in long and cell.budget == LONG_BUDGET and not options.quick:
+        lengths = [0, *([SHORT] if cell in short_cells(cell.net) else [])]
+        if cell in long_cells(cell.net) and not options.quick:
             lengths.append(LONG)
         for epochs in lengths:
             name = options_rows.accuracy_name(cell, epochs)
@@ -160,6 +160,10 @@ def tell(bench: Bench, cells: list[Cell], told: Told) -> None:
     for name, rows in options_rows.gain_rows(options_rows.known_accuracies(told)).items():
         if chosen(options, name.removeprefix("options.")):
             bench.cell(name, rows.copy, derived=True)
+    for net in nets:
+        cell_of(f"int8.{net}.plain", partial(options_int8.plain_row, net, told))
+        if chosen(options, f"int8.{net}.gap"):
+            bench.cell(f"int8.{net}", partial(options_int8.rows, net, told), derived=True)
     for budget in options_large.BUDGETS:
         for arm in options_large.ARMS:
             large = options_large.Large(budget, arm, options.packages)

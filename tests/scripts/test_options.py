@@ -7,7 +7,15 @@ from pathlib import Path
 import pytest
 
 from benchmarks.parts import options_plans
-from benchmarks.parts.options_plans import BUDGETS, NETS, Cell, Run, keep_plans, planned
+from benchmarks.parts.options_plans import (
+    BUDGETS,
+    INT8_BUDGET,
+    NETS,
+    Cell,
+    Run,
+    keep_plans,
+    planned,
+)
 from benchmarks.parts.options_rows import BLOCK_NETS, THREE, gain_rows
 from benchmarks.parts.options_training import LONG, LONG_BUDGET, SEEDS, SHORT, trainings
 
@@ -56,7 +64,9 @@ def test_short_trainings_of_the_first_network_come_first() -> None:
     assert lengths == sorted(lengths)
     assert order[0].cell.net == next(iter(NETS))
     assert len(set(order)) == len(order)
-    assert {one.cell.budget for one in order if one.epochs == LONG} == {LONG_BUDGET}
+    long = [one.cell for one in order if one.epochs == LONG]
+    assert {one.budget for one in long if one.arm != "all-int8"} == {LONG_BUDGET}
+    assert {one.budget for one in long if one.arm == "all-int8"} == {LONG_BUDGET, INT8_BUDGET}
 
 
 def test_a_kept_plan_serves_a_work_folder_that_has_none(

@@ -122,11 +122,8 @@ def result(large: Large, run: Run) -> Result | None:
     plan.save(file.with_name(f"{large.name}.plan.json"))
     cut = carry_out(trace, plan.keeps, both, plan.schemes)
     small = in_int8(trace, cut).model
-    found = Result(
-        options_plans.certified(plan),
-        **_same(trace, cut.model),
-        int8=Result(_beside_f32(trace, small), **_same(trace, small)),
-    )
+    int8 = _result(trace, small, _beside_f32(trace, small))
+    found = _result(trace, cut.model, options_plans.certified(plan), int8)
     write_atomic(file, json.dumps(asdict(found)).encode())
     print(f"{large.name}: {found}; {plan.note}", flush=True)
     return found
@@ -149,12 +146,15 @@ def inputs(trace: OnnxTrace, *, seed: int, count: int) -> dict[str, Array]:
     }
 
 
-def _same(trace: OnnxTrace, model: onnx.ModelProto) -> dict[str, float]:
-    """Share (0-1) of a model's answers that are the unpruned network's, on other images."""
-    return {
+def _result(
+    trace: OnnxTrace, model: onnx.ModelProto, ratio: Ratio, int8: Result | None = None
+) -> Result:
+    """A model judged on other images than its plan was made from."""
+    same = {
         name: _judge(trace, images).evaluate_model(model).agreement
         for name, images in inputs(trace, seed=1000, count=JUDGED).items()
     }
+    return Result(ratio, same["made_up"], same["photographs"], int8)
 
 
 def _beside_f32(trace: OnnxTrace, model: onnx.ModelProto) -> Ratio:

@@ -39,8 +39,7 @@ from benchmarks.parts.options_training import (
 )
 
 THREE = tuple(name for name, net in NETS.items() if net.three_by_three)
-BLOCK_NETS = ("resnet20", "resnet56")
-"""Two residual networks that claims on blocks are made of."""
+BLOCK_NETS = tuple(name for name, net in NETS.items() if net.of_blocks)
 SMALL_BUDGETS = (0.5, 0.35)
 """Those that gains are told at."""
 TARGETS = {"resnet20.b0.5.e1.all": 85.0}
@@ -120,15 +119,19 @@ def planning_rows(nets: Sequence[str], run: Run) -> Iterator[Row]:
 def known_accuracies(told: Told) -> Accuracies:
     """All that is kept with every seed."""
     found = {}
-    reading = Told(told.run, told.seeds, True, told.final)
     for net in NETS:
         for arm in ("channels", "all", "blocks", "all_but_blocks"):
             for epochs, budgets in ((SHORT, BUDGETS), (LONG, (LONG_BUDGET,))):
                 for budget in budgets:
                     cell = Cell(net, budget, arm)
-                    if (values := _seeds(cell, epochs, reading)) is not None:
+                    if (values := known_seeds(cell, epochs, told)) is not None:
                         found[cell, epochs] = values
     return found
+
+
+def known_seeds(cell: Cell, epochs: int, told: Told) -> list[float] | None:
+    """Accuracy by seed, in %; None where one is not kept."""
+    return _seeds(cell, epochs, Told(told.run, told.seeds, True, told.final))
 
 
 def gain_rows(known: Accuracies) -> dict[str, list[Row]]:

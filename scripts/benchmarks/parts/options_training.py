@@ -26,6 +26,7 @@ from torch import nn
 from benchmarks.parts.options_plans import (
     ARMS,
     BUDGETS,
+    INT8_BUDGET,
     NETS,
     OF_BLOCKS,
     Cell,
@@ -88,23 +89,29 @@ def trainings(seeds: int = SEEDS) -> Iterator[Training]:
     """All, those that say most first: one epoch by network, then 15 of all at one budget."""
     for net in NETS:
         for seed in range(seeds):
-            for budget in BUDGETS:
-                for arm in short_arms(net, budget):
-                    yield Training(Cell(net, budget, arm), SHORT, seed)
+            for cell in short_cells(net):
+                yield Training(cell, SHORT, seed)
     for seed in range(seeds):
         for net in NETS:
-            for arm in long_arms(net):
-                yield Training(Cell(net, LONG_BUDGET, arm), LONG, seed)
+            for cell in long_cells(net):
+                yield Training(cell, LONG, seed)
 
 
-def short_arms(net: str, budget: float) -> list[str]:
-    """The arms that are trained for one epoch: those of blocks at one budget alone."""
-    return [arm for arm in arms_of(net) if budget == LONG_BUDGET or arm not in OF_BLOCKS]
+def short_cells(net: str) -> list[Cell]:
+    """What is trained for one epoch: all budgets, the arms of blocks at one alone."""
+    return [
+        Cell(net, budget, arm)
+        for budget in BUDGETS
+        for arm in arms_of(net)
+        if budget == LONG_BUDGET or arm not in OF_BLOCKS
+    ]
 
 
-def long_arms(net: str) -> list[str]:
-    """The arms that are trained for 15 epochs, at one budget."""
-    return [arm for arm in arms_of(net) if arm in LONG_ARMS]
+def long_cells(net: str) -> list[Cell]:
+    """What is trained for 15 epochs: most arms at one budget, int8 at one more."""
+    arms = arms_of(net)
+    cells = [Cell(net, LONG_BUDGET, arm) for arm in arms if arm in LONG_ARMS]
+    return [*cells, *(Cell(net, INT8_BUDGET, arm) for arm in arms if ARMS[arm].precision == INT8)]
 
 
 def trained_file(training: Training, run: Run) -> Path:
@@ -208,14 +215,23 @@ def unpruned(net: str, run: Run, split: str) -> float:
     return score(network(net, run.shared)[0].module, test_images(net, run, split)).accuracy
 
 
+def plain_int8(net: str, run: Run, split: str) -> float:
+    """Accuracy of the unpruned network, quantised as it is."""
+    return _in_int8(network(net, run.shared)[0].module, net, run, split)
+
+
 def accuracy(module: nn.Module, cell: Cell, run: Run, split: str) -> float:
     """Share (0-1) of a split of `test` that a module of a cell is right on, in its precision: in
     int8 it is quantised after training, with scales from images that it was trained on."""
-    test = test_images(cell.net, run, split)
-    if ARMS[cell.arm].precision != INT8:
-        return score(module, test).accuracy
+    if ARMS[cell.arm].precision == INT8:
+        return _in_int8(module, cell.net, run, split)
+    return score(module, test_images(cell.net, run, split)).accuracy
+
+
+def _in_int8(module: nn.Module, net: str, run: Run, split: str) -> float:
+    test = test_images(net, run, split)
     trace = trace_torch(module, torch.zeros(1, 3, 32, 32)).onnx
-    scaled = fit_inputs({"x": _few(cell.net, run).x}, None, trace)
+    scaled = fit_inputs({"x": _few(net, run).x}, None, trace)
     judged = fit_inputs({"x": test.x}, test.labels, trace)
     judge = Evaluator(trace, judged, runtime=get_runtime(), reconstruct=False)
     return judge.evaluate_model(quantise(trace, scaled).model).accuracy
