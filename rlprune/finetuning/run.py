@@ -194,7 +194,8 @@ def finetune(
     cut = given.score(small, objective)
     say(f"pruned, not trained: {told(cut)}")
 
-    run = json.dumps([asdict(config), augment, [int(keep) for keep in plan.keeps]])
+    keeps = [int(keep) for keep in plan.keeps]
+    run = json.dumps([asdict(config), augment, keeps, plan.schemes])
     named = [f"{name}={_name_of(one)}" for name, one in functions.items()]
     arrays = [tensor.detach().cpu().numpy() for tensor in tensors_of(module).values()]
     parts = [digest(array.tobytes()) for array in arrays]  # one by one, each copied for a moment

@@ -3,7 +3,7 @@
 The unpruned network teaches; images are 10,000 of `train` that no plan was made from, flipped and
 shifted where they are seen more than once; seeds are of their order and augmentation. A training
 that takes more than an epoch keeps where it stands, and the same command goes on there. What was
-trained for another plan than the one kept is trained anew.
+trained for another plan than the one kept, or in another way, is trained anew.
 """
 
 from __future__ import annotations
@@ -161,6 +161,7 @@ def trained(
     spent = time.process_time() - began
     found = {
         "plan": _digest(plan),
+        "config": repr(learnt),
         "before": before,
         "accuracy": accuracy(small, cell, run, REWARD),
         "cpu_seconds": spent,
@@ -242,7 +243,8 @@ def _kept(training: Training, run: Run, plan: PruningPlan) -> dict[str, Any] | N
     if not file.exists():
         return None
     found: dict[str, Any] = json.loads(file.read_text())
-    return found if found["plan"] == _digest(plan) else None
+    wanted = {"plan": _digest(plan), "config": repr(config_of(training))}
+    return found if all(found.get(name, value) == value for name, value in wanted.items()) else None
 
 
 def _digest(plan: PruningPlan) -> str:
