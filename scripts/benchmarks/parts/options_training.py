@@ -65,9 +65,9 @@ EPOCH_IMAGES = 10_000
 RECONSTRUCT = 1024
 DISTILLED, BATCH = 0.5, 128
 RATES, BATCHES = {SHORT: 0.01, LONG: 0.05}, {SHORT: 64, LONG: BATCH}
-TEMPERATURES = {SHORT: 16.0, LONG: 4.0}
-"""By epochs, for all arms; of 15 the best of `recipe`, of one the best of `recipe --short`, which
-takes images as they are."""
+TEMPERATURE = 16.0
+"""By epochs, for all arms; of 15 the best of `recipe`, of one and for the temperature the best of
+`recipe --short`. One epoch takes images as they are."""
 REWARD, REPORT = "test_reward", "test_report"
 
 
@@ -180,7 +180,7 @@ def config_of(training: Training) -> TrainConfig:
         batch_size=BATCHES[training.epochs],
         learning_rate=RATES[training.epochs],
         distill_weight=DISTILLED,
-        distill_temperature=TEMPERATURES[training.epochs],
+        distill_temperature=TEMPERATURE,
         seed=training.seed,
     )
 
