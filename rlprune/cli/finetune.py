@@ -81,7 +81,11 @@ def finetune(
     optimizer: Annotated[str, typer.Option(metavar="sgd|adamw")] = "sgd",
     learning_rate: Annotated[
         float | None,
-        typer.Option(help="At its height; by default 0.05, with adamw 0.001.", show_default=False),
+        typer.Option(
+            help="At its height; by default 0.01 for up to 100 steps to 0.05 from 1,200 on, with "
+            "adamw a fiftieth.",
+            show_default=False,
+        ),
     ] = None,
     weight_decay: float = 5e-4,
     warmup: Annotated[
@@ -106,7 +110,7 @@ def finetune(
             "of both that returns a scalar tensor.",
         ),
     ] = None,
-    temperature: Annotated[float, typer.Option(help="Of distillation.")] = 4.0,
+    temperature: Annotated[float, typer.Option(help="Of distillation.")] = 16.0,
     augment: Annotated[str, typer.Option(metavar="none|flip|crop-flip")] = "none",
     torch_device: Annotated[
         str,
@@ -159,8 +163,6 @@ def finetune(
         if distill is None:
             own_loss = loss is not None and distill_loss is None
             distill = usual_distill_weight(made, own_loss=own_loss)
-        if learning_rate is None:
-            learning_rate = 1e-3 if optimizer == "adamw" else 0.05
         config = TrainConfig(
             epoch_count=epochs,
             batch_size=batch_size or 128,

@@ -94,6 +94,7 @@ def loses_much(plain: Judged, in_float: Judged, objective: Objective) -> bool:
 
 def aware_config(config: TrainConfig) -> TrainConfig:
     """A fifth of the epochs, at a tenth of the rate."""
+    assert config.learning_rate is not None, "it was trained by one"
     return replace(
         config,
         epoch_count=max(1, round(EPOCH_SHARE * config.epoch_count)),

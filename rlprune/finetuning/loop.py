@@ -32,19 +32,25 @@ from rlprune.finetuning.objective import (
 from rlprune.finetuning.scoring import device_of, score_batches
 from rlprune.sensitivity.calibration import CalibrationSet
 
+USUAL_RATES, USUAL_STEPS = (0.01, 0.05), (100, 1200)
+"""What suits so few steps, and so many. Of one epoch of 10,000 images the greater cost ResNet-20
+ten points, of fifteen the lesser two (`scripts/bench recipe`)."""
+ADAMW_SHARE = 0.02
+"""AdamW's rate over SGD's; not swept."""
+
 
 @dataclass(frozen=True, slots=True)
 class TrainConfig:
     """How long and how fast to train; the defaults suit a pruned module that was trained before.
 
-    Batch, rate and distillation are the best of `scripts/bench recipe` on two networks at half of
+    Batch, rates and distillation are the best of `scripts/bench recipe` on two networks at half of
     their MACs (docs/results.md). Averaged weights are not offered: they added less than 0.1 points.
     """
 
     epoch_count: int = 2
     batch_size: int = 128
-    learning_rate: float = 0.05
-    """At the start; falls to 0 along half a cosine."""
+    learning_rate: float | None = None
+    """At its height; falls to 0 along half a cosine. None: `usual_rate`."""
     warmup_ratio: float = 0.1
     """Share (0-1) of the steps over which the rate first rises."""
     momentum: float = 0.9
@@ -56,8 +62,9 @@ class TrainConfig:
     distill_weight: float = 0.5
     """Share (0-1) of the loss that is the divergence from the teacher's answers; without a teacher
     there is none."""
-    distill_temperature: float = 4.0
-    """Logits of both are divided by it first; the divergence is multiplied by its square."""
+    distill_temperature: float = 16.0
+    """Logits of both are divided by it first; the divergence is multiplied by its square. At so
+    high a one it is their squared difference."""
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -76,7 +83,7 @@ class TrainConfig:
                 )
         for name in ("learning_rate", "distill_temperature"):
             value = getattr(self, name)
-            if not (math.isfinite(value) and value > 0):
+            if value is not None and not (math.isfinite(value) and value > 0):
                 raise InputError(f"{name} is {value}; give a positive, finite number", field=name)
         if self.optimizer not in ("sgd", "adamw"):
             raise InputError(
@@ -126,7 +133,10 @@ def fit(
     objective = objective_of(
         config, loss=loss, metric=metric, distill_loss=distill_loss, taught=teacher is not None
     )
-    optimizer = _optimizer(module, config)
+    rate = config.learning_rate
+    if rate is None:
+        rate = usual_rate(batches.step_count * config.epoch_count, config)
+    optimizer = _optimizer(module, config, rate)
     with _own_randomness(config.seed), _answering(teacher):
         step_count = batches.step_count
         total = step_count * config.epoch_count
@@ -147,7 +157,7 @@ def fit(
                 optimizer.zero_grad()
                 minimised.backward()  # type: ignore[no-untyped-call]
                 for group in optimizer.param_groups:
-                    group["lr"] = config.learning_rate * rate_at(state.step, total, config)
+                    group["lr"] = rate * rate_at(state.step, total, config)
                 optimizer.step()
                 _count(state, batch, outputs, minimised.item(), objective)
                 check_finite(state.loss_sum, state.step, total)
@@ -254,7 +264,15 @@ def rate_at(step: int, total: int, config: TrainConfig) -> float:
     return min((step + 1) / warmup, 0.5 * (1 + math.cos(math.pi * step / total)))
 
 
-def _optimizer(module: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
+def usual_rate(step_count: int, config: TrainConfig) -> float:
+    """The learning rate for so many steps in all, where nobody says: between `USUAL_RATES`."""
+    low, high = (math.log(steps) for steps in USUAL_STEPS)
+    share = min(max((math.log(max(step_count, 1)) - low) / (high - low), 0.0), 1.0)
+    rate = math.exp((1.0 - share) * math.log(USUAL_RATES[0]) + share * math.log(USUAL_RATES[1]))
+    return rate * (ADAMW_SHARE if config.optimizer == "adamw" else 1.0)
+
+
+def _optimizer(module: nn.Module, config: TrainConfig, rate: float) -> torch.optim.Optimizer:
     # Not in channels_last: a quarter faster, but there torch 2.13's backward pass crashed on a net
     # pruned to convolutions of 4 channels (AMD EPYC).
     free = [p for p in module.parameters() if p.requires_grad]
@@ -263,11 +281,9 @@ def _optimizer(module: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
         {"params": [p for p in free if p.dim() <= 1], "weight_decay": 0.0},
     ]
     if config.optimizer == "adamw":
-        return torch.optim.AdamW(groups, lr=config.learning_rate)
+        return torch.optim.AdamW(groups, lr=rate)
     momentum = config.momentum
-    return torch.optim.SGD(
-        groups, lr=config.learning_rate, momentum=momentum, nesterov=momentum > 0
-    )
+    return torch.optim.SGD(groups, lr=rate, momentum=momentum, nesterov=momentum > 0)
 
 
 @contextmanager

@@ -36,7 +36,7 @@ class Objective:
     """Where None, as "logits" for cross-entropy; a loss of the user's own needs one to distill."""
     label_smoothing: float = 0.0
     distill_weight: float = 0.0
-    distill_temperature: float = 4.0
+    distill_temperature: float = 16.0
 
     def __post_init__(self) -> None:
         for name in ("loss", "metric", "distill_loss"):

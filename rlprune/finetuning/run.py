@@ -12,7 +12,7 @@ import copy
 import json
 import re
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from rlprune.finetuning.checkpoint import Accuracy, EpochRecord
+    from rlprune.finetuning.data import TuningData
     from rlprune.finetuning.int8 import Quantisation
     from rlprune.finetuning.loop import TrainConfig
     from rlprune.finetuning.objective import DistillLoss, Loss, Metric
@@ -169,6 +170,7 @@ def finetune(
     functions: dict[str, Any] = {"loss": loss, "metric": metric, "distill_loss": distill_loss}
     objective = objective_of(config, **functions, taught=config.distill_weight > 0)
     given = tuning_data(data, validation, augment, config.seed)
+    config = _with_rate(config, plan, given)
     trace = trace_torch(module, given.example)
     given.check(trace)
     plan.check(trace.graph)
@@ -325,8 +327,28 @@ def usual_distill_weight(plan: PruningPlan, *, own_loss: bool) -> float:
     Args:
         own_loss: whether there is a loss of the user's own and nothing that compares answers.
     """
-    untrained = "for an untrained network" in plan.note  # it has nothing to teach
-    return 0.0 if untrained or own_loss else USUAL_DISTILL_WEIGHT
+    # An untrained network has nothing to teach.
+    return 0.0 if _untrained(plan) or own_loss else USUAL_DISTILL_WEIGHT
+
+
+def _untrained(plan: PruningPlan) -> bool:
+    return "for an untrained network" in plan.note
+
+
+def _with_rate(config: TrainConfig, plan: PruningPlan, given: TuningData) -> TrainConfig:
+    """With the usual learning rate, where none is said; an untrained network takes the highest."""
+    import torch
+
+    from rlprune.finetuning.batches import batches_of
+    from rlprune.finetuning.loop import USUAL_STEPS, usual_rate
+
+    if config.learning_rate is not None:
+        return config
+    steps = USUAL_STEPS[1]
+    if not _untrained(plan):
+        batches = batches_of(given.train, torch.device("cpu"), batch_size=config.batch_size)
+        steps = batches.step_count * config.epoch_count
+    return replace(config, learning_rate=usual_rate(steps, config))
 
 
 def _name_of(function: Any) -> str:

@@ -111,7 +111,9 @@ def aware_rows(name: str, pack: CifarPack, seed: int) -> Iterator[Row]:
     used = np.random.default_rng([seed, 4]).permutation(apart)[:TRAINED_COUNT]
     images = CalibrationSet.single(net.preprocess(pixels[used]), labels[used].astype(np.int64))
     scaled = Batch(torch.from_numpy(_scaled(net, pack)), None, SCALED_COUNT)
-    config = aware_config(TrainConfig(epoch_count=1, seed=seed))
+    config = aware_config(
+        TrainConfig(epoch_count=1, learning_rate=0.05, distill_temperature=4.0, seed=seed)
+    )
     before = _right(at_sizes(catalogue.traced(net).model), net, pack)
     for end in ("aware", "longer"):
         module = deepcopy(net.module)

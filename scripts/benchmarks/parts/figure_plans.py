@@ -66,7 +66,11 @@ TRIED = 20_000
 COUNT = 30
 """Plans kept of a network."""
 FIGURES = ("summed", "solved", "again", "local", "brief")
-BRIEF = TrainConfig(epoch_count=4, batch_size=64, learning_rate=0.02)
+TEMPERATURE = 4.0
+"""Of all distillation here."""
+BRIEF = TrainConfig(
+    epoch_count=4, batch_size=64, learning_rate=0.02, distill_temperature=TEMPERATURE
+)
 """Of the 256 images that are solved from: as many images seen as blocks are trained on."""
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.parts.figure_plans import figures_file, kept, reconstructed
+from benchmarks.parts.figure_plans import TEMPERATURE, figures_file, kept, reconstructed
 from benchmarks.parts.options_plans import Run, network
 from benchmarks.parts.options_training import (
     BATCH,
@@ -79,6 +79,7 @@ def trained(training: Training, run: Run) -> dict[str, Any]:
         batch_size=BATCH,
         learning_rate=RATES[training.epochs],
         distill_weight=DISTILLED,
+        distill_temperature=TEMPERATURE,
         seed=training.seed,
     )
     file = trained_file(training, run)
