@@ -15,9 +15,9 @@ and is not done again; so the trainings may be made on another machine, with a G
 What is kept of the sweep was trained on one NVIDIA H200.
 
 `--full` trains the winner (rate 0.05, half of the loss from the unpruned network, temperature 16)
-once for 60
-epochs of all 45,000 train images that do not calibrate, on ResNet-20. On one core of an EPYC with
-AVX512 it takes an hour and a half; it goes on from the folder --work after it was stopped.
+once for 60 epochs of all 45,000 train images that do not calibrate, on ResNet-20. On one core of an
+EPYC with AVX512 it takes an hour and a half; it goes on from the folder --work after it was
+stopped.
 
 `--short` compares rates, batches, temperatures and augmentation where a network is trained for one
 epoch only.
