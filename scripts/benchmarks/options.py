@@ -157,6 +157,9 @@ def tell(bench: Bench, cells: list[Cell], told: Told) -> None:
         cell_of("planning_time", partial(options_rows.planning_rows, nets, told.run))
     if options.quick:
         return
+    made = [cell for cell in cells if plan_file(cell, told.run).exists()]
+    if made and chosen(options, "first"):
+        bench.cell("first", partial(options_rows.prediction_rows, made, told.run), derived=True)
     for name, rows in options_rows.gain_rows(options_rows.known_accuracies(told)).items():
         if chosen(options, name.removeprefix("options.")):
             bench.cell(name, rows.copy, derived=True)

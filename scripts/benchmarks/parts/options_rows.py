@@ -160,6 +160,26 @@ def gain_rows(known: Accuracies) -> dict[str, list[Row]]:
     return made
 
 
+def prediction_rows(cells: Sequence[Cell], run: Run) -> Iterator[Row]:
+    """Of the first plan for every cell, before a measurement of it could tell on the next: how many
+    kept the budget that their predicted upper end was held to, and what they took over what was
+    predicted."""
+    firsts = [(cell, planned(cell, run).plan) for cell in cells]
+    within, ratios = [], dict[str, list[float]]()
+    for cell, plan in firsts:
+        assert plan.certificate is not None
+        first = plan.certificate.rounds[0]
+        within.append(first.measured_latency_ms <= plan.budget_ms)
+        ratios.setdefault(cell.arm, []).append(
+            first.measured_latency_ms / first.predicted_latency_ms
+        )
+    yield Row("options.first.within", fmean(within), "of plans", 0.9, "max", len(within), None)
+    for arm, values in ratios.items():
+        mean, interval = mean_and_interval(values)
+        name = f"options.first.{arm}.measured_over_predicted"
+        yield Row(name, mean, "times", None, "min", len(values), interval)
+
+
 def accuracy_name(cell: Cell, epochs: int) -> str:
     """Of a row, without `options.`."""
     return f"{cell.net}.b{cell.budget:g}.e{epochs}.{cell.arm}"
