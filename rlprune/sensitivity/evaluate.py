@@ -34,7 +34,7 @@ from rlprune.sensitivity.divergence import (
     with_channels,
 )
 from rlprune.sensitivity.reconstruct import Reconstruction, with_layers
-from rlprune.sensitivity.refine import refine
+from rlprune.sensitivity.refine import DenseRows, refine
 from rlprune.sensitivity.types import FOLD_COUNT
 from rlprune.surgery.importance import unit_scores
 from rlprune.surgery.onnx import cut
@@ -156,6 +156,7 @@ class Evaluator:
         self._batching = Batching.find(trace, calibration, runtime, wanted)
         self._batch_values = _batch_values(trace.graph, self._batching)
         self._judge = _Judge.of(judged, list(self._run(trace.model, calibration, judged)))
+        self._dense = DenseRows()
         self._reconstruction: Reconstruction | None = None
         if reconstruct:
             self._reconstruction = reconstruction or Reconstruction.of(
@@ -220,7 +221,9 @@ class Evaluator:
         if not again:
             return found.apply(pruned, removal)
         samples, _ = self.calibration.split(min(len(self.calibration), AGAIN_COUNT))
-        changes = refine(self.trace, pruned, removal, found, samples, self._runtime)
+        changes = refine(
+            self.trace, pruned, removal, found, samples, self._runtime, dense=self._dense
+        )
         return with_layers(pruned, changes)
 
     def unexplained(self, settings: IntArray, schemes: Sequence[str] = CHANNEL_ONLY) -> float:

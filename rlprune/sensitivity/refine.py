@@ -9,18 +9,18 @@ for the plan that is carried out.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import onnx
 
 from rlprune.graph.from_onnx import OnnxTrace
-from rlprune.graph.types import FloatArray
+from rlprune.graph.types import FloatArray, IntArray
 from rlprune.graph.walk import Node
-from rlprune.runtime.base import Runtime
+from rlprune.runtime.base import Array, Runtime
 from rlprune.sensitivity.batching import Batching
-from rlprune.sensitivity.calibration import CalibrationSet
+from rlprune.sensitivity.calibration import CalibrationSet, EqualSizes
 from rlprune.sensitivity.moments import RIDGE, Seen, batch_values, rows_read, source_of
 from rlprune.sensitivity.reconstruct import Layer, LayerChange, Reconstruction, with_layers
 from rlprune.surgery.removal import Removal, kept_mask
@@ -33,6 +33,30 @@ MIN_SAMPLES = 32
 DRAWN = 2.0
 """How strongly weights are drawn to those that they had, for every input of a layer to every row
 that was seen. With a twentieth of that, networks became sure of what is wrong."""
+
+
+MAX_KEPT = 2**29
+"""Bytes of `DenseRows`."""
+
+
+class DenseRows:
+    """What layers read in the dense network, kept where several plans are solved on one set of
+    samples: running that network is half of the work."""
+
+    def __init__(self) -> None:
+        self._rows: dict[tuple[str, int, int, int], Array] = {}
+        self._size = 0
+
+    def get(self, tensor: str, k: int, batch: IntArray) -> Array | None:
+        """Rows [R, D] of the k-th layer of a weight in a batch of these samples, where kept."""
+        return self._rows.get((tensor, k, int(batch[0]), len(batch)))
+
+    def put(self, tensor: str, k: int, batch: IntArray, rows: Array) -> None:
+        """Keeps them, while there is room."""
+        key = (tensor, k, int(batch[0]), len(batch))
+        if key not in self._rows and self._size + rows.nbytes <= MAX_KEPT:
+            self._rows[key] = rows
+            self._size += rows.nbytes
 
 
 @dataclass
@@ -53,10 +77,15 @@ def refine(
     reconstruction: Reconstruction,
     samples: CalibrationSet,
     runtime: Runtime,
+    *,
+    dense: DenseRows | None = None,
 ) -> dict[str, LayerChange]:
     """By weight, what becomes of the layers of a model cut by `removal`, solved twice.
 
     Grouped convolutions are solved once: what they read is looked at group by group.
+
+    Args:
+        dense: of the same network and samples, where other plans were or will be solved on them.
 
     Raises:
         CalibrationError: a network does not run on the samples.
@@ -80,7 +109,7 @@ def refine(
             chunk,
             nodes,
             removal,
-            (samples, batching),
+            (samples, batching, DenseRows() if dense is None else dense),
             runtime,
         )
         for layer in chunk:
@@ -147,27 +176,38 @@ def _seen(
     layers: Sequence[Layer],
     nodes: Mapping[str, Node],
     removal: Removal,
-    data: tuple[CalibrationSet, Batching],
+    data: tuple[CalibrationSet, Batching, DenseRows],
     runtime: Runtime,
 ) -> dict[str, _Pair]:
-    (trace, model), (samples, batching) = networks, data
+    (trace, model), (samples, batching, kept) = networks, data
     readers = [
         (layer, k, nodes[output]) for layer in layers for k, output in enumerate(layer.outputs)
     ]
     wanted = batching.computed(source_of(trace, node) for _, _, node in readers)
     seen: dict[str, _Pair] = {}
     batches = list(samples.batches(batch_values(trace, batching, wanted)))
-    runs = [batching.run(runtime, one, wanted, batches) for one in (trace.model, model)]
-    for (batch, dense), (_, own) in zip(*runs, strict=True):
-        for layer, k, node in readers:
-            name = source_of(trace, node)
-            # The same windows of both.
-            theirs, ours = (
-                rows_read(
-                    trace, node, values[name], len(samples), np.random.default_rng(batch.index[0])
-                )
-                for values in (dense, own)
-            )
+
+    def read(node: Node, values: Mapping[str, Array], batch: EqualSizes) -> Array:
+        # The same windows of both networks.
+        rng = np.random.default_rng(batch.index[0])
+        return rows_read(trace, node, values[source_of(trace, node)], len(samples), rng)
+
+    def dense() -> Iterator[list[Array]]:
+        found = [[kept.get(one.tensor, k, b.index) for one, k, _ in readers] for b in batches]
+        known = [[rows for rows in batch if rows is not None] for batch in found]
+        if all(len(rows) == len(readers) for rows in known):
+            yield from known
+            return
+        for batch, values in batching.run(runtime, trace.model, wanted, batches):
+            rows = [read(node, values, batch) for _, _, node in readers]
+            for (layer, k, _), own in zip(readers, rows, strict=True):
+                kept.put(layer.tensor, k, batch.index, own)
+            yield rows
+
+    own_runs = batching.run(runtime, model, wanted, batches)
+    for (batch, values), dense_rows in zip(own_runs, dense(), strict=True):
+        for (layer, k, node), theirs in zip(readers, dense_rows, strict=True):
+            ours = read(node, values, batch)
             ours = ours[:, layer.taps(ours.shape[1], removal)]
             if layer.tensor not in seen:
                 count, size, whole = len(layer.outputs), ours.shape[1], theirs.shape[1]
