@@ -82,7 +82,7 @@ def finetune(
     learning_rate: Annotated[
         float | None,
         typer.Option(
-            help="At its height; by default 0.01 for up to 100 steps to 0.05 from 1,200 on, with "
+            help="At its height; by default 0.02 for up to 100 steps to 0.05 from 1,200 on, with "
             "adamw a fiftieth.",
             show_default=False,
         ),

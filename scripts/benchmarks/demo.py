@@ -60,7 +60,7 @@ BUDGETS = (0.4, 0.3)
 """Shares of the unpruned network's latency in f32."""
 CALIBRATION = 256
 """Images that plans are made from; as many others choose nothing but are watched while tuning."""
-TUNING = TrainConfig(epoch_count=1, batch_size=64)
+TUNING = TrainConfig(epoch_count=1, batch_size=64, learning_rate=0.03, distill_temperature=4.0)
 """With the unpruned network as teacher."""
 CHECKS = 2
 """Processes that measure the written files."""
