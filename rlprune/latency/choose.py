@@ -16,7 +16,7 @@ import numpy as np
 
 from rlprune.graph.types import FloatArray, IntArray, Width
 from rlprune.latency.calibrate import FUSED_PRIOR, space_keys
-from rlprune.latency.costs import OperatorCosts, covariance, family, places
+from rlprune.latency.costs import OperatorCosts, covariance, family, place_of, places
 from rlprune.latency.operators import OVERHEAD, form, spec_at
 from rlprune.latency.types import OperatorSpec
 from rlprune.schemes import CHANNEL_ONLY, Space
@@ -154,17 +154,13 @@ class _Draft:
         distinct, where = np.unique(spots, axis=0, return_inverse=True)  # [P, D]
         weights = np.zeros((len(total), len(distinct)))
         np.add.at(weights, (self.rows, where.ravel()), self.ms)
-        at = [
-            places(np.array([one.in_width]), np.array([one.out_width]), one.kernel)
-            for one in self.candidates
-        ]
-        all_spots = np.concatenate([distinct, *at])
+        all_spots = np.concatenate([distinct, *map(place_of, self.candidates)])
         return _Family(
             weights / total[:, None],
             covariance(all_spots, all_spots),
             self.candidates,
             [],
-            np.zeros(len(at)),
+            np.zeros(len(self.candidates)),
         )
 
 

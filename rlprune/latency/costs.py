@@ -171,12 +171,7 @@ class _Residual:
 
     @staticmethod
     def fit(points: Sequence[CostPoint], values: FloatArray) -> _Residual:
-        spots = np.concatenate(
-            [
-                places(np.array([one.in_width]), np.array([one.out_width]), one.kernel)
-                for one in (point.spec for point in points)
-            ]
-        )
+        spots = np.concatenate([place_of(point.spec) for point in points])
         noise = np.maximum([point.log_sd for point in points], 1e-3)
         kernel = covariance(spots, spots) + np.diag(np.square(noise))
         return _Residual(spots, np.linalg.solve(kernel, values))
@@ -203,6 +198,11 @@ def places(ins: IntArray, outs: IntArray, kernel: tuple[int, ...]) -> FloatArray
         columns.append(sum((widths % by != 0).astype(np.float64) for by in ALIGNMENTS))
     columns += [np.full(len(ins), np.log2(max(extent, 1)) / KERNEL_LENGTH) for extent in kernel]
     return np.column_stack(columns)
+
+
+def place_of(spec: OperatorSpec) -> FloatArray:
+    """Where one operator lies [1, 4 + axes]."""
+    return places(np.array([spec.in_width]), np.array([spec.out_width]), spec.kernel)
 
 
 def _monotone(ins: IntArray, outs: IntArray, points: Sequence[CostPoint]) -> FloatArray:

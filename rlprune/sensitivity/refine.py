@@ -33,8 +33,6 @@ MIN_SAMPLES = 32
 DRAWN = 2.0
 """How strongly weights are drawn to those that they had, for every input of a layer to every row
 that was seen. With a twentieth of that, networks became sure of what is wrong."""
-
-
 MAX_KEPT = 2**29
 """Bytes of `DenseRows`."""
 
@@ -43,9 +41,10 @@ class DenseRows:
     """What layers read in the dense network, kept where several plans are solved on one set of
     samples: running that network is half of the work."""
 
-    def __init__(self) -> None:
+    def __init__(self, room: int = MAX_KEPT) -> None:
+        """`room`: bytes that may be kept."""
         self._rows: dict[tuple[str, int, int, int], Array] = {}
-        self._size = 0
+        self._room = room
 
     def get(self, tensor: str, k: int, batch: IntArray) -> Array | None:
         """Rows [R, D] of the k-th layer of a weight in a batch of these samples, where kept."""
@@ -54,9 +53,9 @@ class DenseRows:
     def put(self, tensor: str, k: int, batch: IntArray, rows: Array) -> None:
         """Keeps them, while there is room."""
         key = (tensor, k, int(batch[0]), len(batch))
-        if key not in self._rows and self._size + rows.nbytes <= MAX_KEPT:
+        if key not in self._rows and rows.nbytes <= self._room:
             self._rows[key] = rows
-            self._size += rows.nbytes
+            self._room -= rows.nbytes
 
 
 @dataclass
@@ -109,7 +108,7 @@ def refine(
             chunk,
             nodes,
             removal,
-            (samples, batching, DenseRows() if dense is None else dense),
+            (samples, batching, dense or DenseRows(room=0)),
             runtime,
         )
         for layer in chunk:

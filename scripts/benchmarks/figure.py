@@ -24,11 +24,10 @@ drawn blindly)? Plans, figures and trainings are kept in --work; an interrupted 
 from __future__ import annotations
 
 import argparse
-from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
 
-from benchmarks.harness import Bench
+from benchmarks.harness import Bench, chosen
 from benchmarks.parts.figure_plans import NETS, about, is_planned, kept, plan_count, proposals
 from benchmarks.parts.figure_rows import band_rows, is_whole, outcome, rows
 from benchmarks.parts.figure_training import LONG, SHORT, epoch_seconds, trained, trainings
@@ -69,11 +68,6 @@ def parsed(bench: Bench) -> argparse.Namespace:
     add("--train", action="store_true", help="only train; plans that are not kept are made")
     add("--known", action="store_true", help="only tell what is kept")
     return bench.parse()
-
-
-def chosen(options: argparse.Namespace, name: str) -> bool:
-    """Whether a cell is asked for."""
-    return any(fnmatchcase(name, glob) for glob in options.only or ["*"])
 
 
 def plan(

@@ -23,6 +23,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Literal
 
@@ -190,6 +191,11 @@ def mean_and_interval(values: Sequence[float]) -> tuple[float, tuple[float, floa
     own = np.array(values)
     half = student.ppf(0.95, len(own) - 1) * own.std(ddof=1) / np.sqrt(len(own))
     return float(own.mean()), (float(own.mean() - half), float(own.mean() + half))
+
+
+def chosen(options: argparse.Namespace, name: str) -> bool:
+    """Whether a cell is asked for: named by one of the patterns in `--only`, or there are none."""
+    return any(fnmatchcase(name, glob) for glob in options.only or ["*"])
 
 
 def commit() -> str:

@@ -26,11 +26,10 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Iterable
-from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
 
-from benchmarks.harness import Bench, Row, log_final
+from benchmarks.harness import Bench, Row, chosen, log_final
 from benchmarks.parts import options_int8, options_large, options_rows
 from benchmarks.parts.options_plans import (
     ARMS,
@@ -108,11 +107,6 @@ def told_of(options: argparse.Namespace) -> Told:
     work = options.work / "quick" if options.quick else options.work
     run = Run(work, options.shared, options.quick, options.candidates)
     return Told(run, 2 if options.quick else SEEDS, options.known, options.final)
-
-
-def chosen(options: argparse.Namespace, name: str) -> bool:
-    """Whether a cell is asked for."""
-    return any(fnmatchcase(name, glob) for glob in options.only or ["*"])
 
 
 def train(options: argparse.Namespace, told: Told) -> None:

@@ -78,8 +78,7 @@ SHORT = (
     (64, 0.01, 16.0, True),
     (64, 0.01, 16.0, False),
 )
-"""Batch, rate, temperature, and whether images are flipped and shifted, of trainings of one epoch;
-the first is the default's."""
+"""Of one epoch: batch, rate, temperature, and whether images are flipped and shifted."""
 FULL_NET, FULL_EPOCHS = "cifar10_resnet20", 60
 SHEET = (25, 40)
 """Rows and columns of the images that are kept in one file."""
