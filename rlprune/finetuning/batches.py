@@ -36,13 +36,27 @@ class Batch:
     rows: Tensor | None = None
     """Which images these are, where they are as they were given: answers to them may be kept."""
 
-    def answers(self, module: nn.Module) -> Any:
-        """What the module returns for the inputs."""
+    def answers(self, module: nn.Module, *, mixed: bool = False) -> Any:
+        """What the module returns for the inputs; `mixed`: computed in bfloat16 where torch holds
+        that safe (`torch.autocast`), returned in float32."""
+        if mixed:
+            with torch.autocast(device_of(module).type, torch.bfloat16):
+                found = self.answers(module)
+            return tree_map(_float32, found)
         if isinstance(self.inputs, Mapping):
             return module(**self.inputs)
         if isinstance(self.inputs, tuple | list):
             return module(*self.inputs)
         return module(self.inputs)
+
+
+def device_of(module: nn.Module) -> torch.device:
+    """Where a module computes."""
+    return next((tensor.device for tensor in module.parameters()), torch.device("cpu"))
+
+
+def _float32(value: Any) -> Any:
+    return value.float() if isinstance(value, Tensor) and value.dtype == torch.bfloat16 else value
 
 
 class Batches(Protocol):

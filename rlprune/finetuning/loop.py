@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_map
 
 from rlprune.errors import InputError
 from rlprune.finetuning.augment import Augment
-from rlprune.finetuning.batches import Batch, Batches, batches_of
+from rlprune.finetuning.batches import Batch, Batches, batches_of, device_of
 from rlprune.finetuning.checkpoint import Checkpoint, EpochRecord, LoopState
 from rlprune.finetuning.objective import (
     DistillLoss,
@@ -29,7 +29,7 @@ from rlprune.finetuning.objective import (
     Objective,
     check_finite,
 )
-from rlprune.finetuning.scoring import device_of, score_batches
+from rlprune.finetuning.scoring import score_batches
 from rlprune.sensitivity.calibration import CalibrationSet
 
 USUAL_RATES, USUAL_STEPS = (0.02, 0.05), (100, 1200)
@@ -66,6 +66,9 @@ class TrainConfig:
     distill_temperature: float = 16.0
     """Logits of both are divided by it first; the divergence is multiplied by its square. At so
     high a one it is their squared difference."""
+    mixed_precision: bool = False
+    """Convolutions and products in bfloat16, weights and losses in float32. Faster where the
+    processor computes in bfloat16, but for depthwise convolutions on a CPU."""
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -141,7 +144,8 @@ def fit(
     with _own_randomness(config.seed), _answering(teacher):
         step_count = batches.step_count
         total = step_count * config.epoch_count
-        teaching = _Teaching(teacher if config.distill_weight else None, batches)
+        mixed = config.mixed_precision
+        teaching = _Teaching(teacher if config.distill_weight else None, batches, mixed)
         state = LoopState(module, optimizer, torch.Generator().manual_seed(config.seed))
         if held is not None:
             state.keep(score_batches(module, held.whole(), objective))
@@ -153,7 +157,7 @@ def fit(
             if (done := state.step % step_count) == 0:
                 state.begin_epoch()
             for batch in batches.epoch(state, done):
-                outputs = batch.answers(module)
+                outputs = batch.answers(module, mixed=mixed)
                 minimised = objective.trained(outputs, batch.targets, teaching.wanted(batch))
                 optimizer.zero_grad()
                 minimised.backward()  # type: ignore[no-untyped-call]
@@ -219,9 +223,10 @@ class _Teaching:
     where its answers to an image take more room than the image, it is asked each time.
     """
 
-    def __init__(self, teacher: nn.Module | None, batches: Batches) -> None:
+    def __init__(self, teacher: nn.Module | None, batches: Batches, mixed: bool) -> None:
         self._teacher = teacher
         self._batches = batches
+        self._mixed = mixed
         self._known: Tensor | None = None
         self._kept = True
         """Whether answers are kept, once there are some."""
@@ -232,13 +237,14 @@ class _Teaching:
             return None
         with torch.no_grad():
             if batch.rows is None or not self._kept:
-                return batch.answers(self._teacher)
+                return batch.answers(self._teacher, mixed=self._mixed)
             if self._known is None:
-                first = batch.answers(self._teacher)
+                first = batch.answers(self._teacher, mixed=self._mixed)
                 self._kept = _fits(first, batch)
                 if not self._kept:
                     return first
-                each = [one.answers(self._teacher) for one in self._batches.whole()]
+                whole = self._batches.whole()
+                each = [one.answers(self._teacher, mixed=self._mixed) for one in whole]
                 self._known = torch.cat(each)
             return self._known[batch.rows]
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
-from rlprune.finetuning.batches import Batch, ImageBatches
+from rlprune.finetuning.batches import Batch, ImageBatches, device_of
 from rlprune.finetuning.checkpoint import Accuracy
 from rlprune.finetuning.objective import Objective
 from rlprune.sensitivity.calibration import CalibrationSet
@@ -33,11 +33,6 @@ def score_batches(module: nn.Module, batches: Iterable[Batch], objective: Object
             count += batch.count
     module.train(training)
     return Accuracy(loss / count, good / count)
-
-
-def device_of(module: nn.Module) -> torch.device:
-    """Where a module computes."""
-    return next((tensor.device for tensor in module.parameters()), torch.device("cpu"))
 
 
 def reestimate(module: nn.Module, images: CalibrationSet, *, batch_size: int = 128) -> None:
