@@ -14,10 +14,10 @@ from torch.utils._pytree import tree_leaves, tree_map
 from rlprune.errors import InputError
 from rlprune.files import digest
 from rlprune.finetuning.augment import AUGMENTS, Augment
-from rlprune.finetuning.batches import Batch, LoaderBatches, batches_of
+from rlprune.finetuning.batches import Batch, LoaderBatches, batches_of, device_of
 from rlprune.finetuning.checkpoint import Accuracy
 from rlprune.finetuning.objective import Objective
-from rlprune.finetuning.scoring import device_of, reestimate, reestimate_on, score_batches
+from rlprune.finetuning.scoring import reestimate, reestimate_on, score_batches
 from rlprune.graph.from_torch import TorchTrace
 from rlprune.precision import SCALED_COUNT
 from rlprune.sensitivity.batching import real_inputs

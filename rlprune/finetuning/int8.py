@@ -16,13 +16,13 @@ import torch
 from torch import nn
 
 from rlprune.errors import InputError
+from rlprune.finetuning.batches import device_of
 from rlprune.finetuning.checkpoint import Accuracy, Checkpoint, EpochRecord
 from rlprune.finetuning.data import TuningData
 from rlprune.finetuning.fake_quantise import fake_quantised
 from rlprune.finetuning.int8_file import Files, Int8Writer, Judged
 from rlprune.finetuning.loop import TrainConfig, fit
 from rlprune.finetuning.objective import Objective
-from rlprune.finetuning.scoring import device_of
 from rlprune.torch_state import load_module, tensors_of
 
 MOST_LOST = 0.005
@@ -93,8 +93,7 @@ def loses_much(plain: Judged, in_float: Judged, objective: Objective) -> bool:
 
 
 def aware_config(config: TrainConfig) -> TrainConfig:
-    """A fifth of the epochs, at a tenth of the rate; in float32, for bfloat16 rounds as int8 does.
-    """
+    """A fifth of the epochs, at a tenth of the rate; in float32, for bfloat16 would round twice."""
     assert config.learning_rate is not None, "it was trained by one"
     return replace(
         config,

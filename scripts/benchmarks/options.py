@@ -12,6 +12,8 @@ with `--final` on `test_report`. Arms differ in what a plan may use:
     all              widths, kernel shapes and blocks left out; all-int8: the same in int8
     uniform          one ratio for all widths, filled up to the budget
     blocks           widths and blocks;  all_but_blocks: widths and kernel shapes
+    end              all in int8 on ONNX Runtime (end-openvino: on OpenVINO), for ResNet-20 at 0.25
+                     and 0.2 of its latency in f32, and 60 epochs of all 45,000 images
 
 Plans, measurements and trainings are kept in --work and made once; an interrupted training goes on.
 About 20 core hours in all, so it may be done in parts:
@@ -30,7 +32,7 @@ from functools import partial
 from pathlib import Path
 
 from benchmarks.harness import Bench, Row, chosen, log_final
-from benchmarks.parts import options_int8, options_large, options_rows
+from benchmarks.parts import options_end, options_int8, options_large, options_rows
 from benchmarks.parts.options_plans import (
     ARMS,
     BUDGETS,
@@ -43,11 +45,13 @@ from benchmarks.parts.options_plans import (
 )
 from benchmarks.parts.options_rows import Told
 from benchmarks.parts.options_training import (
+    FULL,
     LONG,
     LONG_BUDGET,
     SEEDS,
     SHORT,
     Training,
+    end_cells,
     long_cells,
     short_cells,
     trained,
@@ -82,7 +86,7 @@ def main() -> None:
             )
         )
         if options.plan:
-            for cell in cells:
+            for cell in (*cells, *([] if options.quick else end_cells())):
                 if chosen(options, f"{cell.name}.latency"):
                     planned(cell, told.run)
             return
@@ -161,6 +165,14 @@ def tell(bench: Bench, cells: list[Cell], told: Told) -> None:
         cell_of(f"int8.{net}.plain", partial(options_int8.plain_row, net, told))
         if chosen(options, f"int8.{net}.gap"):
             bench.cell(f"int8.{net}", partial(options_int8.rows, net, told), derived=True)
+    for cell in end_cells():
+        name = f"{cell.name}.latency"
+        if not told.known_only or plan_file(cell, told.run).exists():
+            cell_of(name, partial(options_end.latency_rows, cell, told, bench.is_again(name)))
+            # Said to be derived, for an hour's training is not drawn to be made again.
+            name = options_rows.accuracy_name(cell, FULL)
+            if chosen(options, name):
+                bench.cell(name, partial(options_end.accuracy_rows, cell, told), derived=True)
     for budget in options_large.BUDGETS:
         for arm in options_large.ARMS:
             large = options_large.Large(budget, arm, options.packages)

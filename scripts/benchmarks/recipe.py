@@ -1,6 +1,6 @@
 """What wins most back after pruning: learning rate, distillation and averaged weights compared.
 
-    scripts/bench recipe [--work FOLDER] [--jobs N] [--quick] [--seed N] [--json FILE] [--full]
+    scripts/bench recipe [--work FOLDER] [--jobs N] [--quick] [--seed N] [--json FILE]
 
 Two networks are planned at half of their MACs, cut, reconstructed, and trained for 15 epochs of
 10,000 train images with every rate and weight of distillation (temperature 4, the unpruned network
@@ -14,24 +14,20 @@ and is not done again; so the trainings may be made on another machine, with a G
 
 What is kept of the sweep was trained on one NVIDIA H200.
 
-`--full` trains the winner (rate 0.05, half of the loss from the unpruned network, temperature 16)
-once for 60 epochs of all 45,000 train images that do not calibrate, on ResNet-20. On one core of an
-EPYC with AVX512 it takes an hour and a half; it goes on from the folder --work after it was
-stopped.
+The best of it (rate 0.05, half of the loss from the unpruned network), for 60 epochs of all images,
+is the end of `options`.
 
 `--short` compares rates, batches, temperatures and augmentation where a network is trained for one
-epoch only.
+epoch only, and the best of them in float32 with the same in mixed precision: accuracy and time.
 """
 
 from __future__ import annotations
 
-import argparse
 import io
 import json
 import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -48,9 +44,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from benchmarks.harness import Bench, Row, mean_and_interval
 from datasets import catalogue
 from datasets.pack import CifarPack, shared_data
-from rlprune.files import digest
 from rlprune.finetuning.augment import flipped_and_shifted
-from rlprune.finetuning.checkpoint import Checkpoint, EpochRecord
 from rlprune.finetuning.loop import TrainConfig, fit
 from rlprune.finetuning.scoring import score
 from rlprune.graph.from_torch import TorchTrace, trace_torch
@@ -79,10 +73,10 @@ SHORT = (
     (64, 0.01, 16.0, False),
 )
 """Of one epoch: batch, rate, temperature, and whether images are flipped and shifted."""
-FULL_NET, FULL_EPOCHS = "cifar10_resnet20", 60
 SHEET = (25, 40)
 """Rows and columns of the images that are kept in one file."""
 
+Short = tuple[int, float, float, bool]
 Training = tuple[str, float, float, int]
 """Network, rate, weight of distillation, seed."""
 
@@ -168,84 +162,52 @@ def train(training: Training, work: Path, epochs: int, again: bool = False) -> d
     return found
 
 
-def train_full(work: Path, options: argparse.Namespace) -> Iterator[Row]:
-    """The winner for as long as networks are usually trained: accuracy before and after."""
-    name, seed = FULL_NET, int(options.seed)
-    pack = CifarPack(shared_data(options.shared))
-    net, small, about = _pruned(name, work)
-    index = np.setdiff1d(np.arange(50_000), pack.splits["train_calib"])
-    if options.quick:
-        index = index[:2_000]
-    images, held = (
-        CalibrationSet.single(net.preprocess(pixels[rows]), labels[rows].astype(np.int64))
-        for (pixels, labels), rows in (
-            (pack.pixels("train"), index),
-            (pack.pixels("test"), np.sort(pack.splits["test_reward"])),
-        )
-    )
-    for module in (net.module, small):
-        module.to("cuda" if torch.cuda.is_available() else "cpu")
-    scores = {"unpruned": score(net.module, held), "start": score(small, held)}
-    # A fifth faster; only here, for on other narrow networks torch has crashed in this format.
-    for module in (net.module, small):
-        module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    config = TrainConfig(
-        epoch_count=1 if options.quick else FULL_EPOCHS,
-        batch_size=BATCH,
-        learning_rate=0.05,
-        distill_weight=0.5,
-        seed=seed,
-    )
-    run = digest(json.dumps([name, about["keeps"], asdict(config), len(index)]))
-    kept = work / f"{name}.full.e{config.epoch_count}.s{seed}.safetensors"
-    if options.fresh:
-        kept.unlink(missing_ok=True)
-    checkpoint = Checkpoint(kept, run, every_sec=300)
-
-    def tell(record: EpochRecord) -> None:
-        left = (config.epoch_count - record.epoch) * record.seconds / 60
-        print(
-            f"{time.strftime('%H:%M')} epoch {record.epoch} of {config.epoch_count}: "
-            f"{record.accuracy:.2%} in training, {record.seconds:.0f} s, {left:.0f} min left",
-            flush=True,
-        )
-
-    fit(
-        small,
-        images,
-        config,
-        augment=flipped_and_shifted,
-        teacher=net.module,
-        checkpoint=checkpoint,
-        on_epoch=tell,
-    )
-    scores["last"] = score(small, held)
-    for which, found in scores.items():
-        yield Row(f"recipe.full.{name}.{which}", 100 * found.accuracy, "%", None, "max", 1, None)
-
-
-def short_rows(name: str, settings: tuple[int, float, float, bool], work: Path) -> Iterator[Row]:
+def short_rows(name: str, settings: Short, work: Path) -> Iterator[Row]:
     """Accuracy after one epoch, over the seeds."""
     batch, rate, temperature, augmented = settings
-    images, held = _images(work, json.loads((work / f"{name}.json").read_text()))
-    reached = []
-    for seed in range(SEEDS):
-        net, small, _ = _pruned(name, work)
-        config = TrainConfig(
-            epoch_count=1,
-            batch_size=batch,
-            learning_rate=rate,
-            distill_weight=0.5,
-            distill_temperature=temperature,
-            seed=seed,
-        )
-        augment = flipped_and_shifted if augmented else None
-        fit(small, images, config, augment=augment, teacher=net.module)
-        reached.append(100 * score(small, held).accuracy)
+    reached = [100 * train_short(name, settings, work, seed)[0] for seed in range(SEEDS)]
     mean, interval = mean_and_interval(reached)
     how = "augmented" if augmented else "plain"
     full = f"recipe.short.{name}.b{batch}.lr{rate:g}.t{temperature:g}.{how}"
     yield Row(full, mean, "%", None, "max", SEEDS, interval)
+
+
+def mixed_rows(name: str, work: Path) -> Iterator[Row]:
+    """What mixed precision costs in accuracy and wins in time; seed by seed, one after the other,
+    so that both meet the same machine."""
+    lost, shares = [], []
+    for seed in range(SEEDS):
+        (plain, plain_sec), (mixed, mixed_sec) = (
+            train_short(name, SHORT[-1], work, seed, mixed=mixed) for mixed in (False, True)
+        )
+        lost.append(100 * (plain - mixed))
+        shares.append(mixed_sec / plain_sec)
+    for what, values, unit in (("lost", lost, "points"), ("time", shares, "of float32")):
+        mean, interval = mean_and_interval(values)
+        full = f"recipe.short.{name}.mixed.{what}"
+        yield Row(full, mean, unit, None, "min", SEEDS, interval)
+
+
+def train_short(
+    name: str, settings: Short, work: Path, seed: int, *, mixed: bool = False
+) -> tuple[float, float]:
+    """Accuracy (0-1) after one epoch, and the CPU seconds that it took."""
+    batch, rate, temperature, augmented = settings
+    net, small, about = _pruned(name, work)
+    images, held = _images(work, about)
+    config = TrainConfig(
+        epoch_count=1,
+        batch_size=batch,
+        learning_rate=rate,
+        distill_weight=0.5,
+        distill_temperature=temperature,
+        mixed_precision=mixed,
+        seed=seed,
+    )
+    augment = flipped_and_shifted if augmented else None
+    began = time.process_time()
+    fit(small, images, config, augment=augment, teacher=net.module)
+    return score(small, held).accuracy, time.process_time() - began
 
 
 def told(
@@ -265,7 +227,6 @@ def main() -> None:
     add("--work", type=Path, default=Path("build/recipe"), help="folder of what is kept")
     add("--jobs", type=int, default=1, help="trainings side by side")
     add("--prepare", action="store_true", help="only write data and pruned networks")
-    add("--full", action="store_true", help="the winner only, for 60 epochs of 45,000 images")
     add("--short", action="store_true", help="only trainings of one epoch")
     add("--train", action="store_true", help="only train, from what was prepared")
     options = bench.parse()
@@ -274,18 +235,14 @@ def main() -> None:
         prepare(options.work, options.shared)
     if options.prepare:
         return
-    if options.full:
-        with bench.measuring():
-            # Said to be derived, for such are not drawn to be measured again.
-            full = partial(train_full, options.work, options)
-            bench.cell(f"{FULL_NET}/full", full, derived=True)
-        return
     if options.short:
         with bench.measuring():
             for name in NETS:
                 for settings in SHORT[: 1 if options.quick else None]:
                     rows = partial(short_rows, name, settings, options.work)
                     bench.cell(f"{name}/short/{'/'.join(map(str, settings))}", rows)
+                if not options.quick:
+                    bench.cell(f"{name}/short/mixed", partial(mixed_rows, name, options.work))
         return
     grid = [
         (name, rate, distilled, seed)

@@ -66,6 +66,31 @@ def test_reestimated_statistics_are_those_of_the_images(splits: Splits) -> None:
     assert norm.momentum == 0.1 and not norm.training
 
 
+def test_mixed_precision_computes_in_bfloat16_and_keeps_float32(splits: Splits) -> None:
+    """What the loss is given and what is learnt stay float32, and it learns as much."""
+    images, seen, given = first(splits.train, 320), set(), set()
+
+    def loss(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        given.add(outputs.dtype)
+        return torch.nn.functional.cross_entropy(outputs, targets)
+
+    losses = {}
+    for mixed in (False, True):
+        module = build(NetSpec("residual", 8, 1))
+        if mixed:
+            for part in module.modules():
+                if isinstance(part, torch.nn.Conv2d):
+                    part.register_forward_hook(lambda *args: seen.add(args[2].dtype))
+        config = TrainConfig(
+            epoch_count=3, batch_size=16, learning_rate=0.1, mixed_precision=mixed, seed=3
+        )
+        losses[mixed] = fit(module, images, config, loss=loss)[-1].loss
+        assert {one.dtype for one in module.parameters()} == {torch.float32}
+    assert seen == {torch.bfloat16} and given == {torch.float32}
+    assert losses[True] != losses[False]
+    assert losses[True] == pytest.approx(losses[False], rel=0.15)
+
+
 def test_frozen_parameters_do_not_move(splits: Splits) -> None:
     module = build(NetSpec("plain", 8, 1))
     frozen = next(module.parameters())

@@ -11,10 +11,10 @@ from collections.abc import Iterator
 from statistics import fmean
 
 from benchmarks.harness import Row, mean_and_interval
-from benchmarks.parts.options_plans import ARMS, INT8_BUDGET, Cell, planned
+from benchmarks.parts.options_plans import ARMS, INT8_BUDGET, own_over_f32, planned
 from benchmarks.parts.options_rows import Told, known_seeds
 from benchmarks.parts.options_training import LONG, REPORT, REWARD, long_cells, plain_int8
-from rlprune.latency.types import F32, INT8
+from rlprune.latency.types import INT8
 
 MOST_LOST = 1.0
 """Points below plain int8 that a plan may lie."""
@@ -47,16 +47,10 @@ def rows(net: str, told: Told) -> Iterator[Row]:
             cell
             for cell, values in ours.items()
             if any(
-                ratios[other] < ratios[cell] * _int8_over_f32(cell, told)
+                ratios[other] < ratios[cell] * own_over_f32(planned(cell, told.run).plan)
                 and fmean(better) > fmean(values)
                 for other, better in theirs.items()
             )
         ]
         name = f"options.int8.{net}.beaten"
         yield Row(name, len(beaten), "plans", 0.0, "min", len(ours), None)
-
-
-def _int8_over_f32(cell: Cell, told: Told) -> float:
-    """Latency of plain int8 over that of the unpruned network in f32."""
-    unpruned = {one.precision: one.latency_ms for one in planned(cell, told.run).plan.unpruned}
-    return unpruned[INT8] / unpruned[F32]

@@ -13,7 +13,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from multiprocessing import get_context
 from pathlib import Path
@@ -74,17 +74,25 @@ class Arm:
     schemes: tuple[str, ...] = ("channel",)
     policy: str = "learned"
     precision: str = F32
+    runtime: str = "ort"
+    of_f32: bool = False
+    """Whether its budgets are shares of the unpruned latency in f32, whatever its own precision."""
 
 
+ALL = ("channel", "block", "shape")
 ARMS = {
     "channels": Arm(),
-    "all": Arm(("channel", "block", "shape")),
+    "all": Arm(ALL),
     "uniform": Arm(policy="uniform"),
-    "all-int8": Arm(("channel", "block", "shape"), precision=INT8),
+    "all-int8": Arm(ALL, precision=INT8),
     "blocks": Arm(("channel", "block")),
     "all_but_blocks": Arm(("channel", "shape")),
+    "end": Arm(ALL, precision=INT8, of_f32=True),
+    "end-openvino": Arm(ALL, precision=INT8, of_f32=True, runtime=OPENVINO),
 }
 OF_BLOCKS = ("blocks", "all_but_blocks")
+ENDS = ("end", "end-openvino")
+"""As small as may be: all that there is, for one network alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +161,9 @@ def arms_of(net: str) -> list[str]:
     return [
         name
         for name, arm in ARMS.items()
-        if arm.precision in PRECISIONS and (NETS[net].of_blocks or name not in OF_BLOCKS)
+        if arm.precision in PRECISIONS
+        and name not in ENDS
+        and (NETS[net].of_blocks or name not in OF_BLOCKS)
     ]
 
 
@@ -309,7 +319,7 @@ def _make(cell: Cell, run: Run, *, certify: bool, profiles: Path | None = None) 
     """The plan of a cell, made now."""
     arm = ARMS[cell.arm]
     request = PlanRequest.of(
-        device="ort",
+        device=arm.runtime,
         budget_ratio=cell.budget,
         policy=arm.policy,
         schemes=arm.schemes,
@@ -317,8 +327,18 @@ def _make(cell: Cell, run: Run, *, certify: bool, profiles: Path | None = None) 
         candidates=run.candidates if arm.policy == "learned" else 0,
         certify=certify,
     )
-    trace = network(cell.net, run.shared)[1]
-    return made(trace, request, calibration(cell.net, run), run, cell.net, profiles)
+    few, trace = calibration(cell.net, run), network(cell.net, run.shared)[1]
+    if arm.of_f32:
+        whole = replace(request, budgets=(1.0,), certify=False)
+        share = own_over_f32(made(trace, whole, few, run, cell.net, profiles))
+        request = replace(request, budgets=(cell.budget / share,))
+    return made(trace, request, few, run, cell.net, profiles)
+
+
+def own_over_f32(plan: PruningPlan) -> float:
+    """Latency of the unpruned network in the plan's precision over that in f32."""
+    unpruned = {one.precision: one.latency_ms for one in plan.unpruned}
+    return unpruned[plan.precision] / unpruned[F32]
 
 
 def _cpu_seconds(cell: Cell, run: Run) -> float:

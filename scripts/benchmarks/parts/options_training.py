@@ -1,9 +1,10 @@
 """Trainings of `options`: every plan cut, reconstructed, trained, scored, and kept when done.
 
 The unpruned network teaches; images are 10,000 of `train` that no plan was made from, flipped and
-shifted where they are seen more than once; seeds are of their order and augmentation. A training
-that takes more than an epoch keeps where it stands, and the same command goes on there. What was
-trained for another plan than the one kept, or in another way, is trained anew.
+shifted where they are seen more than once; seeds are of their order and augmentation. The full
+recipe is of all 45,000. A training that takes more than an epoch keeps where it stands, and the
+same command goes on there. What was trained for another plan than the one kept, or in another way,
+is trained anew.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from torch import nn
 from benchmarks.parts.options_plans import (
     ARMS,
     BUDGETS,
+    ENDS,
     INT8_BUDGET,
     NETS,
     OF_BLOCKS,
@@ -57,20 +59,22 @@ from rlprune.surgery.torch import cut_torch
 from rlprune.torch_state import tensors_of
 
 SEEDS = 3
-SHORT, LONG = 1, 15
-"""Epochs; one is 10,000 images."""
+SHORT, LONG, FULL = 1, 15, 60
+"""Epochs; one is 10,000 images, of the full recipe 45,000."""
 LONG_BUDGET = 0.5
 LONG_ARMS = ("channels", "all", "all-int8", *OF_BLOCKS)
+END_NET, END_BUDGETS = "resnet20", (0.25, 0.2)
 EPOCH_IMAGES = 10_000
 RECONSTRUCT = 1024
 DISTILLED, BATCH = 0.5, 128
-RATES, BATCHES = {SHORT: 0.01, LONG: 0.05}, {SHORT: 64, LONG: BATCH}
+RATES = {SHORT: 0.01, LONG: 0.05, FULL: 0.05}
+BATCHES = {SHORT: 64, LONG: BATCH, FULL: BATCH}
 TEMPERATURE = 16.0
-"""By epochs, for all arms; of 15 the best of `recipe`, of one and for the temperature the best of
-`recipe --short`. One epoch takes images as they are."""
+"""By epochs, for all arms; of 15 and more the best of `recipe`, of one and for the temperature the
+best of `recipe --short`. One epoch takes images as they are."""
 MIXED = ("resnet20", "resnet56", "vgg")
-"""Networks whose 15 epochs are trained in mixed precision, all arms alike: it takes two thirds of
-the time and costs at most 0.14 points (`recipe --short`); on MobileNetV2 it is slower."""
+"""Networks that are trained in mixed precision for 15 epochs and more, all arms alike: it takes two
+thirds of the time and costs at most 0.14 points (`recipe --short`); MobileNetV2 takes longer so."""
 REWARD, REPORT = "test_reward", "test_report"
 
 
@@ -89,7 +93,8 @@ class Training:
 
 
 def trainings(seeds: int = SEEDS) -> Iterator[Training]:
-    """All, those that say most first: one epoch by network, then 15 of all at one budget."""
+    """All, those that say most first: one epoch by network, then 15 of all at one budget, then the
+    full recipe."""
     for net in NETS:
         for seed in range(seeds):
             for cell in short_cells(net):
@@ -98,6 +103,8 @@ def trainings(seeds: int = SEEDS) -> Iterator[Training]:
         for net in NETS:
             for cell in long_cells(net):
                 yield Training(cell, LONG, seed)
+    for cell in end_cells():
+        yield Training(cell, FULL, 0)
 
 
 def short_cells(net: str) -> list[Cell]:
@@ -115,6 +122,11 @@ def long_cells(net: str) -> list[Cell]:
     arms = arms_of(net)
     cells = [Cell(net, LONG_BUDGET, arm) for arm in arms if arm in LONG_ARMS]
     return [*cells, *(Cell(net, INT8_BUDGET, arm) for arm in arms if ARMS[arm].precision == INT8)]
+
+
+def end_cells() -> list[Cell]:
+    """What is trained by the full recipe, once."""
+    return [Cell(END_NET, budget, arm) for budget in END_BUDGETS for arm in ENDS]
 
 
 def trained_file(training: Training, run: Run) -> Path:
@@ -155,7 +167,7 @@ def trained(
     began = time.process_time()
     fit(
         small,
-        training_images(cell.net, run),
+        training_images(cell.net, run, whole=training.epochs == FULL),
         learnt,
         augment=None if learnt.epoch_count == SHORT else flipped_and_shifted,
         teacher=network(cell.net, run.shared)[0].module,
@@ -184,7 +196,7 @@ def config_of(training: Training) -> TrainConfig:
         learning_rate=RATES[training.epochs],
         distill_weight=DISTILLED,
         distill_temperature=TEMPERATURE,
-        mixed_precision=training.epochs == LONG and training.cell.net in MIXED,
+        mixed_precision=training.epochs != SHORT and training.cell.net in MIXED,
         seed=training.seed,
     )
 
@@ -264,12 +276,13 @@ def _save(module: nn.Module, file: Path, about: dict[str, Any]) -> None:
     write_atomic(file, json.dumps(about).encode())
 
 
-def _index(run: Run) -> NDArray[np.integer]:
-    """The training images, the same for all: none that a plan was made from."""
+def _index(run: Run, *, whole: bool = False) -> NDArray[np.integer]:
+    """The training images, the same for all: none that a plan was made from. `whole`: all such."""
     pack = pack_of(run.shared)
     _, labels = pack.pixels("train")
     apart = np.setdiff1d(np.arange(len(labels)), pack.splits["train_calib"])
-    return np.random.default_rng([0, 3]).permutation(apart)[: 2_000 if run.quick else EPOCH_IMAGES]
+    drawn = np.random.default_rng([0, 3]).permutation(apart)
+    return drawn if whole else drawn[: 2_000 if run.quick else EPOCH_IMAGES]
 
 
 def _few(net: str, run: Run) -> CalibrationSet:
@@ -278,8 +291,8 @@ def _few(net: str, run: Run) -> CalibrationSet:
 
 
 @lru_cache(maxsize=1)
-def training_images(net: str, run: Run) -> CalibrationSet:
-    return images(net, run, "train", _index(run))
+def training_images(net: str, run: Run, *, whole: bool = False) -> CalibrationSet:
+    return images(net, run, "train", _index(run, whole=whole))
 
 
 @lru_cache(maxsize=1)
