@@ -52,7 +52,7 @@ LEAST_SEEN = 50
 """Images that plans are told apart by, at least; with fewer all see all."""
 DEFAULT_COUNT = 64
 """Where none is stated and there are images enough."""
-SOLVED_COUNT = 4
+SOLVED_COUNT = 8
 """... where plans may leave out blocks, so that their layers are solved twice to judge them."""
 DEARER = (1.5, 2.5)
 """What losses of kernels and blocks are multiplied with in proposals: many small ones lose more

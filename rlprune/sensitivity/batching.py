@@ -77,7 +77,7 @@ class Batching:
         alone = Batching(axes, None)
         pair = _pair(samples)
         model = asked(trace.model, wanted)
-        with _does_not_run():
+        with does_not_run():
             one_by_one = [
                 alone._run_whole(runtime, model, pair.take(row, row))
                 for row in (np.array([k]) for k in range(len(pair.index)))
@@ -122,7 +122,7 @@ class Batching:
             yield from ((batch, self.feeds(batch)) for batch in batches)
             return
         prepared = self.prepare(model, wanted)
-        with _does_not_run(), closing(runtime.load(prepared.SerializeToString())) as session:
+        with does_not_run(), closing(runtime.load(prepared.SerializeToString())) as session:
             for batch in batches:
                 feeds = self.feeds(batch)
                 yield batch, {**feeds, **dict(zip(wanted, session.run(feeds), strict=True))}
@@ -161,7 +161,7 @@ class Batching:
 
 
 @contextmanager
-def _does_not_run() -> Iterator[None]:
+def does_not_run() -> Iterator[None]:
     """Names the failure of a runtime as what it is: inputs that the model does not take."""
     try:
         yield

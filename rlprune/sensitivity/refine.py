@@ -3,14 +3,15 @@
 Reconstruction solves every layer for its inputs in the dense network, so that a solution serves
 every plan. Here the layers are solved again, from the first to the last, for their inputs as they
 then are and their outputs in the dense network (the asymmetric reconstruction of Zhang et al. 2015,
-arXiv 1505.06798 section 3.3, and of He et al. 2017). It takes some runs of both networks, and so is
-for the plan that is carried out.
+arXiv 1505.06798 section 3.3, and of He et al. 2017). It takes a run of both networks, and so is for
+plans that are carried out, or compared as they would be.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 import numpy as np
 import onnx
@@ -22,13 +23,15 @@ from rlprune.runtime.base import Array, Runtime
 from rlprune.sensitivity.batching import Batching
 from rlprune.sensitivity.calibration import CalibrationSet, EqualSizes
 from rlprune.sensitivity.moments import RIDGE, Seen, batch_values, rows_read, source_of
-from rlprune.sensitivity.reconstruct import Layer, LayerChange, Reconstruction, with_layers
+from rlprune.sensitivity.parts import PartwiseRun, Stage, most_kept
+from rlprune.sensitivity.reconstruct import Layer, LayerChange, Reconstruction
 from rlprune.surgery.removal import Removal, kept_mask
 
-PASSES = 24
-"""Runs of both networks; layers are shared out over them in the file's order."""
 MAX_MACS = 10**12
-"""Of all runs together, half a minute of one core or so; of large networks fewer samples run."""
+"""Of both networks together, half a minute of one core or so; of large networks fewer samples run.
+"""
+MAX_ROOM = 2**30
+"""Bytes of what is kept of both networks between two layers."""
 MIN_SAMPLES = 32
 DRAWN = 2.0
 """How strongly weights are drawn to those that they had, for every input of a layer to every row
@@ -95,22 +98,9 @@ def refine(
     layers = _solvable(reconstruction.layers, pruned, removal)
     if not changes:
         layers = _behind(layers, trace, removal)
-    batching = Batching.find(
-        trace, samples, runtime, [value.name for value in trace.model.graph.output]
-    )
-    nodes = {node.outputs[0]: node for node in trace.normal.nodes}
-    samples, _ = samples.split(min(len(samples), _affordable(trace)))
-    size = max(1, -(-len(layers) // PASSES))
-    for start in range(0, len(layers), size):
-        chunk = layers[start : start + size]
-        seen = _seen(
-            (trace, with_layers(pruned, changes)),
-            chunk,
-            nodes,
-            removal,
-            (samples, batching, dense or DenseRows(room=0)),
-            runtime,
-        )
+    both = _Both.of(trace, pruned, layers, samples, runtime, dense or DenseRows(room=0))
+    for stage, chunk in enumerate(both.chunks):
+        seen = both.seen(stage, changes, removal)
         for layer in chunk:
             outputs = kept_mask(*layer.made, removal.kept)
             change = changes.get(layer.tensor)  # None where it loses no inputs
@@ -141,12 +131,6 @@ def _behind(layers: Sequence[Layer], trace: OnnxTrace, removal: Removal) -> list
     return [layer for layer in layers if later.issuperset(layer.outputs)]
 
 
-def _affordable(trace: OnnxTrace) -> int:
-    """How many samples both networks are run on, in every pass up to its last layer."""
-    passed = PASSES * max(int(trace.graph.macs(trace.graph.widths)), 1)
-    return max(MIN_SAMPLES, MAX_MACS // passed)
-
-
 def _again(
     layer: Layer, before: FloatArray, dense: FloatArray, seen: _Pair
 ) -> tuple[FloatArray, FloatArray]:
@@ -170,52 +154,114 @@ def _again(
     return weight, np.broadcast_to(shifts, (len(layer.outputs), shifts.shape[1]))
 
 
-def _seen(
-    networks: tuple[OnnxTrace, onnx.ModelProto],
-    layers: Sequence[Layer],
-    nodes: Mapping[str, Node],
-    removal: Removal,
-    data: tuple[CalibrationSet, Batching, DenseRows],
-    runtime: Runtime,
-) -> dict[str, _Pair]:
-    (trace, model), (samples, batching, kept) = networks, data
-    readers = [
-        (layer, k, nodes[output]) for layer in layers for k, output in enumerate(layer.outputs)
-    ]
-    wanted = batching.computed(source_of(trace, node) for _, _, node in readers)
-    seen: dict[str, _Pair] = {}
-    batches = list(samples.batches(batch_values(trace, batching, wanted)))
+@dataclass
+class _Both:
+    """The dense network and the pruned one, run side by side from layer to layer."""
 
-    def read(node: Node, values: Mapping[str, Array], batch: EqualSizes) -> Array:
-        # The same windows of both networks.
-        rng = np.random.default_rng(batch.index[0])
-        return rows_read(trace, node, values[source_of(trace, node)], len(samples), rng)
+    trace: OnnxTrace
+    chunks: list[list[Layer]]
+    """Layers that read the same are solved together."""
+    readers: list[list[tuple[Layer, int, Node]]]
+    """By chunk the layers of its weights, and which of each weight's."""
+    sample_count: int
+    batches: list[EqualSizes]
+    networks: tuple[PartwiseRun, PartwiseRun]
+    """Dense, and pruned."""
+    known: DenseRows
 
-    def dense() -> Iterator[list[Array]]:
-        found = [[kept.get(one.tensor, k, b.index) for one, k, _ in readers] for b in batches]
+    @staticmethod
+    def of(
+        trace: OnnxTrace,
+        pruned: onnx.ModelProto,
+        layers: Sequence[Layer],
+        samples: CalibrationSet,
+        runtime: Runtime,
+        known: DenseRows,
+    ) -> _Both:
+        answers = [value.name for value in trace.model.graph.output]
+        batching = Batching.find(trace, samples, runtime, answers)
+        nodes = {node.outputs[0]: node for node in trace.normal.nodes}
+
+        def sources(layer: Layer) -> list[str]:
+            return [source_of(trace, nodes[output]) for output in layer.outputs]
+
+        chunks = [list(same) for _, same in groupby(layers, key=sources)]
+        wanted = [
+            list(dict.fromkeys(name for layer in chunk for name in sources(layer)))
+            for chunk in chunks
+        ]
+        changing = [{output for layer in chunk for output in layer.outputs} for chunk in chunks]
+        computed = batching.computed(name for names in wanted for name in names)
+        stages = [
+            [Stage(names, set()) for names in wanted],
+            [Stage(names, set().union(*changing[k:])) for k, names in enumerate(wanted)],
+        ]
+        models = [batching.prepare(model, computed) for model in (trace.model, pruned)]
+        kept = sum(most_kept(*one, trace.normal.shapes) for one in zip(models, stages, strict=True))
+        samples, _ = samples.split(min(len(samples), _affordable(trace, kept)))
+        widest = max(wanted, key=lambda names: _values(trace, names), default=[])
+        batches = list(samples.batches(batch_values(trace, batching, widest)))
+        feeds = [batching.feeds(batch) for batch in batches]
+        dense, own = (
+            PartwiseRun(model, ends, feeds, runtime)
+            for model, ends in zip(models, stages, strict=True)
+        )
+        readers = [
+            [(layer, k, nodes[name]) for layer in chunk for k, name in enumerate(layer.outputs)]
+            for chunk in chunks
+        ]
+        return _Both(trace, chunks, readers, len(samples), batches, (dense, own), known)
+
+    def seen(
+        self, stage: int, changes: Mapping[str, LayerChange], removal: Removal
+    ) -> dict[str, _Pair]:
+        """What the layers of a chunk read in both networks, those before it as they are now."""
+        readers, seen = self.readers[stage], dict[str, _Pair]()
+        own_runs = self.networks[1].run(stage, changes)
+        for (number, values), dense_rows in zip(own_runs, self._dense(stage), strict=True):
+            for (layer, k, node), theirs in zip(readers, dense_rows, strict=True):
+                ours = self._read(node, values, number)
+                ours = ours[:, layer.taps(ours.shape[1], removal)]
+                if layer.tensor not in seen:
+                    count, size, whole = len(layer.outputs), ours.shape[1], theirs.shape[1]
+                    cross = np.zeros((size, whole))
+                    seen[layer.tensor] = _Pair(
+                        Seen.nothing(count, size), np.zeros((count, whole)), cross
+                    )
+                one = seen[layer.tensor]
+                one.own.add(k, ours)
+                one.cross += ours.T @ theirs
+                one.dense[k] += theirs.sum(0, dtype=np.float64)
+        return seen
+
+    def _dense(self, stage: int) -> Iterator[list[Array]]:
+        readers = self.readers[stage]
+        found = [
+            [self.known.get(layer.tensor, k, batch.index) for layer, k, _ in readers]
+            for batch in self.batches
+        ]
         known = [[rows for rows in batch if rows is not None] for batch in found]
         if all(len(rows) == len(readers) for rows in known):
             yield from known
             return
-        for batch, values in batching.run(runtime, trace.model, wanted, batches):
-            rows = [read(node, values, batch) for _, _, node in readers]
+        for number, values in self.networks[0].run(stage, {}):
+            rows = [self._read(node, values, number) for _, _, node in readers]
             for (layer, k, _), own in zip(readers, rows, strict=True):
-                kept.put(layer.tensor, k, batch.index, own)
+                self.known.put(layer.tensor, k, self.batches[number].index, own)
             yield rows
 
-    own_runs = batching.run(runtime, model, wanted, batches)
-    for (batch, values), dense_rows in zip(own_runs, dense(), strict=True):
-        for (layer, k, node), theirs in zip(readers, dense_rows, strict=True):
-            ours = read(node, values, batch)
-            ours = ours[:, layer.taps(ours.shape[1], removal)]
-            if layer.tensor not in seen:
-                count, size, whole = len(layer.outputs), ours.shape[1], theirs.shape[1]
-                cross = np.zeros((size, whole))
-                seen[layer.tensor] = _Pair(
-                    Seen.nothing(count, size), np.zeros((count, whole)), cross
-                )
-            one = seen[layer.tensor]
-            one.own.add(k, ours)
-            one.cross += ours.T @ theirs
-            one.dense[k] += theirs.sum(0, dtype=np.float64)
-    return seen
+    def _read(self, node: Node, values: Mapping[str, Array], number: int) -> Array:
+        """The same windows of both networks."""
+        rng = np.random.default_rng(self.batches[number].index[0])
+        value = values[source_of(self.trace, node)]
+        return rows_read(self.trace, node, value, self.sample_count, rng)
+
+
+def _affordable(trace: OnnxTrace, kept: int) -> int:
+    """How many samples both networks are run on, where so many numbers are kept of each."""
+    by_time = MAX_MACS // (2 * max(int(trace.graph.macs(trace.graph.widths)), 1))
+    return max(MIN_SAMPLES, min(by_time, MAX_ROOM // (4 * max(kept, 1))))
+
+
+def _values(trace: OnnxTrace, names: Sequence[str]) -> int:
+    return sum(int(np.prod(trace.normal.shapes[name], dtype=np.int64)) for name in names)
