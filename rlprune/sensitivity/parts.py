@@ -14,7 +14,7 @@ from contextlib import closing
 from dataclasses import dataclass
 
 import numpy as np
-from onnx import ModelProto, NodeProto, helper
+from onnx import ModelProto, NodeProto, ValueInfoProto, helper
 
 from rlprune.graph.bodies import reads_of
 from rlprune.runtime.base import Array, Runtime
@@ -90,6 +90,8 @@ class PartwiseRun:
                 answers = session.run({name: before[name] for name in names})
                 known = before | dict(zip(part.answers, answers, strict=True))
                 yield number, {name: known[name] for name in wanted}
+                for name in part.kept & set(part.answers):
+                    known[name] = np.array(known[name])  # the session may write over its own
                 self._drop(number, part, known)
 
     def _drop(self, number: int, part: _Part, known: Mapping[str, Array]) -> None:
@@ -102,18 +104,24 @@ class PartwiseRun:
         made.graph.node.extend(part.nodes)
         computed = {name for node in part.nodes for name in node.output}
         read = dict.fromkeys(name for node in part.nodes for name in reads_of(node))
-        known = self._kept[0]
         for name in read:
             if name in self._constants:
                 made.graph.initializer.append(self._constants[name])
             elif name not in computed:
-                value = np.asarray(known[name])
-                kind = helper.np_dtype_to_tensor_dtype(value.dtype)
-                extents = [None] * value.ndim
-                made.graph.input.append(helper.make_tensor_value_info(name, kind, extents))
+                made.graph.input.append(self._fed(name))
         for name in part.answers:
             made.graph.output.add(name=name)
         return made
+
+    def _fed(self, name: str) -> ValueInfoProto:
+        """An input of what was kept; extents that differ between batches are left open."""
+        values = [np.asarray(known[name]) for known in self._kept]
+        kind = helper.np_dtype_to_tensor_dtype(values[0].dtype)
+        extents = [
+            extent if all(value.shape[axis] == extent for value in values) else None
+            for axis, extent in enumerate(values[0].shape)
+        ]
+        return helper.make_tensor_value_info(name, kind, extents)
 
     @property
     def _around(self) -> ModelProto:
