@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 MACS_PER_SEC = 2e10
 """Of one core of an x86-64 server in ONNX Runtime; other machines take twice or half the time."""
-PROFILE_FORMAT = "rlprune.profile/3"
+PROFILE_FORMAT = "rlprune.profile/4"
 """Part of every kept profile's name: a new way of measuring finds none of the old."""
 
 

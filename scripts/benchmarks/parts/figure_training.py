@@ -1,7 +1,8 @@
 """Trainings of `figure`: every plan near the optimum trained for one epoch and for five, and kept.
 
 As in `options`: the unpruned network teaches, an epoch is 10,000 images that no plan was made from,
-a longer training goes on where it was interrupted, accuracies are on `test_reward`.
+a longer training is in mixed precision where that is faster and goes on where it was interrupted,
+accuracies are on `test_reward`.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from benchmarks.parts.options_plans import Run, network
 from benchmarks.parts.options_training import (
     BATCH,
     DISTILLED,
+    MIXED,
     REWARD,
     test_images,
     training_images,
@@ -80,6 +82,7 @@ def trained(training: Training, run: Run) -> dict[str, Any]:
         learning_rate=RATES[training.epochs],
         distill_weight=DISTILLED,
         distill_temperature=TEMPERATURE,
+        mixed_precision=training.epochs == LONG and net in MIXED,
         seed=training.seed,
     )
     file = trained_file(training, run)
