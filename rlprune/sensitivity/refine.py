@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby
 
 import numpy as np
 import onnx
@@ -98,10 +97,11 @@ def refine(
     layers = _solvable(reconstruction.layers, pruned, removal)
     if not changes:
         layers = _behind(layers, trace, removal)
-    both = _Both.of(trace, pruned, layers, samples, runtime, dense or DenseRows(room=0))
+    fed = _Fed.of(trace, reconstruction.layers, samples, runtime)
+    both = _Both.of(trace, pruned, layers, fed, runtime, dense or DenseRows(room=0))
     for stage, chunk in enumerate(both.chunks):
         seen = both.seen(stage, changes, removal)
-        for layer in chunk:
+        for layer in chunk.layers:
             outputs = kept_mask(*layer.made, removal.kept)
             change = changes.get(layer.tensor)  # None where it loses no inputs
             whole = layer.weight[outputs]
@@ -154,15 +154,31 @@ def _again(
     return weight, np.broadcast_to(shifts, (len(layer.outputs), shifts.shape[1]))
 
 
-@dataclass
+@dataclass(frozen=True)
+class _Chunk:
+    """Layers that are solved together, for they read the same."""
+
+    readers: list[tuple[Layer, int, Node]]
+    """The layers of each weight, and which of the weight's each is."""
+    reads: list[str]
+
+    @property
+    def layers(self) -> list[Layer]:
+        """A weight's layers count as one."""
+        return [layer for layer, k, _ in self.readers if k == 0]
+
+    @property
+    def makes(self) -> set[str]:
+        """Outputs that change when they are solved."""
+        return {node.outputs[0] for _, _, node in self.readers}
+
+
+@dataclass(frozen=True)
 class _Both:
     """The dense network and the pruned one, run side by side from layer to layer."""
 
     trace: OnnxTrace
-    chunks: list[list[Layer]]
-    """Layers that read the same are solved together."""
-    readers: list[list[tuple[Layer, int, Node]]]
-    """By chunk the layers of its weights, and which of each weight's."""
+    chunks: list[_Chunk]
     sample_count: int
     batches: list[EqualSizes]
     networks: tuple[PartwiseRun, PartwiseRun]
@@ -174,49 +190,30 @@ class _Both:
         trace: OnnxTrace,
         pruned: onnx.ModelProto,
         layers: Sequence[Layer],
-        samples: CalibrationSet,
+        fed: _Fed,
         runtime: Runtime,
         known: DenseRows,
     ) -> _Both:
-        answers = [value.name for value in trace.model.graph.output]
-        batching = Batching.find(trace, samples, runtime, answers)
-        nodes = {node.outputs[0]: node for node in trace.normal.nodes}
-
-        def sources(layer: Layer) -> list[str]:
-            return [source_of(trace, nodes[output]) for output in layer.outputs]
-
-        chunks = [list(same) for _, same in groupby(layers, key=sources)]
-        wanted = [
-            list(dict.fromkeys(name for layer in chunk for name in sources(layer)))
-            for chunk in chunks
-        ]
-        changing = [{output for layer in chunk for output in layer.outputs} for chunk in chunks]
-        computed = batching.computed(name for names in wanted for name in names)
-        stages = [
-            [Stage(names, set()) for names in wanted],
-            [Stage(names, set().union(*changing[k:])) for k, names in enumerate(wanted)],
-        ]
-        models = [batching.prepare(model, computed) for model in (trace.model, pruned)]
-        kept = sum(most_kept(*one, trace.normal.shapes) for one in zip(models, stages, strict=True))
-        samples, _ = samples.split(min(len(samples), _affordable(trace, kept)))
-        widest = max(wanted, key=lambda names: _values(trace, names), default=[])
-        batches = list(samples.batches(batch_values(trace, batching, widest)))
-        feeds = [batching.feeds(batch) for batch in batches]
-        dense, own = (
-            PartwiseRun(model, ends, feeds, runtime)
-            for model, ends in zip(models, stages, strict=True)
+        chunks = _chunks(trace, layers)
+        batching = fed.batching
+        computed = batching.computed(name for chunk in chunks for name in chunk.reads)
+        feeds = [batching.feeds(batch) for batch in fed.batches]
+        left = [set[str]().union(*(one.makes for one in chunks[k:])) for k in range(len(chunks))]
+        stages = (
+            [Stage(chunk.reads, set()) for chunk in chunks],
+            [Stage(chunk.reads, makes) for chunk, makes in zip(chunks, left, strict=True)],
         )
-        readers = [
-            [(layer, k, nodes[name]) for layer in chunk for k, name in enumerate(layer.outputs)]
-            for chunk in chunks
-        ]
-        return _Both(trace, chunks, readers, len(samples), batches, (dense, own), known)
+        dense, own = (
+            PartwiseRun(batching.prepare(model, computed), ends, feeds, runtime)
+            for model, ends in zip((trace.model, pruned), stages, strict=True)
+        )
+        return _Both(trace, chunks, fed.sample_count, fed.batches, (dense, own), known)
 
     def seen(
         self, stage: int, changes: Mapping[str, LayerChange], removal: Removal
     ) -> dict[str, _Pair]:
         """What the layers of a chunk read in both networks, those before it as they are now."""
-        readers, seen = self.readers[stage], dict[str, _Pair]()
+        readers, seen = self.chunks[stage].readers, dict[str, _Pair]()
         own_runs = self.networks[1].run(stage, changes)
         for (number, values), dense_rows in zip(own_runs, self._dense(stage), strict=True):
             for (layer, k, node), theirs in zip(readers, dense_rows, strict=True):
@@ -235,7 +232,7 @@ class _Both:
         return seen
 
     def _dense(self, stage: int) -> Iterator[list[Array]]:
-        readers = self.readers[stage]
+        readers = self.chunks[stage].readers
         found = [
             [self.known.get(layer.tensor, k, batch.index) for layer, k, _ in readers]
             for batch in self.batches
@@ -257,10 +254,52 @@ class _Both:
         return rows_read(self.trace, node, value, self.sample_count, rng)
 
 
-def _affordable(trace: OnnxTrace, kept: int) -> int:
-    """How many samples both networks are run on, where so many numbers are kept of each."""
-    by_time = MAX_MACS // (2 * max(int(trace.graph.macs(trace.graph.widths)), 1))
-    return max(MIN_SAMPLES, min(by_time, MAX_ROOM // (4 * max(kept, 1))))
+@dataclass(frozen=True)
+class _Fed:
+    """What both networks are run on, the same for all plans of a network."""
+
+    batching: Batching
+    batches: list[EqualSizes]
+    sample_count: int
+
+    @staticmethod
+    def of(
+        trace: OnnxTrace, layers: Sequence[Layer], samples: CalibrationSet, runtime: Runtime
+    ) -> _Fed:
+        """As many of the samples as time and memory suffice for, whichever of `layers` are solved.
+
+        Raises:
+            CalibrationError: the network does not run on them.
+        """
+        answers = [value.name for value in trace.model.graph.output]
+        batching = Batching.find(trace, samples, runtime, answers)
+        wanted = [chunk.reads for chunk in _chunks(trace, layers)]
+        prepared = batching.prepare(
+            trace.model, batching.computed(name for names in wanted for name in names)
+        )
+        stages = [Stage(names, set()) for names in wanted]
+        # A pruned network keeps as much at most, and what is run again of shared layers.
+        kept = 2 * most_kept(prepared, stages, trace.normal.shapes)
+        by_time = MAX_MACS // (2 * max(int(trace.graph.macs(trace.graph.widths)), 1))
+        count = max(MIN_SAMPLES, min(by_time, MAX_ROOM // (4 * max(kept, 1))))
+        samples, _ = samples.split(min(len(samples), count))
+        widest = max(wanted, key=lambda names: _values(trace, names), default=[])
+        batches = list(samples.batches(batch_values(trace, batching, widest)))
+        return _Fed(batching, batches, len(samples))
+
+
+def _chunks(trace: OnnxTrace, layers: Sequence[Layer]) -> list[_Chunk]:
+    """Layers in their order, those together that read the same."""
+    nodes = {node.outputs[0]: node for node in trace.normal.nodes}
+    own = [[(layer, k, nodes[name]) for k, name in enumerate(layer.outputs)] for layer in layers]
+    found: list[_Chunk] = []
+    for readers in own:
+        reads = list(dict.fromkeys(source_of(trace, node) for _, _, node in readers))
+        if found and found[-1].reads == reads:
+            found[-1].readers.extend(readers)
+        else:
+            found.append(_Chunk(readers, reads))
+    return found
 
 
 def _values(trace: OnnxTrace, names: Sequence[str]) -> int:

@@ -5,14 +5,17 @@ from __future__ import annotations
 import numpy as np
 import onnx
 import pytest
+from onnx import numpy_helper
 from onnx_oracle import Net
 from reconstructing import RUNTIME, images_of
 from residual_digits import HELD_OUT, images, trained
 from scheme_oracle import EVERY, settings_of
 
 from rlprune.graph.from_onnx import trace_onnx
+from rlprune.runtime.base import Array
 from rlprune.schemes import carry_out as cut_only
 from rlprune.schemes import cut_kernels, removal_of
+from rlprune.sensitivity import refine
 from rlprune.sensitivity.calibration import CalibrationSet
 from rlprune.sensitivity.correct import carry_out, solve
 from rlprune.sensitivity.evaluate import Evaluator
@@ -82,3 +85,33 @@ def test_layers_of_a_branch_that_is_gone_are_not_touched() -> None:
     assert branch and not branch.intersection(
         name for change in solved.changes.values() for name in change.added
     )
+
+
+def weights(model: onnx.ModelProto) -> dict[str, Array]:
+    return {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+
+
+@pytest.mark.parametrize("room", [refine.MAX_ROOM, 2**20])
+def test_plans_solved_one_after_the_other_come_out_as_each_alone(
+    room: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What layers read in the dense network is kept between plans, however few samples there is
+    room for."""
+    monkeypatch.setattr(refine, "MAX_ROOM", room)
+    monkeypatch.setattr(refine, "MIN_SAMPLES", 8)
+    trace = trained()
+    x, y = images()
+    samples = CalibrationSet.single(x[:128], y[:128])
+
+    def judge() -> Evaluator:
+        return Evaluator(trace, samples, runtime=RUNTIME, schemes=EVERY)
+
+    together = judge()
+    for plan in PLANS.values():
+        settings = settings_of(trace, plan)
+        ways = [
+            weights(one.corrected_model(settings, EVERY, again=True)) for one in (together, judge())
+        ]
+        assert ways[0].keys() == ways[1].keys()
+        for name, value in ways[0].items():
+            assert np.allclose(value, ways[1][name], rtol=1e-4, atol=1e-5)
