@@ -46,6 +46,7 @@ from datasets import catalogue
 from datasets.pack import CifarPack, shared_data
 from rlprune.finetuning.augment import flipped_and_shifted
 from rlprune.finetuning.loop import TrainConfig, fit
+from rlprune.finetuning.memory import keep_freed_memory
 from rlprune.finetuning.scoring import score
 from rlprune.graph.from_torch import TorchTrace, trace_torch
 from rlprune.sensitivity.calibration import CalibrationSet
@@ -230,6 +231,7 @@ def main() -> None:
     add("--short", action="store_true", help="only trainings of one epoch")
     add("--train", action="store_true", help="only train, from what was prepared")
     options = bench.parse()
+    keep_freed_memory()  # as the command line does
     epochs = 1 if options.quick else EPOCHS
     if not options.train:
         prepare(options.work, options.shared)
