@@ -8,11 +8,12 @@ takes 0.48.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from benchmarks.harness import Row
 from benchmarks.parts.options_plans import ARMS, Cell, measured, own_over_f32, planned
-from benchmarks.parts.options_rows import Told, known_seeds
-from benchmarks.parts.options_training import FULL, REPORT, REWARD, Training, trained, unpruned
+from benchmarks.parts.options_rows import Told, accuracy_name, seeds_of
+from benchmarks.parts.options_training import FULL, REPORT, REWARD, unpruned
 
 MOST_LOST = {0.25: 1.5}
 """Points below the unpruned network, by budget; what the smaller one reaches is told."""
@@ -33,13 +34,11 @@ def latency_rows(cell: Cell, told: Told, again: bool) -> Iterator[Row]:
 
 def accuracy_rows(cell: Cell, told: Told) -> Iterator[Row]:
     """Accuracy after the full recipe, and how far it is below the unpruned network's."""
-    once = Told(told.run, 1, told.known_only, told.final)
-    if not told.known_only:
-        trained(Training(cell, FULL, 0), told.run)
-    if (values := known_seeds(cell, FULL, once)) is None:
+    values = seeds_of(cell, FULL, replace(told, seeds=1))
+    if values is None:
         return
     whole = 100 * unpruned(cell.net, told.run, REPORT if told.final else REWARD)
-    name = f"options.{cell.net}.b{cell.budget:g}.e{FULL}.{cell.arm}"
+    name = f"options.{accuracy_name(cell, FULL)}"
     yield Row(name, values[0], "%", None, "max", 1, None)
     most = MOST_LOST.get(cell.budget)
     yield Row(f"{name}.lost", whole - values[0], "points", most, "min", 1, None)

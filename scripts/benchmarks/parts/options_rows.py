@@ -89,10 +89,10 @@ def accuracy_rows(cell: Cell, epochs: int, told: Told, again: bool) -> Iterator[
         return
     if again and not told.final:
         trained_again = trained(Training(cell, epochs, 0), told.run, again=True)["accuracy"]
-        rest = _seeds(cell, epochs, told) or [0.0]
+        rest = seeds_of(cell, epochs, told) or [0.0]
         values: Sequence[float] | None = [100 * trained_again, *rest[1:]]
     else:
-        values = _seeds(cell, epochs, told)
+        values = seeds_of(cell, epochs, told)
     if values is None:
         return
     mean, interval = mean_and_interval(values)
@@ -131,7 +131,18 @@ def known_accuracies(told: Told) -> Accuracies:
 
 def known_seeds(cell: Cell, epochs: int, told: Told) -> list[float] | None:
     """Accuracy by seed, in %; None where one is not kept."""
-    return _seeds(cell, epochs, Told(told.run, told.seeds, True, told.final))
+    return seeds_of(cell, epochs, Told(told.run, told.seeds, True, told.final))
+
+
+def seeds_of(cell: Cell, epochs: int, told: Told) -> list[float] | None:
+    """Accuracy by seed, in %; None where one lacks and is not to be made."""
+    each = [Training(cell, epochs, seed) for seed in range(told.seeds)]
+    if told.known_only and not all(is_known(one, told.run) for one in each):
+        return None
+    found = [trained(one, told.run)["accuracy"] for one in each]
+    if told.final:
+        found = [reported(one, told.run) for one in each]
+    return [100.0 * float(value) for value in found]
 
 
 def gain_rows(known: Accuracies) -> dict[str, list[Row]]:
@@ -188,17 +199,6 @@ def accuracy_name(cell: Cell, epochs: int) -> str:
 def is_cut(cell: Cell, run: Run) -> bool:
     """Whether the pruned module is kept."""
     return (run.work / "cut" / f"{cell.name}.json").exists()
-
-
-def _seeds(cell: Cell, epochs: int, told: Told) -> list[float] | None:
-    """Accuracy by seed, in %; None where one lacks and is not to be made."""
-    each = [Training(cell, epochs, seed) for seed in range(told.seeds)]
-    if told.known_only and not all(is_known(one, told.run) for one in each):
-        return None
-    found = [trained(one, told.run)["accuracy"] for one in each]
-    if told.final:
-        found = [reported(one, told.run) for one in each]
-    return [100.0 * float(value) for value in found]
 
 
 def _gain(
