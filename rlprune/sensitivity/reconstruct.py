@@ -172,15 +172,18 @@ class Reconstruction:
     def unexplained(self, removal: Removal) -> float:
         """Share (0-1) of the output variance that least squares cannot restore, in the layer that
         loses most."""
-        lost = [0.0]
+        return max((share for _, share in self.unexplained_by_layer(removal)), default=0.0)
+
+    def unexplained_by_layer(self, removal: Removal) -> Iterator[tuple[Layer, float]]:
+        """The same of every layer that loses inputs."""
         for layer, inputs in self.affected_layers(removal):
             whole, _ = layer.moment(layer.shift)
             dense = layer.weight.reshape(len(whole), -1, len(inputs))  # [G, C_out / G, d]
             moment = whole[:, inputs] @ dense.swapaxes(1, 2)  # [G, d', C_out / G]
             solved = np.linalg.solve(whole[:, inputs][:, :, inputs], moment)
             total = float(((dense @ whole) * dense).sum())
-            lost.append(1.0 - float((moment * solved).sum()) / max(total, 1e-30))
-        return min(max(*lost, 0.0), 1.0)
+            lost = 1.0 - float((moment * solved).sum()) / max(total, 1e-30)
+            yield layer, min(max(lost, 0.0), 1.0)
 
     def affected_layers(self, removal: Removal) -> Iterator[tuple[Layer, BoolArray]]:
         """Layers that lose inputs, channels or taps, and which of them they keep [d]."""
