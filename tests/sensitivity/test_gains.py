@@ -1,0 +1,120 @@
+"""How much of an error reaches the answers: told from one pass, held against errors put in."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import helper, numpy_helper
+from torch import nn
+
+import rlprune
+from rlprune.graph.from_onnx import OnnxTrace
+from rlprune.runtime import get_runtime
+from rlprune.runtime.base import Array, Session
+from rlprune.schemes import removal_of, whole_space
+from rlprune.sensitivity.calibration import CalibrationSet
+from rlprune.sensitivity.gains import Gains, instant_curve
+from rlprune.sensitivity.reconstruct import Reconstruction
+
+RUNTIME = get_runtime()
+SIZE = (3, 16, 16)
+
+
+class Stream(nn.Module):
+    """Branches of different strength beside one stream, and a head."""
+
+    def __init__(self, strengths: tuple[float, ...]) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 16, 3, padding=1)
+        self.first = nn.ModuleList(nn.Conv2d(16, 16, 3, padding=1) for _ in strengths)
+        self.second = nn.ModuleList(nn.Conv2d(16, 16, 3, padding=1) for _ in strengths)
+        self.strengths = strengths
+        self.head = nn.Conv2d(16, 8, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem(x)
+        for first, second, strength in zip(self.first, self.second, self.strengths, strict=True):
+            x = x + strength * second(torch.relu(first(x)))
+        answer: torch.Tensor = self.head(x)
+        return answer
+
+
+def traced(strengths: tuple[float, ...]) -> OnnxTrace:
+    torch.manual_seed(0)
+    module = Stream(strengths).eval()
+    for part in module.modules():
+        if isinstance(part, nn.Conv2d):
+            nn.init.kaiming_normal_(part.weight)
+            nn.init.zeros_(part.bias)  # type: ignore[arg-type]
+    return rlprune.trace(module, torch.zeros(1, *SIZE)).onnx
+
+
+def images(count: int = 64) -> CalibrationSet:
+    x = np.random.default_rng(0).standard_normal((count, *SIZE)).astype(np.float32)
+    return CalibrationSet.single(x)
+
+
+def answers(session: Session, feed: str, x: Array) -> Array:
+    return np.concatenate([session.run({feed: one[None]})[0] for one in x])
+
+
+def with_error(model: onnx.ModelProto, tensor: str, error: Array) -> onnx.ModelProto:
+    """The model with a constant error added to a tensor."""
+    made = onnx.ModelProto()
+    made.CopyFrom(model)
+    nodes = list(made.graph.node)
+    for node in nodes:
+        for place, name in enumerate(node.input):
+            if name == tensor:
+                node.input[place] = "wrong"
+    made.graph.initializer.append(numpy_helper.from_array(error, "error"))
+    [maker] = [place for place, node in enumerate(nodes) if tensor in node.output]
+    made.graph.node.insert(maker + 1, helper.make_node("Add", [tensor, "error"], ["wrong"]))
+    return made
+
+
+@pytest.mark.parametrize("strengths", [(1.0, 1.0, 1.0), (0.3, 1.0, 2.0)])
+def test_an_error_put_in_reaches_the_answers_by_its_gain(strengths: tuple[float, ...]) -> None:
+    trace, data = traced(strengths), images()
+    gains = Gains.of(trace, data, RUNTIME)
+    model = trace.model
+    [feed] = [value.name for value in model.graph.input][:1]
+    right = RUNTIME.load(model.SerializeToString())
+    base = answers(right, feed, data.x[:16])
+    rng = np.random.default_rng(1)
+    for node in model.graph.node:
+        if node.op_type != "Conv" or node.output[0] == model.graph.output[0].name:
+            continue
+        tensor = node.output[0]
+        seen = onnx.ModelProto()
+        seen.CopyFrom(model)
+        seen.graph.output.append(onnx.ValueInfoProto(name=tensor))
+        own = RUNTIME.load(seen.SerializeToString()).run({feed: data.x[:1]})[1]
+        spread = 0.05 * np.std(own)
+        error = (spread * rng.standard_normal(own.shape)).astype(np.float32)
+        wrong = RUNTIME.load(with_error(model, tensor, error).SerializeToString())
+        moved = answers(wrong, feed, data.x[:16]) - base
+        reached = np.var(moved) / np.var(base) / 0.05**2
+        assert 0.4 < gains.reaching[tensor] / reached < 2.5
+
+
+def test_a_weak_branch_counts_for_little_and_a_strong_one_for_more() -> None:
+    trace, data = traced((0.2, 1.0, 3.0)), images()
+    gains = Gains.of(trace, data, RUNTIME)
+    space = whole_space(trace.graph, ("channel", "block"))
+    found = Reconstruction.of(trace, data, RUNTIME)
+    curve = instant_curve(trace, space, found, gains)
+    blocks = [index for index, site in enumerate(space.sites) if site.scheme == "block"]
+    lost = curve[blocks, 0]
+    assert len(lost) == 2 and lost[0] < 0.7 * lost[1]  # the first of a stage is not offered
+
+
+def test_nothing_is_lost_where_nothing_is_taken() -> None:
+    trace, data = traced((1.0, 1.0)), images(16)
+    gains = Gains.of(trace, data, RUNTIME)
+    found = Reconstruction.of(trace, data, RUNTIME)
+    removal = removal_of(trace, trace.graph.widths)
+    assert gains.error(found, removal, trace) == 0.0
+    assert gains.reaching[trace.model.graph.output[0].name] == 1.0
