@@ -118,6 +118,15 @@ def plan(
         bool,
         typer.Option("--certify", help="Measure the plan on the device; correct it if it misses."),
     ] = False,
+    effort: Annotated[
+        str | None,
+        typer.Option(
+            metavar="instant|quick|thorough",
+            show_default=False,
+            help="How much is done to find the plan: one pass of the network; some 60 plans "
+            "evaluated as well, or some 240. On made-up inputs without --calibration.",
+        ),
+    ] = None,
     candidates: Annotated[
         int | None,
         typer.Option(
@@ -216,6 +225,7 @@ def plan(
         keep_float=keep_float or (),
         pin=pin or (),
         guard=guard,
+        effort=effort,
         candidates=candidates,
         certify=certify,
         max_params=max_params,

@@ -26,6 +26,7 @@ from rlprune.planning.beside import measure_beside
 from rlprune.planning.make import make_plan
 from rlprune.planning.planner import Question
 from rlprune.planning.profiles import OnProgress
+from rlprune.planning.proposals import Round, round_plan
 from rlprune.planning.reasons import with_reasons
 from rlprune.planning.request import PlanRequest, Unit
 from rlprune.planning.tables import latency_model, nothing_measured, task_for
@@ -117,7 +118,9 @@ class LocalPlanner:
             found = measured_multiple(store.measurements(device), INT8)
         return guess if found is None else found
 
-    def answer(self, question: Question, budget: float, unit: Unit) -> PruningPlan:
+    def answer(
+        self, question: Question, budget: float, unit: Unit, search: Round | None = None
+    ) -> PruningPlan:
         """See `Planner`."""
         store, request, bound = self._store, question.request, question.bound
         assert self._policy is not None, "resolve comes first"
@@ -127,16 +130,20 @@ class LocalPlanner:
         task = task_for(
             question.space, question.profiles, store, question.device, request.arithmetic
         )
-        made = make_plan(
-            task,
-            self._policy,
-            budget * task.base_ms if unit == "ratio" else budget,
-            device=question.device,
-            constraints=bound,
-            guard=request.guard,
-            candidate_count=question.candidate_count,
-            max_params=request.max_params,
-        )
+        budget_ms = budget * task.base_ms if unit == "ratio" else budget
+        if search is not None:
+            made = round_plan(task, search, budget_ms, device=question.device, constraints=bound)
+        else:
+            made = make_plan(
+                task,
+                self._policy,
+                budget_ms,
+                device=question.device,
+                constraints=bound,
+                guard=request.guard,
+                candidate_count=question.candidate_count,
+                max_params=request.max_params,
+            )
         made = replace(made, precision=request.precision)
         return with_reasons(made, task, bound, store)
 

@@ -18,6 +18,7 @@ from rlprune.sensitivity.types import GroupProfiles
 
 if TYPE_CHECKING:
     from rlprune.graph.from_onnx import OnnxTrace
+    from rlprune.planning.proposals import Round
 
 
 @dataclass(frozen=True)
@@ -79,9 +80,15 @@ class Planner(Protocol):
         """What keep counts are multiples of where the request does not say."""
         ...
 
-    def answer(self, question: Question, budget: float, unit: Unit) -> PruningPlan:
+    def answer(
+        self, question: Question, budget: float, unit: Unit, search: Round | None = None
+    ) -> PruningPlan:
         """The plan for one budget, its candidates not yet chosen from; what the device needs for it
         is measured first, if the request waits for that.
+
+        Args:
+            search: the round of a search that it is for; the plan is then the best by what was
+                evaluated, its candidates those to evaluate next.
 
         Raises:
             NotFoundError: the device is unknown, or has measured nothing that a latency could be

@@ -13,7 +13,7 @@ from rlprune.errors import InputError
 from rlprune.graph.types import IntArray
 from rlprune.latency.types import CONTROL, MACS_DEVICE, Arithmetic
 from rlprune.planning.beside import with_unpruned
-from rlprune.planning.make import plan_unit
+from rlprune.planning.describe import plan_unit
 from rlprune.planning.tables import latency_model, tables_for
 from rlprune.plans import PruningPlan
 from rlprune.schemes import space_of

@@ -11,6 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from rlprune.constraints import bind
@@ -20,6 +21,7 @@ from rlprune.graph.types import IntArray
 from rlprune.latency.types import Arithmetic, Measurement
 from rlprune.planning.candidates import chooser, default_count
 from rlprune.planning.certify import MAX_ROUNDS, certify_plan
+from rlprune.planning.effort import EFFORTS
 from rlprune.planning.planner import Planner, Question
 from rlprune.planning.profiles import (
     OnProgress,
@@ -27,10 +29,12 @@ from rlprune.planning.profiles import (
     profile_model,
     read_calibration,
 )
-from rlprune.planning.request import PlanRequest
+from rlprune.planning.request import PlanRequest, Unit
+from rlprune.planning.search import Judge, Search, SearchImages
 from rlprune.plans import PruningPlan
 from rlprune.schemes import space_of
 from rlprune.sensitivity.initial import InitialScores, initial_profiles
+from rlprune.sensitivity.sources import MADE_UP
 
 if TYPE_CHECKING:
     from rlprune.graph.from_torch import TorchTrace
@@ -62,6 +66,9 @@ def make_plans(
             "candidates are evaluated on calibration images; give calibration", field="candidates"
         )
     traced = trace if isinstance(trace, OnnxTrace) else trace.onnx
+    effort = None if request.effort is None else EFFORTS[request.effort]
+    if effort is not None and calibration is None:
+        calibration = MADE_UP
     device = planner.resolve(request, traced.graph)
     scores = _initial_scores(trace, request, calibration)
     images = None if scores is not None else read_calibration(traced, calibration)
@@ -77,8 +84,13 @@ def make_plans(
         precision=request.precision,
     )
     space = space_of(traced.graph, bound, request.schemes)
+    judge: Judge | None = None
     images, pick = _halved(traced, images, count, request.arithmetic, on_progress)
-    if scores is not None:
+    if effort is not None and images is not None:
+        used = SearchImages.of(images, effort)
+        judge = Judge(traced, space, used, request.arithmetic)
+        profiles = judge.one_pass.profiles(space)
+    elif scores is not None:
         profiles = initial_profiles(space, scores)
     else:
         profiles = profile_model(traced, space, images, on_progress=on_progress)
@@ -95,11 +107,20 @@ def make_plans(
         model_name=model_name,
         on_progress=on_progress,
     )
+    if effort is not None and judge is not None:
+        search = Search(planner, question, judge, effort)
+        plan_for, again = search.plan, search.again
+    else:
+
+        def plan_for(budget: float, unit: Unit) -> PruningPlan:
+            return pick(planner.answer(question, budget, unit))
+
+        again = partial(plan_for, unit="ms")
     made = []
     for budget in request.budgets:
-        plan = pick(planner.answer(question, budget, request.unit))
+        plan = plan_for(budget, request.unit)
         if request.certify:
-            plan = _certified(planner, question, plan, pick)
+            plan = _certified(planner, question, plan, again)
         planner.put(question, plan)
         made.append(plan)
     return made
@@ -121,6 +142,8 @@ def _initial_scores(
 
 
 def _candidate_count(request: PlanRequest, images: CalibrationSet | None) -> int:
+    if request.effort is not None:
+        return 0
     if request.candidates is not None:
         return request.candidates
     if request.max_params is not None:  # candidates are proposed by latency alone
@@ -150,9 +173,15 @@ def _halved(
     return for_profile, chooser(trace, for_choice.shuffled(), arithmetic, on_progress=tell)
 
 
-def _certified(planner: Planner, question: Question, plan: PruningPlan, pick: Pick) -> PruningPlan:
+def _certified(
+    planner: Planner, question: Question, plan: PruningPlan, again: Callable[[float], PruningPlan]
+) -> PruningPlan:
     """The plan, or a better one for the same budget, with a certificate; a plan of too many
-    parameters gets none."""
+    parameters gets none.
+
+    Args:
+        again: plans for another budget, ms.
+    """
     most = question.request.max_params
     if most is not None and plan.params > most:
         return plan
@@ -166,7 +195,7 @@ def _certified(planner: Planner, question: Question, plan: PruningPlan, pick: Pi
         return planner.measure(question, keeps)
 
     made = certify_plan(
-        lambda budget_ms: pick(planner.answer(question, budget_ms, "ms")),
+        again,
         measure,
         plan,
         go_on=lambda: not question.out_of_time,

@@ -131,6 +131,7 @@ class Evaluator:
         schemes: Sequence[str] = CHANNEL_ONLY,
         int8: bool = False,
         keep_float: Sequence[str] = (),
+        again_on: CalibrationSet | None = None,
     ) -> None:
         """Runs the unpruned model, to know its answers and what its layers read.
 
@@ -141,6 +142,8 @@ class Evaluator:
             schemes: whose options plans take.
             int8: whether a corrected network is quantised before it is evaluated, as it will run.
             keep_float: patterns of layers that then stay in float.
+            again_on: samples that layers are solved a second time on; if None, `AGAIN_COUNT` drawn
+                from those that plans are judged on.
 
         Raises:
             CalibrationError: the model cannot be run on the samples, or overflows on them.
@@ -157,6 +160,8 @@ class Evaluator:
         self._batch_values = _batch_values(trace.graph, self._batching)
         self._judge = _Judge.of(judged, list(self._run(trace.model, calibration, judged)))
         self._dense = DenseRows()
+        few = min(len(calibration), AGAIN_COUNT)
+        self._again_on = again_on or calibration.split(few)[0]
         self._reconstruction: Reconstruction | None = None
         if reconstruct:
             self._reconstruction = reconstruction or Reconstruction.of(
@@ -220,9 +225,8 @@ class Evaluator:
             return pruned
         if not again:
             return found.apply(pruned, removal)
-        samples, _ = self.calibration.split(min(len(self.calibration), AGAIN_COUNT))
         changes = refine(
-            self.trace, pruned, removal, found, samples, self._runtime, dense=self._dense
+            self.trace, pruned, removal, found, self._again_on, self._runtime, dense=self._dense
         )
         return with_layers(pruned, changes)
 

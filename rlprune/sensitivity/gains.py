@@ -1,9 +1,10 @@
 """How much of an error in a tensor reaches a network's answers, told from one pass.
 
-An error is meant as a share of a tensor's variance. Layers, activations and pools are taken to pass
-it on as it is; a sum waters it down to the share of its variance that the term in error has, so
-that an error in a residual branch counts by what the branch adds to its stream. Where several read
-a tensor, what reaches the answers by each adds up.
+An error is meant as a share of a tensor's variance. Layers and activations are taken to pass it on
+as it is; a sum waters it down to the share of its variance that the term in error has, so that an
+error in a residual branch counts by what the branch adds to its stream; a mean over all places
+averages errors out, which differ from place to place, where what it pools does not. Where several
+read a tensor, what reaches the answers by each adds up.
 
 With it the share of a layer's output that least squares cannot restore becomes what a network
 loses: over single options the two correlate, in logarithms, with 0.94 to 0.98 for channels, 0.8 to
@@ -19,10 +20,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from rlprune.graph.from_onnx import OnnxTrace
-from rlprune.graph.types import FloatArray
 from rlprune.graph.walk import Node
 from rlprune.runtime.base import Array, Runtime
-from rlprune.schemes import Space, removal_of
 from rlprune.sensitivity.batching import Batching
 from rlprune.sensitivity.calibration import CalibrationSet
 from rlprune.sensitivity.moments import batch_values
@@ -32,9 +31,8 @@ from rlprune.surgery.removal import Removal
 COUNT = 64
 """Samples that variances are told from."""
 SUMS = ("Add", "Sub", "Sum")
-LINE, BLOCK_LINE = (1.45, 0.67), (2.5, 0.6)
-"""Slope and offset of the logarithm of what an option loses over that of the error that it leaves:
-of channels and kernels, and of blocks, whose errors the layers behind are solved again for."""
+POOLS = ("GlobalAveragePool", "ReduceMean")
+"""What may average over all places; over less, errors are taken to go through."""
 
 
 @dataclass(frozen=True)
@@ -60,8 +58,14 @@ class Gains:
             if node.op in (*SUMS, "Concat")
             and sum(name not in constants for name in node.inputs) > 1
         ]
-        variance = _variances(trace, joins, samples, runtime)
-        terms = {}
+        pools = [node for node in trace.normal.nodes if _places(trace, node) > 1]
+        variance = _variances(trace, [*joins, *pools], samples, runtime)
+        terms = {
+            (node.outputs[0], 0): _averaged(
+                variance[node.inputs[0]], variance[node.outputs[0]], _places(trace, node)
+            )
+            for node in pools
+        }
         for node in joins:
             own = [variance.get(name, 0.0) for name in node.inputs]
             whole = sum(own) if node.op == "Concat" else variance[node.outputs[0]]
@@ -92,22 +96,6 @@ class Gains:
         return found
 
 
-def instant_curve(
-    trace: OnnxTrace, space: Space, reconstruction: Reconstruction, gains: Gains
-) -> FloatArray:
-    """What every option is thought to lose alone [S, L], nats; nothing is evaluated."""
-    curve = np.zeros(space.settings.shape)
-    for site, count in enumerate(space.option_count):
-        for option in range(count - 1):
-            choice = space.unpruned.copy()
-            choice[site] = option
-            removal = removal_of(trace, space.settings_at(choice), space.schemes)
-            slope, offset = BLOCK_LINE if removal.left_out else LINE
-            error = gains.error(reconstruction, removal, trace)
-            curve[site, option] = np.exp(offset) * error**slope
-    return curve
-
-
 def _variances(
     trace: OnnxTrace, joins: Sequence[Node], samples: CalibrationSet, runtime: Runtime
 ) -> dict[str, float]:
@@ -126,6 +114,21 @@ def _variances(
         for name in names:
             found[name].extend([_spread(values[name])] * len(batch.index))
     return {name: float(np.mean(own)) for name, own in found.items()}
+
+
+def _places(trace: OnnxTrace, node: Node) -> int:
+    """Over how many places a node averages all of a tensor [N, C, ...]; 1 where it does not."""
+    if node.op not in POOLS:
+        return 1
+    before, after = (trace.normal.shapes[name] for name in (node.inputs[0], node.outputs[0]))
+    whole = len(before) > 2 and int(np.prod(after, dtype=np.int64)) == before[0] * before[1]
+    return int(np.prod(before[2:], dtype=np.int64)) if whole else 1
+
+
+def _averaged(before: float, after: float, places: int) -> float:
+    """What of an error's share a mean over places leaves: errors of places that have nothing to do
+    with one another lose all but a part in `places` of their variance, what is pooled less."""
+    return min(1.0, before / max(places**2 * after, 1e-12))
 
 
 def _spread(value: Array) -> float:

@@ -36,6 +36,9 @@ class GroupProfiles:
     predicted_loss: FloatArray | None = None
     """[S, L]: what is predicted of the sites (`sensitivity.predicted`), summed where they stand for
     several of another network; None where it is still to be predicted when asked."""
+    passed_count: int = 0
+    """Samples of the unpruned network's one pass that `predicted_loss` is told by; 0 where it is
+    predicted from weights or shapes."""
     initial_score: str = ""
     """What `initial_loss` goes by, as a note has it; empty where that is None."""
 

@@ -22,6 +22,7 @@ from rlprune.planning import (
     task_for,
     with_reasons,
 )
+from rlprune.planning.proposals import Round, round_plan
 from rlprune.planning.tables import Recent, latency_model, missing_for
 from rlprune.plans import PruningPlan
 from rlprune.policy import POLICY_NAMES, REMOVED_POLICIES, Policy, get_policy
@@ -38,6 +39,7 @@ from rlprune.service.plan_messages import (
     request_from,
 )
 from rlprune.service.profile_messages import check_levels, profiles_from
+from rlprune.service.search_messages import round_from
 from rlprune.store import Store
 from rlprune.store.encoding import check_fingerprint, check_request_id, subject_key
 from rlprune.store.jobs import JobQueue
@@ -91,7 +93,8 @@ class PlanService:
             ),
             lambda: _bound_profiles(request, asked, graph),
         )
-        plan = self._plan(asked, space, profiles, policy, bound)
+        search = round_from(request, space)
+        plan = self._plan(asked, space, profiles, policy, bound, search)
         missing = self._missing(space, device, asked.arithmetic, needed=plan is None)
         # All is well: now it is written, in one transaction.
         if plan is None or request.provisional:
@@ -171,6 +174,7 @@ class PlanService:
         profiles: GroupProfiles,
         policy: Policy,
         bound: BoundConstraints,
+        search: Round | None,
     ) -> PruningPlan | None:
         """The plan; None where nothing has been measured that latencies could be predicted from."""
         device = asked.device or ""
@@ -186,16 +190,20 @@ class PlanService:
             return None
         task = task_for(space, profiles, self._store, device, own)
         [budget] = asked.budgets
-        made = make_plan(
-            task,
-            policy,
-            budget * task.base_ms if asked.unit == "ratio" else budget,
-            device=device,
-            constraints=bound,
-            guard=asked.guard,
-            candidate_count=asked.candidates or 0,
-            max_params=asked.max_params,
-        )
+        budget_ms = budget * task.base_ms if asked.unit == "ratio" else budget
+        if search is not None:
+            made = round_plan(task, search, budget_ms, device=device, constraints=bound)
+        else:
+            made = make_plan(
+                task,
+                policy,
+                budget_ms,
+                device=device,
+                constraints=bound,
+                guard=asked.guard,
+                candidate_count=asked.candidates or 0,
+                max_params=asked.max_params,
+            )
         made = replace(made, precision=asked.precision)
         return with_reasons(made, task, bound, self._store)
 

@@ -34,9 +34,12 @@ def profiles_to(profiles: GroupProfiles) -> types_pb2.GroupProfiles:
         energy_loss=None if profiles.energy_loss is None else _matrix_to(profiles.energy_loss),
         measured_loss=[] if measured is None else [_matrix_to(fold) for fold in measured],
         base_loss=None if math.isnan(profiles.base_loss) else profiles.base_loss,
-        image_count=profiles.image_count,
+        image_count=profiles.image_count or profiles.passed_count,
         initial_loss=None if profiles.initial_loss is None else _matrix_to(profiles.initial_loss),
         initial_score=profiles.initial_score,
+        predicted_loss=None
+        if profiles.predicted_loss is None
+        else _matrix_to(profiles.predicted_loss),
     )
 
 
@@ -124,6 +127,14 @@ def profiles_from(
             "without it",
             field=f"{field}.initial_score",
         )
+    predicted = None
+    if message.HasField("predicted_loss"):
+        predicted = _matrix_from(message.predicted_loss, shape, f"{field}.predicted_loss")
+        if (predicted < 0.0).any() or folds or initial is not None:
+            raise InputError(
+                "losses by one pass are at least 0, and stand beside none that was measured",
+                field=f"{field}.predicted_loss",
+            )
     profiles = GroupProfiles(
         fingerprint=graph.fingerprint,
         levels=space.settings,
@@ -131,9 +142,11 @@ def profiles_from(
         energy_loss=energy,
         measured_loss=np.stack(folds) if folds else None,
         base_loss=message.base_loss if message.HasField("base_loss") else float("nan"),
-        image_count=message.image_count,
+        image_count=0 if predicted is not None else message.image_count,
+        passed_count=0 if predicted is None else message.image_count,
         initial_loss=initial,
         initial_score=score,
+        predicted_loss=predicted,
     )
     return profiles, space
 

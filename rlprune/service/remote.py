@@ -27,17 +27,20 @@ from rlprune.latency.types import MACS_DEVICE, Measurement, ModelSubject
 from rlprune.planning.planner import Question
 from rlprune.planning.request import PlanRequest, Unit
 from rlprune.plans import PruningPlan
+from rlprune.policy.race import NAME
 from rlprune.progress import OnProgress
 from rlprune.service.channel import Channel
 from rlprune.service.device_messages import subject_to
 from rlprune.service.plan_messages import plan_from, plan_to, request_to
 from rlprune.service.profile_messages import profiles_to
+from rlprune.service.search_messages import round_to_message
 from rlprune.service.waiting import LONG_TIMEOUT_SEC, find_job, wait_for_jobs
 from rlprune.store.records import JobState
 from rlprune.v1 import devices_pb2, plans_pb2
 
 if TYPE_CHECKING:
     from rlprune.graph.from_onnx import OnnxTrace
+    from rlprune.planning.proposals import Round
 
 LOG = logging.getLogger("rlprune.planning")
 
@@ -99,11 +102,16 @@ class RemotePlanner:
         """See `Planner`: by the key, since nobody tells what was measured of multiples there."""
         return preferred_multiple(device, request.precision)
 
-    def answer(self, question: Question, budget: float, unit: Unit) -> PruningPlan:
+    def answer(
+        self, question: Question, budget: float, unit: Unit, search: Round | None = None
+    ) -> PruningPlan:
         """See `Planner`."""
         request, device = question.request, question.device
         asked = request_to(request, budget, unit)
         asked.device, asked.candidates, asked.provisional = device, question.candidate_count, True
+        if search is not None:
+            asked.candidates = search.count
+            asked.search.CopyFrom(round_to_message(search))
         asked.profiles.CopyFrom(profiles_to(question.profiles))
         while True:
             found = self._create_plan(question, asked)
@@ -128,6 +136,12 @@ class RemotePlanner:
                     )
         plan = plan_from(found.plan)
         plan.check(question.graph)
+        if search is not None and any(one.policy != NAME for one in plan.candidates):
+            raise InputError(
+                f"{self._channel.target} is of an earlier version, which knows no effort; plan on "
+                "this machine, or update the server",
+                field="effort",
+            )
         if plan.precision != request.precision:
             raise InputError(
                 f"{self._channel.target} is of an earlier version, which plans in f32 only; plan "

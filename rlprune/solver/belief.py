@@ -13,7 +13,6 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import numpy as np
-from scipy.linalg import cho_factor, cho_solve
 
 from rlprune.graph.types import FloatArray, IntArray
 from rlprune.schemes import Space
@@ -142,6 +141,11 @@ class Belief:
             variance = variance - (cross * self._solve(seen, cross)).sum(1)
         return lines.log_loss, np.sqrt(np.maximum(variance, 0.0))
 
+    def median_loss(self, choice: IntArray) -> FloatArray:
+        """What plans [N, S] are believed to lose [N], nats."""
+        log_loss, _ = self.expected(choice)
+        return np.maximum(np.exp(log_loss) - FLOOR, 0.0)
+
     @property
     def _root(self) -> FloatArray:
         """Of the covariance [S, L, L]."""
@@ -180,8 +184,7 @@ class Belief:
     def _solve(self, lines: _Lines, told: FloatArray) -> FloatArray:
         """(H P H' + R)^-1 of rows [K, N]."""
         whole = lines.covariance(lines) + np.diag(self.seen.variance)
-        solved: FloatArray = cho_solve(cho_factor(whole), told.T).T
-        return solved
+        return np.asarray(np.linalg.solve(whole, told.T).T)
 
     def _curve(self, factors: FloatArray) -> FloatArray:
         return np.asarray(np.exp(self.prior + factors))

@@ -30,10 +30,16 @@ class PinnedTask:
     task: PruningTask
     place: IntArray
     """Which of the smaller task's sites each of the whole one's belongs to [S]."""
+    first: IntArray
+    """The first of the whole task's sites that belong to each of the smaller one's [M]."""
 
     def expand(self, choice: IntArray) -> IntArray:
         """Choices of the smaller task [..., M] -> of the whole one [..., S]."""
         return np.asarray(choice[..., self.place])
+
+    def shrink(self, choice: IntArray) -> IntArray:
+        """The way back of `expand`: of a set that is pinned its first site tells."""
+        return np.asarray(choice[..., self.first])
 
     @staticmethod
     def of(task: PruningTask, pins: Sequence[Sequence[int]]) -> PinnedTask:
@@ -53,14 +59,14 @@ class PinnedTask:
                 raise ValueError("pinned groups have options of different ratios")
         first, place = np.unique(leader, return_inverse=True)
         if not len(pins):
-            return PinnedTask(task, place)
+            return PinnedTask(task, place, first)
         space = _space(task.space, first, place)
         smaller = PruningTask(
             space,
             task.tables.merged(place, space.option_count),
             _profiles(task, space, first, place),
         )
-        return PinnedTask(smaller, place)
+        return PinnedTask(smaller, place, first)
 
 
 def _space(space: Space, first: IntArray, place: IntArray) -> Space:

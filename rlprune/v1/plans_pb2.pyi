@@ -8,7 +8,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class CreatePlanRequest(_message.Message):
-    __slots__ = ("skeleton", "fingerprint", "profiles", "device", "budget_ms", "budget_ratio", "policy", "round_to", "request_id", "min_keep", "min_keep_ratio", "hold", "pin", "unguarded", "candidates", "constraints", "max_params", "provisional", "schemes", "precision")
+    __slots__ = ("skeleton", "fingerprint", "profiles", "device", "budget_ms", "budget_ratio", "policy", "round_to", "request_id", "min_keep", "min_keep_ratio", "hold", "pin", "unguarded", "candidates", "constraints", "max_params", "provisional", "schemes", "precision", "search")
     SKELETON_FIELD_NUMBER: _ClassVar[int]
     FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
     PROFILES_FIELD_NUMBER: _ClassVar[int]
@@ -29,6 +29,7 @@ class CreatePlanRequest(_message.Message):
     PROVISIONAL_FIELD_NUMBER: _ClassVar[int]
     SCHEMES_FIELD_NUMBER: _ClassVar[int]
     PRECISION_FIELD_NUMBER: _ClassVar[int]
+    SEARCH_FIELD_NUMBER: _ClassVar[int]
     skeleton: bytes
     fingerprint: str
     profiles: _types_pb2.GroupProfiles
@@ -49,7 +50,24 @@ class CreatePlanRequest(_message.Message):
     provisional: bool
     schemes: _containers.RepeatedScalarFieldContainer[str]
     precision: str
-    def __init__(self, skeleton: _Optional[bytes] = ..., fingerprint: _Optional[str] = ..., profiles: _Optional[_Union[_types_pb2.GroupProfiles, _Mapping]] = ..., device: _Optional[str] = ..., budget_ms: _Optional[float] = ..., budget_ratio: _Optional[float] = ..., policy: _Optional[str] = ..., round_to: _Optional[int] = ..., request_id: _Optional[str] = ..., min_keep: _Optional[int] = ..., min_keep_ratio: _Optional[float] = ..., hold: _Optional[_Iterable[str]] = ..., pin: _Optional[_Iterable[str]] = ..., unguarded: _Optional[bool] = ..., candidates: _Optional[int] = ..., constraints: _Optional[_Union[_types_pb2.Constraints, _Mapping]] = ..., max_params: _Optional[int] = ..., provisional: _Optional[bool] = ..., schemes: _Optional[_Iterable[str]] = ..., precision: _Optional[str] = ...) -> None: ...
+    search: Search
+    def __init__(self, skeleton: _Optional[bytes] = ..., fingerprint: _Optional[str] = ..., profiles: _Optional[_Union[_types_pb2.GroupProfiles, _Mapping]] = ..., device: _Optional[str] = ..., budget_ms: _Optional[float] = ..., budget_ratio: _Optional[float] = ..., policy: _Optional[str] = ..., round_to: _Optional[int] = ..., request_id: _Optional[str] = ..., min_keep: _Optional[int] = ..., min_keep_ratio: _Optional[float] = ..., hold: _Optional[_Iterable[str]] = ..., pin: _Optional[_Iterable[str]] = ..., unguarded: _Optional[bool] = ..., candidates: _Optional[int] = ..., constraints: _Optional[_Union[_types_pb2.Constraints, _Mapping]] = ..., max_params: _Optional[int] = ..., provisional: _Optional[bool] = ..., schemes: _Optional[_Iterable[str]] = ..., precision: _Optional[str] = ..., search: _Optional[_Union[Search, _Mapping]] = ...) -> None: ...
+
+class Search(_message.Message):
+    __slots__ = ("evaluated",)
+    EVALUATED_FIELD_NUMBER: _ClassVar[int]
+    evaluated: _containers.RepeatedCompositeFieldContainer[EvaluatedPlan]
+    def __init__(self, evaluated: _Optional[_Iterable[_Union[EvaluatedPlan, _Mapping]]] = ...) -> None: ...
+
+class EvaluatedPlan(_message.Message):
+    __slots__ = ("keeps", "divergence", "error")
+    KEEPS_FIELD_NUMBER: _ClassVar[int]
+    DIVERGENCE_FIELD_NUMBER: _ClassVar[int]
+    ERROR_FIELD_NUMBER: _ClassVar[int]
+    keeps: _containers.RepeatedScalarFieldContainer[int]
+    divergence: float
+    error: float
+    def __init__(self, keeps: _Optional[_Iterable[int]] = ..., divergence: _Optional[float] = ..., error: _Optional[float] = ...) -> None: ...
 
 class CreatePlanResponse(_message.Message):
     __slots__ = ("plan", "plan_id", "pending_job_count", "pending_job_ids", "measured")

@@ -190,7 +190,7 @@ class Candidate(_message.Message):
     def __init__(self, policy: _Optional[str] = ..., figures: _Optional[_Union[PlanFigures, _Mapping]] = ..., divergence: _Optional[float] = ..., gain_se: _Optional[float] = ..., loss: _Optional[float] = ..., loss_se: _Optional[float] = ..., image_count: _Optional[int] = ..., chosen: _Optional[bool] = ...) -> None: ...
 
 class GroupProfiles(_message.Message):
-    __slots__ = ("fingerprint", "levels", "level_count", "energy_loss", "measured_loss", "base_loss", "image_count", "initial_loss", "initial_score")
+    __slots__ = ("fingerprint", "levels", "level_count", "energy_loss", "measured_loss", "base_loss", "image_count", "initial_loss", "initial_score", "predicted_loss")
     FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
     LEVELS_FIELD_NUMBER: _ClassVar[int]
     LEVEL_COUNT_FIELD_NUMBER: _ClassVar[int]
@@ -200,6 +200,7 @@ class GroupProfiles(_message.Message):
     IMAGE_COUNT_FIELD_NUMBER: _ClassVar[int]
     INITIAL_LOSS_FIELD_NUMBER: _ClassVar[int]
     INITIAL_SCORE_FIELD_NUMBER: _ClassVar[int]
+    PREDICTED_LOSS_FIELD_NUMBER: _ClassVar[int]
     fingerprint: str
     levels: Matrix
     level_count: _containers.RepeatedScalarFieldContainer[int]
@@ -209,7 +210,8 @@ class GroupProfiles(_message.Message):
     image_count: int
     initial_loss: Matrix
     initial_score: str
-    def __init__(self, fingerprint: _Optional[str] = ..., levels: _Optional[_Union[Matrix, _Mapping]] = ..., level_count: _Optional[_Iterable[int]] = ..., energy_loss: _Optional[_Union[Matrix, _Mapping]] = ..., measured_loss: _Optional[_Iterable[_Union[Matrix, _Mapping]]] = ..., base_loss: _Optional[float] = ..., image_count: _Optional[int] = ..., initial_loss: _Optional[_Union[Matrix, _Mapping]] = ..., initial_score: _Optional[str] = ...) -> None: ...
+    predicted_loss: Matrix
+    def __init__(self, fingerprint: _Optional[str] = ..., levels: _Optional[_Union[Matrix, _Mapping]] = ..., level_count: _Optional[_Iterable[int]] = ..., energy_loss: _Optional[_Union[Matrix, _Mapping]] = ..., measured_loss: _Optional[_Iterable[_Union[Matrix, _Mapping]]] = ..., base_loss: _Optional[float] = ..., image_count: _Optional[int] = ..., initial_loss: _Optional[_Union[Matrix, _Mapping]] = ..., initial_score: _Optional[str] = ..., predicted_loss: _Optional[_Union[Matrix, _Mapping]] = ...) -> None: ...
 
 class OperatorSpec(_message.Message):
     __slots__ = ("kind", "variant", "in_width", "out_width", "in_spatial", "out_spatial", "kernel", "stride", "pads", "dilation", "groups", "precision")

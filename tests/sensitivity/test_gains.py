@@ -15,7 +15,8 @@ from rlprune.runtime import get_runtime
 from rlprune.runtime.base import Array, Session
 from rlprune.schemes import removal_of, whole_space
 from rlprune.sensitivity.calibration import CalibrationSet
-from rlprune.sensitivity.gains import Gains, instant_curve
+from rlprune.sensitivity.gains import Gains
+from rlprune.sensitivity.one_pass import LINE, OnePass
 from rlprune.sensitivity.reconstruct import Reconstruction
 
 RUNTIME = get_runtime()
@@ -102,10 +103,8 @@ def test_an_error_put_in_reaches_the_answers_by_its_gain(strengths: tuple[float,
 
 def test_a_weak_branch_counts_for_little_and_a_strong_one_for_more() -> None:
     trace, data = traced((0.2, 1.0, 3.0)), images()
-    gains = Gains.of(trace, data, RUNTIME)
     space = whole_space(trace.graph, ("channel", "block"))
-    found = Reconstruction.of(trace, data, RUNTIME)
-    curve = instant_curve(trace, space, found, gains)
+    curve = OnePass.of(trace, space, data, RUNTIME).curve(space)
     blocks = [index for index, site in enumerate(space.sites) if site.scheme == "block"]
     lost = curve[blocks, 0]
     assert len(lost) == 2 and lost[0] < 0.7 * lost[1]  # the first of a stage is not offered
@@ -118,3 +117,47 @@ def test_nothing_is_lost_where_nothing_is_taken() -> None:
     removal = removal_of(trace, trace.graph.widths)
     assert gains.error(found, removal, trace) == 0.0
     assert gains.reaching[trace.model.graph.output[0].name] == 1.0
+
+
+class Pooled(nn.Module):
+    """A mean over all places ahead of the answers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 16, 1))
+        self.head = nn.Linear(16, 8)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        answer: torch.Tensor = self.head(self.body(x).mean((2, 3)))
+        return answer
+
+
+def test_a_mean_over_places_averages_errors_out() -> None:
+    torch.manual_seed(0)
+    trace = rlprune.trace(Pooled().eval(), torch.zeros(1, *SIZE)).onnx
+    [head] = [node for node in trace.normal.nodes if node.op == "Gemm"]
+    [*_, before] = [node.outputs[0] for node in trace.normal.nodes if node.op == "Conv"]
+    noise = images().x
+    plain = CalibrationSet.single(np.broadcast_to(noise[:, :, :1, :1], noise.shape).copy())
+    # Of one colour an image's places say the same, and only errors differ from place to place; of
+    # noise what is pooled varies as little as errors do.
+    for data, least, most in ((plain, 1 / 300, 1 / 200), (CalibrationSet.single(noise), 0.1, 1.0)):
+        gains = Gains.of(trace, data, RUNTIME)
+        assert gains.reaching[head.inputs[0]] == 1.0
+        assert least < gains.reaching[before] <= most
+
+
+def test_counts_of_channels_lose_what_their_removal_does() -> None:
+    """All counts of a group are told from one factorisation; one by one it is the same."""
+    trace, data = traced((0.5, 1.0)), images()
+    space = whole_space(trace.graph, ("channel", "shape"))
+    found = OnePass.of(trace, space, data, RUNTIME)
+    curve, (slope, offset) = found.curve(space), LINE
+    for site in range(space.group_count):
+        for option in range(0, space.option_count[site] - 1, 5):
+            choice = space.unpruned.copy()
+            choice[site] = option
+            removal = removal_of(trace, space.settings_at(choice), space.schemes)
+            error = found.gains.error(found.reconstruction, removal, trace)
+            expected = np.exp(offset) * error**slope
+            assert curve[site, option] == pytest.approx(expected, rel=1e-6, abs=1e-9)

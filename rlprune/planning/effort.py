@@ -1,0 +1,60 @@
+"""How much is done to find a plan: rounds of proposing plans and evaluating them.
+
+One *evaluation* is `EVALUATION` images through the network, every image counted: the pass by which
+options are first judged, the samples that a plan's layers are solved on, and those it is judged on.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from rlprune.errors import InputError
+from rlprune.graph.types import PruningGraph
+
+EVALUATION = 1000
+"""Images."""
+PASSED = 256
+"""Samples of the unpruned network's one pass, at most."""
+MACS_PER_SEC = 2e10
+"""Of one core of an x86-64 server in ONNX Runtime; other machines take twice or half the time."""
+PLAN_SEC = 0.25
+"""CPU time that a plan takes besides: cutting, solving its layers, loading it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Effort:
+    """Rounds, and what is done in each."""
+
+    rounds: int
+    plans: int
+    """Evaluated in a round."""
+    solved: int
+    """Samples that a plan's layers are solved on."""
+    judged: int
+    """Samples that it is judged on, others than those."""
+
+    @property
+    def images(self) -> int:
+        """That go through the network, about."""
+        own = self.solved + self.judged
+        return PASSED + (own if self.rounds else 0) + self.rounds * self.plans * own
+
+    def cpu_sec(self, graph: PruningGraph) -> float:
+        """CPU time that a plan takes, roughly."""
+        macs = int(graph.macs(graph.widths))
+        return self.images * macs / MACS_PER_SEC + self.rounds * self.plans * PLAN_SEC
+
+
+EFFORTS = {
+    "instant": Effort(0, 0, 0, 0),
+    "quick": Effort(7, 8, 64, 64),
+    "thorough": Effort(15, 16, 128, 256),
+}
+"""By name: one pass of the unpruned network, some eight evaluations, some hundred."""
+
+
+def check_effort(name: str) -> str:
+    """Raises InputError where it is none."""
+    if name not in EFFORTS:
+        raise InputError(f"no effort {name[:40]!r}; give {', '.join(EFFORTS)}", field="effort")
+    return name

@@ -1,0 +1,115 @@
+"""What every option is thought to lose, told from one pass of the unpruned network.
+
+Of a layer that loses inputs, least squares restores a part of the output; the share of its variance
+that stays unexplained follows from the inputs' covariance, which reconstruction takes anyway. How
+much of it reaches the answers is told by the same pass (`sensitivity.gains`). Nothing is evaluated.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from rlprune.graph.from_onnx import OnnxTrace
+from rlprune.graph.types import FloatArray, IntArray
+from rlprune.runtime.base import Runtime
+from rlprune.schemes import Space, cut_kernels, scheme_named
+from rlprune.schemes.channels import CHANNELS
+from rlprune.sensitivity.calibration import CalibrationSet
+from rlprune.sensitivity.energy import energy_profiles
+from rlprune.sensitivity.gains import Gains
+from rlprune.sensitivity.reconstruct import Layer, Reconstruction
+from rlprune.sensitivity.types import GroupProfiles
+from rlprune.surgery.importance import unit_scores
+from rlprune.surgery.removal import Removal
+
+LINE, BLOCK_LINE = (1.45, 0.67), (2.5, 0.6)
+"""Slope and offset of the logarithm of what an option loses over that of the error that it leaves:
+of channels and kernels, and of blocks, whose errors the layers behind are solved again for."""
+
+
+@dataclass(frozen=True)
+class OnePass:
+    """What the unpruned network did on some samples."""
+
+    trace: OnnxTrace
+    sample_count: int
+    reconstruction: Reconstruction
+    gains: Gains
+
+    @staticmethod
+    def of(trace: OnnxTrace, space: Space, samples: CalibrationSet, runtime: Runtime) -> OnePass:
+        """Runs it.
+
+        Raises:
+            CalibrationError: it does not run on the samples, or overflows on them.
+        """
+        kernels = cut_kernels(trace, space.schemes)
+        return OnePass(
+            trace,
+            len(samples),
+            Reconstruction.of(trace, samples, runtime, kernels),
+            Gains.of(trace, samples, runtime),
+        )
+
+    def profiles(self, space: Space) -> GroupProfiles:
+        """Profiles of the sites, with what this pass tells in the place of a prediction."""
+        return replace(
+            energy_profiles(self.trace, space),
+            predicted_loss=self.curve(space),
+            passed_count=self.sample_count,
+        )
+
+    def curve(self, space: Space) -> FloatArray:
+        """What every option is thought to lose alone [S, L], nats."""
+        error = np.zeros(space.settings.shape)
+        scores = unit_scores(self.trace)
+        for place, site in enumerate(space.sites):
+            own = slice(0, len(site.values) - 1)
+            if site.scheme == CHANNELS.name:
+                error[place, own] = self._of_channels(space, place, scores[place])[own]
+                continue
+            scheme = scheme_named(site.scheme)
+            whole = Removal([np.arange(len(units)) for units in scores])
+            for option, value in enumerate(site.values[:-1]):
+                removal = scheme.remove(self.trace, [site], np.array([value]), whole)
+                error[place, option] = self.gains.error(self.reconstruction, removal, self.trace)
+        lines = [BLOCK_LINE if site.scheme == "block" else LINE for site in space.sites]
+        slope, offset = np.array(lines).reshape(-1, 2).T[:, :, None]
+        return np.asarray(np.where(error > 0.0, np.exp(offset) * error**slope, 0.0))
+
+    def _of_channels(self, space: Space, group: int, scores: FloatArray) -> FloatArray:
+        """The error that is left of the answers' variance by every count of units kept [L]."""
+        rank = np.empty(len(scores), dtype=np.int64)
+        rank[np.argsort(-scores, kind="stable")] = np.arange(len(scores))
+        found = np.zeros(len(space.sites[group].values))
+        for layer in self.reconstruction.layers:
+            owner, unit = layer.read
+            own = owner == group
+            if not own.any():
+                continue
+            taps = layer.weight.shape[1] // len(own)
+            last = np.full(len(own), -1)  # units that other groups own come first, as they stay
+            last[own] = rank[unit[own]]
+            last = np.repeat(last, taps)  # [d]
+            lost = _unexplained(layer, np.argsort(last, kind="stable"))  # [d + 1]
+            stay = [int((last < keep).sum()) for keep in space.sites[group].values]
+            reach = sum(self.gains.reaching.get(name, 0.0) for name in layer.outputs)
+            found += reach * lost[stay]
+        return found
+
+
+def _unexplained(layer: Layer, order: IntArray) -> FloatArray:
+    """Share (0-1) of a layer's output variance that least squares cannot restore from its first 0,
+    1, 2 ... inputs in an order [d] -> [d + 1].
+
+    With C = L L' the covariance in that order, what the first m inputs explain of W x is the sum of
+    the squares of the first m columns of W L.
+    """
+    whole, _ = layer.moment(layer.shift)
+    root = np.linalg.cholesky(whole[:, order][:, :, order])  # [G, d, d]
+    dense = layer.weight.reshape(len(whole), -1, len(order))[:, :, order]  # [G, C_out / G, d]
+    explained = np.square(dense @ root).sum((0, 1))  # [d]
+    total = np.concatenate([[0.0], np.cumsum(explained)])
+    return np.asarray(np.clip(1.0 - total / max(float(total[-1]), 1e-30), 0.0, 1.0))

@@ -1,0 +1,108 @@
+"""The search for a plan: what is evaluated is told, and nothing that was found is lost."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from calibrated import own_images, traced
+
+import rlprune
+from rlprune.errors import InputError
+from rlprune.planning.effort import EFFORTS
+from rlprune.plans import PruningPlan
+from rlprune.policy.race import NAME
+
+
+@pytest.fixture(autouse=True)
+def own_data_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
+
+
+@pytest.fixture
+def net() -> tuple[Any, Any]:
+    trace = traced("resnet_a")
+    return trace, own_images(trace, 160)
+
+
+def plan_of(net: tuple[Any, Any], **options: Any) -> Any:
+    trace, images = net
+    asked = {"device": "macs", "budget_ratio": 0.5, "calibration": images} | options
+    return rlprune.plan(trace, **asked)
+
+
+def test_the_plan_is_one_that_was_evaluated_within_the_budget(net: tuple[Any, Any]) -> None:
+    plan = plan_of(net, effort="quick")
+    [chosen] = [one for one in plan.candidates if one.chosen]
+    assert chosen.keeps == tuple(plan.keeps)
+    assert plan.predicted_latency_ms <= plan.budget_ms
+    assert all(one.divergence is not None for one in plan.candidates)
+    assert all(one.predicted_latency_ms <= plan.budget_ms for one in plan.candidates)
+    least = min(one.divergence for one in plan.candidates)
+    assert chosen.divergence <= 1.5 * least, "what is believed is near to what was seen"
+    assert plan.policy == NAME and "plans evaluated at the price of" in plan.note
+    assert plan_of(net, effort="quick") == plan
+
+
+def test_instantly_nothing_is_evaluated(net: tuple[Any, Any]) -> None:
+    plan = plan_of(net, effort="instant")
+    assert plan.policy == "knapsack" and not plan.candidates
+    assert "one pass of the unpruned network on" in plan.note
+    assert plan.reference is not None and tuple(plan.keeps) == plan.reference.keeps
+
+
+def test_without_data_inputs_are_made_up(net: tuple[Any, Any]) -> None:
+    plan = plan_of(net, effort="instant", calibration=None)
+    assert plan.feasible and "one pass" in plan.note
+
+
+def test_ctrl_c_gives_the_best_so_far(net: tuple[Any, Any]) -> None:
+    def stop(what: str, done: int, total: int) -> None:
+        if what == "evaluating plans" and done == 11:
+            raise KeyboardInterrupt
+
+    plan = plan_of(net, effort="quick", on_progress=stop)
+    assert "11 plans evaluated" in plan.note and "stopped before its end" in plan.note
+    assert plan.predicted_latency_ms <= plan.budget_ms
+
+
+def test_what_was_evaluated_for_one_budget_tells_for_the_next(net: tuple[Any, Any]) -> None:
+    both = plan_of(net, effort="quick", budget_ratio=[0.6, 0.5])
+    alone: PruningPlan = plan_of(net, effort="quick", budget_ratio=0.5)
+    assert [one.feasible for one in both] == [True, True]
+    assert both[1].predicted_latency_ms <= alone.budget_ms
+    first, second = (one.note.partition(" plans")[0].rpartition(" ")[2] for one in both)
+    assert int(second) > int(first)
+
+
+def test_a_budget_that_cannot_be_met_costs_no_evaluation(net: tuple[Any, Any]) -> None:
+    plan = plan_of(net, effort="quick", budget_ratio=None, budget_ms=1e-6)
+    assert not plan.feasible and not plan.candidates
+
+
+@pytest.mark.parametrize(
+    ("options", "field"),
+    [
+        ({"effort": "some"}, "effort"),
+        ({"effort": "quick", "candidates": 4}, "effort"),
+        ({"effort": "quick", "max_params": 1000}, "effort"),
+        ({"effort": "quick", "policy": "uniform"}, "effort"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(
+    net: tuple[Any, Any], options: dict[str, Any], field: str
+) -> None:
+    with pytest.raises(InputError) as refusal:
+        plan_of(net, **options)
+    assert refusal.value.field == field
+
+
+def test_prices_are_those_that_are_said() -> None:
+    images = {name: effort.images for name, effort in EFFORTS.items()}
+    assert images["instant"] < 300
+    assert 6_000 < images["quick"] < 9_000
+    assert 80_000 < images["thorough"] < 120_000
+    assert list(images) == sorted(images, key=lambda name: images[name])
+    assert np.diff(list(images.values())).min() > 0
