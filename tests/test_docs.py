@@ -94,6 +94,7 @@ SETTINGS = {
     "README.md": Setting(the_tutorials_network),
     "docs/faster.md": Setting(model_and_inputs),
     "docs/howto/calibration.md": Setting(model_and_inputs),
+    "docs/howto/effort.md": Setting(model_and_inputs),
     "docs/howto/deploy.md": Setting(
         model_and_inputs, ((r'"KEY"', '"macs"'),), server="127.0.0.1:50051"
     ),

@@ -244,6 +244,10 @@ def plan(
     else:
         assert module is not None
         name, traced = module, _untrained(module, input_shape, calibration)
+    if effort is not None:
+        from rlprune.planning.effort import cost_text
+
+        say(cost_text(effort, traced.graph))
     with ExitStack() as open_until_done:
         open_until_done.enter_context(stoppable(_kept))
         on_progress = open_until_done.enter_context(progress())

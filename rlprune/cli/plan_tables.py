@@ -93,7 +93,7 @@ def _print_candidates(report: PlanReport) -> None:
         [_candidate(one) for one in report.finalists],
     )
     if report.others:
-        print_line(f"{report.others} others were worse on fewer images")
+        print_line(f"{report.others} others diverge more, or did on fewer images")
 
 
 def _candidate(one: Candidate) -> tuple[str, ...]:

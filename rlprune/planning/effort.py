@@ -53,6 +53,15 @@ EFFORTS = {
 """By name: one pass of the unpruned network, some eight evaluations, some hundred."""
 
 
+def cost_text(name: str, graph: PruningGraph) -> str:
+    """What finding a plan of this network will cost, for who waits for it."""
+    effort = EFFORTS[name]
+    seconds = effort.cpu_sec(graph)
+    long = f"{seconds / 60:.0f} min" if seconds >= 100 else f"{max(seconds, 1):.0f} s"
+    plans = f"{effort.rounds * effort.plans} plans are evaluated" if effort.rounds else "one pass"
+    return f"effort {name}: {plans}, about {long} of CPU"
+
+
 def check_effort(name: str) -> str:
     """Raises InputError where it is none."""
     if name not in EFFORTS:

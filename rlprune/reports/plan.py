@@ -6,12 +6,16 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from rlprune.graph.types import PruningGraph
 from rlprune.latency.types import MACS_DEVICE
 from rlprune.planning.profiles import made_up_profile_sec
 from rlprune.plans import Candidate, PlanFigures, PruningPlan
 from rlprune.schemes import CHANNEL_ONLY, without_effect
 
+SHOWN = 5
+"""Candidates, besides the plan itself."""
 SITES = {"channel": "groups of channels", "block": "blocks", "shape": "kernels"}
 """What the sites of a scheme are called."""
 
@@ -54,9 +58,9 @@ class PlanReport:
     differs: bool
     """Whether the knapsack's plan is another."""
     finalists: tuple[Candidate, ...]
-    """Of the candidates, those that were evaluated on all images."""
+    """Of the candidates that were evaluated on most images, the best, and the plan itself."""
     others: int
-    """Candidates that were worse on fewer."""
+    """Candidates that diverge more, or did on fewer images."""
     unpruned: PlanFigures
     """The network as it is; its interval is its latency, which is not predicted again here."""
     better_sec: float | None
@@ -99,7 +103,9 @@ def plan_report(plan: PruningPlan, graph: PruningGraph) -> PlanReport:
     reference = plan.reference
     kept = (None,) * len(plan.groups) if reference is None else reference.keeps
     most = max((one.image_count for one in plan.candidates), default=0)
-    finalists = tuple(one for one in plan.candidates if one.image_count == most)
+    last = [one for one in plan.candidates if one.image_count == most]
+    best = sorted(last, key=lambda one: np.inf if one.divergence is None else one.divergence)
+    finalists = tuple(one for one in last if one.chosen or one in best[:SHOWN])
     gone = without_effect(graph, plan.keeps, plan.schemes)
     guessed = plan.expected_divergence is not None and not plan.profiled
     base_ms = plan.base_latency_ms
