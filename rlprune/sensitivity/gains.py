@@ -2,10 +2,10 @@
 
 An error is meant as a share of a tensor's variance. Layers and activations are taken to pass it on
 as it is; a sum waters it down to the share of its variance that the term in error has, so that an
-error in a residual branch counts by what the branch adds to its stream. A mean over all places
-averages a layer's own errors out, which differ from place to place, more than what it pools; errors
-that went through another layer are alike over its places and go through. Where several read a
-tensor, what reaches the answers by each adds up.
+error in a residual branch counts by what the branch adds to its stream. Where a kernel loses taps
+its layer errs at each place otherwise, and a mean over all places averages that out, more than what
+it pools; where channels go, and behind a further layer, errors are alike over places and go
+through. Where several read a tensor, what reaches the answers by each adds up.
 
 With it the share of a layer's output that least squares cannot restore becomes what a network
 loses: over single options the two correlate, in logarithms, with 0.94 to 0.98 for channels, 0.8 to
@@ -43,10 +43,10 @@ class Gains:
     """Of one network."""
 
     reaching: Mapping[str, float]
-    """By tensor, the share of an error in it that reaches the answers, where its places err each
-    for itself."""
-    common: Mapping[str, float]
-    """The same where they err alike."""
+    """By tensor, the share of an error in it that reaches the answers, where its places err
+    alike."""
+    averaged: Mapping[str, float]
+    """The same where they err each for itself."""
     terms: Mapping[tuple[str, int], float]
     """Of the sum of this output, the share of its variance that the term in this place has."""
 
@@ -72,41 +72,41 @@ class Gains:
             whole = sum(own) if node.op == "Concat" else variance[node.outputs[0]]
             for place, one in enumerate(own):
                 terms[node.outputs[0], place] = one / max(whole, 1e-12)
-        averaged = {
+        left = {
             node.outputs[0]: _averaged(
                 variance[node.inputs[0]], variance[node.outputs[0]], _places(trace, node)
             )
             for node in pools
         }
         reaching: dict[str, float] = defaultdict(float)
-        common: dict[str, float] = defaultdict(float)
+        averaged: dict[str, float] = defaultdict(float)
         for value in trace.model.graph.output:
-            reaching[value.name] = common[value.name] = 1.0
+            reaching[value.name] = averaged[value.name] = 1.0
         for node in reversed(trace.normal.nodes):
-            alike = sum(common[name] for name in node.outputs)
-            apart = sum(reaching[name] for name in node.outputs)
+            alike = sum(reaching[name] for name in node.outputs)
+            apart = sum(averaged[name] for name in node.outputs)
             if node.op in MIXING:
                 apart = alike
-            apart *= averaged.get(node.outputs[0], 1.0)
+            apart *= left.get(node.outputs[0], 1.0)
             for place, name in enumerate(node.inputs):
                 if name and name not in constants:
                     term = terms.get((node.outputs[0], place), 1.0)
-                    common[name] += alike * term
-                    reaching[name] += apart * term
-        return Gains(dict(reaching), dict(common), terms)
+                    reaching[name] += alike * term
+                    averaged[name] += apart * term
+        return Gains(dict(reaching), dict(averaged), terms)
 
     def error(self, reconstruction: Reconstruction, removal: Removal, trace: OnnxTrace) -> float:
         """What of the answers' variance goes wrong under a removal, about, its layers being solved
         for what they read in the dense network."""
-        found = sum(
-            share * sum(self.reaching.get(name, 0.0) for name in layer.outputs)
-            for layer, share in reconstruction.unexplained_by_layer(removal)
-        )
+        found = 0.0
+        for layer, share in reconstruction.unexplained_by_layer(removal):
+            gain = self.averaged if layer.tensor in removal.windows else self.reaching
+            found += share * sum(gain.get(name, 0.0) for name in layer.outputs)
         for node in trace.normal.nodes:
             shortcut = removal.left_out.get(node.name)
             if shortcut is not None and (node.outputs[0], 1 - shortcut) in self.terms:
                 term = self.terms[node.outputs[0], 1 - shortcut]
-                found += self.common[node.outputs[0]] * term
+                found += self.reaching[node.outputs[0]] * term
         return found
 
 
@@ -140,9 +140,10 @@ def _places(trace: OnnxTrace, node: Node) -> int:
 
 
 def _averaged(before: float, after: float, places: int) -> float:
-    """What of an error's share a mean over places leaves: errors of places that have nothing to do
-    with one another lose all but a part in `places` of their variance, what is pooled less."""
-    return min(1.0, before / max(places**2 * after, 1e-12))
+    """What of an error's share a mean over places leaves. Errors of places that have nothing to do
+    with one another would lose all but a part in `places` of their variance, what is pooled loses
+    less; of neighbouring places they have something, hence the root."""
+    return float(min(1.0, before / max(places**2 * after, 1e-12)) ** 0.5)
 
 
 def _spread(value: Array) -> float:
