@@ -19,8 +19,10 @@ from torch import nn
 
 from datasets.nets import (
     bottleneck,
+    convnext,
     densenet,
     gated_basic,
+    gated_bottleneck,
     inception,
     inverted,
     mobilenet_v1,
@@ -34,11 +36,12 @@ from rlprune.errors import InputError
 from rlprune.graph.from_onnx import OnnxTrace, trace_onnx
 from rlprune.recording.model_dir import RecordedModel
 
-HELD_OUT = ("dense", "squeeze_excite")
+HELD_OUT = ("dense", "squeeze_excite", "convnext")
 """Families that no default policy is trained on; named before any net of the zoo was trained.
 
 Their block types differ from all others in what the graph offers: a concat that keeps growing, so
-that one group is read by many layers, and gates whose cost does not follow from their channels.
+that one group is read by many layers; gates whose cost does not follow from their channels; and
+streams under LayerNorm, of which nothing can go.
 """
 
 JUDGED = ("cifar10_resnet20", "cifar10_resnet56")
@@ -214,6 +217,22 @@ NETS: dict[str, ZooNet] = {
         lambda: resnet(24, bottleneck, (2, 64), (1, 64), (1, 64), (2, 128), (1, 128), (1, 128)),
     ),
     "vgg_wide_end": ZooNet("plain", lambda: vgg((16, 16), (32, 64), (64, 128))),
+    "convnext": ZooNet("convnext", lambda: convnext((2, 40), (2, 80), (2, 160)), LONGER),
+    "convnext_deep": ZooNet("convnext", lambda: convnext((2, 32), (4, 64), (2, 128)), LONGER),
+    "convnext_wide_end": ZooNet("convnext", lambda: convnext((1, 40), (2, 96), (3, 192)), LONGER),
+    "convnext_narrow": ZooNet("convnext", lambda: convnext((3, 32), (3, 64), (3, 128)), LONGER),
+    "densenet_deep": ZooNet("dense", lambda: densenet(16, (4, 12), (6, 12), (6, 16))),
+    "vovnet_deep": ZooNet("dense", lambda: vovnet(24, 4, (16, 40), (24, 72), (32, 112))),
+    "seresnet_wide": ZooNet(
+        "squeeze_excite",
+        lambda: resnet(16, gated_basic, (1, 16), (1, 16), (2, 40), (1, 40), (2, 72)),
+    ),
+    "seresnet_bottleneck": ZooNet(
+        "squeeze_excite",
+        lambda: resnet(
+            24, gated_bottleneck, (2, 64), (1, 64), (1, 64), (2, 128), (1, 128), (1, 128)
+        ),
+    ),
 }
 """In the order of training: first one of each family, so that an early stop leaves variety."""
 

@@ -130,6 +130,36 @@ class _Inception(nn.Module):
         return torch.cat([branch(x) for branch in self.branches], 1)
 
 
+class _ConvNeXt(nn.Module):
+    """Depthwise convolution, LayerNorm, and an MLP over channels, beside a shortcut (Liu et al.
+    2022); 5x5 where they have 7x7, for small images."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.mix = nn.Conv2d(width, width, 5, 1, 2, groups=width)
+        self.norm = nn.LayerNorm(width, eps=1e-6)
+        self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+        self.scale = nn.Parameter(torch.full((width,), 0.1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm(self.mix(x).permute(0, 2, 3, 1))
+        y = self.scale * cast(Tensor, self.down(F.gelu(self.up(y))))
+        return x + y.permute(0, 3, 1, 2)
+
+
+class _Downsample(nn.Module):
+    """LayerNorm over channels, then a convolution of stride 2."""
+
+    def __init__(self, cin: int, cout: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(cin, eps=1e-6)
+        self.conv = nn.Conv2d(cin, cout, 2, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        return cast(Tensor, self.conv(y))
+
+
 def vgg(*stages: tuple[int, ...]) -> nn.Module:
     layers: list[nn.Module] = []
     cin = 3
@@ -168,8 +198,9 @@ def basic(cin: int, cout: int, stride: int, gated: bool = False) -> nn.Module:
     )
 
 
-def bottleneck(cin: int, cout: int, stride: int, shrink: int = 2) -> nn.Module:
+def bottleneck(cin: int, cout: int, stride: int, shrink: int = 2, gated: bool = False) -> nn.Module:
     inner = cout // shrink
+    gate = [_Gate(cout)] if gated else []
     return _Residual(
         cin,
         cout,
@@ -177,6 +208,7 @@ def bottleneck(cin: int, cout: int, stride: int, shrink: int = 2) -> nn.Module:
         _conv(cin, inner, 1),
         _conv(inner, inner, 3, stride),
         _conv(inner, cout, 1, act=None),
+        *gate,
     )
 
 
@@ -219,6 +251,17 @@ def vovnet(stem: int, depth: int, *stages: tuple[int, int]) -> nn.Module:
     return _Net(cin, *layers)
 
 
+def convnext(*stages: tuple[int, int]) -> nn.Module:
+    """Stages as (blocks, channels); the first at half the image's extents."""
+    layers: list[nn.Module] = [nn.Conv2d(3, stages[0][1], 3, 2, 1)]
+    cin = stages[0][1]
+    for index, (depth, width) in enumerate(stages):
+        layers += [_Downsample(cin, width)] if index else []
+        layers += [_ConvNeXt(width) for _ in range(depth)]
+        cin = width
+    return _Net(cin, *layers)
+
+
 def inception(stem: int, *modules: tuple[int, int, int, int, int]) -> nn.Module:
     """Modules as (pool first by, and the widths of the four branches)."""
     layers: list[nn.Module] = [_conv(3, stem)]
@@ -228,6 +271,10 @@ def inception(stem: int, *modules: tuple[int, int, int, int, int]) -> nn.Module:
         layers.append(_Inception(cin, *widths))
         cin = sum(widths)
     return _Net(cin, *layers)
+
+
+def gated_bottleneck(cin: int, cout: int, stride: int) -> nn.Module:
+    return bottleneck(cin, cout, stride, gated=True)
 
 
 def gated_basic(cin: int, cout: int, stride: int) -> nn.Module:
