@@ -94,6 +94,23 @@ def test_candidates_are_told_in_a_table(rlprune: Rlprune, model: Path, folder: P
     assert "give calibration" in line
 
 
+def test_a_search_says_what_it_costs_and_shows_the_best_plans(
+    rlprune: Rlprune, model: Path, folder: Path
+) -> None:
+    ask = ("plan", model, "--budget-ratio", 0.5, "--device", "macs")
+    shown = rlprune(*ask, "--effort", "quick", "-o", "plan.json")
+    assert shown.exit_code == 0, shown.output
+    plan = PruningPlan.load("plan.json")
+    assert plan.candidates and plan.policy in shown.stdout
+    assert "effort quick: 56 plans are evaluated, about" in shown.stderr
+    assert "evaluating plans" in shown.stderr
+    assert sum(line.count("posterior race  ") for line in shown.stdout.splitlines()) <= 6
+    line = refusal(rlprune(*ask, "--effort", "some"), folder)
+    assert "instant, quick, thorough" in line
+    line = refusal(rlprune(*ask, "--effort", "quick", "--candidates", 4), folder)
+    assert "candidates" in line
+
+
 def test_plan_then_apply_gives_a_smaller_model_that_runs(rlprune: Rlprune, model: Path) -> None:
     shown = rlprune("plan", model, *MACS, "-o", "plan.json")
     assert shown.exit_code == 0 and "knapsack" in shown.stdout
