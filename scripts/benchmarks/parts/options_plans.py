@@ -77,6 +77,8 @@ class Arm:
     runtime: str = "ort"
     of_f32: bool = False
     """Whether its budgets are shares of the unpruned latency in f32, whatever its own precision."""
+    effort: str | None = None
+    """How its plans are searched for; None for as planning does by itself."""
 
 
 ALL = ("channel", "block", "shape")
@@ -87,10 +89,13 @@ ARMS = {
     "all-int8": Arm(ALL, precision=INT8),
     "blocks": Arm(("channel", "block")),
     "all_but_blocks": Arm(("channel", "shape")),
+    "searched-int8": Arm(ALL, precision=INT8, effort="thorough"),
     "end": Arm(ALL, precision=INT8, of_f32=True),
     "end-openvino": Arm(ALL, precision=INT8, of_f32=True, runtime=OPENVINO),
 }
 OF_BLOCKS = ("blocks", "all_but_blocks")
+SEARCHED = "searched-int8"
+"""One network alone, where plans made by sensitivity fall short of plain int8."""
 ENDS = ("end", "end-openvino")
 """As small as may be: all that there is, for one network alone."""
 
@@ -162,7 +167,7 @@ def arms_of(net: str) -> list[str]:
         name
         for name, arm in ARMS.items()
         if arm.precision in PRECISIONS
-        and name not in ENDS
+        and name not in (*ENDS, SEARCHED)
         and (NETS[net].of_blocks or name not in OF_BLOCKS)
     ]
 
@@ -324,7 +329,8 @@ def _make(cell: Cell, run: Run, *, certify: bool, profiles: Path | None = None) 
         policy=arm.policy,
         schemes=arm.schemes,
         precision=arm.precision,
-        candidates=run.candidates if arm.policy == "learned" else 0,
+        effort=arm.effort,
+        candidates=_candidates(arm, run),
         certify=certify,
     )
     few, trace = calibration(cell.net, run), network(cell.net, run.shared)[1]
@@ -333,6 +339,12 @@ def _make(cell: Cell, run: Run, *, certify: bool, profiles: Path | None = None) 
         share = own_over_f32(made(trace, whole, few, run, cell.net, profiles))
         request = replace(request, budgets=(cell.budget / share,))
     return made(trace, request, few, run, cell.net, profiles)
+
+
+def _candidates(arm: Arm, run: Run) -> int | None:
+    if arm.effort is not None:
+        return None
+    return run.candidates if arm.policy == "learned" else 0
 
 
 def own_over_f32(plan: PruningPlan) -> float:

@@ -31,6 +31,7 @@ from benchmarks.parts.options_plans import (
     INT8_BUDGET,
     NETS,
     OF_BLOCKS,
+    SEARCHED,
     Cell,
     Run,
     arms_of,
@@ -122,7 +123,10 @@ def long_cells(net: str) -> list[Cell]:
     """What is trained for 15 epochs: most arms at one budget, int8 at one more."""
     arms = arms_of(net)
     cells = [Cell(net, LONG_BUDGET, arm) for arm in arms if arm in LONG_ARMS]
-    return [*cells, *(Cell(net, INT8_BUDGET, arm) for arm in arms if ARMS[arm].precision == INT8)]
+    int8 = [arm for arm in arms if ARMS[arm].precision == INT8]
+    if net == END_NET:
+        int8.append(SEARCHED)
+    return [*cells, *(Cell(net, INT8_BUDGET, arm) for arm in int8)]
 
 
 def end_cells() -> list[Cell]:
