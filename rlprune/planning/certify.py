@@ -49,8 +49,9 @@ def certify_plan(
     scaled by how far the last one departed from its prediction, or, where that lies outside of what
     is known to fit and known not to, interpolated between the two. It ends where what was measured
     is within and uses enough, or where no plan lies between. Of the plans that kept the budget the
-    slowest is returned, for it gave up least; where none did, the plan of least latency measured,
-    its certificate saying that it is not within.
+    one is returned that diverges least, where all were evaluated, else the slowest, for it gave up
+    least; where none kept it, the plan of least latency measured, its certificate saying that it is
+    not within.
 
     Args:
         plan: the first answer to the budget, feasible or not; its `budget_ms` is the budget.
@@ -80,11 +81,7 @@ def certify_plan(
         wish = made.predicted_interval_ms[1] * target_ms / found.measured_latency_ms
         asked, made, known = _next(ask, known.between(wish, target_ms), known, tried, target_ms)
     kept = [one for one in tried if _within(one[1], budget_ms)]
-    chosen, found = (
-        max(kept, key=lambda one: one[1].measured_latency_ms)
-        if kept
-        else min(tried, key=lambda one: one[1].measured_latency_ms)
-    )
+    chosen, found = _best(kept) if kept else min(tried, key=lambda one: one[1].measured_latency_ms)
     certificate = Certificate(
         within=bool(kept),
         measured_latency_ms=found.measured_latency_ms,
@@ -100,6 +97,19 @@ def certify_plan(
         certificate=certificate,
         note="; ".join([*clauses, _note(certificate, found, budget_ms)]),
     )
+
+
+def _best(kept: list[tuple[PruningPlan, MeasuredRound]]) -> tuple[PruningPlan, MeasuredRound]:
+    diverge = [_divergence(plan) for plan, _ in kept]
+    known = [one for one in diverge if one is not None]
+    if len(known) == len(kept):
+        return kept[known.index(min(known))]
+    return max(kept, key=lambda one: one[1].measured_latency_ms)
+
+
+def _divergence(plan: PruningPlan) -> float | None:
+    """What was found for the plan; None where it was not evaluated."""
+    return next((one.divergence for one in plan.candidates if one.chosen), None)
 
 
 def _round(plan: PruningPlan, measurement: Measurement, base_ms: float) -> MeasuredRound:

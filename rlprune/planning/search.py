@@ -32,7 +32,7 @@ rest."""
 MOST_ERROR = 0.3
 MOST_LOSS = 20.0
 """Nats; beyond it a plan is as bad as any."""
-FINALS = 4
+FINALS = 8
 """Plans that are evaluated at last, each because it is thought best of all and was not seen."""
 KEPT = 64
 """Evaluated plans that stand beside the plan, the best of them."""
@@ -122,11 +122,18 @@ class Search:
     def plan(self, budget: float, unit: Unit) -> PruningPlan:
         """The best plan for a budget. Ctrl+C ends the search with what was found, where that is
         anything."""
+        return self._searched(budget, unit, self._effort.rounds)
+
+    def again(self, budget_ms: float) -> PruningPlan:
+        """The best plan for a budget near to one that was searched for: one more round."""
+        return self._searched(budget_ms, "ms", min(1, self._effort.rounds))
+
+    def _searched(self, budget: float, unit: Unit, rounds: int) -> PruningPlan:
         tell = named(self._question.on_progress, "evaluating plans")
-        stopped, count = False, self._effort.rounds * self._effort.plans
+        stopped, count = False, rounds * self._effort.plans
         known = len(self._seen)
         try:
-            for _ in range(self._effort.rounds):
+            for _ in range(rounds):
                 made = self._answer(budget, unit, self._effort.plans)
                 if not made.candidates:
                     break
@@ -135,7 +142,7 @@ class Search:
                     if tell is not None:
                         tell(min(len(self._seen) - known, count), count)
             made = self._answer(budget, unit, 0)
-            for _ in range(FINALS if self._effort.rounds and made.feasible else 0):
+            for _ in range(FINALS if rounds and made.feasible else 0):
                 if tuple(made.keeps.tolist()) in self._seen:
                     break
                 self._look_at(_as_candidate(made))
@@ -146,10 +153,6 @@ class Search:
             stopped = True
             made = self._answer(budget, unit, 0)
         return self._with_seen(made, stopped=stopped)
-
-    def again(self, budget_ms: float) -> PruningPlan:
-        """The best plan for another budget, by what was evaluated before."""
-        return self._with_seen(self._answer(budget_ms, "ms", 0))
 
     def _answer(self, budget: float, unit: Unit, count: int) -> PruningPlan:
         found = [self._judge.evaluate(keeps) for keeps in self._seen]

@@ -13,12 +13,13 @@ from synthetic import chain_graph, task_of
 
 import rlprune
 from rlprune.errors import InputError, MeasurementError
+from rlprune.files import fields_of
 from rlprune.graph.types import IntArray
 from rlprune.latency.types import Measurement, ModelSubject
 from rlprune.planning import make_plan
 from rlprune.planning.certify import ENOUGH_SLACK, MAX_ROUNDS, certify_plan
 from rlprune.planning.fresh import pooled
-from rlprune.plans import PruningPlan
+from rlprune.plans import Candidate, PruningPlan
 from rlprune.policy import get_policy
 from rlprune.solver.task import PruningTask
 
@@ -102,6 +103,29 @@ def test_a_good_first_plan_costs_one_measurement(task: PruningTask) -> None:
     plan = certified(task, device, probe.predicted_interval_ms[1] / task.base_ms)
     assert plan.certificate is not None and plan.certificate.within
     assert device.count == 1
+
+
+@pytest.mark.parametrize("evaluated", [True, False])
+def test_of_plans_that_keep_the_budget_the_one_that_diverges_least_is_given(
+    task: PruningTask, evaluated: bool
+) -> None:
+    """... where they were evaluated; the slowest otherwise."""
+    device = Device(task, lambda now: 0.8)
+    asked: list[PruningPlan] = []
+
+    def ask(budget_ms: float) -> PruningPlan:
+        plan = make_plan(task, get_policy("knapsack"), budget_ms, device="d")
+        assert plan.reference is not None
+        # The first is the best of all, though the least that is left.
+        loss = 0.1 + 0.1 * len(asked)
+        one = Candidate(**fields_of(plan.reference), policy="race", divergence=loss, chosen=True)
+        asked.append(replace(plan, candidates=(one,) if evaluated else ()))
+        return asked[-1]
+
+    plan = certify_plan(ask, device, ask(0.5 * task.base_ms))
+    assert len(asked) > 1
+    first = asked[0].predicted_latency_ms
+    assert plan.predicted_latency_ms == first if evaluated else plan.predicted_latency_ms > first
 
 
 def test_a_device_that_cannot_keep_the_budget_says_so(task: PruningTask) -> None:
