@@ -34,6 +34,7 @@ from rlprune.planning import LocalPlanner, PlanRequest, make_plans, which_device
 from rlprune.planning.fresh import measure_fresh
 from rlprune.plans import PruningPlan
 from rlprune.sensitivity.calibration import CalibrationSet
+from rlprune.sensitivity.sources import CalibrationSource
 from rlprune.store import open_store
 
 
@@ -270,7 +271,7 @@ def measured(cell: Cell, plan: PruningPlan, run: Run, runtime: str) -> Ratio:
 def made(
     trace: OnnxTrace | TorchTrace,
     request: PlanRequest,
-    images: CalibrationSet,
+    images: CalibrationSource | None,
     run: Run,
     name: str,
     profiles: Path | None = None,

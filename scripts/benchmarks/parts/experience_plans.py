@@ -1,0 +1,169 @@
+"""Plans of `experience`: every network, budget and method, as a user would make them, judged.
+
+All is kept in the work folder: measurements in `latency.db`, a plan and what it loses in `plans`,
+so that a cell is made once and an interrupted run goes on.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+import rlprune
+from benchmarks.parts.options_plans import Run, made, pack_of
+from datasets import catalogue
+from rlprune.files import write_atomic
+from rlprune.graph.from_onnx import OnnxTrace
+from rlprune.planning import PlanRequest
+from rlprune.planning.effort import EFFORTS, Effort
+from rlprune.runtime import get_runtime
+from rlprune.sensitivity.calibration import CalibrationSet
+from rlprune.sensitivity.evaluate import Evaluator
+from rlprune.sensitivity.fit import fit_inputs
+from rlprune.sensitivity.sources import MADE_UP
+
+BUDGETS = (0.5, 0.35)
+CALIBRATION = 1000
+"""Images of `train_calib` that plans are made from."""
+JUDGED = 1000
+"""Images of `test_reward` that plans are judged on; with `--final` all of `test_report`."""
+LONGER = {"race16": Effort(14, 8, 64, 64), "race40": Effort(19, 16, 64, 64)}
+"""Searches at the price of 16 and 40 evaluations, which users have no name for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """How a plan is made."""
+
+    effort: str | None = None
+    policy: str = "learned"
+    real: bool = True
+    """Whether from real images; from made-up ones otherwise, or from none."""
+    measured: bool = True
+    """Whether anything is run to know what options lose."""
+
+
+METHODS = {
+    "profile": Method(policy="knapsack"),
+    "instant": Method("instant"),
+    "quick": Method("quick"),
+    "race16": Method("race16"),
+    "race40": Method("race40"),
+    "thorough": Method("thorough"),
+    "made_up.profile": Method(policy="knapsack", real=False),
+    "made_up.instant": Method("instant", real=False),
+    "made_up.quick": Method("quick", real=False),
+    "uniform": Method(policy="uniform", measured=False),
+    "global": Method(policy="global", measured=False),
+    "energy": Method(policy="knapsack", measured=False),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One network, budget and method."""
+
+    net: str
+    budget: float
+    method: str
+
+    @property
+    def name(self) -> str:
+        """As rows and files have it."""
+        return f"{self.net}.b{self.budget:g}.{self.method}"
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """What a plan loses on images that it was not made from, applied and not tuned."""
+
+    divergence: float
+    """Nats."""
+    error: float
+    """Its standard error."""
+    kept: float
+    """Accuracy over the unpruned network's."""
+    count: int
+    """Images."""
+    seconds: float
+    """CPU time of planning; latency was known."""
+
+
+def judged(cell: Cell, run: Run, *, final: bool = False) -> Judged:
+    """What is kept of a cell, or comes out now."""
+    file = run.work / "plans" / f"{cell.name}{'.final' if final else ''}.json"
+    if file.exists():
+        known: Mapping[str, Any] = json.loads(file.read_text())
+        return Judged(**known)
+    method, trace = METHODS[cell.method], network(cell.net, run.shared)[1]
+    images = calibration(cell.net, run) if method.real else MADE_UP
+    EFFORTS.update(LONGER)
+    request = PlanRequest.of(
+        device="ort",
+        budget_ratio=cell.budget,
+        policy=method.policy,
+        effort=method.effort,
+        candidates=None if method.effort else 0,
+    )
+    began = time.process_time()
+    plan = made(trace, request, images if method.measured else None, run, cell.net)
+    seconds = time.process_time() - began
+    smaller = rlprune.apply(
+        plan, trace, calibration=images if method.real else None, on_result=lambda _: None
+    )
+    judge = judge_of(cell.net, run, final)
+    found = judge.evaluate_model(smaller)
+    each = found.image_divergences
+    own = Judged(
+        divergence=found.divergence,
+        error=float(each.std(ddof=1) / np.sqrt(len(each))),
+        kept=found.accuracy / judge.base.accuracy,
+        count=len(each),
+        seconds=seconds,
+    )
+    file.parent.mkdir(parents=True, exist_ok=True)
+    plan.save(file.with_suffix(".plan.json"))
+    write_atomic(file, json.dumps(asdict(own)).encode())
+    print(f"{cell.name}: {own}; {plan.note[:120]}", flush=True)
+    return own
+
+
+def is_known(cell: Cell, run: Run, *, final: bool = False) -> bool:
+    """Whether a cell is kept in the work folder."""
+    return (run.work / "plans" / f"{cell.name}{'.final' if final else ''}.json").exists()
+
+
+@lru_cache(maxsize=2)
+def network(net: str, shared: str | None) -> tuple[catalogue.Loaded, OnnxTrace]:
+    """A trained network, and its trace."""
+    loaded = catalogue.load(net, pack=pack_of(shared) if net in catalogue.PRETRAINED else None)
+    return loaded, catalogue.traced(loaded)
+
+
+def calibration(net: str, run: Run) -> CalibrationSet:
+    """What plans are made from."""
+    return _images(net, run, "train_calib", 128 if run.quick else CALIBRATION)
+
+
+@lru_cache(maxsize=2)
+def judge_of(net: str, run: Run, final: bool) -> Evaluator:
+    """The unpruned network's answers on images that no plan was made from."""
+    images = _images(net, run, "test_report" if final else "test_reward", None if final else JUDGED)
+    trace = network(net, run.shared)[1]
+    return Evaluator(trace, images, runtime=get_runtime(), reconstruct=False)
+
+
+def _images(net: str, run: Run, split: str, count: int | None) -> CalibrationSet:
+    """The first images of a split; all if `count` is None."""
+    pack = pack_of(run.shared)
+    loaded, trace = network(net, run.shared)
+    index = pack.splits[split][:count]
+    pixels, labels = pack.pixels("train" if split == "train_calib" else "test")
+    x = loaded.preprocess(pixels[index])
+    return fit_inputs({"x": x}, labels[index].astype(np.int64), trace)
