@@ -14,6 +14,7 @@ import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -111,6 +112,14 @@ class Layer:
             added[name][outputs] = values
         return np.moveaxis(weight.reshape(self.shape), (0, 1), self.axes), added
 
+    @cached_property
+    def output_moment(self) -> tuple[FloatArray, float]:
+        """Of inputs with outputs [G, d, C_out / G], and the outputs' variance, all added up."""
+        whole, _ = self.moment(self.shift)
+        dense = self.weight.reshape(len(whole), -1, whole.shape[-1])  # [G, C_out / G, d]
+        moment = whole @ dense.swapaxes(1, 2)
+        return moment, float((moment * dense.swapaxes(1, 2)).sum())
+
     def moment(self, shift: Shift) -> tuple[FloatArray, FloatArray]:
         """What is solved with [G, d, d], and the mean that the shift makes up for: each layer's
         [layers, G, d], or one for all [1, G, d]."""
@@ -178,10 +187,9 @@ class Reconstruction:
         """The same of every layer that loses inputs."""
         for layer, inputs in self.affected_layers(removal):
             whole, _ = layer.moment(layer.shift)
-            dense = layer.weight.reshape(len(whole), -1, len(inputs))  # [G, C_out / G, d]
-            moment = whole[:, inputs] @ dense.swapaxes(1, 2)  # [G, d', C_out / G]
+            moment, total = layer.output_moment
+            moment = moment[:, inputs]  # [G, d', C_out / G]
             solved = np.linalg.solve(whole[:, inputs][:, :, inputs], moment)
-            total = float(((dense @ whole) * dense).sum())
             lost = 1.0 - float((moment * solved).sum()) / max(total, 1e-30)
             yield layer, min(max(lost, 0.0), 1.0)
 
