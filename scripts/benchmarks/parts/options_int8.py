@@ -11,9 +11,23 @@ from collections.abc import Iterator
 from statistics import fmean
 
 from benchmarks.harness import Row, mean_and_interval
-from benchmarks.parts.options_plans import ARMS, INT8_BUDGET, own_over_f32, planned
+from benchmarks.parts.options_plans import (
+    ARMS,
+    INT8_BUDGET,
+    SEARCHED,
+    Cell,
+    own_over_f32,
+    planned,
+)
 from benchmarks.parts.options_rows import Told, known_seeds
-from benchmarks.parts.options_training import LONG, REPORT, REWARD, long_cells, plain_int8
+from benchmarks.parts.options_training import (
+    LONG,
+    OTHER_IMAGES,
+    REPORT,
+    REWARD,
+    long_cells,
+    plain_int8,
+)
 from rlprune.latency.types import INT8
 
 MOST_LOST = 1.0
@@ -28,20 +42,25 @@ def plain_row(net: str, told: Told) -> Iterator[Row]:
 
 def rows(net: str, told: Told) -> Iterator[Row]:
     """Of plans in int8 after 15 epochs, those that were trained: how far the best that takes at
-    most `INT8_BUDGET` of plain int8's latency is below it, and how many are slower and worse than a
-    plan in f32."""
+    most `INT8_BUDGET` of plain int8's latency is below it, the same of the searched plan with other
+    images every epoch, and how many are slower and worse than a plan in f32."""
     known = {cell: known_seeds(cell, LONG, told) for cell in long_cells(net)}
     trained = {cell: values for cell, values in known.items() if values is not None}
     ours = {cell: values for cell, values in trained.items() if ARMS[cell.arm].precision == INT8}
     theirs = {cell: values for cell, values in trained.items() if cell not in ours}
     ratios = {cell: planned(cell, told.run).ratio.value for cell in trained}
     fast = [values for cell, values in ours.items() if ratios[cell] <= INT8_BUDGET]
+    plain = 100 * plain_int8(net, told.run, REPORT if told.final else REWARD)
     if fast:
-        plain = 100 * plain_int8(net, told.run, REPORT if told.final else REWARD)
         gaps = [plain - value for value in max(fast, key=fmean)]
         mean, interval = mean_and_interval(gaps)
         name = f"options.int8.{net}.gap.e{LONG}"
         yield Row(name, mean, "points", MOST_LOST, "min", len(gaps), interval)
+    searched = Cell(net, INT8_BUDGET, SEARCHED)
+    if searched in ours and (other := known_seeds(searched, OTHER_IMAGES, told)) is not None:
+        mean, interval = mean_and_interval([plain - value for value in other])
+        name = f"options.int8.{net}.gap.e{OTHER_IMAGES}_of_45000"
+        yield Row(name, mean, "points", MOST_LOST, "min", len(other), interval)
     if ours and theirs:
         beaten = [
             cell

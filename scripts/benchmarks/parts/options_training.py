@@ -62,14 +62,16 @@ from rlprune.torch_state import tensors_of
 SEEDS = 3
 SHORT, LONG, FULL = 1, 15, 60
 """Epochs; one is 10,000 images, of the full recipe 45,000."""
+OTHER_IMAGES = 3
+"""Epochs of all 45,000: 13.5 times 10,000 images, of which none is seen more than three times."""
 LONG_BUDGET = 0.5
 LONG_ARMS = ("channels", "all", "all-int8", *OF_BLOCKS)
 END_NET, END_BUDGETS = "resnet20", (0.25, 0.2)
 EPOCH_IMAGES = 10_000
 RECONSTRUCT = 1024
 DISTILLED, BATCH = 0.5, 128
-RATES = {SHORT: 0.01, LONG: 0.05, FULL: 0.05}
-BATCHES = {SHORT: 64, LONG: BATCH, FULL: BATCH}
+RATES = {SHORT: 0.01, OTHER_IMAGES: 0.05, LONG: 0.05, FULL: 0.05}
+BATCHES = {SHORT: 64, OTHER_IMAGES: BATCH, LONG: BATCH, FULL: BATCH}
 TEMPERATURE = 16.0
 """By epochs, for all arms; of 15 and more the best of `recipe`, of one and for the temperature the
 best of `recipe --short`. One epoch takes images as they are."""
@@ -95,12 +97,14 @@ class Training:
 
 
 def trainings(seeds: int = SEEDS) -> Iterator[Training]:
-    """All, those that say most first: one epoch by network, then 15 of all at one budget, then the
-    full recipe."""
+    """All, those that say most first: one epoch by network, what other images are worth, 15 epochs
+    of all at one budget, then the full recipe."""
     for net in NETS:
         for seed in range(seeds):
             for cell in short_cells(net):
                 yield Training(cell, SHORT, seed)
+    for seed in range(seeds):
+        yield Training(Cell(END_NET, INT8_BUDGET, SEARCHED), OTHER_IMAGES, seed)
     for seed in range(seeds):
         for net in NETS:
             for cell in long_cells(net):
@@ -172,7 +176,7 @@ def trained(
     began = time.process_time()
     fit(
         small,
-        training_images(cell.net, run, whole=training.epochs == FULL),
+        training_images(cell.net, run, whole=training.epochs in (OTHER_IMAGES, FULL)),
         learnt,
         augment=None if learnt.epoch_count == SHORT else flipped_and_shifted,
         teacher=network(cell.net, run.shared)[0].module,
