@@ -15,27 +15,59 @@ loses: over single options the two correlate, in logarithms, with 0.94 to 0.98 f
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
 from rlprune.graph.from_onnx import OnnxTrace
 from rlprune.graph.walk import Node
-from rlprune.runtime.base import Array, Runtime
-from rlprune.sensitivity.batching import Batching
-from rlprune.sensitivity.calibration import CalibrationSet
-from rlprune.sensitivity.moments import batch_values
+from rlprune.runtime.base import Array
+from rlprune.sensitivity.calibration import EqualSizes
 from rlprune.sensitivity.reconstruct import Reconstruction
 from rlprune.surgery.removal import Removal
 
-COUNT = 64
-"""Samples that variances are told from."""
 SUMS = ("Add", "Sub", "Sum")
 MIXING = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 """Layers: what errs behind one errs alike over its places."""
 POOLS = ("GlobalAveragePool", "ReduceMean")
 """What may average over all places; over less, errors are taken to go through."""
+
+
+class Variances:
+    """Of what is summed or joined and of what averages over places, about the channels' means, all
+    numbers of a sample added up."""
+
+    def __init__(self, trace: OnnxTrace) -> None:
+        constants, nodes = trace.normal.weights, trace.normal.nodes
+        self.joins = [
+            node
+            for node in nodes
+            if node.op in (*SUMS, "Concat")
+            and sum(name not in constants for name in node.inputs) > 1
+        ]
+        self.pools = [node for node in nodes if _places(trace, node) > 1]
+        self._names = dict.fromkeys(
+            name
+            for node in (*self.joins, *self.pools)
+            for name in (*node.inputs, node.outputs[0])
+            if name not in constants
+        )
+        self._seen: dict[str, list[float]] = defaultdict(list)
+
+    @property
+    def names(self) -> Collection[str]:
+        """See `moments.Looker`."""
+        return self._names
+
+    def look(self, batch: EqualSizes, values: Mapping[str, Array]) -> None:
+        """See `moments.Looker`."""
+        for name in self._names:
+            self._seen[name].extend([_spread(values[name])] * len(batch.index))
+
+    def mean(self) -> dict[str, float]:
+        """Over all samples."""
+        return {name: float(np.mean(own)) for name, own in self._seen.items()}
 
 
 @dataclass(frozen=True)
@@ -51,23 +83,11 @@ class Gains:
     """Of the sum of this output, the share of its variance that the term in this place has."""
 
     @staticmethod
-    def of(trace: OnnxTrace, samples: CalibrationSet, runtime: Runtime) -> Gains:
-        """Runs the network once, on the first of the samples.
-
-        Raises:
-            CalibrationError: it does not run on them.
-        """
-        constants = trace.normal.weights
-        joins = [
-            node
-            for node in trace.normal.nodes
-            if node.op in (*SUMS, "Concat")
-            and sum(name not in constants for name in node.inputs) > 1
-        ]
-        pools = [node for node in trace.normal.nodes if _places(trace, node) > 1]
-        variance = _variances(trace, [*joins, *pools], samples, runtime)
+    def of(trace: OnnxTrace, seen: Variances) -> Gains:
+        """By what was seen in a run of the network."""
+        constants, variance = trace.normal.weights, seen.mean()
         terms = {}
-        for node in joins:
+        for node in seen.joins:
             own = [variance.get(name, 0.0) for name in node.inputs]
             whole = sum(own) if node.op == "Concat" else variance[node.outputs[0]]
             for place, one in enumerate(own):
@@ -76,7 +96,7 @@ class Gains:
             node.outputs[0]: _averaged(
                 variance[node.inputs[0]], variance[node.outputs[0]], _places(trace, node)
             )
-            for node in pools
+            for node in seen.pools
         }
         reaching: dict[str, float] = defaultdict(float)
         averaged: dict[str, float] = defaultdict(float)
@@ -108,26 +128,6 @@ class Gains:
                 term = self.terms[node.outputs[0], 1 - shortcut]
                 found += self.reaching[node.outputs[0]] * term
         return found
-
-
-def _variances(
-    trace: OnnxTrace, joins: Sequence[Node], samples: CalibrationSet, runtime: Runtime
-) -> dict[str, float]:
-    """Of what is joined and of the sums, about the channels' means, all numbers of a sample added
-    up."""
-    few, _ = samples.split(min(len(samples), COUNT))
-    batching = Batching.find(trace, few, runtime, [one.name for one in trace.model.graph.output])
-    constants = trace.normal.weights
-    wanted = dict.fromkeys(
-        name for node in joins for name in (*node.inputs, node.outputs[0]) if name not in constants
-    )
-    found: dict[str, list[float]] = defaultdict(list)
-    names = batching.computed(wanted)
-    batches = few.batches(batch_values(trace, batching, names))
-    for batch, values in batching.run(runtime, trace.model, names, batches):
-        for name in names:
-            found[name].extend([_spread(values[name])] * len(batch.index))
-    return {name: float(np.mean(own)) for name, own in found.items()}
 
 
 def _places(trace: OnnxTrace, node: Node) -> int:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
@@ -15,7 +16,7 @@ from rlprune.graph.walk import Node
 from rlprune.graph.windows import before_border, explicit_pads
 from rlprune.runtime.base import Array, Runtime
 from rlprune.sensitivity.batching import Batching
-from rlprune.sensitivity.calibration import CalibrationSet
+from rlprune.sensitivity.calibration import CalibrationSet, EqualSizes
 
 PLACES = 16
 """Windows of every sample that a convolution's inputs are taken at, at least."""
@@ -74,34 +75,77 @@ class Seen:
         return covariance
 
 
-def input_moments(
-    trace: OnnxTrace,
-    shared: Mapping[str, Sequence[Node]],
-    samples: CalibrationSet,
-    runtime: Runtime,
-) -> dict[str, Seen]:
-    """What the layers of each weight read, by its name."""
+class Looker(Protocol):
+    """Something that looks at tensors of a network while it runs."""
+
+    @property
+    def names(self) -> Collection[str]:
+        """The tensors, graph inputs among them where it looks at those."""
+        ...
+
+    def look(self, batch: EqualSizes, values: Mapping[str, Array]) -> None:
+        """At what they hold in one batch."""
+        ...
+
+
+def run_once(
+    trace: OnnxTrace, samples: CalibrationSet, runtime: Runtime, lookers: Sequence[Looker]
+) -> None:
+    """Runs the network once on the samples, for all that look at it.
+
+    Raises:
+        CalibrationError: it does not run on them.
+    """
     answers = [value.name for value in trace.model.graph.output]
     batching = Batching.find(trace, samples, runtime, answers)
-    nodes = [(name, k, node) for name, own in shared.items() for k, node in enumerate(own)]
-    wanted = batching.computed(source_of(trace, node) for _, _, node in nodes)
-    seen: dict[str, Seen] = {}
-    rng = np.random.default_rng(0)
+    wanted = batching.computed(name for one in lookers for name in one.names)
     batches = samples.batches(batch_values(trace, batching, wanted))
-    for _, values in batching.run(runtime, trace.model, wanted, batches):
-        for name, k, node in nodes:
-            rows = rows_read(trace, node, values[source_of(trace, node)], len(samples), rng)
-            if name not in seen:
-                groups = int(node.attrs.get("group", 1))
-                seen[name] = Seen.nothing(len(shared[name]), rows.shape[1], groups)
-            seen[name].add(k, rows)
-    for name, one in seen.items():
-        if not (np.isfinite(one.square).all() and np.isfinite(one.first).all()):
-            raise CalibrationError(
-                f"on these inputs the layers with weight {name!r} read NaN, infinite or far too "
-                "large values; give them as the model takes them"
-            )
-    return seen
+    for batch, values in batching.run(runtime, trace.model, wanted, batches):
+        for one in lookers:
+            one.look(batch, values)
+
+
+class InputMoments:
+    """What the layers of each weight read, by its name."""
+
+    def __init__(
+        self, trace: OnnxTrace, shared: Mapping[str, Sequence[Node]], sample_count: int
+    ) -> None:
+        """`shared`: by weight, the layers that read it; `sample_count`: in all batches."""
+        self.shared = shared
+        self._trace, self._sample_count = trace, sample_count
+        self._rng = np.random.default_rng(0)
+        self._seen: dict[str, Seen] = {}
+
+    @property
+    def names(self) -> Collection[str]:
+        """See `Looker`."""
+        return [source_of(self._trace, node) for own in self.shared.values() for node in own]
+
+    def look(self, batch: EqualSizes, values: Mapping[str, Array]) -> None:
+        """See `Looker`."""
+        for name, nodes in self.shared.items():
+            for k, node in enumerate(nodes):
+                value = values[source_of(self._trace, node)]
+                rows = rows_read(self._trace, node, value, self._sample_count, self._rng)
+                if name not in self._seen:
+                    groups = int(node.attrs.get("group", 1))
+                    self._seen[name] = Seen.nothing(len(nodes), rows.shape[1], groups)
+                self._seen[name].add(k, rows)
+
+    def seen(self) -> dict[str, Seen]:
+        """Sums over all batches.
+
+        Raises:
+            CalibrationError: they are not finite.
+        """
+        for name, one in self._seen.items():
+            if not (np.isfinite(one.square).all() and np.isfinite(one.first).all()):
+                raise CalibrationError(
+                    f"on these inputs the layers with weight {name!r} read NaN, infinite or far "
+                    "too large values; give them as the model takes them"
+                )
+        return self._seen
 
 
 def batch_values(trace: OnnxTrace, batching: Batching, wanted: Sequence[str]) -> int:

@@ -18,7 +18,8 @@ from rlprune.schemes import Space, cut_kernels, scheme_named
 from rlprune.schemes.channels import CHANNELS
 from rlprune.sensitivity.calibration import CalibrationSet
 from rlprune.sensitivity.energy import energy_profiles
-from rlprune.sensitivity.gains import Gains
+from rlprune.sensitivity.gains import Gains, Variances
+from rlprune.sensitivity.moments import run_once
 from rlprune.sensitivity.reconstruct import Layer, Reconstruction
 from rlprune.sensitivity.types import GroupProfiles
 from rlprune.surgery.importance import unit_scores
@@ -46,11 +47,13 @@ class OnePass:
             CalibrationError: it does not run on the samples, or overflows on them.
         """
         kernels = cut_kernels(trace, space.schemes)
+        moments, variances = Reconstruction.moments(trace, len(samples), kernels), Variances(trace)
+        run_once(trace, samples, runtime, [moments, variances])
         return OnePass(
             trace,
             len(samples),
-            Reconstruction.of(trace, samples, runtime, kernels),
-            Gains.of(trace, samples, runtime),
+            Reconstruction.from_moments(trace, moments),
+            Gains.of(trace, variances),
         )
 
     def profiles(self, space: Space) -> GroupProfiles:

@@ -27,7 +27,7 @@ from rlprune.graph.types import FloatArray, IntArray
 from rlprune.graph.walk import Node
 from rlprune.runtime.base import Runtime
 from rlprune.sensitivity.calibration import CalibrationSet
-from rlprune.sensitivity.moments import Seen, input_moments
+from rlprune.sensitivity.moments import InputMoments, Seen, run_once
 from rlprune.surgery.importance import mixing_axes
 from rlprune.surgery.removal import BoolArray, Removal, kept_mask
 
@@ -158,11 +158,26 @@ class Reconstruction:
         Raises:
             CalibrationError: it does not run on the samples, or overflows on them.
         """
+        moments = Reconstruction.moments(trace, len(samples), kernels)
+        run_once(trace, samples, runtime, [moments])
+        return Reconstruction.from_moments(trace, moments)
+
+    @staticmethod
+    def moments(trace: OnnxTrace, sample_count: int, kernels: Collection[str] = ()) -> InputMoments:
+        """What it needs to know of a run of the dense network on so many samples."""
         tensors = {tensor.name: tensor for tensor in trace.model.graph.initializer}
-        shared = _sharing(trace, tensors, kernels)
-        moments = input_moments(trace, shared, samples, runtime)
+        return InputMoments(trace, _sharing(trace, tensors, kernels), sample_count)
+
+    @staticmethod
+    def from_moments(trace: OnnxTrace, moments: InputMoments) -> Reconstruction:
+        """By what was seen in such a run; raises as `of`."""
+        tensors = {tensor.name: tensor for tensor in trace.model.graph.initializer}
+        seen = moments.seen()
         return Reconstruction(
-            [_layer(trace, nodes, tensors[name], moments[name]) for name, nodes in shared.items()]
+            [
+                _layer(trace, nodes, tensors[name], seen[name])
+                for name, nodes in moments.shared.items()
+            ]
         )
 
     def apply(self, pruned: onnx.ModelProto, removal: Removal) -> onnx.ModelProto:

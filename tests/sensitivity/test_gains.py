@@ -15,7 +15,8 @@ from rlprune.runtime import get_runtime
 from rlprune.runtime.base import Array, Session
 from rlprune.schemes import removal_of, whole_space
 from rlprune.sensitivity.calibration import CalibrationSet
-from rlprune.sensitivity.gains import Gains
+from rlprune.sensitivity.gains import Gains, Variances
+from rlprune.sensitivity.moments import run_once
 from rlprune.sensitivity.one_pass import LINE, OnePass
 from rlprune.sensitivity.reconstruct import Reconstruction
 
@@ -57,6 +58,12 @@ def images(count: int = 64) -> CalibrationSet:
     return CalibrationSet.single(x)
 
 
+def gains_of(trace: OnnxTrace, data: CalibrationSet) -> Gains:
+    seen = Variances(trace)
+    run_once(trace, data, RUNTIME, [seen])
+    return Gains.of(trace, seen)
+
+
 def answers(session: Session, feed: str, x: Array) -> Array:
     return np.concatenate([session.run({feed: one[None]})[0] for one in x])
 
@@ -79,7 +86,7 @@ def with_error(model: onnx.ModelProto, tensor: str, error: Array) -> onnx.ModelP
 @pytest.mark.parametrize("strengths", [(1.0, 1.0, 1.0), (0.3, 1.0, 2.0)])
 def test_an_error_put_in_reaches_the_answers_by_its_gain(strengths: tuple[float, ...]) -> None:
     trace, data = traced(strengths), images()
-    gains = Gains.of(trace, data, RUNTIME)
+    gains = gains_of(trace, data)
     model = trace.model
     [feed] = [value.name for value in model.graph.input][:1]
     right = RUNTIME.load(model.SerializeToString())
@@ -112,7 +119,7 @@ def test_a_weak_branch_counts_for_little_and_a_strong_one_for_more() -> None:
 
 def test_nothing_is_lost_where_nothing_is_taken() -> None:
     trace, data = traced((1.0, 1.0)), images(16)
-    gains = Gains.of(trace, data, RUNTIME)
+    gains = gains_of(trace, data)
     found = Reconstruction.of(trace, data, RUNTIME)
     removal = removal_of(trace, trace.graph.widths)
     assert gains.error(found, removal, trace) == 0.0
@@ -142,7 +149,7 @@ def test_a_mean_over_places_averages_errors_out() -> None:
     # Of one colour an image's places say the same, and only errors differ from place to place; of
     # noise what is pooled varies as little as errors do.
     for data, least, most in ((plain, 1 / 18, 1 / 14), (CalibrationSet.single(noise), 0.3, 1.0)):
-        gains = Gains.of(trace, data, RUNTIME)
+        gains = gains_of(trace, data)
         assert gains.reaching[before] == gains.reaching[head.inputs[0]] == 1.0
         assert least < gains.averaged[before] <= most
 
