@@ -13,8 +13,11 @@ from rlprune.graph.types import PruningGraph
 
 EVALUATION = 1000
 """Images."""
-PASSED = 256
-"""Samples of the unpruned network's one pass, at most."""
+PASSED = (16, 256)
+"""Samples of the unpruned network's one pass, at least and at most."""
+PASS_MACS = 6.4e10
+"""Of that pass, some three seconds of one core; of large networks it sees fewer samples, which
+have more places each."""
 MACS_PER_SEC = 2e10
 """Of one core of an x86-64 server in ONNX Runtime; other machines take twice or half the time."""
 PLAN_SEC = 0.25
@@ -33,16 +36,15 @@ class Effort:
     judged: int
     """Samples that it is judged on, others than those."""
 
-    @property
-    def images(self) -> int:
+    def images(self, graph: PruningGraph) -> int:
         """That go through the network, about."""
         own = self.solved + self.judged
-        return PASSED + (own if self.rounds else 0) + self.rounds * self.plans * own
+        return passed_count(graph) + (own if self.rounds else 0) + self.rounds * self.plans * own
 
     def cpu_sec(self, graph: PruningGraph) -> float:
         """CPU time that a plan takes, roughly."""
         macs = int(graph.macs(graph.widths))
-        return self.images * macs / MACS_PER_SEC + self.rounds * self.plans * PLAN_SEC
+        return self.images(graph) * macs / MACS_PER_SEC + self.rounds * self.plans * PLAN_SEC
 
 
 EFFORTS = {
@@ -51,6 +53,12 @@ EFFORTS = {
     "thorough": Effort(15, 16, 128, 256),
 }
 """By name: one pass of the unpruned network, some eight evaluations, some hundred."""
+
+
+def passed_count(graph: PruningGraph) -> int:
+    """Samples of the one pass, where there are as many."""
+    affordable = PASS_MACS // max(int(graph.macs(graph.widths)), 1)
+    return int(min(max(affordable, PASSED[0]), PASSED[1]))
 
 
 def cost_text(name: str, graph: PruningGraph) -> str:

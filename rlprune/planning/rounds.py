@@ -21,7 +21,7 @@ from rlprune.graph.types import IntArray
 from rlprune.latency.types import Arithmetic, Measurement
 from rlprune.planning.candidates import chooser, default_count
 from rlprune.planning.certify import MAX_ROUNDS, certify_plan
-from rlprune.planning.effort import EFFORTS
+from rlprune.planning.effort import EFFORTS, passed_count
 from rlprune.planning.planner import Planner, Question
 from rlprune.planning.profiles import (
     OnProgress,
@@ -34,7 +34,7 @@ from rlprune.planning.search import Judge, Search, SearchImages
 from rlprune.plans import PruningPlan
 from rlprune.schemes import space_of
 from rlprune.sensitivity.initial import InitialScores, initial_profiles
-from rlprune.sensitivity.sources import MADE_UP
+from rlprune.sensitivity.sources import MADE_UP, few_made_up
 
 if TYPE_CHECKING:
     from rlprune.graph.from_torch import TorchTrace
@@ -68,7 +68,7 @@ def make_plans(
     traced = trace if isinstance(trace, OnnxTrace) else trace.onnx
     effort = None if request.effort is None else EFFORTS[request.effort]
     if effort is not None and calibration is None:
-        calibration = MADE_UP
+        calibration = MADE_UP if effort.rounds else few_made_up(traced, passed_count(traced.graph))
     device = planner.resolve(request, traced.graph)
     scores = _initial_scores(trace, request, calibration)
     images = None if scores is not None else read_calibration(traced, calibration)
@@ -87,7 +87,7 @@ def make_plans(
     judge: Judge | None = None
     images, pick = _halved(traced, images, count, request.arithmetic, on_progress)
     if effort is not None and images is not None:
-        used = SearchImages.of(images, effort)
+        used = SearchImages.of(images, effort, traced.graph)
         judge = Judge(traced, space, used, request.arithmetic)
         profiles = judge.one_pass.profiles(space)
     elif scores is not None:

@@ -13,8 +13,9 @@ from functools import cached_property
 import numpy as np
 
 from rlprune.graph.from_onnx import OnnxTrace
+from rlprune.graph.types import PruningGraph
 from rlprune.latency.types import INT8, Arithmetic
-from rlprune.planning.effort import EVALUATION, PASSED, Effort
+from rlprune.planning.effort import EVALUATION, Effort, passed_count
 from rlprune.planning.planner import Planner, Question
 from rlprune.planning.profiles import named
 from rlprune.planning.proposals import Round
@@ -50,11 +51,11 @@ class SearchImages:
     """What plans are judged on, none of those before where there are enough."""
 
     @staticmethod
-    def of(images: CalibrationSet, effort: Effort) -> SearchImages:
+    def of(images: CalibrationSet, effort: Effort, graph: PruningGraph) -> SearchImages:
         """Drawn in an order that is random and always the same."""
         drawn, count = images.shuffled(), len(images)
         judged = min(effort.judged, count // 2)
-        passed = min(PASSED, count - judged)
+        passed = min(max(passed_count(graph), effort.solved), count - judged)
         first = drawn.take(np.arange(passed))
         return SearchImages(
             first,

@@ -78,17 +78,27 @@ def is_none(source: CalibrationSource | None) -> bool:
     return isinstance(data, str) and data == NONE
 
 
+def few_made_up(trace: OnnxTrace, count: int) -> CalibrationSet:
+    """So many made-up inputs, taken as they are drawn, for who is in a hurry.
+
+    Raises:
+        MissingExtraError: no runtime is installed.
+    """
+    return next(made_up_sets(trace, get_runtime(), choose=False, count=count))
+
+
 def made_up_sets(
-    trace: OnnxTrace, runtime: Runtime | None, *, choose: bool = True
+    trace: OnnxTrace, runtime: Runtime | None, *, choose: bool = True, count: int | None = None
 ) -> Iterator[CalibrationSet]:
     """Sets without the user's data, the best first; the last is noise.
 
     Args:
+        count: how many samples; by default `default_count`.
         runtime: finds the scale that the model was made for, and runs a classifier to choose inputs
             of all its classes; the most usual scale and no choice without it.
         choose: whether such a choice is worth its runs.
     """
-    count = default_count(trace.graph)
+    count = default_count(trace.graph) if count is None else count
     pool = default_count(trace.graph, pool=POOL) if choose and class_counts(trace) else count
     for scaling in (runtime, None) if runtime is not None else (None,):
         try:

@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from calibrated import own_images, traced
+from synthetic import chain_graph
 
 import rlprune
 from rlprune.errors import InputError
-from rlprune.planning.effort import EFFORTS
+from rlprune.planning.effort import EFFORTS, cost_text, passed_count
 from rlprune.plans import PruningPlan
 from rlprune.policy.race import NAME
 
@@ -100,9 +100,12 @@ def test_what_does_not_go_together_is_refused(
 
 
 def test_prices_are_those_that_are_said() -> None:
-    images = {name: effort.images for name, effort in EFFORTS.items()}
-    assert images["instant"] < 300
-    assert 6_000 < images["quick"] < 9_000
-    assert 80_000 < images["thorough"] < 120_000
-    assert list(images) == sorted(images, key=lambda name: images[name])
-    assert np.diff(list(images.values())).min() > 0
+    small, large = chain_graph([32, 64, 32]), chain_graph([512, 1024, 512], side=128)
+    for graph in (small, large):
+        images = {name: effort.images(graph) for name, effort in EFFORTS.items()}
+        assert images["instant"] == passed_count(graph) < 300
+        assert 6_000 < images["quick"] < 9_000
+        assert 80_000 < images["thorough"] < 120_000
+    assert passed_count(small) == 256 and passed_count(large) == 16
+    times = [effort.cpu_sec(large) for effort in EFFORTS.values()]
+    assert times == sorted(times) and "of CPU" in cost_text("quick", large)
