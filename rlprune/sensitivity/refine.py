@@ -9,7 +9,7 @@ plans that are carried out, or compared as they would be.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -40,13 +40,20 @@ MAX_KEPT = 2**29
 
 
 class DenseRows:
-    """What layers read in the dense network, kept where several plans are solved on one set of
-    samples: running that network is half of the work."""
+    """What layers read in the dense network, and how that is fed, kept where several plans are
+    solved on one set of samples: running that network is half of the work."""
 
     def __init__(self, room: int = MAX_KEPT) -> None:
         """`room`: bytes that may be kept."""
         self._rows: dict[tuple[str, int, int, int], Array] = {}
         self._room = room
+        self._fed: _Fed | None = None
+
+    def fed(self, find: Callable[[], _Fed]) -> _Fed:
+        """What the networks are run on, found once."""
+        if self._fed is None:
+            self._fed = find()
+        return self._fed
 
     def get(self, tensor: str, k: int, batch: IntArray) -> Array | None:
         """Rows [R, D] of the k-th layer of a weight in a batch of these samples, where kept."""
@@ -97,8 +104,9 @@ def refine(
     layers = _solvable(reconstruction.layers, pruned, removal)
     if not changes:
         layers = _behind(layers, trace, removal)
-    fed = _Fed.of(trace, reconstruction.layers, samples, runtime)
-    both = _Both.of(trace, pruned, layers, fed, runtime, dense or DenseRows(room=0))
+    known = dense or DenseRows(room=0)
+    fed = known.fed(lambda: _Fed.of(trace, reconstruction.layers, samples, runtime))
+    both = _Both.of(trace, pruned, layers, fed, runtime, known)
     for stage, chunk in enumerate(both.chunks):
         seen = both.seen(stage, changes, removal)
         for layer in chunk.layers:
