@@ -42,7 +42,7 @@ def print_plan(report: PlanReport) -> None:
             f"{high:.4g} {unit}"
         )
     if plan.expected_divergence is not None:
-        how = "" if plan.profiled else "guessed from the weights, roughly; "
+        how = "" if plan.profiled else "predicted, roughly; "
         print_line(
             f"expected   once applied, answers {plan.expected_divergence:.2g} nats from the "
             f"original's ({how}0: the same, {MUCH_DIVERGENCE:g}: far)"
@@ -108,11 +108,11 @@ def _candidate(one: Candidate) -> tuple[str, ...]:
 
 
 def _remedy(cost_sec: float) -> str:
-    """How sensitivity, predicted from weights so far, is measured, and what that costs."""
+    """How a plan whose losses are only predicted is made better, and what that costs."""
     cost = f"{max(cost_sec, 1):.0f} s" if cost_sec < 100 else f"{cost_sec / 60:.0f} min"
     return (
-        "with --calibration FILE sensitivity is measured on inputs of yours, with --calibration "
-        f"made-up on made-up ones (about {cost} of CPU)"
+        f"with --effort quick plans are evaluated (about {cost} of CPU), on made-up inputs, or on "
+        "yours with --calibration FILE"
     )
 
 

@@ -16,6 +16,7 @@ from rlprune.latency.types import MACS_DEVICE
 from rlprune.plans import Candidate, PlanEntry, PlanFigures, PruningPlan
 from rlprune.schemes import Space
 from rlprune.schemes.shapes import SHAPES
+from rlprune.sensitivity.types import GroupProfiles
 from rlprune.solver.task import PruningTask
 
 HOLDERS = 3
@@ -38,7 +39,8 @@ class Decision:
     """The same in words, where there is something to say of it."""
     candidates: tuple[Candidate, ...] = ()
     expected: float | None = None
-    """What is believed to be lost, nats; None for what the task's curves add up to."""
+    """What is believed to be lost after plans were evaluated, nats; None for what the task's curves
+    add up to."""
 
 
 def described(
@@ -58,7 +60,7 @@ def described(
     return PruningPlan(
         fingerprint=task.graph.fingerprint,
         policy=made.policy,
-        profiled=task.profiles.profiled,
+        profiled=task.profiles.profiled or made.expected is not None,
         device=device,
         budget_ms=budget_ms,
         feasible=made.feasible,
@@ -176,17 +178,19 @@ def _note(
             f"for an untrained network, by {task.profiles.initial_score}: the counts matter, not "
             "which channels stay"
         )
-    elif task.profiles.passed_count and not task.profiles.profiled:
-        clauses.append(
-            "sensitivity is told from one pass of the unpruned network on "
-            f"{task.profiles.passed_count} inputs"
-        )
-    elif not task.profiles.profiled:
-        source = "shapes" if task.profiles.energy_loss is None else "weights and shapes"
-        clauses.append(f"sensitivity is predicted from {source}; no calibration data was given")
+    elif not task.profiles.profiled and made.expected is None:
+        clauses.append(f"sensitivity is {_source(task.profiles)}")
     if task.tables.device == MACS_DEVICE:
         clauses.append("latencies are millions of MACs")
     return "; ".join([*clauses, *_held_clauses(task.graph)])
+
+
+def _source(profiles: GroupProfiles) -> str:
+    """Where sensitivity comes from that was not measured."""
+    if profiles.passed_count:
+        return f"told from one pass of the unpruned network on {profiles.passed_count} inputs"
+    known = "shapes" if profiles.energy_loss is None else "weights and shapes"
+    return f"predicted from {known}; no calibration data was given"
 
 
 def _held_clauses(graph: PruningGraph) -> list[str]:

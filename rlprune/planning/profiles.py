@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from rlprune.files import digest, read_npz, write_npz
-from rlprune.graph.types import PruningGraph
 from rlprune.progress import OnProgress as OnProgress
 from rlprune.schemes import Space
 from rlprune.sensitivity.types import GroupProfiles
@@ -20,8 +19,6 @@ if TYPE_CHECKING:
     from rlprune.sensitivity.calibration import CalibrationSet
     from rlprune.sensitivity.sources import CalibrationSource
 
-MACS_PER_SEC = 2e10
-"""Of one core of an x86-64 server in ONNX Runtime; other machines take twice or half the time."""
 PROFILE_FORMAT = "rlprune.profile/4"
 """Part of every kept profile's name: a new way of measuring finds none of the old."""
 
@@ -86,17 +83,6 @@ def profile_model(
     )
     _write_profile(path, measured)
     return measured
-
-
-def made_up_profile_sec(graph: PruningGraph) -> float:
-    """CPU time, roughly, that measuring a profile on made-up inputs takes: one evaluation per group
-    and level, at `MACS_PER_SEC`."""
-    from rlprune.sensitivity.made_up import default_count
-    from rlprune.sensitivity.measured import MAX_EVALUATED
-
-    plan_count = sum(min(MAX_EVALUATED, int(width) - 1) for width in graph.widths)
-    sample_count = default_count(graph)
-    return plan_count * sample_count * int(graph.macs(graph.widths)) / MACS_PER_SEC
 
 
 def named(on_progress: OnProgress | None, what: str) -> Callable[[int, int], None] | None:

@@ -34,7 +34,8 @@ class PruningPlan:
     policy: str
     """Name and version of what decided, e.g. `knapsack` or `learned/1f3a9c`."""
     profiled: bool
-    """True if sensitivity was measured on calibration data, False if it was predicted."""
+    """True if sensitivity was measured on calibration data, or plans were evaluated on it; False if
+    sensitivity was predicted."""
     device: str
     """Device key, or `macs`: then every latency is a number of millions of MACs."""
     budget_ms: float

@@ -10,7 +10,7 @@ import numpy as np
 
 from rlprune.graph.types import PruningGraph
 from rlprune.latency.types import MACS_DEVICE
-from rlprune.planning.profiles import made_up_profile_sec
+from rlprune.planning.effort import EFFORTS
 from rlprune.plans import Candidate, PlanFigures, PruningPlan
 from rlprune.schemes import CHANNEL_ONLY, without_effect
 
@@ -64,8 +64,8 @@ class PlanReport:
     unpruned: PlanFigures
     """The network as it is; its interval is its latency, which is not predicted again here."""
     better_sec: float | None
-    """CPU time, roughly, that measuring sensitivity on made-up inputs would take; None where it was
-    measured, or nothing is known of it."""
+    """CPU time, roughly, that a search (effort `quick`) would take; None where sensitivity was
+    measured or plans evaluated, or nothing is known of it."""
 
     @property
     def counted(self) -> bool:
@@ -136,5 +136,5 @@ def plan_report(plan: PruningPlan, graph: PruningGraph) -> PlanReport:
             macs=int(graph.macs(graph.widths)),
             params=int(graph.params(graph.widths)),
         ),
-        better_sec=made_up_profile_sec(graph) if guessed else None,
+        better_sec=EFFORTS["quick"].cpu_sec(graph) if guessed else None,
     )
