@@ -32,6 +32,7 @@ from benchmarks.parts.options_plans import (
     NETS,
     OF_BLOCKS,
     SEARCHED,
+    SEARCHED_NETS,
     Cell,
     Run,
     arms_of,
@@ -104,7 +105,8 @@ def trainings(seeds: int = SEEDS) -> Iterator[Training]:
             for cell in short_cells(net):
                 yield Training(cell, SHORT, seed)
     for seed in range(seeds):
-        yield Training(Cell(END_NET, INT8_BUDGET, SEARCHED), OTHER_IMAGES, seed)
+        for net in SEARCHED_NETS:
+            yield Training(Cell(net, INT8_BUDGET, SEARCHED), OTHER_IMAGES, seed)
     for seed in range(seeds):
         for net in NETS:
             for cell in long_cells(net):
@@ -128,7 +130,7 @@ def long_cells(net: str) -> list[Cell]:
     arms = arms_of(net)
     cells = [Cell(net, LONG_BUDGET, arm) for arm in arms if arm in LONG_ARMS]
     int8 = [arm for arm in arms if ARMS[arm].precision == INT8]
-    if net == END_NET:
+    if net in SEARCHED_NETS:
         int8.append(SEARCHED)
     return [*cells, *(Cell(net, INT8_BUDGET, arm) for arm in int8)]
 
