@@ -219,9 +219,9 @@ NETS: dict[str, ZooNet] = {
     "vgg_wide_end": ZooNet("plain", lambda: vgg((16, 16), (32, 64), (64, 128))),
     "convnext": ZooNet("convnext", lambda: convnext((2, 40), (2, 80), (2, 160)), LONGER),
     "convnext_deep": ZooNet("convnext", lambda: convnext((2, 32), (4, 64), (2, 128)), LONGER),
-    "convnext_wide_end": ZooNet("convnext", lambda: convnext((1, 40), (2, 96), (3, 192)), LONGER),
+    "convnext_wide_end": ZooNet("convnext", lambda: convnext((1, 40), (2, 80), (3, 176)), LONGER),
     "convnext_narrow": ZooNet("convnext", lambda: convnext((3, 32), (3, 64), (3, 128)), LONGER),
-    "densenet_deep": ZooNet("dense", lambda: densenet(16, (4, 12), (6, 12), (6, 16))),
+    "densenet_deep": ZooNet("dense", lambda: densenet(16, (2, 16), (5, 16), (8, 16))),
     "vovnet_deep": ZooNet("dense", lambda: vovnet(24, 4, (16, 40), (24, 72), (32, 112))),
     "seresnet_wide": ZooNet(
         "squeeze_excite",
