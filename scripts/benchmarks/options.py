@@ -11,7 +11,7 @@ with `--final` on `test_report`. Arms differ in what a plan may use:
     channels         widths alone
     all              widths, kernel shapes and blocks left out; all-int8: the same in int8
     uniform          one ratio for all widths, filled up to the budget
-    searched-int8    all in int8, searched for (effort thorough), at 0.75 alone, not for ResNet-56
+    searched-int8    all in int8, searched for (effort thorough): ResNet-20 and VGG at 0.75 alone
     blocks           widths and blocks;  all_but_blocks: widths and kernel shapes
     end              all in int8 on ONNX Runtime (end-openvino: on OpenVINO), for ResNet-20 at 0.25
                      and 0.2 of its latency in f32, and 60 epochs of all 45,000 images
