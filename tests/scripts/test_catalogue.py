@@ -16,7 +16,7 @@ from rlprune.graph.from_onnx import trace_onnx
 def test_all_architectures_are_small_and_nearly_all_their_macs_prunable() -> None:
     for name, net in catalogue.NETS.items():
         graph = trace_onnx(catalogue.exported(net.make().eval())).graph
-        # What lies under LayerNorm stays, and with it the depthwise layers and those between stages.
+        # What lies under LayerNorm stays, and with it the depthwise layers between.
         least = 0.85 if net.family == "convnext" else 0.9
         assert graph.prunable_macs_ratio() >= least, name
         assert int(graph.macs(graph.widths)) <= 30_000_000, name
