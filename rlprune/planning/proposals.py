@@ -21,6 +21,9 @@ from rlprune.solver.knapsack import solve
 from rlprune.solver.pinned import PinnedTask
 from rlprune.solver.task import PruningTask
 
+MOST_SEEN = 512
+"""Evaluated plans that a round is told of; of more the last ones."""
+
 
 @dataclass(frozen=True)
 class Round:

@@ -18,7 +18,7 @@ from rlprune.latency.types import INT8, Arithmetic
 from rlprune.planning.effort import EVALUATION, Effort, passed_count
 from rlprune.planning.planner import Planner, Question
 from rlprune.planning.profiles import named
-from rlprune.planning.proposals import Round
+from rlprune.planning.proposals import MOST_SEEN, Round
 from rlprune.planning.request import Unit
 from rlprune.plans import Candidate, PruningPlan
 from rlprune.runtime import get_runtime
@@ -156,11 +156,12 @@ class Search:
         return self._with_seen(made, stopped=stopped)
 
     def _answer(self, budget: float, unit: Unit, count: int) -> PruningPlan:
-        found = [self._judge.evaluate(keeps) for keeps in self._seen]
+        seen = list(self._seen)[-MOST_SEEN:]
+        found = [self._judge.evaluate(keeps) for keeps in seen]
         asked = Round.first(len(self._question.space.sites), count)
         if found:
             asked = Round(
-                np.array(list(self._seen), dtype=np.int64),
+                np.array(seen, dtype=np.int64),
                 np.array([_divergence(one) for one in found]),
                 np.array([_error(one) for one in found]),
                 count,
@@ -183,7 +184,7 @@ class Search:
             return plan
         own = tuple(plan.keeps.tolist())
         best = sorted(self._seen.values(), key=lambda one: (one.divergence or 0.0, one.keeps))
-        stand = [one for one in best if one.keeps == own or one in best[: KEPT - 1]]
+        stand = [one for place, one in enumerate(best) if place < KEPT - 1 or one.keeps == own]
         price = self._judge.image_count / EVALUATION
         how = (
             f"planned by: posterior race, {len(self._seen)} plans evaluated at the price of "

@@ -5,11 +5,10 @@ from __future__ import annotations
 import numpy as np
 
 from rlprune.errors import InputError
-from rlprune.planning.proposals import Round
+from rlprune.planning.proposals import MOST_SEEN, Round
 from rlprune.schemes import Space
 from rlprune.v1 import plans_pb2
 
-MAX_EVALUATED = 1024
 MAX_LOSS = 1e3
 
 
@@ -38,10 +37,9 @@ def round_from(request: plans_pb2.CreatePlanRequest, space: Space) -> Round | No
     if request.max_params:
         raise InputError("a search goes by latency alone", field="max_params")
     evaluated = request.search.evaluated
-    if len(evaluated) > MAX_EVALUATED:
+    if len(evaluated) > MOST_SEEN:
         raise InputError(
-            f"{len(evaluated)} evaluated plans, more than {MAX_EVALUATED}",
-            field="search.evaluated",
+            f"{len(evaluated)} evaluated plans, more than {MOST_SEEN}", field="search.evaluated"
         )
     if not evaluated:
         return Round.first(len(space.sites), request.candidates)

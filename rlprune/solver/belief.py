@@ -221,13 +221,11 @@ class _Lines:
 
     def covariance(self, other: _Lines) -> FloatArray:
         """Of two lists of plans before anything was seen [N, M]."""
-        sites = np.arange(self.choice.shape[1])
-        shared = self.belief.covariance[
-            sites, self.choice[:, None, :], other.choice[None, :, :]
-        ]  # [N, M, S]
-        own = np.einsum("ns,nms,ms->nm", self.weight, shared, other.weight)
-        beyond = self.belief.spread.together**2 * np.outer(self.several, other.several)
-        return np.asarray(own + beyond)
+        found = self.belief.spread.together**2 * np.outer(self.several, other.several)
+        for site, shared in enumerate(self.belief.covariance):  # all at once would be [N, M, S]
+            own = shared[np.ix_(self.choice[:, site], other.choice[:, site])]
+            found += np.outer(self.weight[:, site], other.weight[:, site]) * own
+        return np.asarray(found)
 
     def moved(self, weights: FloatArray) -> FloatArray:
         """P H' of weights [K, N], as factors [K, S, L]."""

@@ -107,8 +107,8 @@ def test_a_search_does_not_go_with(rig: Rig, changes: dict[str, object], field: 
 
 def test_too_many_plans_are_refused(rig: Rig) -> None:
     one = plans_pb2.EvaluatedPlan(keeps=WIDTHS, divergence=0.1, error=0.1)
-    with pytest.raises(InputError, match="more than 1024"):
-        ask(rig, *[one] * 1025)
+    with pytest.raises(InputError, match="more than 512"):
+        ask(rig, *[one] * 513)
 
 
 def test_losses_told_by_a_pass_are_checked(rig: Rig) -> None:
