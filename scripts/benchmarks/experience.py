@@ -10,7 +10,7 @@ network's answers on 1,000 images of `test_reward` (`--final`: on `test_report`,
     profile                  knapsack by sensitivity measured option by option
     instant quick thorough   the efforts of `rlprune plan`
     race16 race40            searches at the price of 16 and 40 evaluations
-    made_up.METHOD           the same on made-up images, applied on them as well
+    made_up.METHOD           the same on made-up images (`kept`: applied on them as well)
     uniform global energy    planners that neither learn nor evaluate
 
 Networks are those that nothing was fitted to: ResNet-20 and -56, and the families held out.

@@ -14,6 +14,7 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
+from onnx import ModelProto
 
 import rlprune
 from benchmarks.parts.options_plans import Run, made, pack_of
@@ -22,6 +23,7 @@ from rlprune.files import write_atomic
 from rlprune.graph.from_onnx import OnnxTrace
 from rlprune.planning import PlanRequest
 from rlprune.planning.effort import EFFORTS, Effort
+from rlprune.plans import PruningPlan
 from rlprune.runtime import get_runtime
 from rlprune.sensitivity.calibration import CalibrationSet
 from rlprune.sensitivity.evaluate import Evaluator
@@ -84,11 +86,11 @@ class Judged:
     """What a plan loses on images that it was not made from, applied and not tuned."""
 
     divergence: float
-    """Nats."""
+    """Nats; applied on real images, whatever the plan was made from."""
     error: float
     """Its standard error."""
     kept: float
-    """Accuracy over the unpruned network's."""
+    """Accuracy over the unpruned network's; applied on what the plan was made from."""
     count: int
     """Images."""
     seconds: float
@@ -114,16 +116,14 @@ def judged(cell: Cell, run: Run, *, final: bool = False) -> Judged:
     began = time.process_time()
     plan = made(trace, request, images if method.measured else None, run, cell.net)
     seconds = time.process_time() - began
-    smaller = rlprune.apply(
-        plan, trace, calibration=images if method.real else None, on_result=lambda _: None
-    )
-    judge = judge_of(cell.net, run, final)
-    found = judge.evaluate_model(smaller)
+    judge, real = judge_of(cell.net, run, final), calibration(cell.net, run)
+    found = judge.evaluate_model(applied(plan, trace, real))
     each = found.image_divergences
+    kept = found if method.real else judge.evaluate_model(applied(plan, trace, None))
     own = Judged(
         divergence=found.divergence,
         error=float(each.std(ddof=1) / np.sqrt(len(each))),
-        kept=found.accuracy / judge.base.accuracy,
+        kept=kept.accuracy / judge.base.accuracy,
         count=len(each),
         seconds=seconds,
     )
@@ -132,6 +132,11 @@ def judged(cell: Cell, run: Run, *, final: bool = False) -> Judged:
     write_atomic(file, json.dumps(asdict(own)).encode())
     print(f"{cell.name}: {own}; {plan.note[:120]}", flush=True)
     return own
+
+
+def applied(plan: PruningPlan, trace: OnnxTrace, images: CalibrationSet | None) -> ModelProto:
+    """The pruned network, its layers solved on images, or on made-up ones."""
+    return rlprune.apply(plan, trace, calibration=images, on_result=lambda _: None)
 
 
 def is_known(cell: Cell, run: Run, *, final: bool = False) -> bool:
