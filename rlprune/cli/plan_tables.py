@@ -109,7 +109,9 @@ def _candidate(one: Candidate) -> tuple[str, ...]:
 
 def _remedy(cost_sec: float) -> str:
     """How a plan whose losses are only predicted is made better, and what that costs."""
-    cost = f"{max(cost_sec, 1):.0f} s" if cost_sec < 100 else f"{cost_sec / 60:.0f} min"
+    from rlprune.planning.effort import cpu_text
+
+    cost = cpu_text(cost_sec)
     return (
         f"with --effort quick plans are evaluated (about {cost} of CPU), on made-up inputs, or on "
         "yours with --calibration FILE"

@@ -64,10 +64,13 @@ def passed_count(graph: PruningGraph) -> int:
 def cost_text(name: str, graph: PruningGraph) -> str:
     """What finding a plan of this network will cost, for who waits for it."""
     effort = EFFORTS[name]
-    seconds = effort.cpu_sec(graph)
-    long = f"{seconds / 60:.0f} min" if seconds >= 100 else f"{max(seconds, 1):.0f} s"
     plans = f"{effort.rounds * effort.plans} plans are evaluated" if effort.rounds else "one pass"
-    return f"effort {name}: {plans}, about {long} of CPU"
+    return f"effort {name}: {plans}, about {cpu_text(effort.cpu_sec(graph))} of CPU"
+
+
+def cpu_text(seconds: float) -> str:
+    """`40 s` or `12 min`."""
+    return f"{seconds / 60:.0f} min" if seconds >= 100 else f"{max(seconds, 1):.0f} s"
 
 
 def check_effort(name: str) -> str:

@@ -160,8 +160,7 @@ class Evaluator:
         self._batch_values = _batch_values(trace.graph, self._batching)
         self._judge = _Judge.of(judged, list(self._run(trace.model, calibration, judged)))
         self._dense = DenseRows()
-        few = min(len(calibration), AGAIN_COUNT)
-        self._again_on = again_on or calibration.split(few)[0]
+        self._again_on = again_on
         self._reconstruction: Reconstruction | None = None
         if reconstruct:
             self._reconstruction = reconstruction or Reconstruction.of(
@@ -225,6 +224,8 @@ class Evaluator:
             return pruned
         if not again:
             return found.apply(pruned, removal)
+        if self._again_on is None:
+            self._again_on, _ = self.calibration.split(min(len(self.calibration), AGAIN_COUNT))
         changes = refine(
             self.trace, pruned, removal, found, self._again_on, self._runtime, dense=self._dense
         )

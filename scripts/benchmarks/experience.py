@@ -20,7 +20,6 @@ Differences of loss are in natural logarithms. All is kept in --work.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -44,8 +43,8 @@ def main() -> None:
     add("--known", action="store_true", help="only tell what is kept")
     add("--final", action="store_true", help="report on test_report, and log it")
     options = bench.parse()
-    run = Run(options.work / "quick" if options.quick else options.work, options.shared)
-    run = replace(run, quick=options.quick)
+    work = options.work / "quick" if options.quick else options.work
+    run = Run(work, options.shared, options.quick)
     with bench.measuring():
         if options.final:
             log_final(options, "experience")
