@@ -2,8 +2,10 @@
 
 What every option loses is believed to be about what the task's curve says (`solver.belief`).
 Proposals are what the knapsack would plan by losses drawn from that belief (Thompson sampling), so
-that plans are looked at as far apart as is still uncertain. Every evaluated plan tells of all its
-options; with nothing evaluated the best plan is the knapsack's.
+that plans are looked at as far apart as is still uncertain. One share for all widths is among the
+first: where losses are too small to be told apart one by one, as in deep networks, their sum is no
+guide, and it is better. Every evaluated plan tells of all its options; with nothing evaluated the
+best plan is the knapsack's.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from rlprune.graph.types import FloatArray, IntArray
+from rlprune.policy.baselines import UniformPolicy
 from rlprune.solver.belief import Belief, Spread
 from rlprune.solver.knapsack import solve
 from rlprune.solver.task import PruningTask
@@ -72,7 +75,7 @@ class PosteriorRace:
 
     def proposals(self, budget_ms: float, count: int, rng: np.random.Generator) -> IntArray:
         """At most `count` plans [K, S] within a budget that can be met, none of them seen before:
-        the one that is best by the mean, then those by draws."""
+        the one that is best by the mean, the uniform one, then those by draws."""
         known = {tuple(row) for row in self.belief.seen.choice.tolist()}
         found: dict[tuple[int, ...], IntArray] = {}
         for plans in self._drawn(budget_ms, count, rng):
@@ -102,6 +105,7 @@ class PosteriorRace:
 
     def _drawn(self, budget_ms: float, count: int, rng: np.random.Generator) -> Iterator[IntArray]:
         yield self._solved(budget_ms, self.belief.curve[None])
+        yield UniformPolicy().plan(self.task, np.array([budget_ms]))
         for _ in range(DRAWS):
             yield self._solved(budget_ms, self.belief.draws(count, rng))
 

@@ -11,6 +11,7 @@ import pytest
 from synthetic import random_task
 
 from rlprune.graph.types import FloatArray, IntArray
+from rlprune.policy.baselines import UniformPolicy
 from rlprune.policy.race import ONE_PASS, PosteriorRace, SeenPlans
 from rlprune.solver.belief import Belief
 from rlprune.solver.knapsack import budgets_at, solve
@@ -65,10 +66,20 @@ def test_before_anything_was_seen_it_is_the_knapsack() -> None:
     assert (race.best(budget) == solve(task, np.array([budget]))[0]).all()
 
 
+def test_one_share_for_all_widths_is_among_the_first() -> None:
+    """Where losses are noise it is better than their knapsack."""
+    task = told_task(2)
+    budget = budget_of(task)
+    race = PosteriorRace.of(task, SeenPlans.none(task.site_count))
+    choice = race.proposals(budget, 8, np.random.default_rng(0))
+    [uniform] = UniformPolicy().plan(task, np.array([budget]))
+    assert (choice == uniform).all(1).any()
+
+
 def test_proposals_differ_keep_the_budget_and_were_not_seen() -> None:
     task = told_task(1)
     budget = budget_of(task)
-    race = after_rounds(task, truth_of(task, 1), budget, 2)
+    race = after_rounds(task, truth_of(task, 1), budget, 1)
     choice = race.proposals(budget, 8, np.random.default_rng(0))
     rows = [tuple(row) for row in choice.tolist()]
     assert len(set(rows)) == len(rows) > 0
