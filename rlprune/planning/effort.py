@@ -13,10 +13,10 @@ from rlprune.graph.types import PruningGraph
 
 EVALUATION = 1000
 """Images."""
-PASSED = (16, 256)
+PASSED = (4, 256)
 """Samples of the unpruned network's one pass, at least and at most."""
-PASS_MACS = 6.4e10
-"""Of that pass, some three seconds of one core; of large networks it sees fewer samples, which
+PASS_MACS = 3.2e10
+"""Of that pass, some two seconds of one core; of large networks it sees fewer samples, which
 have more places each."""
 MACS_PER_SEC = 2e10
 """Of one core of an x86-64 server in ONNX Runtime; other machines take twice or half the time."""

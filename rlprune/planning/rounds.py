@@ -88,7 +88,7 @@ def make_plans(
     images, pick = _halved(traced, images, count, request.arithmetic, on_progress)
     if effort is not None and images is not None:
         used = SearchImages.of(images, effort, traced.graph)
-        judge = Judge(traced, space, used, request.arithmetic)
+        judge = Judge(traced, space, used, request.arithmetic, evaluates=effort.rounds > 0)
         profiles = judge.one_pass.profiles(space)
     elif scores is not None:
         profiles = initial_profiles(space, scores)

@@ -73,8 +73,13 @@ class Judge:
         space: Space,
         images: SearchImages,
         arithmetic: Arithmetic,
+        *,
+        evaluates: bool = True,
     ) -> None:
         """Runs the unpruned network once.
+
+        Args:
+            evaluates: whether any plan will be evaluated.
 
         Raises:
             CalibrationError: it does not run on the images.
@@ -82,7 +87,9 @@ class Judge:
         """
         self._trace, self._space, self._images = trace, space, images
         self._arithmetic = arithmetic
-        self.one_pass = OnePass.of(trace, space, images.passed, get_runtime())
+        self.one_pass = OnePass.of(
+            trace, space, images.passed, get_runtime(), hurried=not evaluates
+        )
         self.image_count = len(images.passed)
         """Images that went through the network so far."""
         self._found: dict[tuple[int, ...], Evaluation] = {}

@@ -78,14 +78,12 @@ class Batching:
         pair = _pair(samples)
         model = asked(trace.model, wanted)
         with does_not_run():
-            one_by_one = [
-                alone._run_whole(runtime, model, pair.take(row, row))
-                for row in (np.array([k]) for k in range(len(pair.index)))
-            ]
+            rows = (np.array([k]) for k in range(len(pair.index)))
+            one_by_one = alone._run_whole(runtime, model, [pair.take(row, row) for row in rows])
         if len(one_by_one) < 2:
             return alone
         try:
-            together = Batching(axes, ())._run_whole(runtime, _opened(model, axes), pair)
+            [together] = Batching(axes, ())._run_whole(runtime, _opened(model, axes), [pair])
         except (MeasurementError, CalibrationError):
             return alone
         answer_axes = []
@@ -152,12 +150,15 @@ class Batching:
         ]
 
     def _run_whole(
-        self, runtime: Runtime, model: onnx.ModelProto, batch: EqualSizes
-    ) -> list[Array]:
-        if self.answer_axes is not None and not _alike(batch, self.axes):
+        self, runtime: Runtime, model: onnx.ModelProto, batches: Sequence[EqualSizes]
+    ) -> list[list[Array]]:
+        """All answers of each."""
+        if self.answer_axes is not None and not all(_alike(one, self.axes) for one in batches):
             raise CalibrationError("an input without a batch differs")
         with closing(runtime.load(model.SerializeToString())) as session:
-            return [np.array(answer) for answer in session.run(self.feeds(batch))]
+            return [
+                [np.array(answer) for answer in session.run(self.feeds(one))] for one in batches
+            ]
 
 
 @contextmanager

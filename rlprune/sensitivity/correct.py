@@ -22,7 +22,8 @@ from rlprune.runtime.base import Runtime
 from rlprune.schemes import CHANNEL_ONLY, cut_kernels, removal_of
 from rlprune.sensitivity.calibration import CalibrationSet
 from rlprune.sensitivity.evaluate import Evaluation, Evaluator
-from rlprune.sensitivity.reconstruct import Layer, LayerChange, Reconstruction, with_layers
+from rlprune.sensitivity.layers import Layer, LayerChange
+from rlprune.sensitivity.reconstruct import Reconstruction, with_layers
 from rlprune.sensitivity.refine import refine
 from rlprune.sensitivity.sources import CalibrationSource, is_none, made_up_sets, open_calibration
 from rlprune.surgery.onnx import cut

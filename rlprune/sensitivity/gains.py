@@ -15,7 +15,7 @@ loses: over single options the two correlate, in logarithms, with 0.94 to 0.98 f
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,7 +24,8 @@ from rlprune.graph.from_onnx import OnnxTrace
 from rlprune.graph.walk import Node
 from rlprune.runtime.base import Array
 from rlprune.sensitivity.calibration import EqualSizes
-from rlprune.sensitivity.reconstruct import Reconstruction
+from rlprune.sensitivity.large_layers import LargeLayer
+from rlprune.sensitivity.layers import Layer
 from rlprune.surgery.removal import Removal
 
 SUMS = ("Add", "Sub", "Sum")
@@ -115,14 +116,18 @@ class Gains:
                     averaged[name] += apart * term
         return Gains(dict(reaching), dict(averaged), terms)
 
-    def error(self, reconstruction: Reconstruction, removal: Removal, trace: OnnxTrace) -> float:
+    def error(
+        self, layers: Sequence[Layer | LargeLayer], removal: Removal, trace: OnnxTrace
+    ) -> float:
         """What of the answers' variance goes wrong under a removal, about, its layers being solved
         for what they read in the dense network."""
         found = 0.0
-        for layer, share in reconstruction.unexplained_by_layer(removal):
-            gain = self.averaged if layer.tensor in removal.windows else self.reaching
-            found += share * sum(gain.get(name, 0.0) for name in layer.outputs)
-        for node in trace.normal.nodes:
+        for layer in layers:
+            stay = layer.stay(removal)
+            if not stay.all():
+                gain = self.averaged if layer.tensor in removal.windows else self.reaching
+                found += layer.lost(stay) * sum(gain.get(name, 0.0) for name in layer.outputs)
+        for node in trace.normal.nodes if removal.left_out else ():
             shortcut = removal.left_out.get(node.name)
             if shortcut is not None and (node.outputs[0], 1 - shortcut) in self.terms:
                 term = self.terms[node.outputs[0], 1 - shortcut]
@@ -150,8 +155,13 @@ def _spread(value: Array) -> float:
     """Variance about the means over samples and places, of all channels of a sample together."""
     if value.ndim < 2:
         return float(np.var(value))
-    axes = (0, *range(2, value.ndim)) if value.ndim > 3 else tuple(range(value.ndim - 1))
-    return float(np.var(value.astype(np.float64), axis=axes).sum() * value[0].size / _units(value))
+    units = _units(value)
+    apart = value.reshape(len(value), units, -1) if value.ndim > 3 else value.reshape(-1, units, 1)
+    count = apart.shape[0] * apart.shape[2]
+    with np.errstate(over="ignore", invalid="ignore"):
+        first = apart.sum(2).sum(0, dtype=np.float64) / count  # [C]
+        square = np.square(apart).sum(2).sum(0, dtype=np.float64) / count
+    return float(np.maximum(square - first**2, 0.0).sum() * value[0].size / units)
 
 
 def _units(value: Array) -> int:

@@ -29,8 +29,12 @@ MAX_VALUES = 1 << 25
 """Values of all inputs together (128 MiB of float32); of large inputs there are fewer."""
 MAX_RUN_MACS = 2 * 10**10
 """Of one run of the model on all inputs: carrying out a plan takes some fifty such runs."""
-SAMPLES = 16
-"""Inputs that a scale is judged by."""
+SAMPLES = (4, 16)
+"""Inputs that a scale is judged by, at least and at most."""
+MAX_TRIED = 1 << 20
+"""Values of them together; of large ones there are fewer."""
+MAX_JUDGED = 1 << 22
+"""Values of the first layer's answers to them that are looked at."""
 MIN_IMAGE_SIDE = 16
 MIXING = ("Conv", "Gemm", "MatMul")
 
@@ -189,17 +193,19 @@ def _fitting(
     batched = trace.normal.shapes[value.name][:1] == (1,)
     kind = helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
     session = runtime.load(model.SerializeToString())
+    least, most = SAMPLES
+    few = raw[: int(np.clip(MAX_TRIED // max(raw[0].size, 1), least, most))]
     misfits = []
     try:
         for scale in scales:
-            feed = _laid_out(scale.of(raw[:SAMPLES]), channels_first).astype(kind)
+            feed = _laid_out(scale.of(few), channels_first).astype(kind)
             answers = np.concatenate(
                 [
                     np.asarray(session.run({value.name: one[None] if batched else one})[0])
                     for one in feed
                 ]
             )
-            misfits.append(_misfit(answers.astype(np.float64), wanted))
+            misfits.append(_misfit(answers, wanted))
     finally:
         session.close()
     return scales[int(np.argmin(misfits))]
@@ -212,6 +218,7 @@ def _misfit(answers: Array, wanted: tuple[Array, Array] | None) -> float:
     """
     axis = 1 if answers.ndim > 3 or wanted is not None else answers.ndim - 1
     rows = np.moveaxis(answers, axis, 0).reshape(answers.shape[axis], -1)  # [C, R]
+    rows = rows[:, :: -(-rows.size // MAX_JUDGED)].astype(np.float64)
     mean, var = rows.mean(1), rows.var(1)
     live = var > 1e-12
     if not live.any() or not np.isfinite(rows).all():

@@ -17,6 +17,7 @@ from rlprune.graph.windows import before_border, explicit_pads
 from rlprune.runtime.base import Array, Runtime
 from rlprune.sensitivity.batching import Batching
 from rlprune.sensitivity.calibration import CalibrationSet, EqualSizes
+from rlprune.surgery.importance import mixing_axes
 
 PLACES = 16
 """Windows of every sample that a convolution's inputs are taken at, at least."""
@@ -28,6 +29,14 @@ MAX_VALUES = 1 << 28
 """Of all the layers' inputs of one batch (1 GiB); large images go in smaller batches."""
 MAX_PRODUCTS = 2 * 10**10
 """Of a layer's covariance, beyond which no more than `PLACES` windows of a sample are taken."""
+HURRIED_PRODUCTS = 6 * 10**9
+"""The same where an answer is wanted at once."""
+HURRIED_ROWS = 4
+"""... and rows for every input."""
+LARGE = 1000
+"""Inputs of a layer beyond which its rows are kept until all are seen, where an answer is wanted at
+once; of a kernel's several taps no whole covariance is taken then (see `large_layers`)."""
+LARGE_ROWS = 1024
 RIDGE = 1e-3
 """Added to every input's variance, as a share of their mean, at least."""
 RIDGE_PER_INPUT = 0.2
@@ -109,13 +118,27 @@ class InputMoments:
     """What the layers of each weight read, by its name."""
 
     def __init__(
-        self, trace: OnnxTrace, shared: Mapping[str, Sequence[Node]], sample_count: int
+        self,
+        trace: OnnxTrace,
+        shared: Mapping[str, Sequence[Node]],
+        sample_count: int,
+        *,
+        hurried: bool = False,
     ) -> None:
-        """`shared`: by weight, the layers that read it; `sample_count`: in all batches."""
+        """
+        Args:
+            shared: by weight, the layers that read it.
+            sample_count: in all batches.
+            hurried: see less of large layers, and of large kernels only rows.
+        """
         self.shared = shared
         self._trace, self._sample_count = trace, sample_count
         self._rng = np.random.default_rng(0)
         self._seen: dict[str, Seen] = {}
+        self._large = [
+            name for name, nodes in shared.items() if hurried and _is_large(trace, nodes)
+        ]
+        self._rows: dict[str, list[Array]] = {}
 
     @property
     def names(self) -> Collection[str]:
@@ -127,25 +150,72 @@ class InputMoments:
         for name, nodes in self.shared.items():
             for k, node in enumerate(nodes):
                 value = values[source_of(self._trace, node)]
-                rows = rows_read(self._trace, node, value, self._sample_count, self._rng)
+                most = self._most_rows(name) if name in self._large else None
+                rows = rows_read(self._trace, node, value, self._sample_count, self._rng, most)
+                if name in self._large:
+                    self._rows.setdefault(name, []).append(rows)
+                    continue
                 if name not in self._seen:
                     groups = int(node.attrs.get("group", 1))
                     self._seen[name] = Seen.nothing(len(nodes), rows.shape[1], groups)
                 self._seen[name].add(k, rows)
 
     def seen(self) -> dict[str, Seen]:
-        """Sums over all batches.
+        """Sums over all batches; of a large kernel there are `rows`.
 
         Raises:
             CalibrationError: they are not finite.
         """
+        for name in [name for name in self._rows if not self._has_taps(name)]:
+            rows = np.concatenate(self._rows.pop(name))
+            self._seen[name] = Seen.nothing(1, rows.shape[1])
+            self._seen[name].add(0, rows)
         for name, one in self._seen.items():
-            if not (np.isfinite(one.square).all() and np.isfinite(one.first).all()):
-                raise CalibrationError(
-                    f"on these inputs the layers with weight {name!r} read NaN, infinite or far "
-                    "too large values; give them as the model takes them"
-                )
+            _check(name, np.isfinite(one.square).all() and np.isfinite(one.first).all())
         return self._seen
+
+    def rows(self) -> dict[str, Array]:
+        """What large kernels read [R, C_in * K].
+
+        Raises:
+            CalibrationError: it is not finite.
+        """
+        names = [name for name in self._rows if self._has_taps(name)]
+        found = {name: np.concatenate(self._rows[name]) for name in names}
+        for name, rows in found.items():
+            _check(name, np.isfinite(rows).all())
+        return found
+
+    def _has_taps(self, name: str) -> bool:
+        [node] = self.shared[name]
+        return node.op == "Conv" and math.prod(self._trace.normal.shapes[name][2:]) > 1
+
+    def _most_rows(self, name: str) -> int:
+        if self._has_taps(name):
+            return LARGE_ROWS
+        size = inputs_of(self._trace, self.shared[name][0])
+        return int(min(HURRIED_ROWS * size, HURRIED_PRODUCTS // size**2))
+
+
+def _check(name: str, finite: bool | np.bool_) -> None:
+    if not finite:
+        raise CalibrationError(
+            f"on these inputs the layers with weight {name!r} read NaN, infinite or far too large "
+            "values; give them as the model takes them"
+        )
+
+
+def _is_large(trace: OnnxTrace, nodes: Sequence[Node]) -> bool:
+    [node, *others] = nodes
+    alone = not others and int(node.attrs.get("group", 1)) == 1
+    return alone and inputs_of(trace, node) > LARGE
+
+
+def inputs_of(trace: OnnxTrace, node: Node) -> int:
+    """What each of a layer's outputs is made of, numbers of one sample's place."""
+    shape = trace.normal.shapes[node.inputs[1]]
+    _, made = mixing_axes(node, trace.normal.shapes) or (1, 0)
+    return math.prod(shape) // shape[made]
 
 
 def batch_values(trace: OnnxTrace, batching: Batching, wanted: Sequence[str]) -> int:
@@ -163,16 +233,25 @@ def source_of(trace: OnnxTrace, node: Node) -> str:
 
 
 def rows_read(
-    trace: OnnxTrace, node: Node, value: Array, sample_count: int, rng: np.random.Generator
+    trace: OnnxTrace,
+    node: Node,
+    value: Array,
+    sample_count: int,
+    rng: np.random.Generator,
+    most: int | None = None,
 ) -> Array:
     """What one output reads, for a sample of the outputs of a batch: [R, C_in * K].
 
     Args:
         value: the layer's input in one batch (`source_of`).
         sample_count: in all batches.
+        most: rows of all samples together, about; by default what the covariance takes, but
+            `PLACES` of each.
     """
     if node.op != "Conv":
-        return np.asarray(value, dtype=np.float32).reshape(-1, value.shape[-1])
+        rows = np.asarray(value, dtype=np.float32).reshape(-1, value.shape[-1])
+        few = len(rows) if most is None else most * len(value) // sample_count
+        return rows[rng.choice(len(rows), few, replace=False)] if few < len(rows) else rows
     kernel = trace.normal.shapes[node.inputs[1]][2:]
     stride = list(node.attrs.get("strides", [1] * len(kernel)))
     dilation = list(node.attrs.get("dilations", [1] * len(kernel)))
@@ -186,9 +265,10 @@ def rows_read(
         for size, k, s, d in zip(padded.shape[2:], kernel, stride, dilation, strict=True)
     ]
     total = int(np.prod(extents))
-    size = math.prod(trace.normal.shapes[node.inputs[1]][1:])  # in the dense network
-    rows = min(ROWS_PER_INPUT * size, MAX_PRODUCTS // size**2)
-    places = max(PLACES, -(-rows // sample_count))
+    if most is None:
+        size = math.prod(trace.normal.shapes[node.inputs[1]][1:])  # in the dense network
+        most = max(min(ROWS_PER_INPUT * size, MAX_PRODUCTS // size**2), PLACES * sample_count)
+    places = -(-most // sample_count)
     chosen = rng.choice(total, min(places, total), replace=False)
     corner = np.unravel_index(chosen, extents)  # per axis [P]
     offset = np.unravel_index(np.arange(int(np.prod(kernel))), kernel)  # per axis [K]

@@ -7,20 +7,24 @@ much of it reaches the answers is told by the same pass (`sensitivity.gains`). N
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 
 from rlprune.graph.from_onnx import OnnxTrace
-from rlprune.graph.types import FloatArray, IntArray
+from rlprune.graph.types import FloatArray
 from rlprune.runtime.base import Runtime
 from rlprune.schemes import Space, cut_kernels, scheme_named
 from rlprune.schemes.channels import CHANNELS
 from rlprune.sensitivity.calibration import CalibrationSet
 from rlprune.sensitivity.energy import energy_profiles
 from rlprune.sensitivity.gains import Gains, Variances
-from rlprune.sensitivity.moments import run_once
-from rlprune.sensitivity.reconstruct import Layer, Reconstruction
+from rlprune.sensitivity.large_layers import LargeLayer
+from rlprune.sensitivity.layers import Layer, layer_of, sharing, site_of
+from rlprune.sensitivity.moments import InputMoments, run_once
+from rlprune.sensitivity.reconstruct import Reconstruction
 from rlprune.sensitivity.types import GroupProfiles
 from rlprune.surgery.importance import unit_scores
 from rlprune.surgery.removal import Removal
@@ -36,25 +40,44 @@ class OnePass:
 
     trace: OnnxTrace
     sample_count: int
-    reconstruction: Reconstruction
+    layers: Sequence[Layer | LargeLayer]
     gains: Gains
 
     @staticmethod
-    def of(trace: OnnxTrace, space: Space, samples: CalibrationSet, runtime: Runtime) -> OnePass:
+    def of(
+        trace: OnnxTrace,
+        space: Space,
+        samples: CalibrationSet,
+        runtime: Runtime,
+        *,
+        hurried: bool = False,
+    ) -> OnePass:
         """Runs it.
+
+        Args:
+            hurried: what large layers lose is told from less (see `large_layers`), and they cannot
+                be solved by it.
 
         Raises:
             CalibrationError: it does not run on the samples, or overflows on them.
         """
-        kernels = cut_kernels(trace, space.schemes)
-        moments, variances = Reconstruction.moments(trace, len(samples), kernels), Variances(trace)
+        shared = sharing(trace, cut_kernels(trace, space.schemes))
+        moments = InputMoments(trace, shared, len(samples), hurried=hurried)
+        variances = Variances(trace)
         run_once(trace, samples, runtime, [moments, variances])
-        return OnePass(
-            trace,
-            len(samples),
-            Reconstruction.from_moments(trace, moments),
-            Gains.of(trace, variances),
-        )
+        tensors = {tensor.name: tensor for tensor in trace.model.graph.initializer}
+        sites = {name: site_of(trace, nodes, tensors[name]) for name, nodes in shared.items()}
+        seen, rows = moments.seen(), moments.rows()
+        layers = [
+            LargeLayer.of(site, rows[name]) if name in rows else layer_of(site, seen[name])
+            for name, site in sites.items()
+        ]
+        return OnePass(trace, len(samples), layers, Gains.of(trace, variances))
+
+    @cached_property
+    def reconstruction(self) -> Reconstruction:
+        """What plans' layers are solved with; not of a hurried pass."""
+        return Reconstruction([one for one in self.layers if isinstance(one, Layer)])
 
     def profiles(self, space: Space) -> GroupProfiles:
         """Profiles of the sites, with what this pass tells in the place of a prediction."""
@@ -77,7 +100,8 @@ class OnePass:
             whole = Removal([np.arange(len(units)) for units in scores])
             for option, value in enumerate(site.values[:-1]):
                 removal = scheme.remove(self.trace, [site], np.array([value]), whole)
-                error[place, option] = self.gains.error(self.reconstruction, removal, self.trace)
+                cut = [layer for layer in self.layers if layer.tensor in removal.windows]
+                error[place, option] = self.gains.error(cut, removal, self.trace)
         lines = [BLOCK_LINE if site.scheme == "block" else LINE for site in space.sites]
         slope, offset = np.array(lines).reshape(-1, 2).T[:, :, None]
         return np.asarray(np.where(error > 0.0, np.exp(offset) * error**slope, 0.0))
@@ -87,32 +111,15 @@ class OnePass:
         rank = np.empty(len(scores), dtype=np.int64)
         rank[np.argsort(-scores, kind="stable")] = np.arange(len(scores))
         found = np.zeros(len(space.sites[group].values))
-        for layer in self.reconstruction.layers:
+        for layer in self.layers:
             owner, unit = layer.read
             own = owner == group
             if not own.any():
                 continue
-            taps = layer.weight.shape[1] // len(own)
             last = np.full(len(own), -1)  # units that other groups own come first, as they stay
             last[own] = rank[unit[own]]
-            last = np.repeat(last, taps)  # [d]
-            lost = _unexplained(layer, np.argsort(last, kind="stable"))  # [d + 1]
+            lost = layer.lost_in_order(np.argsort(last, kind="stable"))  # [C_in + 1]
             stay = [int((last < keep).sum()) for keep in space.sites[group].values]
             reach = sum(self.gains.reaching.get(name, 0.0) for name in layer.outputs)
             found += reach * lost[stay]
         return found
-
-
-def _unexplained(layer: Layer, order: IntArray) -> FloatArray:
-    """Share (0-1) of a layer's output variance that least squares cannot restore from its first 0,
-    1, 2 ... inputs in an order [d] -> [d + 1].
-
-    With C = L L' the covariance in that order, what the first m inputs explain of W x is the sum of
-    the squares of the first m columns of W L.
-    """
-    whole, _ = layer.moment(layer.shift)
-    root = np.linalg.cholesky(whole[:, order][:, :, order])  # [G, d, d]
-    dense = layer.weight.reshape(len(whole), -1, len(order))[:, :, order]  # [G, C_out / G, d]
-    explained = np.square(dense @ root).sum((0, 1))  # [d]
-    total = np.concatenate([[0.0], np.cumsum(explained)])
-    return np.asarray(np.clip(1.0 - total / max(float(total[-1]), 1e-30), 0.0, 1.0))

@@ -19,7 +19,8 @@ from onnx import ModelProto, NodeProto, ValueInfoProto, helper
 from rlprune.graph.bodies import reads_of
 from rlprune.runtime.base import Array, Runtime
 from rlprune.sensitivity.batching import does_not_run
-from rlprune.sensitivity.reconstruct import LayerChange, with_layers
+from rlprune.sensitivity.layers import LayerChange
+from rlprune.sensitivity.reconstruct import with_layers
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,9 +21,10 @@ from rlprune.graph.walk import Node
 from rlprune.runtime.base import Array, Runtime
 from rlprune.sensitivity.batching import Batching
 from rlprune.sensitivity.calibration import CalibrationSet, EqualSizes
+from rlprune.sensitivity.layers import Layer, LayerChange
 from rlprune.sensitivity.moments import RIDGE, Seen, batch_values, rows_read, source_of
 from rlprune.sensitivity.parts import PartwiseRun, Stage, most_kept
-from rlprune.sensitivity.reconstruct import Layer, LayerChange, Reconstruction
+from rlprune.sensitivity.reconstruct import Reconstruction
 from rlprune.surgery.removal import Removal, kept_mask
 
 MAX_MACS = 10**12

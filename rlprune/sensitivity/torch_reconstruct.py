@@ -23,7 +23,7 @@ from rlprune.runtime.base import Runtime
 from rlprune.schemes import CHANNEL_ONLY, cut_kernels, removal_of
 from rlprune.sensitivity.calibration import CalibrationSet
 from rlprune.sensitivity.correct import Correction, Solved, only_cut, samples_for, solve
-from rlprune.sensitivity.reconstruct import Layer
+from rlprune.sensitivity.layers import Layer
 from rlprune.sensitivity.sources import CalibrationSource
 from rlprune.surgery.torch import cut_torch
 from rlprune.surgery.torch_attention import unpacked

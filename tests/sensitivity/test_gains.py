@@ -122,7 +122,7 @@ def test_nothing_is_lost_where_nothing_is_taken() -> None:
     gains = gains_of(trace, data)
     found = Reconstruction.of(trace, data, RUNTIME)
     removal = removal_of(trace, trace.graph.widths)
-    assert gains.error(found, removal, trace) == 0.0
+    assert gains.error(found.layers, removal, trace) == 0.0
     assert gains.reaching[trace.model.graph.output[0].name] == 1.0
 
 
@@ -165,6 +165,6 @@ def test_counts_of_channels_lose_what_their_removal_does() -> None:
             choice = space.unpruned.copy()
             choice[site] = option
             removal = removal_of(trace, space.settings_at(choice), space.schemes)
-            error = found.gains.error(found.reconstruction, removal, trace)
+            error = found.gains.error(found.layers, removal, trace)
             expected = np.exp(offset) * error**slope
             assert curve[site, option] == pytest.approx(expected, rel=1e-6, abs=1e-9)

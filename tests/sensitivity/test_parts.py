@@ -19,8 +19,9 @@ from rlprune.runtime import get_runtime
 from rlprune.runtime.base import Array, Runtime, Session
 from rlprune.sensitivity.batching import Batching
 from rlprune.sensitivity.calibration import CalibrationSet, EqualSizes
+from rlprune.sensitivity.layers import LayerChange
 from rlprune.sensitivity.parts import PartwiseRun, Stage, most_kept
-from rlprune.sensitivity.reconstruct import LayerChange, with_layers
+from rlprune.sensitivity.reconstruct import with_layers
 
 RUNTIME = get_runtime()
 SIZE = (3, 16, 16)

@@ -18,7 +18,7 @@ from reconstructing import RUNTIME, SIDE, halved, images_of, values
 from rlprune.graph.from_onnx import OnnxTrace, trace_onnx
 from rlprune.graph.types import FloatArray, IntArray
 from rlprune.runtime.base import Array, Session
-from rlprune.sensitivity import moments, reconstruct
+from rlprune.sensitivity import layers, moments, reconstruct
 from rlprune.sensitivity.evaluate import Evaluator
 from rlprune.sensitivity.reconstruct import Reconstruction
 from rlprune.surgery.importance import unit_scores
@@ -201,7 +201,7 @@ def test_a_layer_of_more_inputs_than_can_be_solved_stays_as_it_was_cut(
         ]
 
     assert changed() == [wide, narrow]
-    monkeypatch.setattr(reconstruct, "MAX_INPUTS", 53)
+    monkeypatch.setattr(layers, "MAX_INPUTS", 53)
     assert changed() == [narrow]
 
 

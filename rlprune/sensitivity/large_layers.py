@@ -1,0 +1,88 @@
+"""What large layers lose, told from little: for plans that are wanted at once.
+
+The covariance of a 3x3 convolution of 512 channels has 4,608 rows; taking and factorising it costs
+more than running the network. Of channels it is nearly as good to know how they vary together at
+one place, averaged over the kernel's taps; of taps, how the strongest directions of the channels
+vary over the kernel. Held against the whole covariance on three networks, the logarithms of what
+least squares cannot restore correlate with 0.97 to 0.99 and 0.95 to 0.98.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+import numpy as np
+
+from rlprune.graph.types import FloatArray, IntArray
+from rlprune.runtime.base import Array
+from rlprune.sensitivity.layers import LayerSite, Moment
+from rlprune.sensitivity.moments import RIDGE, RIDGE_PER_INPUT
+from rlprune.surgery.removal import BoolArray
+
+DIRECTIONS = 4
+"""One direction to so many channels is followed over the kernel."""
+MOST_DIRECTIONS = 64
+CHANNEL_LINE, TAP_LINE = (1.12, -0.29), (1.08, 0.0)
+"""Slope and offset of the logarithm of what is lost over what is so told."""
+
+
+@dataclass(frozen=True)
+class LargeLayer(LayerSite):
+    """A convolution, and of what it read in the dense network what its losses are told from."""
+
+    at_one_place: Moment
+    """Channels as inputs, all taps' answers [1, C_in, C_in]."""
+    over_kernel: Moment
+    """Directions times taps as inputs [1, D * K, D * K]."""
+
+    @staticmethod
+    def of(site: LayerSite, rows: Array) -> LargeLayer:
+        """By rows [R, C_in * K] that it read."""
+        taps = site.taps_per_channel
+        read = (rows - rows.mean(0)).reshape(len(rows), -1, taps)  # [R, C, K]
+        weight = site.weight.reshape(len(site.weight), -1, taps)  # [C_out, C, K]
+        flat = np.ascontiguousarray(read.swapaxes(1, 2)).reshape(-1, read.shape[1])  # [R * K, C]
+        covariance = _covariance(flat)
+        _, directions = np.linalg.eigh(covariance)  # [C, C], ascending
+        count = min(-(-len(covariance) // DIRECTIONS), MOST_DIRECTIONS)
+        strongest = np.ascontiguousarray(directions[:, -count:])  # [C, D]
+        along = flat @ strongest.astype(flat.dtype)  # [R * K, D]
+        along = along.reshape(len(rows), taps, -1).swapaxes(1, 2).reshape(len(rows), -1)
+        where = {field.name: getattr(site, field.name) for field in fields(LayerSite)}
+        return LargeLayer(
+            **where,
+            at_one_place=Moment(
+                covariance[None], weight.swapaxes(1, 2).reshape(1, -1, len(covariance))
+            ),
+            over_kernel=Moment(
+                _covariance(along)[None],
+                (weight.swapaxes(1, 2) @ strongest)
+                .swapaxes(1, 2)
+                .reshape(1, len(weight), -1),  # [1, C_out, D * K]
+            ),
+        )
+
+    def lost(self, stay: BoolArray) -> float:
+        """Share (0-1) of its answers' variance that least squares cannot restore from the taps
+        that stay [C_in * K], the same of every channel."""
+        taps = stay[: self.taps_per_channel]
+        size = self.over_kernel.covariance.shape[-1]
+        return float(_on_line(self.over_kernel.lost(np.resize(taps, size)), TAP_LINE))
+
+    def lost_in_order(self, order: IntArray) -> FloatArray:
+        """The same from the first 0, 1, 2 ... of its channels in an order [C_in] -> [C_in + 1]."""
+        return _on_line(self.at_one_place.lost_in_order(order), CHANNEL_LINE)
+
+
+def _covariance(rows: Array) -> FloatArray:
+    """Of rows [R, d] with mean 0, with a ridge as `Seen.covariance` has it [d, d]."""
+    found = (rows.T @ rows).astype(np.float64) / len(rows)
+    size = len(found)
+    ridge = max(RIDGE, RIDGE_PER_INPUT * size / len(rows))
+    found[np.diag_indices(size)] += ridge * found.diagonal().mean() + 1e-12
+    return np.asarray(found)
+
+
+def _on_line(share: FloatArray | float, line: tuple[float, float]) -> FloatArray:
+    slope, offset = line
+    return np.asarray(np.minimum(np.exp(offset) * np.asarray(share) ** slope, 1.0))

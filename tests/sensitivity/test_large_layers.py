@@ -1,0 +1,81 @@
+"""A hurried pass tells of large layers what the whole covariance does, from less."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import rlprune
+from rlprune.graph.from_onnx import OnnxTrace
+from rlprune.graph.types import FloatArray
+from rlprune.runtime import get_runtime
+from rlprune.schemes import Space, whole_space
+from rlprune.sensitivity import layers, moments
+from rlprune.sensitivity.calibration import CalibrationSet
+from rlprune.sensitivity.large_layers import LargeLayer
+from rlprune.sensitivity.one_pass import OnePass
+
+SIZE = (3, 12, 12)
+
+
+def traced() -> OnnxTrace:
+    """Kernels of several taps, and a large layer without."""
+    torch.manual_seed(0)
+    width = 32
+    module = nn.Sequential(
+        *(nn.Conv2d(3, width, 3, padding=1), nn.ReLU()),
+        *(nn.Conv2d(width, width, 3, padding=1), nn.ReLU()),
+        *(nn.Conv2d(width, 4 * width, 1), nn.ReLU()),
+        *(nn.Conv2d(4 * width, width, 1), nn.ReLU()),
+        *(nn.Conv2d(width, width, 3, padding=1), nn.ReLU()),
+        *(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, 8)),
+    )
+    return rlprune.trace(module.eval(), torch.zeros(1, *SIZE)).onnx
+
+
+def images() -> CalibrationSet:
+    """Smooth in space, as pictures are."""
+    rng = np.random.default_rng(0)
+    coarse = rng.standard_normal((48, 3, 6, 6)).repeat(2, 2).repeat(2, 3)
+    noise = 0.3 * rng.standard_normal((48, *SIZE))
+    return CalibrationSet.single((coarse + noise).astype(np.float32))
+
+
+def curves(
+    trace: OnnxTrace, space: Space, monkeypatch: pytest.MonkeyPatch
+) -> tuple[FloatArray, FloatArray, list[str]]:
+    """By the whole covariance, and hurried; the large kernels."""
+    data, runtime = images(), get_runtime()
+    exact = OnePass.of(trace, space, data, runtime).curve(space)
+    monkeypatch.setattr(moments, "LARGE", 100)
+    monkeypatch.setattr(layers, "MANY", 100)
+    found = OnePass.of(trace, space, data, runtime, hurried=True)
+    large = [one.tensor for one in found.layers if isinstance(one, LargeLayer)]
+    return exact, found.curve(space), large
+
+
+def test_told_from_less_losses_are_about_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    trace = traced()
+    space = whole_space(trace.graph, ("channel", "shape"))
+    exact, hurried, large = curves(trace, space, monkeypatch)
+    assert len(large) == 2, "of the layers with kernels, those that read 32 channels"
+    for scheme in ("channel", "shape"):
+        own = [place for place, site in enumerate(space.sites) if site.scheme == scheme]
+        one, other = exact[own], hurried[own]
+        both = (one > 1e-3) & (other > 1e-3)
+        apart = np.log(other[both] / one[both])
+        assert both.sum() > 20
+        assert np.corrcoef(np.log(one[both]), np.log(other[both]))[0, 1] > 0.9
+        assert abs(apart.mean()) < 0.35 and apart.std() < 0.5
+
+
+def test_a_network_of_small_layers_is_told_the_same() -> None:
+    trace = traced()
+    space = whole_space(trace.graph, ("channel", "shape"))
+    data, runtime = images(), get_runtime()
+    found = OnePass.of(trace, space, data, runtime, hurried=True)
+    exact = OnePass.of(trace, space, data, runtime)
+    assert not any(isinstance(one, LargeLayer) for one in found.layers)
+    assert (found.curve(space) == exact.curve(space)).all()
