@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from rlprune.graph.from_torch import TorchTrace
     from rlprune.planning.request import PlanRequest
     from rlprune.plans import PruningPlan
+    from rlprune.progress import OnProgress
 
 
 def plan(
@@ -78,10 +79,10 @@ def plan(
         str,
         typer.Option(
             metavar="NAME|PATH",
-            help="learned, knapsack, global, uniform (one ratio, filled up), uniform-plain, or "
-            "a trained policy's directory.",
+            help="search: plans are evaluated (--effort). By sensitivity alone: learned, knapsack, "
+            "global, uniform (one ratio, filled up), uniform-plain, a trained policy's directory.",
         ),
-    ] = "learned",
+    ] = "search",
     calibration: Calibration = None,
     judged_by: JudgedBy = None,
     pixels: Pixels = None,
@@ -123,18 +124,8 @@ def plan(
         typer.Option(
             metavar="instant|quick|thorough",
             show_default=False,
-            help="How much is done to find the plan: one pass of the network; some 60 plans "
-            "evaluated as well, or some 240. On made-up inputs without --calibration.",
-        ),
-    ] = None,
-    candidates: Annotated[
-        int | None,
-        typer.Option(
-            metavar="K",
-            show_default=False,
-            help="Compare K plans on half of the calibration images and take the best; 64 cost "
-            "about as much as 8 full evaluations and are the default from 500 images on; 0 for "
-            "none.",
+            help="How much the search does: one pass of the network; some 60 plans evaluated as "
+            "well (by default), or some 240. On made-up inputs without --calibration.",
         ),
     ] = None,
     max_params: Annotated[
@@ -209,6 +200,8 @@ def plan(
     _check_source(model, at_init, module)
     source = calibration_data(calibration, judged_by, pixels, sounds)
     from rlprune.planning import LocalPlanner, Planner, PlanRequest, make_plans
+    from rlprune.planning.effort import cost_text
+    from rlprune.planning.rounds import effort_of
 
     several = len(budget_ms or budget_ratio or ()) > 1
     request = PlanRequest.of(
@@ -226,7 +219,6 @@ def plan(
         pin=pin or (),
         guard=guard,
         effort=effort,
-        candidates=candidates,
         certify=certify,
         max_params=max_params,
         at_init=(score or "synflow") if at_init else None,
@@ -244,13 +236,12 @@ def plan(
     else:
         assert module is not None
         name, traced = module, _untrained(module, input_shape, calibration)
-    if effort is not None:
-        from rlprune.planning.effort import cost_text
-
-        say(cost_text(effort, traced.graph))
     with ExitStack() as open_until_done:
         open_until_done.enter_context(stoppable(_kept))
         on_progress = open_until_done.enter_context(progress())
+        searched = effort_of(request, source)
+        if searched is not None:
+            on_progress = _after(cost_text(searched, traced.graph), on_progress)
         planner: Planner = LocalPlanner()
         if server is not None:
             planner = open_until_done.enter_context(connect(server, tls_ca)).planner()
@@ -323,6 +314,22 @@ def _check_threads_here(threads: int | None, device: str | None, server: str | N
         raise typer.BadParameter(
             f"this machine has {cores} cores, not {threads}", param_hint="--threads"
         )
+
+
+def _after(cost: str, on_progress: OnProgress) -> OnProgress:
+    """Says what a search costs before its first plan is evaluated."""
+    from rlprune.planning.effort import EVALUATING
+
+    told = False
+
+    def tell(what: str, done: int, total: int) -> None:
+        nonlocal told
+        if what == EVALUATING and not told:
+            say(cost)
+            told = True
+        on_progress(what, done, total)
+
+    return tell
 
 
 def _kept() -> str:

@@ -89,7 +89,7 @@ def _print_sites(report: PlanReport) -> None:
 
 def _print_candidates(report: PlanReport) -> None:
     print_table(
-        ("candidate", report.unit, "images", "divergence", "difference +-", "loss", "+-", "chosen"),
+        ("candidate", report.unit, "images", "divergence", "loss", "+-", "chosen"),
         [_candidate(one) for one in report.finalists],
     )
     if report.others:
@@ -97,7 +97,7 @@ def _print_candidates(report: PlanReport) -> None:
 
 
 def _candidate(one: Candidate) -> tuple[str, ...]:
-    figures = (one.divergence, one.gain_se, one.loss, one.loss_se)
+    figures = (one.divergence, one.loss, one.loss_se)
     return (
         one.policy,
         f"{one.predicted_latency_ms:.4g}",

@@ -14,7 +14,6 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from rlprune.planning.candidates import default_count
     from rlprune.planning.local import LocalPlanner, check_measured, device_task, which_device
     from rlprune.planning.make import make_plan
     from rlprune.planning.planner import Planner, Question
@@ -33,7 +32,6 @@ __all__ = [
     "Planner",
     "Question",
     "check_measured",
-    "default_count",
     "device_task",
     "latency_model",
     "make_plan",
@@ -46,7 +44,6 @@ __all__ = [
 ]
 
 _HOMES = {
-    "candidates": ("default_count",),
     "local": ("LocalPlanner", "check_measured", "device_task", "which_device"),
     "make": ("make_plan",),
     "planner": ("Planner", "Question"),

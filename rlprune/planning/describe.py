@@ -31,7 +31,8 @@ class Decision:
     least: IntArray
     """The plan of least latency; the choice itself where the budget cannot be met."""
     reference: IntArray
-    """The knapsack's; the least where the budget cannot be met."""
+    """The knapsack's, of a search what it planned first; the least where the budget cannot be
+    met."""
     feasible: bool
     policy: str
     """Name of what decided."""

@@ -35,24 +35,37 @@ class Effort:
     """Samples that a plan's layers are solved on."""
     judged: int
     """Samples that it is judged on, others than those."""
+    finals: int
+    """Plans that are looked at more closely in the end."""
+    closer: int
+    """Samples that these are judged on; they are solved on all of the first pass."""
 
     def images(self, graph: PruningGraph) -> int:
         """That go through the network, about."""
-        own = self.solved + self.judged
-        return passed_count(graph) + (own if self.rounds else 0) + self.rounds * self.plans * own
+        passed, own = passed_count(graph), self.solved + self.judged
+        if not self.rounds:
+            return passed
+        searched = (1 + self.rounds * self.plans) * own
+        return passed + searched + (1 + self.finals) * (max(passed, self.solved) + self.closer)
 
     def cpu_sec(self, graph: PruningGraph) -> float:
         """CPU time that a plan takes, roughly."""
         macs = int(graph.macs(graph.widths))
-        return self.images(graph) * macs / MACS_PER_SEC + self.rounds * self.plans * PLAN_SEC
+        plans = self.rounds * self.plans + self.finals
+        return self.images(graph) * macs / MACS_PER_SEC + plans * PLAN_SEC
 
 
 EFFORTS = {
-    "instant": Effort(0, 0, 0, 0),
-    "quick": Effort(7, 8, 64, 64),
-    "thorough": Effort(15, 16, 128, 256),
+    "instant": Effort(0, 0, 0, 0, 0, 0),
+    "quick": Effort(5, 8, 64, 64, 5, 192),
+    "thorough": Effort(15, 16, 128, 256, 8, 600),
 }
 """By name: one pass of the unpruned network, some eight evaluations, some hundred."""
+
+
+DEFAULT_EFFORT = "quick"
+EVALUATING = "evaluating plans"
+"""What progress calls it."""
 
 
 def passed_count(graph: PruningGraph) -> int:
@@ -64,7 +77,8 @@ def passed_count(graph: PruningGraph) -> int:
 def cost_text(name: str, graph: PruningGraph) -> str:
     """What finding a plan of this network will cost, for who waits for it."""
     effort = EFFORTS[name]
-    plans = f"{effort.rounds * effort.plans} plans are evaluated" if effort.rounds else "one pass"
+    count = effort.rounds * effort.plans + effort.finals
+    plans = f"{count} plans are evaluated" if effort.rounds else "one pass"
     return f"effort {name}: {plans}, about {cpu_text(effort.cpu_sec(graph))} of CPU"
 
 

@@ -141,7 +141,6 @@ class LocalPlanner:
                 device=question.device,
                 constraints=bound,
                 guard=request.guard,
-                candidate_count=question.candidate_count,
                 max_params=request.max_params,
             )
         made = replace(made, precision=request.precision)

@@ -10,9 +10,8 @@ import numpy as np
 from rlprune.constraints import BoundConstraints
 from rlprune.errors import InputError
 from rlprune.graph.types import IntArray
-from rlprune.planning.candidates import PENDING, propose
-from rlprune.planning.describe import Decision, described, figures, upper_ms
-from rlprune.plans import Candidate, PruningPlan
+from rlprune.planning.describe import Decision, described, upper_ms
+from rlprune.plans import PruningPlan
 from rlprune.solver.pinned import PinnedTask
 from rlprune.solver.task import PruningTask
 
@@ -54,7 +53,6 @@ def make_plan(
     device: str,
     constraints: BoundConstraints | None = None,
     guard: bool = True,
-    candidate_count: int = 0,
     max_params: int | None = None,
 ) -> PruningPlan:
     """The policy's plan for one budget, with every figure a reader needs to judge it; pure.
@@ -65,9 +63,7 @@ def make_plan(
     Args:
         budget_ms: positive and finite, as `PlanRequest` sees to it.
         guard: give the knapsack's plan where the policy may not answer alone (`policy.guard`).
-        candidate_count: also propose so many plans, for `candidates.choose` where the weights are;
-            the plan is then the knapsack's.
-        max_params: a second budget: parameters that a plan may have. Candidates are not held to it.
+        max_params: a second budget: parameters that a plan may have.
 
     Raises:
         InputError: the unpruned model is predicted to cost nothing.
@@ -81,16 +77,8 @@ def make_plan(
     choice = reference = least if solved is None else pinned.expand(solved)
     untrained = task.profiles.initial_loss is not None
     decided, why = policy.name, ""
-    candidates: list[Candidate] = []
     if feasible and task.site_count:
-        if candidate_count:
-            decided, why = "knapsack", PENDING
-            rng = np.random.default_rng(0)
-            candidates = [
-                Candidate(**figures(task, pinned.expand(own)), policy=name)
-                for name, own in propose(pinned.task, policy, budget_ms, candidate_count, rng)
-            ]
-        elif guard and (why := refusal_reason(policy, untrained=untrained)):
+        if guard and (why := refusal_reason(policy, untrained=untrained)):
             decided, why = "knapsack", f"planned by: latency-constrained knapsack ({why})"
         elif policy.name != "knapsack":
             own_plan = _plan_within(policy, pinned.task, (least_ms, budget_ms), max_params)
@@ -104,7 +92,7 @@ def make_plan(
                 choice = pinned.expand(own_plan)
                 if (choice == reference).all():
                     why = "the same plan as the latency-constrained knapsack's"
-    made = Decision(choice, least, reference, feasible, decided, why, tuple(candidates))
+    made = Decision(choice, least, reference, feasible, decided, why)
     return described(
         task, made, budget_ms, device=device, constraints=constraints, max_params=max_params
     )

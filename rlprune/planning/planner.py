@@ -33,8 +33,6 @@ class Question:
     space: Space
     """What may be decided."""
     profiles: GroupProfiles
-    candidate_count: int
-    """Plans to propose beside the knapsack's; 0 for none."""
     deadline: float
     """When measuring ends, by `time.monotonic`; infinite where it has all the time."""
     model_name: str = ""

@@ -17,10 +17,11 @@ from rlprune.planning.describe import Decision, described, figures
 from rlprune.planning.make import Ends
 from rlprune.plans import Candidate, PruningPlan
 from rlprune.policy.race import NAME, PosteriorRace, SeenPlans
-from rlprune.solver.knapsack import solve
 from rlprune.solver.pinned import PinnedTask
 from rlprune.solver.task import PruningTask
 
+MOST_PROPOSED = 64
+"""Plans that are proposed in a round."""
 MOST_SEEN = 512
 """Evaluated plans that a round is told of; of more the last ones."""
 
@@ -68,13 +69,14 @@ def round_plan(
     if ends.least_ms > budget_ms or not task.site_count:
         made = Decision(ends.least, ends.least, ends.least, ends.least_ms <= budget_ms, "knapsack")
         return described(task, made, budget_ms, device=device, constraints=constraints)
+    before = PosteriorRace.of(pinned.task, SeenPlans.none(pinned.task.site_count))
     race = PosteriorRace.of(pinned.task, _seen(task, asked, pinned))
     best = race.best(budget_ms)
     rng = np.random.default_rng(len(asked))
     made = Decision(
         choice=pinned.expand(best),
         least=ends.least,
-        reference=pinned.expand(solve(pinned.task, np.array([budget_ms]))[0]),
+        reference=pinned.expand(before.best(budget_ms)),
         feasible=True,
         policy=NAME if len(asked) else "knapsack",
         candidates=tuple(

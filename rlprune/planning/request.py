@@ -26,7 +26,8 @@ Unit = Literal["ms", "ratio"]
 SCORES = ("synflow", "snip", "grasp")
 """What can say, before training, how much a group matters (`surgery.torch_saliency`)."""
 MAX_BUDGETS = 64
-MAX_CANDIDATES = 64
+SEARCH = "search"
+"""The policy by default."""
 MAX_THREADS = 1024
 
 
@@ -38,8 +39,10 @@ class SharedOptions(TypedDict, total=False):
     `openvino` or `mnn` for that runtime on this machine; or `macs`, under which "ms" are millions
     of MACs. Of a server, a key or `macs`."""
     policy: str
-    """learned, knapsack, global, uniform (one ratio, filled up to the budget),
-    uniform-plain (not filled), or a trained policy's directory (of a server: a name it serves)."""
+    """`search`, the default: plans are evaluated where the weights are (see `effort`). The others
+    plan by sensitivity alone: learned, knapsack, global, uniform (one ratio, filled up to the
+    budget), uniform-plain (not filled), or a trained policy's directory (of a server: a name it
+    serves)."""
     round_to: int | None
     """Kept counts are multiples of this, or the full width; by default the device decides (8 for
     ONNX Runtime)."""
@@ -62,19 +65,14 @@ class SharedOptions(TypedDict, total=False):
     device profits from, where calibration data says what they lose; channels alone otherwise, and
     for policies that know nothing else."""
     effort: str | None
-    """How much is done to find the plan. `instant`: one pass of the unpruned network tells what
-    every option loses; `quick`: then some 60 plans are evaluated, at the price of some eight
+    """How much a search does to find the plan. `instant`: one pass of the unpruned network tells
+    what every option loses; `quick`: then some 60 plans are evaluated, at the price of some eight
     evaluations of 1,000 images; `thorough`: some 240, at that of a hundred. Without calibration
-    data on made-up inputs. None for sensitivity measured option by option, and `candidates`."""
+    data on made-up inputs. By default `quick`; where no runtime is installed or made-up inputs are
+    not taken, sensitivity is predicted from the weights."""
     guard: bool
     """Take the knapsack's plan, and say so in `plan.note`, where the policy's recorded gain on
     unseen networks is not clearly above zero; False for the policy's own plan in any case."""
-    candidates: int | None
-    """Compare so many plans (the knapsack's, the policy's, samples around both) by successive
-    halving on half of the calibration images, sensitivity being measured on the other half, and
-    take the one whose answers diverge least from the unpruned network's. The knapsack's stands
-    unless another is better by more than a standard error. `plan.candidates` lists them. By
-    default 64 from 500 calibration images on, with the policy `learned`; 0 for none."""
     certify: bool
     """Measure the plan on the device, in new processes, and plan again where it misses its budget
     or leaves much of it unused; `plan.certificate` holds what was measured."""
@@ -130,14 +128,13 @@ class PlanRequest:
     unit: Unit = "ms"
     """What the budgets are: ms, or shares of the unpruned latency."""
     device: str | None = None
-    policy: str = "learned"
+    policy: str = SEARCH
     constraints: Constraints = field(default_factory=Constraints)
     precision: str = F32
     schemes: tuple[str, ...] = ()
     """Names of schemes, `channel` first; without it no channels are pruned. None: by default."""
     effort: str | None = None
     guard: bool = True
-    candidates: int | None = None
     certify: bool = False
     max_params: int | None = None
     at_init: str | None = None
@@ -162,31 +159,14 @@ class PlanRequest:
             object.__setattr__(self, "device", canonical_key(self.device))
         if not self.policy:
             raise InputError("policy is empty; give its name", field="policy")
-        if self.candidates and not 2 <= self.candidates <= MAX_CANDIDATES:
-            raise InputError(
-                f"{self.candidates} candidates; give 2 to {MAX_CANDIDATES}, the knapsack's plan "
-                "among them, or 0 for none",
-                field="candidates",
-            )
         if self.max_params is not None and self.max_params < 1:
             raise BudgetError(
                 f"max_params is {self.max_params}; give how many parameters may stay, at least 1",
                 field="max_params",
             )
-        if self.max_params is not None and self.candidates:
-            raise InputError(
-                "candidates are proposed by latency alone; leave max_params or candidates out",
-                field="max_params",
-            )
         if self.at_init is not None and self.at_init not in SCORES:
             raise InputError(
                 f"no score {self.at_init[:40]!r}; give {', '.join(SCORES)}", field="at_init"
-            )
-        if self.at_init is not None and self.candidates:
-            raise InputError(
-                "candidates are judged by their losses, and an untrained network has none to tell "
-                "them apart; leave candidates out",
-                field="candidates",
             )
         if self.effort is not None:
             self._check_effort(self.effort)
@@ -202,15 +182,10 @@ class PlanRequest:
 
     def _check_effort(self, name: str) -> None:
         check_effort(name)
-        beside = {
-            "candidates": self.candidates,
-            "max_params": self.max_params,
-            "at_init": self.at_init,
-        }
-        for other, value in beside.items():
+        for other, value in {"max_params": self.max_params, "at_init": self.at_init}.items():
             if value is not None:
                 raise InputError(f"effort does not go with {other}; leave one out", field="effort")
-        if self.policy != "learned":
+        if self.policy != SEARCH:
             raise InputError(
                 f"effort does not go with policy {self.policy!r}, which plans by sensitivity "
                 "alone; leave one out",
@@ -248,6 +223,12 @@ class PlanRequest:
         )
 
     @property
+    def searches(self) -> bool:
+        """Whether plans may be evaluated to find the best: they are proposed by latency alone, and
+        an untrained network's losses tell none apart."""
+        return self.policy == SEARCH and self.max_params is None and self.at_init is None
+
+    @property
     def arithmetic(self) -> Arithmetic:
         """What is predicted and measured in."""
         return Arithmetic.of(self.precision, self.constraints.keep_float)
@@ -263,7 +244,7 @@ class PlanRequest:
         """
         if self.schemes:
             return self
-        knowing = self.policy in ("learned", "knapsack") and self.at_init is None
+        knowing = self.policy in (SEARCH, "learned", "knapsack") and self.at_init is None
         if not (measured and knowing):
             return replace(self, schemes=CHANNEL_ONLY)
         return replace(self, schemes=profitable_schemes(device, self.precision))

@@ -1,9 +1,10 @@
 """From a planning question to its plans; the same steps whoever answers.
 
-The calibration set is read, the constraints are bound, sensitivity is measured or predicted where
-the weights are; then each budget is answered (`Planner.answer`), the best of its candidates chosen
-on images that no profile was measured on, the plan certified on the device if asked, and kept.
-Budgets of one request share all that does not depend on them.
+The calibration set is read or made up and the constraints are bound. What options lose is told by
+one pass of the network, and plans are proposed and evaluated (`search`); or it is measured or
+predicted, and a policy answers by it alone. Each budget is answered (`Planner.answer`), the plan
+certified on the device if asked, and kept. Budgets of one request share all that does not depend on
+them.
 """
 
 from __future__ import annotations
@@ -15,13 +16,13 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from rlprune.constraints import bind
-from rlprune.errors import InputError
+from rlprune.errors import CalibrationError, InputError, MissingExtraError
 from rlprune.graph.from_onnx import OnnxTrace
 from rlprune.graph.types import IntArray
-from rlprune.latency.types import Arithmetic, Measurement
-from rlprune.planning.candidates import chooser, default_count
+from rlprune.latency.types import Measurement
 from rlprune.planning.certify import MAX_ROUNDS, certify_plan
-from rlprune.planning.effort import EFFORTS, passed_count
+from rlprune.planning.effort import DEFAULT_EFFORT, EFFORTS, Effort, passed_count
+from rlprune.planning.judge import Judge, SearchImages
 from rlprune.planning.planner import Planner, Question
 from rlprune.planning.profiles import (
     OnProgress,
@@ -29,9 +30,10 @@ from rlprune.planning.profiles import (
     profile_model,
     read_calibration,
 )
-from rlprune.planning.request import PlanRequest, Unit
-from rlprune.planning.search import Judge, Search, SearchImages
+from rlprune.planning.request import PlanRequest
+from rlprune.planning.search import Search
 from rlprune.plans import PruningPlan
+from rlprune.runtime import get_runtime
 from rlprune.schemes import space_of
 from rlprune.sensitivity.initial import InitialScores, initial_profiles
 from rlprune.sensitivity.sources import MADE_UP, few_made_up
@@ -40,9 +42,6 @@ if TYPE_CHECKING:
     from rlprune.graph.from_torch import TorchTrace
     from rlprune.sensitivity.calibration import CalibrationSet
     from rlprune.sensitivity.sources import CalibrationSource
-
-Pick = Callable[[PruningPlan], PruningPlan]
-"""Of a plan with candidates, the best of them."""
 
 
 def make_plans(
@@ -61,19 +60,13 @@ def make_plans(
         CalibrationError: the calibration data is refused.
         NotFoundError, MissingExtraError, MeasurementError, UnavailableError: as `Planner` has them.
     """
-    if request.candidates and calibration is None:
-        raise InputError(
-            "candidates are evaluated on calibration images; give calibration", field="candidates"
-        )
     traced = trace if isinstance(trace, OnnxTrace) else trace.onnx
-    effort = None if request.effort is None else EFFORTS[request.effort]
-    if effort is not None and calibration is None:
-        calibration = MADE_UP if effort.rounds else few_made_up(traced, passed_count(traced.graph))
     device = planner.resolve(request, traced.graph)
     scores = _initial_scores(trace, request, calibration)
-    images = None if scores is not None else read_calibration(traced, calibration)
+    named_effort = effort_of(request, calibration)
+    effort = None if named_effort is None else EFFORTS[named_effort]
+    images = None if scores is not None else _images(traced, request, effort, calibration)
     request = request.with_schemes(device, measured=images is not None)
-    count = _candidate_count(request, images)
     stated = request.constraints.round_to
     multiple = planner.round_to(request, device) if stated is None else stated
     bound = bind(
@@ -85,10 +78,11 @@ def make_plans(
     )
     space = space_of(traced.graph, bound, request.schemes)
     judge: Judge | None = None
-    images, pick = _halved(traced, images, count, request.arithmetic, on_progress)
     if effort is not None and images is not None:
         used = SearchImages.of(images, effort, traced.graph)
-        judge = Judge(traced, space, used, request.arithmetic, evaluates=effort.rounds > 0)
+        own = request.arithmetic
+        judge = Judge(traced, space, used, own, evaluates=effort.rounds > 0)
+    if judge is not None:
         profiles = judge.one_pass.profiles(space)
     elif scores is not None:
         profiles = initial_profiles(space, scores)
@@ -102,7 +96,6 @@ def make_plans(
         bound=bound,
         space=space,
         profiles=profiles,
-        candidate_count=count,
         deadline=time.monotonic() + (planner.default_timeout_sec if left_sec is None else left_sec),
         model_name=model_name,
         on_progress=on_progress,
@@ -111,10 +104,7 @@ def make_plans(
         search = Search(planner, question, judge, effort)
         plan_for, again = search.plan, search.again
     else:
-
-        def plan_for(budget: float, unit: Unit) -> PruningPlan:
-            return pick(planner.answer(question, budget, unit))
-
+        plan_for = partial(planner.answer, question)
         again = partial(plan_for, unit="ms")
     made = []
     for budget in request.budgets:
@@ -141,36 +131,40 @@ def _initial_scores(
     return score_units(trace, request.at_init, calibration)
 
 
-def _candidate_count(request: PlanRequest, images: CalibrationSet | None) -> int:
-    if request.effort is not None:
-        return 0
-    if request.candidates is not None:
-        return request.candidates
-    if request.max_params is not None:  # candidates are proposed by latency alone
-        return 0
-    return default_count(images, request.schemes, policy=request.policy, guard=request.guard)
+def effort_of(request: PlanRequest, calibration: CalibrationSource | None) -> str | None:
+    """How much a search for its plans does; None where there is none: what options lose is then
+    measured on the calibration data one by one, or predicted."""
+    if not request.searches:
+        return None
+    if request.effort is None and calibration is None:
+        try:
+            get_runtime()
+        except MissingExtraError:
+            return None
+    return request.effort or DEFAULT_EFFORT
 
 
-def _halved(
+def _images(
     trace: OnnxTrace,
-    images: CalibrationSet | None,
-    candidates: int,
-    arithmetic: Arithmetic,
-    on_progress: OnProgress | None = None,
-) -> tuple[CalibrationSet | None, Pick]:
-    """What to profile on, and how a plan with candidates is chosen from.
-
-    Without candidates all images are profiled on, and plans stay as they are made. With them the
-    images are halved.
+    request: PlanRequest,
+    effort: Effort | None,
+    calibration: CalibrationSource | None,
+) -> CalibrationSet | None:
+    """The calibration set, made up for a search without one; None where there is none.
 
     Raises:
-        CalibrationError: they are too few to halve.
+        CalibrationError: it is refused.
     """
-    if not candidates or images is None:
-        return images, lambda plan: plan
-    for_profile, for_choice = images.halves()
-    tell = named(on_progress, "evaluating candidates")
-    return for_profile, chooser(trace, for_choice.shuffled(), arithmetic, on_progress=tell)
+    if calibration is not None or effort is None:
+        return read_calibration(trace, calibration)
+    try:
+        if effort.rounds:
+            return read_calibration(trace, MADE_UP)
+        return few_made_up(trace, passed_count(trace.graph))
+    except CalibrationError:
+        if request.effort is not None:
+            raise
+        return None  # a network that takes no made-up inputs
 
 
 def _certified(

@@ -12,7 +12,7 @@ from rlprune.policy.base import Policy, SamplingPolicy
 
 __all__ = ["POLICY_NAMES", "REMOVED_POLICIES", "Policy", "SamplingPolicy", "get_policy"]
 
-POLICY_NAMES = ("learned", "knapsack", "global", "uniform", "uniform-plain")
+POLICY_NAMES = ("search", "learned", "knapsack", "global", "uniform", "uniform-plain")
 REMOVED_POLICIES = {"corrected": "knapsack"}
 """Names of earlier versions, and which plans the same."""
 
@@ -22,6 +22,8 @@ DEFAULT_ARTIFACT = DATA / "default"
 
 def get_policy(name_or_path: str) -> Policy:
     """A policy by name, or from an artifact's directory; `learned` ships with the package.
+
+    Of `search` it is what plans before anything was evaluated (`race.PosteriorRace` after that).
 
     Raises:
         PolicyError: no such name or path, or what is there is damaged or of another version.
@@ -36,7 +38,7 @@ def get_policy(name_or_path: str) -> Policy:
 
     if name_or_path == "learned":
         return LearnedPolicy.load(DEFAULT_ARTIFACT)
-    if name_or_path == "knapsack":
+    if name_or_path in ("knapsack", "search"):
         return KnapsackPolicy()
     if name_or_path == "global":
         return GlobalMagnitudePolicy()

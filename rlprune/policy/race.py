@@ -1,6 +1,8 @@
 """The posterior race: which plans to evaluate next, and which is best by those that were.
 
-What every option loses is believed to be about what the task's curve says (`solver.belief`).
+What every option loses is believed to be about what the task's curve says (`solver.belief`), and
+a plan to lose more than its options each alone: the errors that they leave add up, and answers
+diverge by a power of these (`JOINT`).
 Proposals are what the knapsack would plan by losses drawn from that belief (Thompson sampling), so
 that plans are looked at as far apart as is still uncertain. One share for all widths is among the
 first: where losses are too small to be told apart one by one, as in deep networks, their sum is no
@@ -28,6 +30,10 @@ ONE_PASS = Spread(site=0.7, option=0.4)
 """... losses told from one pass of the unpruned network."""
 SHAPES = Spread(site=1.0, option=0.5)
 """... losses predicted from weights or shapes."""
+JOINT = 1.45
+"""Power of the summed errors by which answers diverge, as over single options (`one_pass.LINE`).
+Where it is 1, as in a sum of losses, many small changes look cheaper than they are together: with
+it, plans of ResNet-32 lost 6 % less and of MobileNetV2 4 %, of VGG as much."""
 CAUTION = 1.0
 """A plan is taken at what it is believed to lose and so many standard deviations more: one that was
 evaluated before one that only should be as good."""
@@ -61,6 +67,7 @@ class PosteriorRace:
 
     task: PruningTask
     belief: Belief
+    """Of errors: losses to the power of 1 / `JOINT`."""
 
     @staticmethod
     def of(task: PruningTask, seen: SeenPlans) -> PosteriorRace:
@@ -68,9 +75,10 @@ class PosteriorRace:
         profiles = task.profiles
         told = ONE_PASS if profiles.passed_count else SHAPES
         spread = MEASURED if profiles.profiled else told
-        belief = Belief.of(task.space, task.curve, spread)
+        belief = Belief.of(task.space, np.maximum(task.curve, 0.0) ** (1 / JOINT), spread)
         if len(seen):
-            belief = belief.after(seen.choice, seen.loss, seen.error)
+            loss = np.maximum(seen.loss, 0.0) ** (1 / JOINT)
+            belief = belief.after(seen.choice, loss, seen.error / JOINT)
         return PosteriorRace(task, belief)
 
     def proposals(self, budget_ms: float, count: int, rng: np.random.Generator) -> IntArray:
@@ -101,7 +109,7 @@ class PosteriorRace:
 
     def expected_loss(self, choice: IntArray) -> float:
         """What a plan [S] is believed to lose, nats."""
-        return float(self.belief.median_loss(choice[None])[0])
+        return float(self.belief.median_loss(choice[None])[0] ** JOINT)
 
     def _drawn(self, budget_ms: float, count: int, rng: np.random.Generator) -> Iterator[IntArray]:
         yield self._solved(budget_ms, self.belief.curve[None])

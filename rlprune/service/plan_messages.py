@@ -19,7 +19,7 @@ from rlprune.graph.any_trace import MAX_NAME
 from rlprune.graph.types import PruningGraph
 from rlprune.latency.subjects import check_settings
 from rlprune.latency.types import F32, ModelSubject
-from rlprune.planning.request import PlanRequest, Unit
+from rlprune.planning.request import SEARCH, PlanRequest, Unit
 from rlprune.plans import (
     Candidate,
     Certificate,
@@ -58,21 +58,20 @@ def request_from(message: plans_pb2.CreatePlanRequest) -> PlanRequest:
         unit=unit,
         device=message.device,
         precision=message.precision or F32,
-        policy=message.policy or "learned",
+        policy=message.policy or SEARCH,
         constraints=constraints_from(stated),
         guard=not message.unguarded,
         schemes=asked_schemes(message.schemes) or CHANNEL_ONLY,
-        candidates=message.candidates,
         max_params=message.max_params or None,
     )
 
 
 def request_to(request: PlanRequest, budget: float, unit: Unit) -> plans_pb2.CreatePlanRequest:
     """The message that asks for one of the request's budgets, or for another one; device, model,
-    profiles and the count of candidates are the sender's to add."""
+    profiles and the round of a search are the sender's to add."""
     stated = request.constraints
     message = plans_pb2.CreatePlanRequest(
-        policy=request.policy,
+        policy="" if request.policy == SEARCH else request.policy,
         unguarded=not request.guard,
         max_params=request.max_params or 0,
         constraints=_constraints_to(stated),

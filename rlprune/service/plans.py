@@ -23,6 +23,7 @@ from rlprune.planning import (
     with_reasons,
 )
 from rlprune.planning.proposals import Round, round_plan
+from rlprune.planning.request import SEARCH
 from rlprune.planning.tables import Recent, latency_model, missing_for
 from rlprune.plans import PruningPlan
 from rlprune.policy import POLICY_NAMES, REMOVED_POLICIES, Policy, get_policy
@@ -144,7 +145,7 @@ class PlanService:
         )
 
     def _policy_of(self, request: plans_pb2.CreatePlanRequest) -> Policy:
-        name = request.policy or "learned"
+        name = request.policy or SEARCH
         if name in self._own:
             return self._own[name]
         if name not in POLICY_NAMES and name not in REMOVED_POLICIES:
@@ -201,7 +202,6 @@ class PlanService:
                 device=device,
                 constraints=bound,
                 guard=asked.guard,
-                candidate_count=asked.candidates or 0,
                 max_params=asked.max_params,
             )
         made = replace(made, precision=asked.precision)

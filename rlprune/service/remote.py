@@ -108,7 +108,7 @@ class RemotePlanner:
         """See `Planner`."""
         request, device = question.request, question.device
         asked = request_to(request, budget, unit)
-        asked.device, asked.candidates, asked.provisional = device, question.candidate_count, True
+        asked.device, asked.provisional = device, True
         if search is not None:
             asked.candidates = search.count
             asked.search.CopyFrom(round_to_message(search))

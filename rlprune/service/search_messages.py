@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from rlprune.errors import InputError
-from rlprune.planning.proposals import MOST_SEEN, Round
+from rlprune.planning.proposals import MOST_PROPOSED, MOST_SEEN, Round
+from rlprune.planning.request import SEARCH
 from rlprune.schemes import Space
 from rlprune.v1 import plans_pb2
 
@@ -32,10 +33,14 @@ def round_from(request: plans_pb2.CreatePlanRequest, space: Space) -> Round | No
     """
     if not request.HasField("search"):
         return None
-    if request.policy not in ("", "learned"):
-        raise InputError("a search goes with policy 'learned' only", field="policy")
+    if request.policy not in ("", SEARCH):
+        raise InputError(f"rounds go with policy {SEARCH!r} only", field="policy")
     if request.max_params:
         raise InputError("a search goes by latency alone", field="max_params")
+    if not 0 <= request.candidates <= MOST_PROPOSED:
+        raise InputError(
+            f"{request.candidates} candidates, not 0..{MOST_PROPOSED}", field="candidates"
+        )
     evaluated = request.search.evaluated
     if len(evaluated) > MOST_SEEN:
         raise InputError(

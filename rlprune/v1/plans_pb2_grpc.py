@@ -77,7 +77,7 @@ class PlanServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def PutPlan(self, request, context):
-        """Keeps the plan that a user was given: with the candidate that was chosen where the weights are,
+        """Keeps the plan that a user was given: as it was found where the weights are,
         and the certificate. Idempotent by request_id.
 
         INVALID_ARGUMENT: names the field; the plan does not fit its graph, or a figure is not finite.

@@ -272,7 +272,6 @@ class Asking:
             precision=self.method.precision,
             budget_ratio=min(1.0, budget / self.whole),
             calibration=self.folder / "calibration.npz",
-            candidates=0,
             certify=certify,
         )
 

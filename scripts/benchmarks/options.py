@@ -103,14 +103,13 @@ def parsed(bench: Bench) -> argparse.Namespace:
     add("--known", action="store_true", help="only tell what is kept")
     add("--keep-plans", action="store_true", help="only write the plans into the results' folder")
     add("--final", action="store_true", help="report on test_report, and log it")
-    add("--candidates", type=int, metavar="N", help="plans compared for each (0: none)")
     add("--packages", type=Path, metavar="DIR", help="unpacked wheels of EfficientNet-Lite0")
     return bench.parse()
 
 
 def told_of(options: argparse.Namespace) -> Told:
     work = options.work / "quick" if options.quick else options.work
-    run = Run(work, options.shared, options.quick, options.candidates)
+    run = Run(work, options.shared, options.quick)
     return Told(run, 2 if options.quick else SEEDS, options.known, options.final)
 
 

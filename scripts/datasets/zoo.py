@@ -55,7 +55,8 @@ def train_net(
     name: str, data: Data, work: Path, clock: Clock
 ) -> tuple[nn.Module, list[dict[str, Any]]]:
     """A trained net in eval mode, and what each epoch saw; saves its state after each epoch."""
-    net, recipe = NETS[name], Recipe()
+    net = NETS[name]
+    recipe = Recipe.of(net.optimizer)
     torch.manual_seed(recipe.seed)
     module, state = net.make(), work / f"{name}.pt"
     how = {"epochs": net.epochs, "bfloat16": net.bfloat16}
@@ -100,7 +101,7 @@ def keep(
             "with": f"torch {torch.__version__}, weights in float16, computed in float32",
         },
         "recipe": {
-            **asdict(Recipe()),
+            **asdict(Recipe.of(net.optimizer)),
             "epochs": list(net.epochs),
             "sizes": list(SIZES),
             "bfloat16": net.bfloat16,

@@ -135,7 +135,7 @@ def test_wrong_usage_says_what_is_right(
         (("--score", "taylor"), "no score 'taylor'; give synflow, snip, grasp"),
         (("--score", "snip"), "snip is taken of images: give calibration"),
         (("--calibration", "images.npz"), "synflow looks at no images"),
-        (("--candidates", 3), "leave candidates out"),
+        (("--effort", "quick"), "effort does not go with at_init"),
         (("--max-params", 0), "max_params is 0; give how many parameters"),
         (("--module", "mynets:nothing"), "has no attribute 'nothing'"),
         (("--input-shape", "1x1x8x8"), "does not run on the example inputs"),

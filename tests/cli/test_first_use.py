@@ -25,8 +25,8 @@ def test_two_commands_and_measure_say_what_was_used_expected_and_found(
     planned = rlprune("plan", model, *asked, *option, "-o", plan)
     assert planned.exit_code == 0, planned.output
     assert "unpruned   " in planned.stdout and "expected   once applied" in planned.stdout
-    assert ("predicted, roughly" in planned.stdout) is not given
-    assert ("--effort quick" in planned.stdout) is not given
+    assert ("made-up inputs" in planned.stdout) is not given
+    assert ("60 given inputs" in planned.stdout) is given
 
     applied = rlprune("apply", plan, model, *option, "-o", small)
     assert applied.exit_code == 0, applied.output

@@ -11,7 +11,8 @@ from command_line import Rlprune
 from residual_net import Residual, stack
 
 EVERY = ("--schemes", "channels,shapes,blocks")
-ASKED = ("--device", "macs", "--budget-ratio", "0.22", "--hold", "b1", *EVERY)
+BY_WEIGHTS = ("--policy", "knapsack")
+ASKED = ("--device", "macs", "--budget-ratio", "0.22", "--hold", "b1", *EVERY, *BY_WEIGHTS)
 
 
 @pytest.fixture

@@ -77,7 +77,7 @@ def questions() -> Iterator[tuple[str, str, dict[str, Any]]]:
             for device in ("macs", ort):
                 yield _question(net, device=device, budget_ratio=0.6, **options)
         yield _question(net, device="macs", budget_ratio=0.6, calibration=True)
-        yield _question(net, device=ort, budget_ratio=0.6, calibration=True, candidates=4)
+        yield _question(net, device=ort, budget_ratio=0.6, calibration=True)
     for net in MODULES:
         for device in ("macs", ort):
             for ratio in (0.7, 0.4):
@@ -91,7 +91,7 @@ def _question(net: str, **options: Any) -> tuple[str, str, dict[str, Any]]:
 
 def answer(net: str, options: Mapping[str, Any]) -> dict[str, Any]:
     """What a plan says to one question, as far as it is compared."""
-    asked = {"schemes": "channels", **options}
+    asked = {"schemes": "channels", "policy": "learned", **options}
     traced = trace(net)
     if asked.pop("calibration", False):
         shape = traced.graph.input_shapes[0]

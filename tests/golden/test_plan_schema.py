@@ -34,15 +34,13 @@ QUESTIONS: tuple[tuple[str, dict[str, Any]], ...] = (
 
 @pytest.fixture(scope="module")
 def plans() -> list[PruningPlan]:
-    """Answers to golden questions; the last was chosen among candidates."""
+    """Answers to golden questions; the last was searched for."""
     x = np.random.default_rng(7).standard_normal((48, 3, 16, 16)).astype(np.float32)
     with golden_store():
         made = [rlprune.plan(trace(net), **options) for net, options in QUESTIONS]
         graph = trace("plain").graph
         x = x[:, :, : graph.input_shapes[0][2], : graph.input_shapes[0][3]]
-        chosen = rlprune.plan(
-            trace("plain"), device="macs", budget_ratio=0.6, calibration={"x": x}, candidates=4
-        )
+        chosen = rlprune.plan(trace("plain"), device="macs", budget_ratio=0.6, calibration={"x": x})
     return [*made, chosen]
 
 

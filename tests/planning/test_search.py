@@ -10,7 +10,6 @@ from calibrated import own_images, traced
 from synthetic import chain_graph
 
 import rlprune
-from rlprune.errors import InputError
 from rlprune.planning.effort import EFFORTS, cost_text, passed_count
 from rlprune.plans import PruningPlan
 from rlprune.policy.race import NAME
@@ -40,10 +39,13 @@ def test_the_plan_is_one_that_was_evaluated_within_the_budget(net: tuple[Any, An
     assert plan.predicted_latency_ms <= plan.budget_ms
     assert all(one.divergence is not None for one in plan.candidates)
     assert all(one.predicted_latency_ms <= plan.budget_ms for one in plan.candidates)
-    least = min(one.divergence for one in plan.candidates)
+    closely = max(one.image_count for one in plan.candidates)
+    last = [one for one in plan.candidates if one.image_count == closely]
+    assert chosen in last and 2 <= len(last) < len(plan.candidates)
+    least = min(one.divergence for one in last)
     assert chosen.divergence <= 1.5 * least, "what is believed is near to what was seen"
     assert plan.policy == NAME and "plans evaluated at the price of" in plan.note
-    assert plan_of(net, effort="quick") == plan
+    assert plan_of(net) == plan, "so much is done by default"
 
 
 def test_instantly_nothing_is_evaluated(net: tuple[Any, Any]) -> None:
@@ -82,29 +84,12 @@ def test_a_budget_that_cannot_be_met_costs_no_evaluation(net: tuple[Any, Any]) -
     assert not plan.feasible and not plan.candidates
 
 
-@pytest.mark.parametrize(
-    ("options", "field"),
-    [
-        ({"effort": "some"}, "effort"),
-        ({"effort": "quick", "candidates": 4}, "effort"),
-        ({"effort": "quick", "max_params": 1000}, "effort"),
-        ({"effort": "quick", "policy": "uniform"}, "effort"),
-    ],
-)
-def test_what_does_not_go_together_is_refused(
-    net: tuple[Any, Any], options: dict[str, Any], field: str
-) -> None:
-    with pytest.raises(InputError) as refusal:
-        plan_of(net, **options)
-    assert refusal.value.field == field
-
-
 def test_prices_are_those_that_are_said() -> None:
     small, large = chain_graph([32, 64, 32]), chain_graph([512, 1024, 512], side=128)
     for graph in (small, large):
         images = {name: effort.images(graph) for name, effort in EFFORTS.items()}
         assert images["instant"] == passed_count(graph) < 300
-        assert 6_000 < images["quick"] < 9_000
+        assert 6_000 < images["quick"] < 9_000, "some eight evaluations"
         assert 80_000 < images["thorough"] < 120_000
     assert passed_count(small) == 256 and passed_count(large) == 4
     times = [effort.cpu_sec(large) for effort in EFFORTS.values()]

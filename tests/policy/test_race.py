@@ -1,5 +1,5 @@
-"""The posterior race in a world of sums: by few evaluated plans it finds what is particular to a
-network.
+"""The posterior race in a world where errors add up: by few evaluated plans it finds what
+is particular to a network.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from synthetic import random_task
 
 from rlprune.graph.types import FloatArray, IntArray
 from rlprune.policy.baselines import UniformPolicy
-from rlprune.policy.race import ONE_PASS, PosteriorRace, SeenPlans
+from rlprune.policy.race import JOINT, ONE_PASS, PosteriorRace, SeenPlans
 from rlprune.solver.belief import Belief
 from rlprune.solver.knapsack import budgets_at, solve
 from rlprune.solver.task import PruningTask
@@ -30,12 +30,19 @@ def told_task(seed: int) -> PruningTask:
 
 
 def truth_of(task: PruningTask, seed: int) -> FloatArray:
-    """Losses as far off as they are believed to be [S, L]."""
-    return Belief.of(task.space, task.curve, ONE_PASS).draws(1, np.random.default_rng(seed))[0]
+    """Errors as far off as they are believed to be [S, L]."""
+    told = task.curve ** (1 / JOINT)
+    return Belief.of(task.space, told, ONE_PASS).draws(1, np.random.default_rng(seed))[0]
 
 
-def losses(curve: FloatArray, choice: IntArray) -> FloatArray:
-    return np.asarray(curve[np.arange(choice.shape[1]), choice].sum(1))
+def losses(errors: FloatArray, choice: IntArray) -> FloatArray:
+    return np.asarray(errors[np.arange(choice.shape[1]), choice].sum(1) ** JOINT)
+
+
+def first_of(task: PruningTask, budget_ms: float) -> IntArray:
+    """The best plan [S] before anything was evaluated."""
+    errors = task.curve[None] ** (1 / JOINT)
+    return np.asarray(solve(task, np.array([budget_ms]), loss=errors)[0])
 
 
 def after_rounds(
@@ -63,7 +70,7 @@ def test_before_anything_was_seen_it_is_the_knapsack() -> None:
     task = told_task(0)
     race = PosteriorRace.of(task, SeenPlans.none(task.site_count))
     budget = budget_of(task)
-    assert (race.best(budget) == solve(task, np.array([budget]))[0]).all()
+    assert (race.best(budget) == first_of(task, budget)).all()
 
 
 def test_one_share_for_all_widths_is_among_the_first() -> None:
@@ -104,7 +111,7 @@ def test_six_rounds_win_most_of_what_the_truth_would() -> None:
     for seed in range(12):
         task = told_task(seed)
         truth, budget = truth_of(task, seed), budget_of(task)
-        start = losses(truth, solve(task, np.array([budget])))[0]
+        start = losses(truth, first_of(task, budget)[None])[0]
         least = losses(truth, solve(task, np.array([budget]), loss=truth))[0]
         found = losses(truth, after_rounds(task, truth, budget, 6).best(budget)[None])[0]
         lost += np.log(start / least)
@@ -119,7 +126,7 @@ def test_what_was_seen_tells_for_other_budgets() -> None:
         truth = truth_of(task, seed)
         race = after_rounds(task, truth, budget_of(task, 0.4), 6)
         other = budget_of(task, 0.5)
-        plans = np.stack([solve(task, np.array([other]))[0], race.best(other)])
+        plans = np.stack([first_of(task, other), race.best(other)])
         assert (task.tables.upper_ms(plans) <= other).all()
         start, found = losses(truth, plans)
         gains.append(np.log(start / found))

@@ -115,7 +115,7 @@ def test_it_is_reconstructed_and_compared_with_the_original(trace: OnnxTrace) ->
 def test_a_profile_that_is_measured_has_its_options(trace: OnnxTrace) -> None:
     images = np.random.default_rng(0).normal(size=(16, 3, 24, 24)).astype(np.float32)
     plan = rlprune.plan(
-        trace, device="macs", budget_ratio=0.3, schemes=BOTH, calibration=images, candidates=0
+        trace, device="macs", budget_ratio=0.3, schemes=BOTH, calibration=images, policy="knapsack"
     )
     assert plan.profiled and plan.schemes == BOTH
 

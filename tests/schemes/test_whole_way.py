@@ -69,9 +69,7 @@ def changed(plan: PruningPlan) -> set[str]:
 def test_a_plan_by_macs_costs_what_it_says(
     trace: OnnxTrace, tmp_path: Path, policy: str, ratio: float
 ) -> None:
-    plan = rlprune.plan(
-        trace, device="macs", budget_ratio=ratio, schemes=SCHEMES, policy=policy, candidates=0
-    )
+    plan = rlprune.plan(trace, device="macs", budget_ratio=ratio, schemes=SCHEMES, policy=policy)
     assert plan.schemes == ("channel", "block", "shape")
     assert plan.predicted_latency_ms <= plan.budget_ms
     plan.save(tmp_path / "plan.json")
@@ -84,11 +82,9 @@ def test_a_plan_by_macs_costs_what_it_says(
     assert numbers_in_weights(small) == plan.params
 
 
-def test_candidates_of_all_schemes_are_evaluated_and_reconstructed(trace: OnnxTrace) -> None:
+def test_plans_of_all_schemes_are_evaluated_and_reconstructed(trace: OnnxTrace) -> None:
     images = np.random.default_rng(0).normal(size=(32, 3, 24, 24)).astype(np.float32)
-    plan = rlprune.plan(
-        trace, device="macs", budget_ratio=0.4, schemes=SCHEMES, calibration=images, candidates=4
-    )
+    plan = rlprune.plan(trace, device="macs", budget_ratio=0.4, schemes=SCHEMES, calibration=images)
     assert plan.profiled and len(changed(plan)) > 1
     found = []
     rlprune.apply(plan, trace, calibration={"x": images}, on_result=found.append)

@@ -35,7 +35,10 @@ CALIBRATION = 1000
 """Images of `train_calib` that plans are made from."""
 JUDGED = 1000
 """Images of `test_reward` that plans are judged on; with `--final` all of `test_report`."""
-LONGER = {"race16": Effort(14, 8, 64, 64), "race40": Effort(19, 16, 64, 64)}
+LONGER = {
+    "race16": Effort(12, 8, 64, 64, 6, 192),
+    "race40": Effort(17, 16, 64, 64, 8, 192),
+}
 """Searches at the price of 16 and 40 evaluations, which users have no name for."""
 
 
@@ -44,7 +47,7 @@ class Method:
     """How a plan is made."""
 
     effort: str | None = None
-    policy: str = "learned"
+    policy: str = "search"
     real: bool = True
     """Whether from real images; from made-up ones otherwise, or from none."""
     measured: bool = True
@@ -111,7 +114,6 @@ def judged(cell: Cell, run: Run, *, final: bool = False) -> Judged:
         budget_ratio=cell.budget,
         policy=method.policy,
         effort=method.effort,
-        candidates=None if method.effort else 0,
     )
     began = time.process_time()
     plan = made(trace, request, images if method.measured else None, run, cell.net)

@@ -110,7 +110,6 @@ def result(large: Large, run: Run) -> Result | None:
         budget_ratio=large.budget,
         policy=arm.policy,
         schemes=arm.schemes,
-        candidates=0,
         certify=True,
     )
     given = inputs(trace, seed=0, count=CALIBRATION // 2)

@@ -73,7 +73,7 @@ class Arm:
     """What a plan may use."""
 
     schemes: tuple[str, ...] = ("channel",)
-    policy: str = "learned"
+    policy: str = "search"
     precision: str = F32
     runtime: str = "ort"
     of_f32: bool = False
@@ -122,8 +122,6 @@ class Run:
     work: Path
     shared: str | None = None
     quick: bool = False
-    candidates: int | None = None
-    """Plans compared for each that is made; None for as many as planning takes by itself."""
 
     @property
     def calibration(self) -> int:
@@ -331,7 +329,6 @@ def _make(cell: Cell, run: Run, *, certify: bool, profiles: Path | None = None) 
         schemes=arm.schemes,
         precision=arm.precision,
         effort=arm.effort,
-        candidates=_candidates(arm, run),
         certify=certify,
     )
     few, trace = calibration(cell.net, run), network(cell.net, run.shared)[1]
@@ -340,12 +337,6 @@ def _make(cell: Cell, run: Run, *, certify: bool, profiles: Path | None = None) 
         share = own_over_f32(made(trace, whole, few, run, cell.net, profiles))
         request = replace(request, budgets=(cell.budget / share,))
     return made(trace, request, few, run, cell.net, profiles)
-
-
-def _candidates(arm: Arm, run: Run) -> int | None:
-    if arm.effort is not None:
-        return None
-    return run.candidates if arm.policy == "learned" else 0
 
 
 def own_over_f32(plan: PruningPlan) -> float:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from benchmarks.parts.tasks import Split, context_of, kept_profiles, network_images
 from benchmarks.peers.amc import amc, random_policy
 from benchmarks.peers.book import Book
+from benchmarks.peers.candidates import Keeps, choose, propose
 from benchmarks.peers.findings import (
     CANDIDATES,
     CHECKPOINTS,
@@ -34,9 +35,7 @@ from datasets import catalogue
 from datasets.pack import CifarPack
 from rlprune.files import digest
 from rlprune.graph.types import IntArray
-from rlprune.planning import make_plan, task_for
-from rlprune.planning.candidates import choose
-from rlprune.plans import PruningPlan
+from rlprune.planning import task_for
 from rlprune.policy import Policy, get_policy
 from rlprune.runtime import get_runtime
 from rlprune.schemes import space_with
@@ -137,7 +136,7 @@ class Case:
         task = self.task(device)
         budget = float(budgets_at(task, np.array([share]))[0])
         policy = self._policy(method.removesuffix(DATA_FREE)) if method in RULES else None
-        proposed = self._proposed(method, task, device, budget) if method in CANDIDATES else None
+        proposed = self._proposed(method, task, budget) if method in CANDIDATES else None
         key = self._key(method, policy, proposed, task, f"{device} {budget!r}")
 
         def made() -> dict[str, Any]:
@@ -159,15 +158,15 @@ class Case:
             self.judge(np.array(plan.keeps))
         return replace(found, report=self.report_context)
 
-    def _proposed(self, method: str, task: PruningTask, device: str, budget: float) -> PruningPlan:
-        count, policy = CANDIDATES[method], self._policy("learned")
-        return make_plan(task, policy, budget, device=device, candidate_count=count)
+    def _proposed(self, method: str, task: PruningTask, budget: float) -> list[Keeps]:
+        count, rng = CANDIDATES[method], np.random.default_rng(0)
+        return propose(task, self._policy("learned"), budget, count, rng)
 
     def _key(
         self,
         method: str,
         policy: Policy | None,
-        proposed: PruningPlan | None,
+        proposed: list[Keeps] | None,
         task: PruningTask,
         where: str,
     ) -> str:
@@ -179,7 +178,7 @@ class Case:
         return digest(
             method if policy is None else f"{method} {policy.name}",
             f"{settings.search_count} {settings.episode_count} {settings.profile_count}",
-            "" if proposed is None else proposed.to_json(),
+            "" if proposed is None else str(proposed),
             self.context,
             f"{where} {self.seed} by divergence",
             measured.tobytes(),
@@ -196,17 +195,16 @@ class Case:
     def _plans(
         self,
         method: str,
-        by: Policy | PruningPlan | None,
+        by: Policy | list[Keeps] | None,
         task: PruningTask,
         budget: float,
         key: str,
     ) -> list[PlanFound]:
-        """By number of evaluations: a policy's, the best of a plan's candidates, or a search's."""
-        if isinstance(by, PruningPlan):
+        """By number of evaluations: a policy's, the best of those proposed, or a search's."""
+        if isinstance(by, list):
             count = self.settings.objective_count
-            plan = choose(by, self._evaluate_part, count)
-            seen = sum(one.image_count for one in plan.candidates)
-            return [PlanFound(-(-seen // count), tuple(plan.keeps.tolist()))]
+            keeps, seen = choose(by, self._evaluate_part, count)
+            return [PlanFound(-(-seen // count), keeps)]
         if by is not None:
             task = task.data_free if method.endswith(DATA_FREE) else task
             [choice] = by.plan(task, np.array([budget]))
