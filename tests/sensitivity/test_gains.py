@@ -83,29 +83,63 @@ def with_error(model: onnx.ModelProto, tensor: str, error: Array) -> onnx.ModelP
     return made
 
 
+def reached(model: onnx.ModelProto, tensor: str, data: CalibrationSet) -> float:
+    """What of an error put into a tensor, as a share of its variance, is in the answers'."""
+    [feed] = [value.name for value in model.graph.input][:1]
+    base = answers(RUNTIME.load(model.SerializeToString()), feed, data.x[:16])
+    seen = onnx.ModelProto()
+    seen.CopyFrom(model)
+    seen.graph.output.append(onnx.ValueInfoProto(name=tensor))
+    session = RUNTIME.load(seen.SerializeToString())
+    own = np.concatenate([session.run({feed: one[None]})[1] for one in data.x[:16]])
+    # About the channels' means, as gains have it: a gate's lie far from 0.
+    spread = 0.05 * np.sqrt(own.var(axis=(0, 2, 3)).mean())
+    error = spread * np.random.default_rng(1).standard_normal((1, *own.shape[1:]))
+    wrong = RUNTIME.load(with_error(model, tensor, error.astype(np.float32)).SerializeToString())
+    moved = answers(wrong, feed, data.x[:16]) - base
+    axes = (0, *range(2, base.ndim))
+    whole = (base - base.mean(axis=axes, keepdims=True)).var()
+    return float(np.square(moved).mean() / whole / 0.05**2)
+
+
 @pytest.mark.parametrize("strengths", [(1.0, 1.0, 1.0), (0.3, 1.0, 2.0)])
 def test_an_error_put_in_reaches_the_answers_by_its_gain(strengths: tuple[float, ...]) -> None:
     trace, data = traced(strengths), images()
     gains = gains_of(trace, data)
-    model = trace.model
-    [feed] = [value.name for value in model.graph.input][:1]
-    right = RUNTIME.load(model.SerializeToString())
-    base = answers(right, feed, data.x[:16])
-    rng = np.random.default_rng(1)
-    for node in model.graph.node:
-        if node.op_type != "Conv" or node.output[0] == model.graph.output[0].name:
-            continue
-        tensor = node.output[0]
-        seen = onnx.ModelProto()
-        seen.CopyFrom(model)
-        seen.graph.output.append(onnx.ValueInfoProto(name=tensor))
-        own = RUNTIME.load(seen.SerializeToString()).run({feed: data.x[:1]})[1]
-        spread = 0.05 * np.std(own)
-        error = (spread * rng.standard_normal(own.shape)).astype(np.float32)
-        wrong = RUNTIME.load(with_error(model, tensor, error).SerializeToString())
-        moved = answers(wrong, feed, data.x[:16]) - base
-        reached = np.var(moved) / np.var(base) / 0.05**2
-        assert 0.4 < gains.reaching[tensor] / reached < 2.5
+    for node in trace.model.graph.node:
+        [tensor] = node.output
+        if node.op_type == "Conv" and tensor != trace.model.graph.output[0].name:
+            found = reached(trace.model, tensor, data)
+            assert 0.4 < gains.reaching[tensor] / found < 2.5
+
+
+class Gated(nn.Module):
+    """A stream and what it is multiplied with, told from its means."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.gate = nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(16, 16, 1)
+        self.head = nn.Conv2d(16, 8, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem(x)
+        gate = torch.sigmoid(self.gate(x.mean((2, 3), keepdim=True)))
+        answer: torch.Tensor = self.head(x * gate)
+        return answer
+
+
+def test_an_error_in_a_gate_counts_by_how_little_the_gate_varies() -> None:
+    torch.manual_seed(0)
+    trace = rlprune.trace(Gated().eval(), torch.zeros(1, *SIZE)).onnx
+    lighter = np.random.default_rng(2).standard_normal((64, 3, 1, 1)).astype(np.float32)
+    data = CalibrationSet.single(images().x + lighter)
+    gains = gains_of(trace, data)
+    [product] = [node for node in trace.model.graph.node if node.op_type == "Mul"]
+    found = {name: reached(trace.model, name, data) for name in product.input}
+    gate = min(found, key=lambda name: found[name])
+    stream = max(found, key=lambda name: found[name])
+    assert found[gate] < 0.1 * found[stream]
+    assert 0.3 < gains.reaching[gate] / found[gate] < 3.0
 
 
 def test_a_weak_branch_counts_for_little_and_a_strong_one_for_more() -> None:
