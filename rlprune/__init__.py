@@ -147,8 +147,8 @@ def plan(
         model: as `trace` takes it, or a trace, which spares tracing again.
         calibration: inputs without or with labels: an `.npz` with an array for every input (`x`
             where there is one, [N, ...]; `y` [N] for labels), arrays by name, one array, a
-            `CalibrationData`, or `made-up`; sensitivity is then measured, not predicted from the
-            weights.
+            `CalibrationData`; `made-up`, as where nothing is given; or `none`, for a plan by what
+            is predicted from the weights.
         example_inputs: as for `trace`.
         input_shapes: as for `trace`.
         on_progress: told (what is being done, how much is done, of how much).

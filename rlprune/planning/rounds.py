@@ -66,6 +66,10 @@ def make_plans(
     named_effort = effort_of(request, calibration)
     effort = None if named_effort is None else EFFORTS[named_effort]
     images = None if scores is not None else _images(traced, request, effort, calibration)
+    if request.effort is not None and images is None:
+        raise InputError(
+            "effort judges by inputs; give some, or leave calibration out", field="effort"
+        )
     request = request.with_schemes(device, measured=images is not None)
     stated = request.constraints.round_to
     multiple = planner.round_to(request, device) if stated is None else stated

@@ -10,7 +10,9 @@ tensor, what reaches the answers by each adds up.
 
 With it the share of a layer's output that least squares cannot restore becomes what a network
 loses: over single options the two correlate, in logarithms, with 0.94 to 0.98 for channels, 0.8 to
-0.88 for kernel shapes, 0.96 for blocks left out; without it 0.7 to 0.97, and not at all.
+0.88 for kernel shapes, 0.96 for blocks left out; without it 0.7 to 0.97, and not at all. Errors of
+several options add up: over 49 plans of ResNet-32 and of MobileNetV2 their sums and what the plans
+lose correlate with 0.72 and 0.88, sums of what each option loses alone with 0.24 and 0.71.
 """
 
 from __future__ import annotations
