@@ -6,7 +6,6 @@ import logging
 import math
 import os
 import time
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from rlprune.device_keys import canonical_key
@@ -22,12 +21,11 @@ from rlprune.latency.types import (
     Measurement,
     ModelSubject,
 )
+from rlprune.planning.answers import answered
 from rlprune.planning.beside import measure_beside
-from rlprune.planning.make import make_plan
 from rlprune.planning.planner import Question
 from rlprune.planning.profiles import OnProgress
-from rlprune.planning.proposals import Round, round_plan
-from rlprune.planning.reasons import with_reasons
+from rlprune.planning.proposals import Round
 from rlprune.planning.request import PlanRequest, Unit
 from rlprune.planning.tables import latency_model, nothing_measured, task_for
 from rlprune.plans import PruningPlan
@@ -130,21 +128,13 @@ class LocalPlanner:
         task = task_for(
             question.space, question.profiles, store, question.device, request.arithmetic
         )
-        budget_ms = budget * task.base_ms if unit == "ratio" else budget
-        if search is not None:
-            made = round_plan(task, search, budget_ms, device=question.device, constraints=bound)
-        else:
-            made = make_plan(
-                task,
-                self._policy,
-                budget_ms,
-                device=question.device,
-                constraints=bound,
-                guard=request.guard,
-                max_params=request.max_params,
-            )
-        made = replace(made, precision=request.precision)
-        return with_reasons(made, task, bound, store)
+        return answered(
+            *(task, request, budget, unit),
+            policy=self._policy,
+            bound=bound,
+            store=store,
+            search=search,
+        )
 
     def measure(self, question: Question, keeps: IntArray) -> Measurement:
         """See `Planner`."""

@@ -6,7 +6,6 @@ Everything is checked and computed before the first write, so a refused call cha
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from functools import lru_cache
 
 from rlprune.constraints import BoundConstraints, bind
@@ -16,13 +15,9 @@ from rlprune.files import digest
 from rlprune.graph.types import PruningGraph
 from rlprune.latency.device import check_batch, preferred_multiple
 from rlprune.latency.types import IN_F32, MACS_DEVICE, Arithmetic, Subject
-from rlprune.planning import (
-    PlanRequest,
-    make_plan,
-    task_for,
-    with_reasons,
-)
-from rlprune.planning.proposals import Round, round_plan
+from rlprune.planning import PlanRequest, task_for
+from rlprune.planning.answers import answered
+from rlprune.planning.proposals import Round
 from rlprune.planning.request import SEARCH
 from rlprune.planning.tables import Recent, latency_model, missing_for
 from rlprune.plans import PruningPlan
@@ -191,21 +186,13 @@ class PlanService:
             return None
         task = task_for(space, profiles, self._store, device, own)
         [budget] = asked.budgets
-        budget_ms = budget * task.base_ms if asked.unit == "ratio" else budget
-        if search is not None:
-            made = round_plan(task, search, budget_ms, device=device, constraints=bound)
-        else:
-            made = make_plan(
-                task,
-                policy,
-                budget_ms,
-                device=device,
-                constraints=bound,
-                guard=asked.guard,
-                max_params=asked.max_params,
-            )
-        made = replace(made, precision=asked.precision)
-        return with_reasons(made, task, bound, self._store)
+        return answered(
+            *(task, asked, budget, asked.unit),
+            policy=policy,
+            bound=bound,
+            store=self._store,
+            search=search,
+        )
 
     def _queue(
         self,
