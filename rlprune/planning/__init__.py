@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from rlprune.planning.make import make_plan
     from rlprune.planning.planner import Planner, Question
     from rlprune.planning.profiles import profile_model, read_calibration
-    from rlprune.planning.reasons import with_reasons
     from rlprune.planning.request import PlanOptions, PlanRequest
     from rlprune.planning.rounds import make_plans
     from rlprune.planning.tables import latency_model, task_for
@@ -40,7 +39,6 @@ __all__ = [
     "read_calibration",
     "task_for",
     "which_device",
-    "with_reasons",
 ]
 
 _HOMES = {
@@ -48,7 +46,6 @@ _HOMES = {
     "make": ("make_plan",),
     "planner": ("Planner", "Question"),
     "profiles": ("OnProgress", "profile_model", "read_calibration"),
-    "reasons": ("with_reasons",),
     "request": ("PlanOptions", "PlanRequest"),
     "rounds": ("make_plans",),
     "tables": ("latency_model", "task_for"),

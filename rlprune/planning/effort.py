@@ -6,7 +6,7 @@ options are first judged, the samples that a plan's layers are solved on, and th
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from rlprune.errors import InputError
 from rlprune.graph.types import PruningGraph
@@ -20,6 +20,8 @@ PASS_MACS = 3.2e10
 have more places each."""
 MACS_PER_SEC = 2e10
 """Of one core of an x86-64 server in ONNX Runtime; other machines take twice or half the time."""
+LEAST_SAMPLES, LEAST_ROUNDS = 16, 2
+"""Of a large network; its samples have more places each."""
 PLAN_SEC = 0.25
 """CPU time that a plan takes besides: cutting, solving its layers, loading it."""
 
@@ -39,6 +41,8 @@ class Effort:
     """Plans that are looked at more closely in the end."""
     closer: int
     """Samples that these are judged on; they are solved on all of the first pass."""
+    most_sec: float = 1e9
+    """CPU time beyond which a large network is looked at on fewer samples, and in fewer rounds."""
 
     def images(self, graph: PruningGraph) -> int:
         """That go through the network, about."""
@@ -47,6 +51,19 @@ class Effort:
             return passed
         searched = (1 + self.rounds * self.plans) * own
         return passed + searched + (1 + self.finals) * (max(passed, self.solved) + self.closer)
+
+    def fitted(self, graph: PruningGraph) -> Effort:
+        """What of it a network can afford."""
+        over = self.cpu_sec(graph) / self.most_sec
+        if over <= 1 or not self.rounds:
+            return self
+        solved, judged, closer = (
+            max(int(count / over), min(count, LEAST_SAMPLES))
+            for count in (self.solved, self.judged, self.closer)
+        )
+        fewer = replace(self, solved=solved, judged=judged, closer=closer)
+        rounds = int(self.rounds * self.most_sec / fewer.cpu_sec(graph))
+        return replace(fewer, rounds=min(max(rounds, LEAST_ROUNDS), self.rounds))
 
     def cpu_sec(self, graph: PruningGraph) -> float:
         """CPU time that a plan takes, roughly."""
@@ -57,8 +74,8 @@ class Effort:
 
 EFFORTS = {
     "instant": Effort(0, 0, 0, 0, 0, 0),
-    "quick": Effort(5, 8, 64, 64, 5, 192),
-    "thorough": Effort(15, 16, 128, 256, 8, 600),
+    "quick": Effort(5, 8, 64, 64, 5, 192, most_sec=300.0),
+    "thorough": Effort(15, 16, 128, 256, 8, 600, most_sec=3600.0),
 }
 """By name: one pass of the unpruned network, some eight evaluations, some hundred."""
 
@@ -76,7 +93,7 @@ def passed_count(graph: PruningGraph) -> int:
 
 def cost_text(name: str, graph: PruningGraph) -> str:
     """What finding a plan of this network will cost, for who waits for it."""
-    effort = EFFORTS[name]
+    effort = EFFORTS[name].fitted(graph)
     count = effort.rounds * effort.plans + effort.finals
     plans = f"{count} plans are evaluated" if effort.rounds else "one pass"
     return f"effort {name}: {plans}, about {cpu_text(effort.cpu_sec(graph))} of CPU"

@@ -64,7 +64,7 @@ def make_plans(
     device = planner.resolve(request, traced.graph)
     scores = _initial_scores(trace, request, calibration)
     named_effort = effort_of(request, calibration)
-    effort = None if named_effort is None else EFFORTS[named_effort]
+    effort = None if named_effort is None else EFFORTS[named_effort].fitted(traced.graph)
     images = None if scores is not None else _images(traced, request, effort, calibration)
     if request.effort is not None and images is None:
         raise InputError(

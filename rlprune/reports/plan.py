@@ -10,7 +10,7 @@ import numpy as np
 
 from rlprune.graph.types import PruningGraph
 from rlprune.latency.types import MACS_DEVICE
-from rlprune.planning.effort import EFFORTS
+from rlprune.planning.effort import DEFAULT_EFFORT, EFFORTS
 from rlprune.plans import Candidate, PlanFigures, PruningPlan
 from rlprune.schemes import CHANNEL_ONLY, without_effect
 
@@ -136,5 +136,5 @@ def plan_report(plan: PruningPlan, graph: PruningGraph) -> PlanReport:
             macs=int(graph.macs(graph.widths)),
             params=int(graph.params(graph.widths)),
         ),
-        better_sec=EFFORTS["quick"].cpu_sec(graph) if guessed else None,
+        better_sec=EFFORTS[DEFAULT_EFFORT].fitted(graph).cpu_sec(graph) if guessed else None,
     )

@@ -92,5 +92,10 @@ def test_prices_are_those_that_are_said() -> None:
         assert 6_000 < images["quick"] < 9_000, "some eight evaluations"
         assert 80_000 < images["thorough"] < 120_000
     assert passed_count(small) == 256 and passed_count(large) == 4
-    times = [effort.cpu_sec(large) for effort in EFFORTS.values()]
+    quick = EFFORTS["quick"]
+    assert quick.fitted(small) == quick
+    middle = chain_graph([128, 256, 128], side=96)
+    assert quick.cpu_sec(middle) > quick.most_sec >= 0.9 * quick.fitted(middle).cpu_sec(middle)
+    assert quick.fitted(middle).rounds >= 2
+    times = [effort.fitted(large).cpu_sec(large) for effort in EFFORTS.values()]
     assert times == sorted(times) and "of CPU" in cost_text("quick", large)
