@@ -14,7 +14,8 @@ network's answers on 1,000 images of `test_reward` (`--final`: on `test_report`,
     uniform global energy    planners that neither learn nor evaluate
 
 Networks are those that nothing was fitted to: ResNet-20 and -56, and the families held out.
-Differences of loss are in natural logarithms. All is kept in --work.
+`time.NET` is how long an instant plan of a file takes. Differences of loss are in natural
+logarithms. All is kept in --work.
 """
 
 from __future__ import annotations
@@ -28,8 +29,10 @@ from platformdirs import user_cache_path
 from benchmarks.harness import Bench, Row, chosen, log_final
 from benchmarks.parts.experience_plans import BUDGETS, METHODS, Cell, is_known, judged
 from benchmarks.parts.experience_rows import cell_rows, headlines
+from benchmarks.parts.experience_times import INSTANT_SEC, cost_rows, instant_rows
 from benchmarks.parts.options_plans import Run
 from datasets import catalogue
+from datasets.pack import shared_folder
 
 QUICK = ("cifar10_resnet20", "instant", "uniform")
 
@@ -39,7 +42,7 @@ def main() -> None:
     add = bench.parser.add_argument
     add("--work", type=Path, default=user_cache_path("rlprune") / "bench_experience")
     add("--models", nargs="+", metavar="NAME", help="networks of the zoo")
-    add("--only", nargs="+", metavar="GLOB", help="cells: NET.bB.METHOD")
+    add("--only", nargs="+", metavar="GLOB", help="cells: NET.bB.METHOD, time.NET")
     add("--known", action="store_true", help="only tell what is kept")
     add("--final", action="store_true", help="report on test_report, and log it")
     options = bench.parse()
@@ -60,6 +63,12 @@ def main() -> None:
         }
         if known:
             bench.cell("headlines", partial(headlines, known), derived=True)
+            bench.cell("costs", partial(cost_rows, known, run.shared), derived=True)
+        shared = shared_folder(options.shared) / "models"
+        for net in INSTANT_SEC:
+            there = net.startswith("resnet") or (shared / f"{net}.legacy.onnx.gz").is_file()
+            if chosen(options, f"time.{net}") and there and not options.known:
+                bench.cell(f"time.{net}", partial(instant_rows, net, shared, options.seed))
 
 
 def rows(cell: Cell, run: Run, *, final: bool) -> Iterator[Row]:

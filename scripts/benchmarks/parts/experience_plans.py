@@ -100,6 +100,10 @@ class Judged:
     """CPU time of planning; latency was known."""
 
 
+Known = Mapping[Cell, Judged]
+"""What is kept."""
+
+
 def judged(cell: Cell, run: Run, *, final: bool = False) -> Judged:
     """What is kept of a cell, or comes out now."""
     file = run.work / "plans" / f"{cell.name}{'.final' if final else ''}.json"

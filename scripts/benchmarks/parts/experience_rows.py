@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 from benchmarks.harness import Row
-from benchmarks.parts.experience_plans import Cell, Judged
+from benchmarks.parts.experience_plans import Cell, Judged, Known
 from rlprune.graph.types import FloatArray
 
 DRAWS = 2000
@@ -15,7 +15,6 @@ ENDS = (0.05, 0.95)
 """Of a 90 % interval."""
 BLIND = ("uniform", "global", "energy")
 """Planners that neither learn nor evaluate."""
-Known = Mapping[Cell, Judged]
 
 TARGETS = {
     "instant.over_profile": 0.08,
@@ -25,6 +24,8 @@ TARGETS = {
 }
 """Differences of log loss. Of `quick` the upper end of the interval is held against it."""
 BY_UPPER_END = ("quick.over_profile",)
+MOST_WORSE = 0.15
+"""Of plans on made-up images over those on real ones, on the network where that is worst."""
 MOST_KEPT = 0.9
 """Of the accuracy that real images keep, made-up ones are to keep so much."""
 LEAST_BELOW = 0.25
@@ -56,6 +57,11 @@ def headlines(known: Known) -> Iterator[Row]:
         below = 1 - float(np.exp(mean))
         name = "experience.instant.below_blind"
         yield Row(name, below, "of loss", LEAST_BELOW, "max", count(blind), shares)
+    for method in ("profile", "quick"):
+        if pairs := logs(known, f"made_up.{method}", [method]):
+            worst = max(float(own.mean()) for own in pairs)
+            name = f"experience.made_up.{method}.worst"
+            yield Row(name, worst, "log", MOST_WORSE, "min", len(pairs), None)
     kept = [
         known[Cell(one.net, one.budget, "made_up.quick")].kept / found.kept
         for one, found in known.items()
