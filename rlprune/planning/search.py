@@ -60,6 +60,8 @@ class Search:
             for _ in range(rounds):
                 made = self._answer(budget, unit, self._effort.plans)
                 if not made.candidates:
+                    if not self._seen:
+                        return made  # there is nothing to choose from
                     break
                 if tell is not None:
                     tell(min(len(self._seen) - known, count), count)

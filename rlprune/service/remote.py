@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import uuid
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, TypeVar
 
@@ -136,12 +137,15 @@ class RemotePlanner:
                     )
         plan = plan_from(found.plan)
         plan.check(question.graph)
-        if search is not None and any(one.policy != NAME for one in plan.candidates):
-            raise InputError(
-                f"{self._channel.target} is of an earlier version, which knows no effort; plan on "
-                "this machine, or update the server",
-                field="effort",
-            )
+        old = self._keeps_all or any(one.policy != NAME for one in plan.candidates)
+        if search is not None and old:
+            if request.effort is not None:
+                raise InputError(
+                    f"{self._channel.target} is of an earlier version, which knows no effort; plan "
+                    "on this machine, or update the server",
+                    field="effort",
+                )
+            plan = replace(plan, candidates=())  # its plan, by what one pass tells
         if plan.precision != request.precision:
             raise InputError(
                 f"{self._channel.target} is of an earlier version, which plans in f32 only; plan "

@@ -150,7 +150,7 @@ def test_the_skeleton_is_sent_once_and_only_where_the_model_is_not_known(
             client.plan(NET, device="macs", budget_ratio=0.4)
     finally:
         server.stop(0.5)
-    assert sent == ["fingerprint", "skeleton", "fingerprint", "fingerprint"]
+    assert sent[:2] == ["fingerprint", "skeleton"] and set(sent[2:]) == {"fingerprint"}
 
 
 def test_a_measurement_is_asked_for_by_fingerprint_first(rig: Rig) -> None:
