@@ -109,7 +109,7 @@ def gaps(task: PruningTask, pairs: PairTerms, found: IntArray, budget_ms: FloatA
     plans = all_plans(task)
     latency, loss = task.tables.upper_ms(plans), summed(task, pairs, plans)
     best = np.array([loss[latency <= budget].min() for budget in budget_ms])
-    return np.asarray((summed(task, pairs, found) - best) / np.ptp(loss))
+    return np.asarray((summed(task, pairs, found) - best) / max(np.ptp(loss), 1e-12))
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)
