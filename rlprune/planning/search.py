@@ -56,9 +56,11 @@ class Search:
         tell = named(self._question.on_progress, EVALUATING)
         stopped, count = False, rounds * self._effort.plans
         known = len(self._seen)
+        first: Keeps = ()
         try:
             for _ in range(rounds):
                 made = self._answer(budget, unit, self._effort.plans)
+                first = first or tuple(made.keeps.tolist())
                 if not made.candidates:
                     if not self._seen:
                         return made  # there is nothing to choose from
@@ -71,7 +73,7 @@ class Search:
                         tell(min(len(self._seen) - known, count), count)
             made = self._answer(budget, unit, 0)
             if rounds and made.feasible:
-                made = self._best_looked_at(made, budget, unit)
+                made = self._best_looked_at(made.budget_ms, budget, unit, first)
         except KeyboardInterrupt:
             if not self._seen:
                 raise
@@ -106,16 +108,17 @@ class Search:
         ]
         return np.array(loss), np.array([_error(own) for own in found])
 
-    def _best_looked_at(self, made: PruningPlan, budget: float, unit: Unit) -> PruningPlan:
+    def _best_looked_at(
+        self, budget_ms: float, budget: float, unit: Unit, first: Keeps
+    ) -> PruningPlan:
         """The best after a closer look at it, at the best by few images within its budget, and at
-        the first, which would be the plan if nothing was evaluated."""
+        what was thought best first."""
         within = [
-            keeps
-            for keeps, one in self._seen.items()
-            if one.predicted_interval_ms[1] <= made.budget_ms
+            keeps for keeps, one in self._seen.items() if one.predicted_interval_ms[1] <= budget_ms
         ]
         best = sorted(within, key=lambda keeps: _divergence(self._judge.evaluate(keeps)))
-        for keeps in dict.fromkeys([*within[:1], *best[: self._effort.finals - 2]]):
+        finalists = dict.fromkeys([first, *best[: self._effort.finals - 2]])
+        for keeps in (own for own in finalists if own in self._seen):
             self._judge.look_closer(keeps)
             self._look_at(self._seen[keeps])
         made = self._answer(budget, unit, 0)
