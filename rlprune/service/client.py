@@ -106,8 +106,8 @@ class Client:
     ) -> PruningPlan | list[PruningPlan]:
         """Finds how to prune a network so that it meets a latency budget on a server's device.
 
-        Sensitivity is measured, candidates are evaluated on this machine; the server's workers
-        measure latencies. The server keeps the plan.
+        Plans are evaluated on this machine; the server's workers measure latencies. The server
+        keeps the plan.
 
         Args:
             model: as `rlprune.plan` takes it, as are the next three.

@@ -10,9 +10,11 @@ from calibrated import own_images, traced
 from synthetic import chain_graph
 
 import rlprune
+from rlprune.errors import CalibrationError
 from rlprune.planning.effort import EFFORTS, cost_text, passed_count
 from rlprune.plans import PruningPlan
 from rlprune.policy.race import NAME
+from rlprune.sensitivity.one_pass import OnePass
 
 
 @pytest.fixture(autouse=True)
@@ -58,6 +60,20 @@ def test_instantly_nothing_is_evaluated(net: tuple[Any, Any]) -> None:
 def test_without_data_inputs_are_made_up(net: tuple[Any, Any]) -> None:
     plan = plan_of(net, effort="instant", calibration=None)
     assert plan.feasible and "one pass" in plan.note
+
+
+def test_a_network_that_runs_on_no_made_up_input_is_planned_by_its_weights(
+    net: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*_: Any, **__: Any) -> Any:
+        raise CalibrationError("index out of bounds")
+
+    monkeypatch.setattr(OnePass, "of", refused)
+    plan = plan_of(net, calibration=None)
+    assert plan.feasible and "predicted from weights and shapes" in plan.note
+    for asked in ({"calibration": None, "effort": "quick"}, {}):
+        with pytest.raises(CalibrationError):
+            plan_of(net, **asked)
 
 
 def test_ctrl_c_gives_the_best_so_far(net: tuple[Any, Any]) -> None:
