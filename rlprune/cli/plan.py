@@ -124,7 +124,7 @@ def plan(
         typer.Option(
             metavar="instant|quick|thorough",
             show_default=False,
-            help="How much the search does: one pass of the network; some 60 plans evaluated as "
+            help="How much the search does: one pass of the network; some 45 plans evaluated as "
             "well (by default), or some 240. On made-up inputs without --calibration.",
         ),
     ] = None,

@@ -66,7 +66,7 @@ class SharedOptions(TypedDict, total=False):
     for policies that know nothing else."""
     effort: str | None
     """How much a search does to find the plan. `instant`: one pass of the unpruned network tells
-    what every option loses; `quick`: then some 60 plans are evaluated, at the price of some eight
+    what every option loses; `quick`: then some 45 plans are evaluated, at the price of some eight
     evaluations of 1,000 images; `thorough`: some 240, at that of a hundred. Without calibration
     data on made-up inputs. By default `quick`; where no runtime is installed or made-up inputs are
     not taken, sensitivity is predicted from the weights."""

@@ -95,18 +95,15 @@ class Search:
 
         Solved on more images, plans lose less: by how much on average, the others are taken to.
         """
-        found, less = [], []
-        for keeps in seen:
-            first, closer = self._judge.evaluate(keeps), self._judge.seen_closer(keeps)
-            found.append(closer or first)
-            if closer is not None:
-                less.append(np.log(_divergence(closer) / _divergence(first)))
-        common = float(np.exp(np.mean(less))) if less else 1.0
-        loss = [
-            _divergence(own) * (1.0 if self._judge.seen_closer(keeps) else common)
-            for keeps, own in zip(seen, found, strict=True)
-        ]
-        return np.array(loss), np.array([_error(own) for own in found])
+        first = [self._judge.evaluate(keeps) for keeps in seen]
+        closer = [self._judge.seen_closer(keeps) for keeps in seen]
+        found = [more or own for own, more in zip(first, closer, strict=True)]
+        near = np.array([more is not None for more in closer])
+        loss = np.array([_divergence(own) for own in found])
+        if near.any():
+            few = np.array([_divergence(own) for own in first])
+            loss[~near] *= np.exp(np.log(loss[near] / few[near]).mean())
+        return loss, np.array([_error(own) for own in found])
 
     def _best_looked_at(
         self, budget_ms: float, budget: float, unit: Unit, first: Keeps

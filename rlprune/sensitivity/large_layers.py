@@ -9,14 +9,15 @@ least squares cannot restore correlate with 0.97 to 0.99 and 0.95 to 0.98.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import numpy as np
 
+from rlprune.files import fields_of
 from rlprune.graph.types import FloatArray, IntArray
 from rlprune.runtime.base import Array
 from rlprune.sensitivity.layers import LayerSite, Moment
-from rlprune.sensitivity.moments import RIDGE, RIDGE_PER_INPUT
+from rlprune.sensitivity.moments import Seen
 from rlprune.surgery.removal import BoolArray
 
 DIRECTIONS = 4
@@ -42,20 +43,17 @@ class LargeLayer(LayerSite):
         read = (rows - rows.mean(0)).reshape(len(rows), -1, taps)  # [R, C, K]
         weight = site.weight.reshape(len(site.weight), -1, taps)  # [C_out, C, K]
         flat = np.ascontiguousarray(read.swapaxes(1, 2)).reshape(-1, read.shape[1])  # [R * K, C]
-        covariance = _covariance(flat)
-        _, directions = np.linalg.eigh(covariance)  # [C, C], ascending
-        count = min(-(-len(covariance) // DIRECTIONS), MOST_DIRECTIONS)
+        covariance = _covariance(flat)  # [1, C, C]
+        _, directions = np.linalg.eigh(covariance[0])  # [C, C], ascending
+        count = min(-(-len(directions) // DIRECTIONS), MOST_DIRECTIONS)
         strongest = np.ascontiguousarray(directions[:, -count:])  # [C, D]
         along = flat @ strongest.astype(flat.dtype)  # [R * K, D]
         along = along.reshape(len(rows), taps, -1).swapaxes(1, 2).reshape(len(rows), -1)
-        where = {field.name: getattr(site, field.name) for field in fields(LayerSite)}
         return LargeLayer(
-            **where,
-            at_one_place=Moment(
-                covariance[None], weight.swapaxes(1, 2).reshape(1, -1, len(covariance))
-            ),
+            **fields_of(site),
+            at_one_place=Moment(covariance, weight.swapaxes(1, 2).reshape(1, -1, len(directions))),
             over_kernel=Moment(
-                _covariance(along)[None],
+                _covariance(along),
                 (weight.swapaxes(1, 2) @ strongest)
                 .swapaxes(1, 2)
                 .reshape(1, len(weight), -1),  # [1, C_out, D * K]
@@ -75,12 +73,10 @@ class LargeLayer(LayerSite):
 
 
 def _covariance(rows: Array) -> FloatArray:
-    """Of rows [R, d] with mean 0, with a ridge as `Seen.covariance` has it [d, d]."""
-    found = (rows.T @ rows).astype(np.float64) / len(rows)
-    size = len(found)
-    ridge = max(RIDGE, RIDGE_PER_INPUT * size / len(rows))
-    found[np.diag_indices(size)] += ridge * found.diagonal().mean() + 1e-12
-    return np.asarray(found)
+    """Of rows [R, d], with the ridge [1, d, d]."""
+    seen = Seen.nothing(1, rows.shape[1])
+    seen.add(0, rows)
+    return seen.covariance()
 
 
 def _on_line(share: FloatArray | float, line: tuple[float, float]) -> FloatArray:

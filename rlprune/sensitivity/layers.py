@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
@@ -14,6 +14,7 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
+from rlprune.files import fields_of
 from rlprune.graph.from_onnx import OnnxTrace
 from rlprune.graph.types import FloatArray, IntArray
 from rlprune.graph.walk import Node
@@ -314,9 +315,8 @@ def _ends(over: tuple[int, ...], shape: tuple[int, ...]) -> bool:
 
 def layer_of(site: LayerSite, seen: Seen) -> Layer:
     """With what such layers read."""
-    where = {field.name: getattr(site, field.name) for field in fields(LayerSite)}
     return Layer(
-        **where,
+        **fields_of(site),
         means=seen.first / seen.count[:, None, None],
         shares=seen.count / seen.count.sum(),
         covariance=seen.covariance(),

@@ -266,7 +266,7 @@ def rows_read(
     ]
     total = int(np.prod(extents))
     if most is None:
-        size = math.prod(trace.normal.shapes[node.inputs[1]][1:])  # in the dense network
+        size = inputs_of(trace, node)
         most = max(min(ROWS_PER_INPUT * size, MAX_PRODUCTS // size**2), PLACES * sample_count)
     places = -(-most // sample_count)
     chosen = rng.choice(total, min(places, total), replace=False)

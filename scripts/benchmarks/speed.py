@@ -11,6 +11,7 @@ at random: `--seed` changes nothing.
 
 from __future__ import annotations
 
+import os
 import statistics
 import subprocess
 import sys
@@ -85,6 +86,7 @@ def search_cpu(pack: CifarPack, name: str, count: int) -> Iterator[Row]:
     index = pack.splits["test_reward"][:count]
     took = {}
     with tempfile.TemporaryDirectory() as folder:
+        os.environ["XDG_DATA_HOME"] = folder  # planning opens the user's store
         images = Path(folder) / "images.npz"
         np.savez(images, x=net.preprocess(pixels[index]), y=labels[index].astype(np.int64))
         for effort in ("instant", "quick"):

@@ -48,11 +48,11 @@ class Recipe:
     seed: int = 0
 
     @staticmethod
-    def of(optimizer: str, seed: int = 0) -> Recipe:
+    def of(optimizer: str) -> Recipe:
         """What is used with an optimizer."""
         if optimizer == "adamw":
-            return Recipe(peak_rate=3e-3, weight_decay=0.05, optimizer=optimizer, seed=seed)
-        return Recipe(seed=seed)
+            return Recipe(peak_rate=3e-3, weight_decay=0.05, optimizer=optimizer)
+        return Recipe()
 
     def rate(self, done: float) -> float:
         """The learning rate after a share (0-1) of the steps."""
