@@ -133,9 +133,9 @@ def balanced(
     """`count` of the samples: of every class that the network finds in them as many, as far as
     there are; the first ones where it does not choose between classes.
 
-    Three quarters of the random shapes look like frogs, birds and aeroplanes to a CIFAR-10 network
-    and a hundredth like cars. Of four times as many inputs those that are left here bring ResNet-20
-    at 0.6 of its MACs from 73 % to 76 % (other networks 2 to 7 points; none lost).
+    Most made-up scenes look like birds, frogs and aeroplanes to a CIFAR-10 network and a hundredth
+    like cars. 384 chosen of 1,536 bring ResNet-32 at half its MACs from 78 to 82 % of its accuracy
+    (other networks 2 to 5 points; none lost). The surest of each class did no better.
 
     Raises:
         CalibrationError: the model does not run on the samples.

@@ -15,7 +15,7 @@ from rlprune.runtime import get_runtime
 from rlprune.sensitivity.calibration import CalibrationSet
 from rlprune.sensitivity.evaluate import Evaluator
 from rlprune.sensitivity.made_up import PIXEL_SCALES, made_up_inputs
-from rlprune.sensitivity.shapes import random_shapes
+from rlprune.sensitivity.scenes import random_scenes
 from rlprune.sensitivity.sources import made_up_sets
 
 RNG = np.random.default_rng(0)
@@ -56,7 +56,7 @@ def _net(scale_of_input: float, *, norm: bool, layout: str = "nchw") -> onnx.Mod
 @pytest.mark.parametrize("norm", [True, False])
 @pytest.mark.parametrize("layout", ["nchw", "nhwc"])
 def test_the_scale_of_pixels_is_found_from_the_first_layer(norm: bool, layout: str) -> None:
-    pixels = random_shapes(64, 32, 32, np.random.default_rng(1)).astype(np.float64)
+    pixels = random_scenes(64, 32, 32, np.random.default_rng(1)).astype(np.float64)
     # What a random zero-sum filter answers depends on how neighbours differ, not on the mean.
     within = np.sqrt(np.mean([p.reshape(-1, 3).var(0).sum() for p in pixels]) / 3)
     for scale in (scale for scale in PIXEL_SCALES if len(scale.mean) == 1):
@@ -114,7 +114,7 @@ def test_a_classifiers_inputs_are_of_all_classes_that_it_sees() -> None:
     trace = traced("vgg_view")
     [plain] = islice(made_up_sets(trace, get_runtime(), choose=False), 1)
     [chosen] = islice(made_up_sets(trace, get_runtime()), 1)
-    assert len(plain) == len(chosen) == 384
+    assert len(plain) == len(chosen) == 1152
 
     def of_rare_classes(samples: CalibrationSet) -> int:
         """How many are of another class than the commonest."""
