@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +45,8 @@ def main() -> None:
         if missing:
             torch.set_num_threads(1)
             data = Data(CifarPack(shared_data(options.shared)))
-            clock = Clock(left=sum(work(NETS[name].epochs) for name in missing))
+            nets = [NETS[name] for name in missing]
+            clock = Clock(left=sum(work(one.epochs) + work((0, 0, one.finish)) for one in nets))
             for name in missing:
                 module, history = train_net(name, data, options.work, clock)
                 keep(name, module, history, data, out)
@@ -59,8 +60,13 @@ def train_net(
     recipe = Recipe.of(net.optimizer)
     torch.manual_seed(recipe.seed)
     module, state = net.make(), work / f"{name}.pt"
-    how = {"epochs": net.epochs, "bfloat16": net.bfloat16}
-    return module, train(module, data, recipe, state, clock=clock, **how)  # type: ignore[arg-type]
+    how: Any = {"bfloat16": net.bfloat16, "clock": clock}
+    history = train(module, data, recipe, state, epochs=net.epochs, **how)
+    if net.finish:
+        lower = replace(recipe, peak_rate=recipe.peak_rate / 3, seed=recipe.seed + 1)
+        state = state.with_suffix(".finish.pt")
+        history += train(module, data, lower, state, epochs=(0, 0, net.finish), **how)
+    return module, history
 
 
 def keep(
@@ -103,6 +109,7 @@ def keep(
         "recipe": {
             **asdict(Recipe.of(net.optimizer)),
             "epochs": list(net.epochs),
+            "finish": net.finish,
             "sizes": list(SIZES),
             "bfloat16": net.bfloat16,
         },
