@@ -28,7 +28,7 @@ from rlprune.graph.types import FloatArray
 from rlprune.graph.walk import Node
 from rlprune.runtime.base import Array
 from rlprune.sensitivity.calibration import EqualSizes
-from rlprune.sensitivity.large_layers import LargeLayer
+from rlprune.sensitivity.large_layers import LargeLayer, WideLayer
 from rlprune.sensitivity.layers import Layer
 from rlprune.surgery.removal import Removal
 
@@ -193,7 +193,10 @@ class Gains:
         return Gains(dict(reaching), dict(averaged), terms)
 
     def error(
-        self, layers: Sequence[Layer | LargeLayer], removal: Removal, trace: OnnxTrace
+        self,
+        layers: Sequence[Layer | LargeLayer | WideLayer],
+        removal: Removal,
+        trace: OnnxTrace,
     ) -> float:
         """What of the answers' variance goes wrong under a removal, about, its layers being solved
         for what they read in the dense network."""

@@ -16,8 +16,8 @@ import numpy as np
 from rlprune.files import fields_of
 from rlprune.graph.types import FloatArray, IntArray
 from rlprune.runtime.base import Array
-from rlprune.sensitivity.layers import LayerSite, Moment
-from rlprune.sensitivity.moments import Seen
+from rlprune.sensitivity.layers import LayerSite, Moment, mixed
+from rlprune.sensitivity.moments import Seen, ridge_share
 from rlprune.surgery.removal import BoolArray
 
 DIRECTIONS = 4
@@ -67,9 +67,67 @@ class LargeLayer(LayerSite):
         size = self.over_kernel.covariance.shape[-1]
         return float(_on_line(self.over_kernel.lost(np.resize(taps, size)), TAP_LINE))
 
-    def lost_in_order(self, order: IntArray) -> FloatArray:
-        """The same from the first 0, 1, 2 ... of its channels in an order [C_in] -> [C_in + 1]."""
-        return _on_line(self.at_one_place.lost_in_order(order), CHANNEL_LINE)
+    def lost_in_order(self, order: IntArray, counts: IntArray) -> FloatArray:
+        """See `Layer`."""
+        return _on_line(self.at_one_place.lost_in_order(order)[counts], CHANNEL_LINE)
+
+
+@dataclass(frozen=True)
+class WideLayer(LayerSite):
+    """A layer without kernel that reads far more numbers than rows of them were seen.
+
+    What least squares cannot restore follows from products of rows as well as from products of
+    inputs (Woodbury), at a fraction of the price, and comes out the same.
+    """
+
+    rows: Array
+    """What it read, about its mean [R, d], float32."""
+    ridge: float
+    """On every input's variance."""
+
+    @staticmethod
+    def of(site: LayerSite, rows: Array) -> WideLayer:
+        """By rows [R, d] that it read."""
+        about = rows - rows.mean(0)
+        variance = float(np.square(about).mean(dtype=np.float64))
+        ridge = ridge_share(*rows.shape) * variance + 1e-12
+        return WideLayer(**fields_of(site), rows=about, ridge=ridge)
+
+    def lost(self, stay: BoolArray) -> float:
+        """See `Layer`."""
+        order = np.argsort(~stay, kind="stable")
+        return float(self.lost_in_order(order, np.array([stay.sum()]))[0])
+
+    def lost_in_order(self, order: IntArray, counts: IntArray) -> FloatArray:
+        """See `Layer`.
+
+        With X the rows, U what goes of a prefix and S what stays, the answers' variance given S is
+        ridge (|W_U|^2 + Y' (X_S X_S' + R ridge)^-1 Y), Y = X_U W_U'.
+        """
+        rows = self.rows[:, order]
+        weight = mixed(self.weight[None])[0][:, order].astype(np.float32)  # [M, d]
+        lost = np.zeros(len(counts))
+        inner = np.diag(np.full(len(rows), len(rows) * self.ridge, dtype=np.float32))  # [R, R]
+        left = rows @ weight.T  # Y [R, M]
+        whole = float(np.square(left).sum(dtype=np.float64)) / len(rows)
+        total = whole + self.ridge * float(np.square(weight).sum(dtype=np.float64))
+        done = 0
+        for place in np.argsort(counts, kind="stable"):
+            upto = int(counts[place])
+            part = rows[:, done:upto]
+            inner += part @ part.T
+            left -= part @ weight[:, done:upto].T
+            done = upto
+            unseen = float(np.square(weight[:, upto:]).sum(dtype=np.float64))
+            restored = float((left * np.linalg.solve(inner, left)).sum(dtype=np.float64))
+            lost[place] = self.ridge * (unseen + restored) / max(total, 1e-30)
+        return np.asarray(np.clip(lost, 0.0, 1.0))
+
+
+def of_rows(site: LayerSite, rows: Array) -> LargeLayer | WideLayer:
+    """A layer that no covariance was taken of, by rows [R, C_in * K] that it read."""
+    kind = LargeLayer if site.taps_per_channel > 1 else WideLayer
+    return kind.of(site, rows)
 
 
 def _covariance(rows: Array) -> FloatArray:

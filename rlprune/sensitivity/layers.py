@@ -71,7 +71,7 @@ class Moment:
         """
         covariance, weight = self.covariance[:, order][:, :, order], self.weight[:, :, order]
         if len(order) > MANY:
-            covariance, weight = covariance.astype(np.float32), _mixed(weight).astype(np.float32)
+            covariance, weight = covariance.astype(np.float32), mixed(weight).astype(np.float32)
         root = np.linalg.cholesky(covariance)  # [G, d, d]
         explained = np.square(weight @ root).sum((0, 1), dtype=np.float64)  # [d]
         total = np.concatenate([[0.0], np.cumsum(explained)])
@@ -84,7 +84,7 @@ class Moment:
         return product, float((product * self.weight.swapaxes(1, 2)).sum())
 
 
-def _mixed(weight: FloatArray) -> FloatArray:
+def mixed(weight: FloatArray) -> FloatArray:
     """Random sums of answers [G, M', d], M' at most `MIXTURES`."""
     if weight.shape[1] <= MIXTURES:
         return weight
@@ -177,12 +177,11 @@ class Layer(LayerSite):
         that stay [d]."""
         return self._solved_with.lost(stay)
 
-    def lost_in_order(self, order: IntArray) -> FloatArray:
-        """The same from the first 0, 1, 2 ... of their channels in an order [C_in] ->
-        [C_in + 1]."""
+    def lost_in_order(self, order: IntArray, counts: IntArray) -> FloatArray:
+        """The same from the first `counts` [L] of their channels in an order [C_in] -> [L]."""
         taps = self.taps_per_channel
         inputs = (order[:, None] * taps + np.arange(taps)).ravel()
-        return self._solved_with.lost_in_order(inputs)[::taps]
+        return self._solved_with.lost_in_order(inputs)[counts * taps]
 
     @cached_property
     def _solved_with(self) -> Moment:

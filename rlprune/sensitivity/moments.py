@@ -35,7 +35,8 @@ HURRIED_ROWS = 4
 """... and rows for every input."""
 LARGE = 1000
 """Inputs of a layer beyond which its rows are kept until all are seen, where an answer is wanted at
-once; of a kernel's several taps no whole covariance is taken then (see `large_layers`)."""
+once; of a kernel's several taps, and of few rows, no whole covariance is taken then (see
+`large_layers`)."""
 LARGE_ROWS = 1024
 RIDGE = 1e-3
 """Added to every input's variance, as a share of their mean, at least."""
@@ -77,11 +78,15 @@ class Seen:
         weighted = means.swapaxes(1, 2) * (self.count / total)
         covariance: FloatArray = self.square / total - weighted @ means
         size = covariance.shape[-1]
-        ridge = max(RIDGE, RIDGE_PER_INPUT * size / total)
         diagonal = np.arange(size)
-        spread = covariance[:, diagonal, diagonal]
-        covariance[:, diagonal, diagonal] += ridge * spread.mean(1, keepdims=True) + 1e-12
+        spread = covariance[:, diagonal, diagonal].mean(1, keepdims=True)
+        covariance[:, diagonal, diagonal] += ridge_share(total, size) * spread + 1e-12
         return covariance
+
+
+def ridge_share(rows: float, inputs: int) -> float:
+    """Of the inputs' mean variance, what is added to each one's."""
+    return max(RIDGE, RIDGE_PER_INPUT * inputs / rows)
 
 
 class Looker(Protocol):
@@ -161,12 +166,12 @@ class InputMoments:
                 self._seen[name].add(k, rows)
 
     def seen(self) -> dict[str, Seen]:
-        """Sums over all batches; of a large kernel there are `rows`.
+        """Sums over all batches; of a large kernel, and where rows are few, there are `rows`.
 
         Raises:
             CalibrationError: they are not finite.
         """
-        for name in [name for name in self._rows if not self._has_taps(name)]:
+        for name in [name for name in self._rows if not self._stay_rows(name)]:
             rows = np.concatenate(self._rows.pop(name))
             self._seen[name] = Seen.nothing(1, rows.shape[1])
             self._seen[name].add(0, rows)
@@ -175,16 +180,20 @@ class InputMoments:
         return self._seen
 
     def rows(self) -> dict[str, Array]:
-        """What large kernels read [R, C_in * K].
+        """What large kernels read [R, C_in * K], and layers of far more inputs than rows.
 
         Raises:
             CalibrationError: it is not finite.
         """
-        names = [name for name in self._rows if self._has_taps(name)]
+        names = [name for name in self._rows if self._stay_rows(name)]
         found = {name: np.concatenate(self._rows[name]) for name in names}
         for name, rows in found.items():
             _check(name, np.isfinite(rows).all())
         return found
+
+    def _stay_rows(self, name: str) -> bool:
+        rows = self._rows[name]
+        return self._has_taps(name) or 2 * sum(map(len, rows)) < rows[0].shape[1]
 
     def _has_taps(self, name: str) -> bool:
         [node] = self.shared[name]

@@ -21,7 +21,7 @@ from rlprune.schemes.channels import CHANNELS
 from rlprune.sensitivity.calibration import CalibrationSet
 from rlprune.sensitivity.energy import energy_profiles
 from rlprune.sensitivity.gains import Gains, Variances
-from rlprune.sensitivity.large_layers import LargeLayer
+from rlprune.sensitivity.large_layers import LargeLayer, WideLayer, of_rows
 from rlprune.sensitivity.layers import Layer, layer_of, sharing, site_of
 from rlprune.sensitivity.moments import InputMoments, run_once
 from rlprune.sensitivity.reconstruct import Reconstruction
@@ -41,7 +41,7 @@ class OnePass:
 
     trace: OnnxTrace
     sample_count: int
-    layers: Sequence[Layer | LargeLayer]
+    layers: Sequence[Layer | LargeLayer | WideLayer]
     gains: Gains
 
     @staticmethod
@@ -70,7 +70,7 @@ class OnePass:
         sites = {name: site_of(trace, nodes, tensors[name]) for name, nodes in shared.items()}
         seen, rows = moments.seen(), moments.rows()
         layers = [
-            LargeLayer.of(site, rows[name]) if name in rows else layer_of(site, seen[name])
+            layer_of(site, seen[name]) if name in seen else of_rows(site, rows[name])
             for name, site in sites.items()
         ]
         return OnePass(trace, len(samples), layers, Gains.of(trace, variances))
@@ -118,8 +118,7 @@ class OnePass:
                 continue
             last = np.full(len(own), -1)  # units that other groups own come first, as they stay
             last[own] = rank[unit[own]]
-            lost = layer.lost_in_order(np.argsort(last, kind="stable"))  # [C_in + 1]
-            stay = [int((last < keep).sum()) for keep in space.sites[group].values]
+            stay = np.array([(last < keep).sum() for keep in space.sites[group].values])
             reach = sum(self.gains.reaching.get(name, 0.0) for name in layer.outputs)
-            found += reach * lost[stay]
+            found += reach * layer.lost_in_order(np.argsort(last, kind="stable"), stay)
         return found

@@ -59,7 +59,9 @@ class _Scene:
         _, self._height, self._width, _ = textures.shape
         brightness = rng.uniform(0, 255, (COLOURS, 1))
         self._colours = np.clip(brightness + rng.normal(0, HUE, (COLOURS, 3)), 0, 255)
-        self._image = self._surface(np.arange(self._height), np.arange(self._width)).astype(np.float32)
+        self._image = self._surface(np.arange(self._height), np.arange(self._width)).astype(
+            np.float32
+        )
 
     def drawn(self) -> FloatArray:
         """The finished image [h, w, 3]; values may lie beyond 0..255."""
@@ -79,11 +81,12 @@ class _Scene:
                 place = rng.choice(centres) + rng.normal(0, (0.15, 0.2)) * side
             self._shape(place, float(radius))
         light = rng.normal(0, 0.15, 2)
-        image = self._image * (
-            1 + light[0] * (columns / width - 0.5) + light[1] * (rows / height - 0.5)
-        )[..., None]
+        image = (
+            self._image
+            * (1 + light[0] * (columns / width - 0.5) + light[1] * (rows / height - 0.5))[..., None]
+        )
         grain = rng.normal(0, rng.uniform(0, MAX_GRAIN), image.shape)
-        return _blurred(image, rng.uniform(0, MAX_BLUR)) + grain
+        return np.asarray(_blurred(image, rng.uniform(0, MAX_BLUR)) + grain)
 
     def _shape(self, place: FloatArray, radius: float) -> None:
         """A diamond, an ellipse or a box, or what a straight cut leaves of it, over what is

@@ -14,7 +14,7 @@ from rlprune.runtime import get_runtime
 from rlprune.schemes import Space, whole_space
 from rlprune.sensitivity import layers, moments
 from rlprune.sensitivity.calibration import CalibrationSet
-from rlprune.sensitivity.large_layers import LargeLayer
+from rlprune.sensitivity.large_layers import LargeLayer, WideLayer
 from rlprune.sensitivity.one_pass import OnePass
 
 SIZE = (3, 12, 12)
@@ -79,3 +79,30 @@ def test_a_network_of_small_layers_is_told_the_same() -> None:
     exact = OnePass.of(trace, space, data, runtime)
     assert not any(isinstance(one, LargeLayer) for one in found.layers)
     assert (found.curve(space) == exact.curve(space)).all()
+
+
+@pytest.mark.parametrize("outputs", [5, 300], ids=["all outputs", "sums of outputs"])
+def test_of_fewer_rows_than_inputs_products_of_rows_tell_the_same(outputs: int) -> None:
+    rng = np.random.default_rng(0)
+    rows = (rng.standard_normal((40, 6)) @ rng.standard_normal((6, 1100))).astype(np.float32)
+    rows += 0.5 * rng.standard_normal(rows.shape).astype(np.float32) + 2.0
+    site = layers.LayerSite(
+        outputs=("y",),
+        tensor="w",
+        places=(),
+        shift="own",
+        weight=rng.standard_normal((outputs, 1100)),
+        shape=(outputs, 1100),
+        axes=(0, 1),
+        read=(np.zeros(1100, dtype=np.int64), np.arange(1100)),
+        made=(np.zeros(outputs, dtype=np.int64), np.arange(outputs)),
+    )
+    seen = moments.Seen.nothing(1, 1100)
+    seen.add(0, rows)
+    whole, wide = layers.layer_of(site, seen), WideLayer.of(site, rows)
+    order, counts = rng.permutation(1100), np.array([900, 0, 1, 30, 500, 1100])
+    by_inputs = whole.lost_in_order(order, counts)
+    np.testing.assert_allclose(wide.lost_in_order(order, counts), by_inputs, atol=2e-3)
+    assert by_inputs[1] == 1.0 and by_inputs[-1] < 1e-3 < 0.1 < by_inputs[3]
+    stay = np.isin(np.arange(1100), order[:500])
+    assert wide.lost(stay) == pytest.approx(by_inputs[4], abs=2e-3)
