@@ -22,6 +22,9 @@ from rlprune.sensitivity.one_pass import OnePass
 Keeps = tuple[int, ...]
 """A plan's settings [S]."""
 
+JUDGED_SHARE, CLOSER_SHARE = 5, 3
+"""One image in so many at most judges plans, and judges the last few."""
+
 
 @dataclass(frozen=True)
 class SearchImages:
@@ -40,10 +43,18 @@ class SearchImages:
     """All of them in words."""
 
     @staticmethod
+    def needed(effort: Effort, graph: PruningGraph) -> int:
+        """Images of which all of the above are as many as the effort wants."""
+        passed = max(passed_count(graph), effort.solved)
+        own = passed + effort.judged + effort.closer
+        return max(JUDGED_SHARE * effort.judged, CLOSER_SHARE * effort.closer, own)
+
+    @staticmethod
     def of(images: CalibrationSet, effort: Effort, graph: PruningGraph) -> SearchImages:
         """Drawn in an order that is random and always the same."""
         drawn, count = images.shuffled(), len(images)
-        judged, closer = min(effort.judged, count // 5), min(effort.closer, count // 3)
+        judged = min(effort.judged, count // JUDGED_SHARE)
+        closer = min(effort.closer, count // CLOSER_SHARE)
         left = count - judged - closer
         passed = min(max(passed_count(graph), effort.solved), left)
         first = drawn.take(np.arange(passed))

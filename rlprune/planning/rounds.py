@@ -36,7 +36,7 @@ from rlprune.plans import PruningPlan
 from rlprune.runtime import get_runtime
 from rlprune.schemes import space_of
 from rlprune.sensitivity.initial import InitialScores, initial_profiles
-from rlprune.sensitivity.sources import MADE_UP, few_made_up
+from rlprune.sensitivity.sources import few_made_up
 
 if TYPE_CHECKING:
     from rlprune.graph.from_torch import TorchTrace
@@ -167,7 +167,8 @@ def _images(
         return read_calibration(trace, calibration)
     try:
         if effort.rounds:
-            return read_calibration(trace, MADE_UP)
+            needed = SearchImages.needed(effort, trace.graph)
+            return few_made_up(trace, needed, choose=True)
         return few_made_up(trace, passed_count(trace.graph))
     except CalibrationError:
         if request.effort is not None:

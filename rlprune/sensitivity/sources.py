@@ -78,13 +78,14 @@ def is_none(source: CalibrationSource | None) -> bool:
     return isinstance(data, str) and data == NONE
 
 
-def few_made_up(trace: OnnxTrace, count: int) -> CalibrationSet:
-    """So many made-up inputs, taken as they are drawn, for who is in a hurry.
+def few_made_up(trace: OnnxTrace, count: int, *, choose: bool = False) -> CalibrationSet:
+    """So many made-up inputs at most; taken as they are drawn unless it is worth to `choose`.
 
     Raises:
         MissingExtraError: no runtime is installed.
     """
-    return next(made_up_sets(trace, get_runtime(), choose=False, count=count))
+    count = min(count, default_count(trace.graph))
+    return next(made_up_sets(trace, get_runtime(), choose=choose, count=count))
 
 
 def made_up_sets(
@@ -99,7 +100,8 @@ def made_up_sets(
         choose: whether such a choice is worth its runs.
     """
     count = default_count(trace.graph) if count is None else count
-    pool = default_count(trace.graph, pool=POOL) if choose and class_counts(trace) else count
+    pool = min(POOL * count, default_count(trace.graph, pool=POOL))
+    pool = pool if choose and class_counts(trace) else count
     for scaling in (runtime, None) if runtime is not None else (None,):
         try:
             drawn = pool if scaling is not None else count

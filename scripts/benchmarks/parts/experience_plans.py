@@ -28,7 +28,7 @@ from rlprune.runtime import get_runtime
 from rlprune.sensitivity.calibration import CalibrationSet
 from rlprune.sensitivity.evaluate import Evaluator
 from rlprune.sensitivity.fit import fit_inputs
-from rlprune.sensitivity.sources import MADE_UP
+from rlprune.sensitivity.sources import MADE_UP, CalibrationSource
 
 BUDGETS = (0.5, 0.35)
 CALIBRATION = 1000
@@ -111,7 +111,9 @@ def judged(cell: Cell, run: Run, *, final: bool = False) -> Judged:
         known: Mapping[str, Any] = json.loads(file.read_text())
         return Judged(**known)
     method, trace = METHODS[cell.method], network(cell.net, run.shared)[1]
-    images = calibration(cell.net, run) if method.real else MADE_UP
+    images: CalibrationSource = calibration(cell.net, run) if method.real else None
+    if not method.real and method.effort is None:
+        images = MADE_UP  # which is what a search takes that is given none
     EFFORTS.update(LONGER)
     request = PlanRequest.of(
         device="ort",
