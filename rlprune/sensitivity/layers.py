@@ -19,13 +19,9 @@ from rlprune.graph.from_onnx import OnnxTrace
 from rlprune.graph.types import FloatArray, IntArray
 from rlprune.graph.walk import Node
 from rlprune.sensitivity.moments import Seen
+from rlprune.sensitivity.types import MAX_INPUTS
 from rlprune.surgery.importance import mixing_axes
 from rlprune.surgery.removal import BoolArray, Removal, kept_mask
-
-MAX_INPUTS = 1 << 13
-"""What a layer's outputs are each made of, at most; one that reads more stays as it was cut. The
-covariance of VGG-16's first linear layer, 25,088 inputs, would take 5 GiB and never have images
-enough."""
 
 MANY, MIXTURES = 1024, 128
 """Inputs beyond which shares are told in single precision, from so many random sums of the outputs:

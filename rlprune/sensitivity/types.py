@@ -6,6 +6,10 @@ from dataclasses import dataclass
 
 from rlprune.graph.types import FloatArray, IntArray
 
+MAX_INPUTS = 1 << 13
+"""What a layer's outputs are each made of, at most; one that reads more stays as it was cut. The
+covariance of VGG-16's first linear layer, 25,088 inputs, would take 5 GiB and never have images
+enough."""
 FOLD_COUNT = 4
 """Image i lies in fold i modulo this, whatever the plan."""
 
