@@ -16,7 +16,7 @@ from rlprune.graph.types import FloatArray, IntArray
 from rlprune.planning.describe import Decision, described, figures
 from rlprune.planning.make import Ends
 from rlprune.plans import Candidate, PruningPlan
-from rlprune.policy.race import NAME, PosteriorRace, SeenPlans
+from rlprune.policy.race import NAME, PosteriorRace
 from rlprune.solver.pinned import PinnedTask
 from rlprune.solver.task import PruningTask
 
@@ -69,8 +69,8 @@ def round_plan(
     if ends.least_ms > budget_ms or not task.site_count:
         made = Decision(ends.least, ends.least, ends.least, ends.least_ms <= budget_ms, "knapsack")
         return described(task, made, budget_ms, device=device, constraints=constraints)
-    before = PosteriorRace.of(pinned.task, SeenPlans.none(pinned.task.site_count))
-    race = PosteriorRace.of(pinned.task, _seen(task, asked, pinned))
+    before = PosteriorRace.of(pinned.task)
+    race = before.after(*_seen(task, asked, pinned))
     best = race.best(budget_ms)
     rng = np.random.default_rng(len(asked))
     made = Decision(
@@ -88,9 +88,11 @@ def round_plan(
     return described(task, made, budget_ms, device=device, constraints=constraints)
 
 
-def _seen(task: PruningTask, asked: Round, pinned: PinnedTask) -> SeenPlans:
-    """The evaluated plans as the smaller task's; without those of options that were found not to
-    pay since then."""
+def _seen(
+    task: PruningTask, asked: Round, pinned: PinnedTask
+) -> tuple[IntArray, FloatArray, FloatArray]:
+    """Choices [N, S] of the smaller task that were evaluated, their losses and errors [N]; without
+    those of options that were found not to pay since then."""
     known = (task.space.settings == asked.keeps[..., None]).any(-1).all(-1)  # [N]
     choice = pinned.shrink(task.space.choice_of(asked.keeps[known]))
-    return SeenPlans(choice, asked.loss[known], asked.error[known])
+    return choice, asked.loss[known], asked.error[known]

@@ -13,7 +13,7 @@ best plan is the knapsack's.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -42,44 +42,28 @@ DRAWS = 4
 
 
 @dataclass(frozen=True)
-class SeenPlans:
-    """Plans that were evaluated."""
-
-    choice: IntArray
-    """[N, S]"""
-    loss: FloatArray
-    """Divergence from the unpruned network's answers [N], nats."""
-    error: FloatArray
-    """Standard errors, as shares of the losses [N]."""
-
-    def __len__(self) -> int:
-        return len(self.loss)
-
-    @staticmethod
-    def none(site_count: int) -> SeenPlans:
-        """Before anything was evaluated."""
-        return SeenPlans(np.zeros((0, site_count), dtype=np.int64), np.zeros(0), np.zeros(0))
-
-
-@dataclass(frozen=True)
 class PosteriorRace:
-    """What is believed of one task's options after some of its plans were evaluated."""
+    """What is believed of one task's options; immutable."""
 
     task: PruningTask
     belief: Belief
     """Of errors: losses to the power of 1 / `JOINT`."""
 
     @staticmethod
-    def of(task: PruningTask, seen: SeenPlans) -> PosteriorRace:
-        """By the task's own curves and the plans seen so far."""
+    def of(task: PruningTask) -> PosteriorRace:
+        """Before anything was evaluated: by the task's own curves."""
         profiles = task.profiles
         told = ONE_PASS if profiles.passed_count else SHAPES
         spread = MEASURED if profiles.profiled else told
         belief = Belief.of(task.space, np.maximum(task.curve, 0.0) ** (1 / JOINT), spread)
-        if len(seen):
-            loss = np.maximum(seen.loss, 0.0) ** (1 / JOINT)
-            belief = belief.after(seen.choice, loss, seen.error / JOINT)
         return PosteriorRace(task, belief)
+
+    def after(self, choice: IntArray, loss: FloatArray, error: FloatArray) -> PosteriorRace:
+        """Once plans were evaluated, too; arguments as of `Belief.after`."""
+        if not len(choice):
+            return self
+        errors = np.maximum(loss, 0.0) ** (1 / JOINT)
+        return replace(self, belief=self.belief.after(choice, errors, error / JOINT))
 
     def proposals(self, budget_ms: float, count: int, rng: np.random.Generator) -> IntArray:
         """At most `count` plans [K, S] within a budget that can be met, none of them seen before:

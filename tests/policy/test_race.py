@@ -12,7 +12,7 @@ from synthetic import random_task
 
 from rlprune.graph.types import FloatArray, IntArray
 from rlprune.policy.baselines import UniformPolicy
-from rlprune.policy.race import JOINT, ONE_PASS, PosteriorRace, SeenPlans
+from rlprune.policy.race import JOINT, ONE_PASS, PosteriorRace
 from rlprune.solver.belief import Belief
 from rlprune.solver.knapsack import budgets_at, solve
 from rlprune.solver.task import PruningTask
@@ -49,17 +49,12 @@ def after_rounds(
     task: PruningTask, truth: FloatArray, budget_ms: float, rounds: int, seed: int = 0
 ) -> PosteriorRace:
     """A race of rounds of eight plans, seen with an error of `ERROR`."""
-    seen, rng = SeenPlans.none(task.site_count), np.random.default_rng(seed)
+    race, rng = PosteriorRace.of(task), np.random.default_rng(seed)
     for number in range(rounds):
-        race = PosteriorRace.of(task, seen)
         choice = race.proposals(budget_ms, 8, np.random.default_rng(number))
         loss = losses(truth, choice) * np.exp(ERROR * rng.standard_normal(len(choice)))
-        seen = SeenPlans(
-            np.concatenate([seen.choice, choice]),
-            np.concatenate([seen.loss, loss]),
-            np.concatenate([seen.error, np.full(len(choice), ERROR)]),
-        )
-    return PosteriorRace.of(task, seen)
+        race = race.after(choice, loss, np.full(len(choice), ERROR))
+    return race
 
 
 def budget_of(task: PruningTask, share: float = 0.4) -> float:
@@ -68,7 +63,7 @@ def budget_of(task: PruningTask, share: float = 0.4) -> float:
 
 def test_before_anything_was_seen_it_is_the_knapsack() -> None:
     task = told_task(0)
-    race = PosteriorRace.of(task, SeenPlans.none(task.site_count))
+    race = PosteriorRace.of(task)
     budget = budget_of(task)
     assert (race.best(budget) == first_of(task, budget)).all()
 
@@ -77,7 +72,7 @@ def test_one_share_for_all_widths_is_among_the_first() -> None:
     """Where losses are noise it is better than their knapsack."""
     task = told_task(2)
     budget = budget_of(task)
-    race = PosteriorRace.of(task, SeenPlans.none(task.site_count))
+    race = PosteriorRace.of(task)
     choice = race.proposals(budget, 8, np.random.default_rng(0))
     [uniform] = UniformPolicy().plan(task, np.array([budget]))
     assert (choice == uniform).all(1).any()
@@ -99,7 +94,7 @@ def test_proposals_differ_keep_the_budget_and_were_not_seen() -> None:
 def test_where_one_plan_fits_no_other_is_proposed() -> None:
     task = told_task(2)
     budget = float(task.tables.upper_ms(task.space.unpruned[None])[0])
-    race = PosteriorRace.of(task, SeenPlans.none(task.site_count))
+    race = PosteriorRace.of(task)
     choice = race.proposals(budget, 8, np.random.default_rng(0))
     assert choice.tolist() == [task.space.unpruned.tolist()]
 
@@ -137,9 +132,8 @@ def test_what_was_seen_tells_for_other_budgets() -> None:
 def test_odd_losses_break_nothing(loss: float) -> None:
     task = told_task(3)
     budget = budget_of(task)
-    race = PosteriorRace.of(task, SeenPlans.none(task.site_count))
+    race = PosteriorRace.of(task)
     choice = race.proposals(budget, 4, np.random.default_rng(0))
-    seen = SeenPlans(choice, np.full(len(choice), loss), np.full(len(choice), 0.3))
-    after = PosteriorRace.of(task, seen)
+    after = race.after(choice, np.full(len(choice), loss), np.full(len(choice), 0.3))
     assert np.isfinite(after.belief.curve).all()
     assert task.tables.upper_ms(after.best(budget)[None])[0] <= budget
