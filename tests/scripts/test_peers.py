@@ -14,7 +14,7 @@ from benchmarks.peers.amc import amc, random_policy
 from benchmarks.peers.book import Book
 from benchmarks.peers.rules import SensitivityPolicy
 from benchmarks.peers.search import Search, SearchSpace, follow
-from benchmarks.peers.searches import evolution, netadapt, random_search
+from benchmarks.peers.searches import evolution, evopress, netadapt, random_search
 from rlprune.graph.types import FloatArray, IntArray
 from rlprune.sensitivity.evaluate import Evaluation
 from rlprune.solver.knapsack import budgets_at, least_choice, solve
@@ -33,6 +33,7 @@ def _evolution(task: PruningTask, budget: float) -> Search:
 SEARCHES: dict[str, Make] = {
     "random": lambda task, b: random_search(SearchSpace.of(task, b), np.random.default_rng(1)),
     "evolution": _evolution,
+    "evopress": lambda task, b: evopress(SearchSpace.of(task, b), np.random.default_rng(1)),
     "netadapt": lambda task, b: netadapt(SearchSpace.of(task, b), COUNT, np.random.default_rng(1)),
     "amc": lambda task, b: amc(task, b, COUNT, 1),
     "random_policy": lambda task, b: random_policy(task, b, np.random.default_rng(1)),
@@ -98,11 +99,13 @@ def test_random_and_evolved_plans_leave_no_room_for_another_option() -> None:
             assert not space.fits(wider)
 
 
+@pytest.mark.parametrize("name", ["netadapt", "evopress"])
 @pytest.mark.parametrize("seed", range(3))
-def test_netadapt_reaches_the_budget_at_little_more_loss_than_the_knapsack(seed: int) -> None:
+def test_they_reach_the_budget_at_little_more_loss_than_the_knapsack(name: str, seed: int) -> None:
     task = random_task(seed)
     budget = budget_of(task, 0.4)
-    search = netadapt(SearchSpace.of(task, budget), 200, np.random.default_rng(0))
+    space, rng = SearchSpace.of(task, budget), np.random.default_rng(0)
+    search = evopress(space, rng) if name == "evopress" else netadapt(space, 200, rng)
     trail = follow(search, additive(task), fits_of(task, budget), 200)
     loss = additive(task)
     found = trail.at(200)

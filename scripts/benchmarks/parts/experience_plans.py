@@ -8,20 +8,21 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
 from onnx import ModelProto
 
 import rlprune
+from benchmarks.parts.experience_peers import PeerPlanner
 from benchmarks.parts.options_plans import Run, made, pack_of
 from datasets import catalogue
 from rlprune.files import write_atomic
 from rlprune.graph.from_onnx import OnnxTrace
-from rlprune.planning import PlanRequest
+from rlprune.planning import LocalPlanner, PlanRequest
 from rlprune.planning.effort import EFFORTS, Effort
 from rlprune.plans import PruningPlan
 from rlprune.runtime import get_runtime
@@ -29,6 +30,7 @@ from rlprune.sensitivity.calibration import CalibrationSet
 from rlprune.sensitivity.evaluate import Evaluator
 from rlprune.sensitivity.fit import fit_inputs
 from rlprune.sensitivity.sources import MADE_UP, CalibrationSource
+from rlprune.store import Store
 
 BUDGETS = (0.5, 0.35)
 CALIBRATION = 1000
@@ -52,7 +54,15 @@ class Method:
     """Whether from real images; from made-up ones otherwise, or from none."""
     measured: bool = True
     """Whether anything is run to know what options lose."""
+    peer: str = ""
+    """Another search that takes it from there, by its name."""
 
+
+PEER_COUNT = 400
+"""Evaluations of a peer, of `CALIBRATION` images each."""
+
+PEERS = ("evolution", "evopress", "random", "netadapt", "amc")
+"""Other searches (`experience_peers`)."""
 
 METHODS = {
     "profile": Method(policy="knapsack"),
@@ -67,6 +77,7 @@ METHODS = {
     "uniform": Method(policy="uniform", measured=False),
     "global": Method(policy="global", measured=False),
     "energy": Method(policy="knapsack", measured=False),
+    **{name: Method(policy="knapsack", peer=name) for name in PEERS},
 }
 
 
@@ -122,7 +133,14 @@ def judged(cell: Cell, run: Run, *, final: bool = False) -> Judged:
         effort=method.effort,
     )
     began = time.process_time()
-    plan = made(trace, request, images if method.measured else None, run, cell.net)
+    given = images if method.measured else None
+    planner: Callable[[Store], LocalPlanner] = LocalPlanner
+    if method.peer:
+        all_images = calibration(cell.net, run)
+        planner = partial(
+            PeerPlanner, method=method.peer, images=all_images, count=PEER_COUNT, seed=0
+        )
+    plan = made(trace, request, given, run, cell.net, planner=planner)
     seconds = time.process_time() - began
     judge, real = judge_of(cell.net, run, final), calibration(cell.net, run)
     found = judge.evaluate_model(applied(plan, trace, real))

@@ -21,6 +21,7 @@ TARGETS = {
     "quick.over_profile": 0.03,
     "made_up.profile.over_profile": 0.03,
     "made_up.quick.over_quick": 0.03,
+    "race40.over_evolution": 0.02,
 }
 """Differences of log loss. Of `quick` the upper end of the interval is held against it."""
 BY_UPPER_END = ("quick.over_profile",)
@@ -28,6 +29,9 @@ MOST_WORSE = 0.15
 """Of plans on made-up images over those on real ones, on the network where that is worst."""
 MOST_KEPT = 0.9
 """Of the accuracy that real images keep, made-up ones are to keep so much."""
+LEAST_SAVED = 0.9
+"""Of what evolution saves over the knapsack by a full profile, the race at 16 evaluations is to
+save so much."""
 LEAST_BELOW = 0.25
 """By so much of their loss instant plans are to be below the best blind planner's."""
 
@@ -62,6 +66,15 @@ def headlines(known: Known) -> Iterator[Row]:
             worst = max(float(own.mean()) for own in pairs)
             name = f"experience.made_up.{method}.worst"
             yield Row(name, worst, "log", MOST_WORSE, "min", len(pairs), None)
+    by_race, by_evolution = (
+        logs(known, method, ["profile"], where="evolution") for method in ("race16", "evolution")
+    )
+    if by_race:
+        saved = [
+            -float(np.mean([own.mean() for own in pairs])) for pairs in (by_race, by_evolution)
+        ]
+        name = "experience.race16.of_evolutions_saving"
+        yield Row(name, saved[0] / saved[1], "of it", LEAST_SAVED, "max", count(by_race), None)
     kept = [
         known[Cell(one.net, one.budget, "made_up.quick")].kept / found.kept
         for one, found in known.items()
@@ -72,12 +85,14 @@ def headlines(known: Known) -> Iterator[Row]:
         yield Row(name, min(kept), "of acc.", MOST_KEPT, "max", len(kept), None)
 
 
-def logs(known: Known, method: str, others: Sequence[str]) -> list[FloatArray]:
-    """By network, the logarithm of a method's loss over the least of others' at every budget."""
+def logs(known: Known, method: str, others: Sequence[str], *, where: str = "") -> list[FloatArray]:
+    """By network, the logarithm of a method's loss over the least of others' at every budget, if
+    the method `where` is known there, too."""
     found: dict[str, list[float]] = {}
     for cell, own in known.items():
         beside = [Cell(cell.net, cell.budget, other) for other in others]
-        if cell.method == method and all(one in known for one in beside):
+        needed = [*beside, Cell(cell.net, cell.budget, where)] if where else beside
+        if cell.method == method and all(one in known for one in needed):
             least = min(known[one].divergence for one in beside)
             found.setdefault(cell.net, []).append(float(np.log(own.divergence / least)))
     return [np.array(values) for values in found.values()]

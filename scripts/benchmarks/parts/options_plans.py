@@ -11,7 +11,7 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
@@ -35,7 +35,7 @@ from rlprune.planning.fresh import measure_fresh
 from rlprune.plans import PruningPlan
 from rlprune.sensitivity.calibration import CalibrationSet
 from rlprune.sensitivity.sources import CalibrationSource
-from rlprune.store import open_store
+from rlprune.store import Store, open_store
 
 
 @dataclass(frozen=True, slots=True)
@@ -272,7 +272,9 @@ def made(
     images: CalibrationSource | None,
     run: Run,
     name: str,
+    *,
     profiles: Path | None = None,
+    planner: Callable[[Store], LocalPlanner] = LocalPlanner,
 ) -> PruningPlan:
     """A plan made now, by what the work folder's store knows and what is measured.
 
@@ -282,9 +284,7 @@ def made(
     run.work.mkdir(parents=True, exist_ok=True)
     store = open_store(f"sqlite:///{run.work.resolve() / 'latency.db'}")
     with _profiles_in(profiles or run.work / "profiles"):
-        [plan] = make_plans(
-            LocalPlanner(store), trace, request, calibration=images, model_name=name
-        )
+        [plan] = make_plans(planner(store), trace, request, calibration=images, model_name=name)
     return plan
 
 
@@ -334,9 +334,9 @@ def _make(cell: Cell, run: Run, *, certify: bool, profiles: Path | None = None) 
     few, trace = calibration(cell.net, run), network(cell.net, run.shared)[1]
     if arm.of_f32:
         whole = replace(request, budgets=(1.0,), certify=False)
-        share = own_over_f32(made(trace, whole, few, run, cell.net, profiles))
+        share = own_over_f32(made(trace, whole, few, run, cell.net, profiles=profiles))
         request = replace(request, budgets=(cell.budget / share,))
-    return made(trace, request, few, run, cell.net, profiles)
+    return made(trace, request, few, run, cell.net, profiles=profiles)
 
 
 def own_over_f32(plan: PruningPlan) -> float:

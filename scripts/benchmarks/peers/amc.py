@@ -30,7 +30,7 @@ STATE_SIZE = 11
 
 
 class Walk:
-    """Episodes of one task at one budget: the groups in order, a keep ratio each."""
+    """Episodes of one task at one budget: the sites in order, a keep ratio each."""
 
     def __init__(self, task: PruningTask, budget_ms: float) -> None:
         self._space = SearchSpace.of(task, budget_ms)
@@ -65,24 +65,27 @@ class Walk:
 
 
 def _embedding(task: PruningTask) -> FloatArray:
-    """Per group [G, 8], each column scaled to 0-1: place, units, inputs, height, width, stride,
+    """Per site [S, 8], each column scaled to 0-1: place, units, inputs, height, width, stride,
     kernel, and share of the latency that it can save.
 
-    Of the operators that write a group the costliest by MACs speaks for it.
+    Of the operators that write a group, or take other forms by a kernel or a block, the costliest
+    by MACs speaks for it.
     """
     graph, widths = task.graph, task.graph.widths
     rows = np.zeros((task.site_count, 8))
     heaviest = np.full(task.site_count, -1.0)
-    for op in graph.operators:
+    for index, op in enumerate(graph.operators):
         ins, outs = op.in_width.at(widths), op.out_width.at(widths)
         macs = float(op.macs_at(ins, outs))
         extent = (*op.out_spatial, 1, 1)[:2]
-        for group, _ in op.out_width.terms:
-            if macs > heaviest[group]:
-                heaviest[group] = macs
+        groups = [group for group, _ in op.out_width.terms]
+        for site in (*groups, *task.space.form_sites.get(index, ())):
+            if macs > heaviest[site]:
+                heaviest[site] = macs
                 stride, kernel = (float(max(x, default=1)) for x in (op.stride, op.kernel))
-                rows[group, 2:7] = float(ins), *extent, stride, kernel
-    rows[:, 0], rows[:, 1] = np.arange(len(rows)), widths
+                rows[site, 2:7] = float(ins), *extent, stride, kernel
+    rows[:, 0] = np.arange(len(rows))
+    rows[:, 1] = [site.values[-1] for site in task.space.sites]
     scaled = (rows - rows.min(0)) / np.maximum(np.ptp(rows, axis=0), 1e-9)
     _, moves = MoveCosts.of(task.tables).moves_ms(task.space.unpruned[None])
     scaled[:, 7] = np.ptp(moves[0], axis=-1) / task.base_ms

@@ -15,7 +15,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.parts.tasks import Split, context_of, kept_profiles, network_images
-from benchmarks.peers.amc import amc, random_policy
 from benchmarks.peers.book import Book
 from benchmarks.peers.candidates import Keeps, choose, propose
 from benchmarks.peers.findings import (
@@ -29,8 +28,8 @@ from benchmarks.peers.findings import (
     PlanFound,
 )
 from benchmarks.peers.rules import SensitivityPolicy
-from benchmarks.peers.search import Search, SearchSpace, Trail, follow
-from benchmarks.peers.searches import evolution, netadapt, random_search
+from benchmarks.peers.search import Trail, follow
+from benchmarks.peers.searches import search_named
 from datasets import catalogue
 from datasets.pack import CifarPack
 from rlprune.files import digest
@@ -44,7 +43,7 @@ from rlprune.sensitivity.calibration import CalibrationSet
 from rlprune.sensitivity.evaluate import Evaluation, Evaluator
 from rlprune.sensitivity.measured import single_site_plans
 from rlprune.sensitivity.types import GroupProfiles
-from rlprune.solver.knapsack import budgets_at, solve
+from rlprune.solver.knapsack import budgets_at
 from rlprune.solver.task import PruningTask
 from rlprune.store import Store
 
@@ -213,26 +212,12 @@ class Case:
         drawn_from = int(key[:8], 16)
         count = self.settings.count(method)
         trail = follow(
-            _search(method, task, budget, count, drawn_from),
+            search_named(method, task, budget, count, drawn_from),
             lambda choice: self.evaluate(task.space.settings_at(choice)).divergence,
             lambda choice: bool(task.tables.upper_ms(choice[None])[0] <= budget),
             count,
         )
         return list(_checkpoints(trail, task, method, count))
-
-
-def _search(method: str, task: PruningTask, budget: float, count: int, seed: int) -> Search:
-    rng = np.random.default_rng(seed)
-    if method == "amc":
-        return amc(task, budget, count, seed)
-    if method == "random_policy":
-        return random_policy(task, budget, rng)
-    space = SearchSpace.of(task, budget)
-    if method == "random":
-        return random_search(space, rng)
-    if method == "netadapt":
-        return netadapt(space, count, rng)
-    return evolution(space, solve(task, np.array([budget]))[0], rng)
 
 
 def _checkpoints(trail: Trail, task: PruningTask, method: str, count: int) -> Iterator[PlanFound]:

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
+from benchmarks.peers.amc import amc, random_policy
 from benchmarks.peers.search import HAIR, Search, SearchSpace
 from rlprune.graph.types import IntArray
+from rlprune.solver.knapsack import solve
+from rlprune.solver.task import PruningTask
 
+OFFSPRING = 16
 POPULATION = 24
 TOURNAMENT = 4
 CROSSED_RATIO = 0.5
@@ -15,6 +21,25 @@ ANYWHERE_RATIO = 0.15
 """Share of mutated sites that move to any option, not to one of the next two."""
 TRIES = 200
 """Proposals in a row that were all seen before; then the space is taken as searched."""
+
+
+def search_named(method: str, task: PruningTask, budget_ms: float, count: int, seed: int) -> Search:
+    """A search by its name, for `count` evaluations; `evolution` starts from the knapsack's plan.
+
+    Raises:
+        KeyError: there is none of that name.
+    """
+    rng = np.random.default_rng(seed)
+    space = SearchSpace.of(task, budget_ms)
+    made: dict[str, Callable[[], Search]] = {
+        "amc": lambda: amc(task, budget_ms, count, seed),
+        "random_policy": lambda: random_policy(task, budget_ms, rng),
+        "random": lambda: random_search(space, rng),
+        "evopress": lambda: evopress(space, rng),
+        "netadapt": lambda: netadapt(space, count, rng),
+        "evolution": lambda: evolution(space, solve(task, np.array([budget_ms]))[0], rng),
+    }
+    return made[method]()
 
 
 def random_search(space: SearchSpace, rng: np.random.Generator) -> Search:
@@ -56,6 +81,47 @@ def evolution(space: SearchSpace, start: IntArray, rng: np.random.Generator) -> 
                 break
         else:
             return
+
+
+def evopress(space: SearchSpace, rng: np.random.Generator) -> Search:
+    """One parent, and `OFFSPRING` children in a generation: the best of all is the next parent.
+
+    EvoPress (Sieberling et al., ICML 2025): a child takes a level from some units and gives it to
+    others, so that it is as large as its parent; the first parent is the best of some random plans.
+    Departs: children are all judged on the same images, which costs more and decides better than
+    its selection in steps.
+    """
+    losses = []
+    for _ in range(OFFSPRING):
+        plan = space.random(rng)
+        losses.append(((yield plan), plan))
+    best, parent = min(losses, key=lambda one: one[0])
+    seen = {tuple(plan) for _, plan in losses}
+    while True:
+        children = []
+        for _ in range(TRIES):
+            child = _switched(parent, space, rng)
+            if tuple(child) not in seen:
+                seen.add(tuple(child))
+                children.append(child)
+            if len(children) == OFFSPRING:
+                break
+        if not children:
+            return
+        for child in children:
+            loss = yield child
+            if loss < best:
+                best, parent = loss, child
+
+
+def _switched(choice: IntArray, space: SearchSpace, rng: np.random.Generator) -> IntArray:
+    """A level less at one to three sites, and as many more at others as fit."""
+    choice = choice.copy()
+    for _ in range(min(rng.integers(1, 4), rng.integers(1, 4))):
+        able = space.free[choice[space.free] > 0]
+        if len(able):
+            choice[rng.choice(able)] -= 1
+    return space.fitted(choice, rng)
 
 
 def _child(
