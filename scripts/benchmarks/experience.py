@@ -12,7 +12,8 @@ network's answers on 1,000 images of `test_reward` (`--final`: on `test_report`,
     race16 race40            searches at the price of 16 and 40 evaluations
     made_up.METHOD           the same on made-up images (`kept`: applied on them as well)
     uniform global energy    planners that neither learn nor evaluate
-    evolution evopress random netadapt amc   searches at the price of 400 evaluations of 1,000 images
+    evolution evopress random netadapt amc
+                             other searches, at the price of 400 evaluations
 
 Networks are those that nothing was fitted to: ResNet-20 and -56, and the families held out.
 `time.NET` is how long an instant plan of a file takes. Differences of loss are in natural
