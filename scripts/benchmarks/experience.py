@@ -16,6 +16,7 @@ network's answers on 1,000 images of `test_reward` (`--final`: on `test_report`,
                              other searches, at the price of 400 evaluations
 
 Networks are those that nothing was fitted to: ResNet-20 and -56, and the families held out.
+With --train plans of four networks are trained for five epochs (`e5`; accuracies in points).
 `time.NET` is how long an instant plan of a file takes. Differences of loss are in natural
 logarithms. All is kept in --work.
 """
@@ -28,6 +29,7 @@ from pathlib import Path
 
 from platformdirs import user_cache_path
 
+import benchmarks.parts.experience_training as training
 from benchmarks.harness import Bench, Row, chosen, log_final
 from benchmarks.parts.experience_plans import BUDGETS, METHODS, Cell, is_known, judged
 from benchmarks.parts.experience_rows import cell_rows, headlines
@@ -46,6 +48,7 @@ def main() -> None:
     add("--models", nargs="+", metavar="NAME", help="networks of the zoo")
     add("--only", nargs="+", metavar="GLOB", help="cells: NET.bB.METHOD, time.NET")
     add("--known", action="store_true", help="only tell what is kept")
+    add("--train", action="store_true", help="train what is planned for five epochs")
     add("--final", action="store_true", help="report on test_report, and log it")
     options = bench.parse()
     work = options.work / "quick" if options.quick else options.work
@@ -58,6 +61,9 @@ def main() -> None:
             made = is_known(cell, run, final=options.final)
             if chosen(options, cell.name) and (made or not options.known):
                 bench.cell(cell.name, partial(rows, cell, run, final=options.final))
+        for one in training.trainings() if options.train else ():
+            if chosen(options, one.name) and is_known(one.cell, run):
+                training.trained(one, run)
         known = {
             cell: judged(cell, run, final=options.final)
             for cell in asked
@@ -66,6 +72,8 @@ def main() -> None:
         if known:
             bench.cell("headlines", partial(headlines, known), derived=True)
             bench.cell("costs", partial(cost_rows, known, run.shared), derived=True)
+        if known_trainings := training.known(run):
+            bench.cell("trained", partial(training.rows, known_trainings), derived=True)
         shared = shared_folder(options.shared) / "models"
         for net in INSTANT_SEC:
             there = net.startswith("resnet") or (shared / f"{net}.legacy.onnx.gz").is_file()

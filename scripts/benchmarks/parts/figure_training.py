@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from benchmarks.parts.figure_plans import TEMPERATURE, figures_file, kept, reconstructed
 from benchmarks.parts.options_plans import Run, network
@@ -27,11 +26,9 @@ from benchmarks.parts.options_training import (
     test_images,
     training_images,
 )
-from rlprune.files import digest, write_atomic
+from benchmarks.parts.tuned import Lesson, kept_outcome, tuned
 from rlprune.finetuning.augment import flipped_and_shifted
-from rlprune.finetuning.checkpoint import Checkpoint
 from rlprune.finetuning.loop import TrainConfig, fit
-from rlprune.finetuning.scoring import score
 
 SHORT, LONG = 1, 5
 """Epochs."""
@@ -69,63 +66,36 @@ def trainings(nets: tuple[str, ...], count: int, seeds: int) -> Iterator[Trainin
 
 def trained(training: Training, run: Run) -> dict[str, Any]:
     """What a training came to, kept or made now; `accuracy` is a share of `test_reward`."""
-    if (known := known_of(training, run)) is not None:
-        return known
     net = training.net
-    own = kept(net, training.plan, run)
-    module = reconstructed(net, training.plan, run)
-    images, test = training_images(net, run), test_images(net, run, REWARD)
-    before = score(module, test).accuracy
-    config = TrainConfig(
-        epoch_count=training.epochs,
-        batch_size=BATCH,
-        learning_rate=RATES[training.epochs],
-        distill_weight=DISTILLED,
-        distill_temperature=TEMPERATURE,
-        mixed_precision=training.epochs == LONG and net in MIXED,
-        seed=training.seed,
-    )
-    file = trained_file(training, run)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    settings = list(own.proposal.settings)
-    checkpoint = None
-    if training.epochs > 1:
-        told = digest(training.name, repr(settings), repr(config))
-        checkpoint = Checkpoint(file.with_suffix(".checkpoint"), told)
-    torch.set_num_threads(1)
-    began = time.process_time()
-    fit(
-        module,
-        images,
-        config,
-        augment=flipped_and_shifted,
+    lesson = Lesson(
+        name=training.name,
+        config=TrainConfig(
+            epoch_count=training.epochs,
+            batch_size=BATCH,
+            learning_rate=RATES[training.epochs],
+            distill_weight=DISTILLED,
+            distill_temperature=TEMPERATURE,
+            mixed_precision=training.epochs == LONG and net in MIXED,
+            seed=training.seed,
+        ),
+        images=training_images(net, run),
+        test=test_images(net, run, REWARD),
         teacher=network(net, run.shared)[0].module,
-        checkpoint=checkpoint,
     )
-    found = {
-        "settings": settings,
-        "before": before,
-        "accuracy": score(module, test).accuracy,
-        "cpu_seconds": time.process_time() - began,
-    }
-    write_atomic(file, json.dumps(found).encode())
-    if checkpoint is not None:
-        checkpoint.path.unlink(missing_ok=True)
-    print(
-        f"{training.name}: {before:.2%} -> {found['accuracy']:.2%} "
-        f"in {found['cpu_seconds']:.0f} CPU s",
-        flush=True,
+    return tuned(
+        lesson,
+        lambda: reconstructed(net, training.plan, run),
+        kept(net, training.plan, run).proposal.settings,
+        trained_file(training, run),
     )
-    return found
 
 
 def known_of(training: Training, run: Run) -> dict[str, Any] | None:
     """What a training came to, where it is kept, of the plan that is kept."""
-    file, plan = trained_file(training, run), figures_file(training.net, training.plan, run)
-    if not (file.exists() and plan.exists()):
+    plan = figures_file(training.net, training.plan, run)
+    if not plan.exists():
         return None
-    found: dict[str, Any] = json.loads(file.read_text())
-    return found if found["settings"] == json.loads(plan.read_text())["settings"] else None
+    return kept_outcome(trained_file(training, run), json.loads(plan.read_text())["settings"])
 
 
 def trained_file(training: Training, run: Run) -> Path:
