@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from calibrated import own_images, traced
 from synthetic import chain_graph
@@ -12,8 +13,10 @@ from synthetic import chain_graph
 import rlprune
 from rlprune.errors import CalibrationError
 from rlprune.planning.effort import EFFORTS, cost_text, passed_count
+from rlprune.planning.judge import SearchImages
 from rlprune.plans import PruningPlan
 from rlprune.policy.race import NAME
+from rlprune.sensitivity.calibration import CalibrationSet
 from rlprune.sensitivity.one_pass import OnePass
 
 
@@ -115,3 +118,13 @@ def test_prices_are_those_that_are_said() -> None:
     assert quick.fitted(middle).rounds >= 2
     times = [effort.fitted(large).cpu_sec(large) for effort in EFFORTS.values()]
     assert times == sorted(times) and "of CPU" in cost_text("quick", large)
+
+
+@pytest.mark.parametrize("name", ["quick", "thorough"])
+def test_of_as_many_images_as_are_needed_no_part_is_short(name: str) -> None:
+    graph, effort = chain_graph([32, 64, 32]), EFFORTS[name]
+    needed = SearchImages.needed(effort, graph)
+    own = SearchImages.of(CalibrationSet.single(np.zeros((needed, 1))), effort, graph)
+    assert len(own.passed) == passed_count(graph) and len(own.solved) == effort.solved
+    assert len(own.judged) == effort.judged and len(own.closer) == effort.closer
+    assert needed < 2 * (len(own.passed) + len(own.judged) + len(own.closer)), "and few are left"
