@@ -43,6 +43,9 @@ if TYPE_CHECKING:
     from rlprune.sensitivity.calibration import CalibrationSet
     from rlprune.sensitivity.sources import CalibrationSource
 
+HURRIED_COUNT = 64
+"""Made-up inputs of an instant plan, at most: of 256 its plans are no better (five networks)."""
+
 
 def make_plans(
     planner: Planner,
@@ -169,7 +172,7 @@ def _images(
         if effort.rounds:
             needed = SearchImages.needed(effort, trace.graph)
             return few_made_up(trace, needed, choose=True)
-        return few_made_up(trace, passed_count(trace.graph))
+        return few_made_up(trace, min(passed_count(trace.graph), HURRIED_COUNT))
     except CalibrationError:
         if request.effort is not None:
             raise
