@@ -48,6 +48,8 @@ class CalibrationSet:
     """Outputs that plans are judged by, `NAME` or `NAME=logits|values|sigmoid`; all if empty."""
     source: str = field(default="given inputs", compare=False)
     """What the samples are, for the reader."""
+    made_up: bool = field(default=False, compare=False)
+    """Whether they stand in for data that nobody gave."""
 
     @staticmethod
     def single(x: Array, y: IntArray | None = None, *, name: str = "x") -> CalibrationSet:

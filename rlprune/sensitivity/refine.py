@@ -9,7 +9,7 @@ plans that are carried out, or compared as they would be.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 
 import numpy as np
@@ -36,6 +36,11 @@ MIN_SAMPLES = 32
 DRAWN = 2.0
 """How strongly weights are drawn to those that they had, for every input of a layer to every row
 that was seen. With a twentieth of that, networks became sure of what is wrong."""
+MOST_RESTORED = 2.0
+"""By which outputs are made larger, at most. What stays explains the less of a layer's outputs the
+less is left and the less its inputs are like those that it was solved on, and what is lost adds up
+from layer to layer. On made-up inputs a ResNet-32 at 0.3 of its MACs has 52 % of its accuracy with
+it and 40 % without; of four other networks three have up to 3 points more, one a point less."""
 MAX_KEPT = 2**29
 """Bytes of `DenseRows`."""
 
@@ -88,6 +93,7 @@ def refine(
     runtime: Runtime,
     *,
     dense: DenseRows | None = None,
+    restored: bool = False,
 ) -> dict[str, LayerChange]:
     """By weight, what becomes of the layers of a model cut by `removal`, solved twice.
 
@@ -95,6 +101,7 @@ def refine(
 
     Args:
         dense: of the same network and samples, where other plans were or will be solved on them.
+        restored: whether outputs get back the variance that least squares leaves out.
 
     Raises:
         CalibrationError: a network does not run on the samples.
@@ -102,6 +109,7 @@ def refine(
     changes = reconstruction.changes(removal)
     if not changes and not removal.left_out:
         return changes
+    answers = {value.name for value in trace.model.graph.output}
     layers = _solvable(reconstruction.layers, pruned, removal)
     if not changes:
         layers = _behind(layers, trace, removal)
@@ -115,7 +123,10 @@ def refine(
             change = changes.get(layer.tensor)  # None where it loses no inputs
             whole = layer.weight[outputs]
             before = whole if change is None else layer.flat(change)
-            weight, shifts = _again(layer, before, whole, seen[layer.tensor])
+            pair = seen[layer.tensor]
+            weight, shifts = _again(layer, before, whole, pair)
+            if restored and layer.shift == "own" and len(layer.outputs) == 1:
+                weight, shifts = _restored(layer, weight, whole, pair, last=answers)
             changes[layer.tensor] = layer.change(weight, shifts, removal)
     return changes
 
@@ -161,6 +172,23 @@ def _again(
     weight = before + np.linalg.solve(moment + ridge * np.eye(size), missing).T
     shifts = dense_means @ dense.T - means @ weight.T
     return weight, np.broadcast_to(shifts, (len(layer.outputs), shifts.shape[1]))
+
+
+def _restored(
+    layer: Layer, weight: FloatArray, dense: FloatArray, seen: _Pair, last: Set[str]
+) -> tuple[FloatArray, FloatArray]:
+    """Weight and shifts of a layer whose outputs vary as the dense one's do (REPAIR, Jordan et al.
+    2022); of one that gives an answer half as much is made up for, in the logarithm."""
+    total = float(seen.own.count.sum())
+    mean, dense_mean = seen.own.first[0] / total, seen.dense / total  # [1, D'], [1, D]
+    moment = seen.own.square[0] / total - mean.T @ mean
+    found = ((weight @ moment) * weight).sum(1)  # [C_out']
+    wanted = ((dense @ layer.covariance[0]) * dense).sum(1)
+    factor = np.sqrt(np.clip(wanted / np.maximum(found, 1e-12), 1.0, MOST_RESTORED**2))
+    if not last.isdisjoint(layer.outputs):
+        factor = np.sqrt(factor)
+    weight = weight * factor[:, None]
+    return weight, dense_mean @ dense.T - mean @ weight.T
 
 
 @dataclass(frozen=True)

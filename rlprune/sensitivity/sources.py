@@ -110,7 +110,7 @@ def made_up_sets(
             if scaling is not None and drawn > count:
                 found = balanced(trace, found, count, scaling)
             source = f"{len(found)} made-up inputs ({made.kind})"
-            yield replace(found, source=source)
+            yield replace(found, source=source, made_up=True)
         except (CalibrationError, MeasurementError):
             continue
     yield noise_set(trace, MIN_COUNT)
@@ -126,7 +126,8 @@ def noise_set(trace: OnnxTrace, count: int, *, seed: int = 0) -> CalibrationSet:
             arrays[value.name] = rng.standard_normal((count, *shape)).astype(kind)
         else:
             arrays[value.name] = rng.integers(0, 2, (count, *shape)).astype(kind)
-    return fit_inputs(arrays, None, trace, source=f"{count} inputs of noise", least=1)
+    found = fit_inputs(arrays, None, trace, source=f"{count} inputs of noise", least=1)
+    return replace(found, made_up=True)
 
 
 def balanced(
