@@ -37,8 +37,7 @@ class PeerPlanner(LocalPlanner):
         self, store: Store, method: str, images: CalibrationSet, count: int, seed: int
     ) -> None:
         super().__init__(store)
-        self._peers_store, self._method, self._images = store, method, images
-        self._count, self._seed = count, seed
+        self._method, self._images, self._count, self._seed = method, images, count, seed
 
     def answer(
         self, question: Question, budget: float, unit: Unit, search: Round | None = None
@@ -46,9 +45,7 @@ class PeerPlanner(LocalPlanner):
         """See `Planner`: the best plan after so many evaluations."""
         start = super().answer(question, budget, unit, search)
         request, space = question.request, question.space
-        task = task_for(
-            space, question.profiles, self._peers_store, question.device, request.arithmetic
-        )
+        task = task_for(space, question.profiles, self._store, question.device, request.arithmetic)
         drawn, apart = self._images.shuffled(), len(self._images) // SOLVED_SHARE
         solved = drawn.take(np.arange(apart))
         judged = drawn.take(np.arange(apart, len(drawn)))

@@ -83,6 +83,8 @@ def headlines(known: Known) -> Iterator[Row]:
     if kept:
         name = "experience.made_up.least_kept"
         yield Row(name, min(kept), "of acc.", MOST_KEPT, "max", len(kept), None)
+        name = "experience.made_up.mean_kept"
+        yield Row(name, float(np.mean(kept)), "of acc.", None, "max", len(kept), None)
 
 
 def logs(known: Known, method: str, others: Sequence[str], *, where: str = "") -> list[FloatArray]:

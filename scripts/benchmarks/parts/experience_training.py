@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,16 @@ import torch
 from torch import nn
 
 from benchmarks.harness import Row
+from benchmarks.parts import figure_training
 from benchmarks.parts.experience_plans import BUDGETS, Cell, calibration, network
 from benchmarks.parts.options_plans import Run, pack_of
-from benchmarks.parts.options_training import BATCH, DISTILLED, EPOCH_IMAGES, TEMPERATURE
+from benchmarks.parts.options_training import (
+    BATCH,
+    DISTILLED,
+    REWARD,
+    TEMPERATURE,
+    training_index,
+)
 from benchmarks.parts.tuned import Lesson, kept_outcome, tuned
 from rlprune.finetuning.loop import TrainConfig
 from rlprune.graph.from_torch import trace_torch
@@ -31,8 +39,8 @@ from rlprune.surgery.torch import cut_torch
 
 NETS = ("cifar10_resnet20", "seresnet", "densenet", "vovnet")
 METHODS = ("quick", "profile", "uniform", "evolution")
-EPOCHS, RATE, SEEDS = 5, 0.035, 3
-"""The rate is `figure`'s for five epochs."""
+EPOCHS, SEEDS = figure_training.LONG, 3
+RATE = figure_training.RATES[EPOCHS]
 LEAST_OVER_PROFILE = 0.3
 """Points at the smaller budget, of `quick` over `profile`."""
 MOST_BELOW = 2.0
@@ -132,15 +140,12 @@ def _reconstructed(cell: Cell, plan: PruningPlan, run: Run) -> nn.Module:
     return small
 
 
+@lru_cache(maxsize=2)
 def _images(net: str, run: Run, split: str) -> CalibrationSet:
     """Training images that no plan was made from, or `test_reward`."""
     pack = pack_of(run.shared)
     pixels, labels = pack.pixels(split)
-    if split == "train":
-        apart = np.setdiff1d(np.arange(len(labels)), pack.splits["train_calib"])
-        index = np.random.default_rng([0, 3]).permutation(apart)[:EPOCH_IMAGES]
-    else:
-        index = pack.splits["test_reward"]
+    index = training_index(run) if split == "train" else pack.splits[REWARD]
     loaded, _ = network(net, run.shared)
     return CalibrationSet.single(loaded.preprocess(pixels[index]), labels[index].astype(np.int64))
 

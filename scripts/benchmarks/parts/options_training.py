@@ -287,7 +287,7 @@ def _save(module: nn.Module, file: Path, about: dict[str, Any]) -> None:
     write_atomic(file, json.dumps(about).encode())
 
 
-def _index(run: Run, *, whole: bool = False) -> NDArray[np.integer]:
+def training_index(run: Run, *, whole: bool = False) -> NDArray[np.integer]:
     """The training images, the same for all: none that a plan was made from. `whole`: all such."""
     pack = pack_of(run.shared)
     _, labels = pack.pixels("train")
@@ -298,12 +298,12 @@ def _index(run: Run, *, whole: bool = False) -> NDArray[np.integer]:
 
 def _few(net: str, run: Run) -> CalibrationSet:
     """Those of them that layers are reconstructed from, and scales taken."""
-    return images(net, run, "train", _index(run)[:RECONSTRUCT])
+    return images(net, run, "train", training_index(run)[:RECONSTRUCT])
 
 
 @lru_cache(maxsize=1)
 def training_images(net: str, run: Run, *, whole: bool = False) -> CalibrationSet:
-    return images(net, run, "train", _index(run, whole=whole))
+    return images(net, run, "train", training_index(run, whole=whole))
 
 
 @lru_cache(maxsize=1)
