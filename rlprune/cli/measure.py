@@ -40,6 +40,14 @@ def measure(
             "worker measures.",
         ),
     ] = False,
+    for_plans: Annotated[
+        bool,
+        typer.Option(
+            "--for-plans",
+            help="Measure what makes latencies of a model's plans certain, and keep it: plans made "
+            "here then need not measure.",
+        ),
+    ] = False,
     input_shape: InputShapes = None,
     input_value: InputValues = None,
     as_json: Json = False,
@@ -52,6 +60,9 @@ def measure(
     """
     import numpy as np
 
+    if for_plans:
+        _for_plans(models, runtime, threads, input_shape, input_value, as_json=as_json)
+        return
     if isolated:
         from rlprune.device.isolated import measure_isolated
 
@@ -113,6 +124,35 @@ def measure(
     if failed:
         say(f"error: {len(failed)} of {len(rows)} models could not be measured")
         raise typer.Exit(1)
+
+
+def _for_plans(
+    models: list[Path],
+    runtime: str,
+    threads: int,
+    input_shape: list[str] | None,
+    input_value: list[str] | None,
+    *,
+    as_json: bool,
+) -> None:
+    """Every model's plans, one model after the other."""
+    from rlprune.planning.measuring import measure_for_plans
+    from rlprune.runtime import get_runtime
+    from rlprune.store import open_store
+
+    store, rows = open_store(), []
+    for path in models:
+        trace = load_trace(path, input_shape, input_value)
+        with progress() as on_progress:
+            device = measure_for_plans(
+                trace, store, get_runtime(runtime), threads=threads, on_progress=on_progress
+            )
+        count = store.sample_count(device)
+        rows.append({"model": str(path), "device": device, "measurement_count": count})
+        if not as_json:
+            print_line(f"{path}: measured; {count} measurements are kept of {device}")
+    if as_json:
+        print_json({"models": rows})
 
 
 def _interleaved(

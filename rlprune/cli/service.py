@@ -134,7 +134,7 @@ def work(
     from rlprune.device.worker import work
 
     if dry_run and models and server is None:
-        return measure(models, runtime, threads, True, input_shape, as_json=as_json)
+        return measure(models, runtime, threads, True, input_shape=input_shape, as_json=as_json)
     if server is None or dry_run or models:
         raise typer.BadParameter("give --server HOST:PORT; `measure --isolated` needs none")
     _log_to_stderr()

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import numpy as np
 
@@ -57,6 +58,14 @@ class CostPoint:
     """Standard error of the logarithm of `ms`."""
 
 
+class Costs(Protocol):
+    """Who tells what operators cost."""
+
+    def ms(self, key: OperatorSpec, ins: IntArray, outs: IntArray) -> FloatArray:
+        """ms of a form of operator at pairs of in- and out-widths, [N] and [N] -> [N]."""
+        ...
+
+
 @dataclass(frozen=True)
 class OperatorCosts:
     """Milliseconds of operators on one device, not yet calibrated to whole models."""
@@ -66,7 +75,7 @@ class OperatorCosts:
     """Of the regression's features."""
     residuals: Mapping[OperatorSpec, _Residual]
     """By form, or by family where kernels tell of one another."""
-    donor: OperatorCosts | None = None
+    donor: Costs | None = None
     """Another device's costs, which take the roofline's place as what is known beforehand."""
     across_kernels: bool = False
     """Whether what one kernel takes tells of others over the same extents: where kernels are to
@@ -75,7 +84,7 @@ class OperatorCosts:
     @staticmethod
     def fit(
         points: Sequence[CostPoint],
-        donor: OperatorCosts | None = None,
+        donor: Costs | None = None,
         *,
         across_kernels: bool = False,
     ) -> OperatorCosts:

@@ -22,11 +22,12 @@ from rlprune.latency.calibrate import (
     operator_keys,
     space_keys,
 )
-from rlprune.latency.choose import calibration_plans, operator_specs
+from rlprune.latency.choose import STATED_COUNT, calibration_plans, operator_specs
 from rlprune.latency.costs import CostPoint, OperatorCosts
 from rlprune.latency.drift import ENOUGH, Drift, device_drift
+from rlprune.latency.known import Donor
 from rlprune.latency.operators import form
-from rlprune.latency.rows import counts, operator_points, plan_rows, pooled
+from rlprune.latency.rows import DEFAULT_CALL_MS, counts, operator_points, plan_rows, pooled
 from rlprune.latency.sift import sift, sift_points
 from rlprune.latency.tables import LatencyTables
 from rlprune.latency.types import (
@@ -46,6 +47,8 @@ from rlprune.schemes import (
 
 ENOUGH_OWN = 9
 """Pruned plans of a graph from which on other graphs have no say: a 90 % interval needs as many."""
+ENOUGH_OPERATORS = 24
+"""Operators of a graph's forms from which on those measured elsewhere have no say either."""
 CALIBRATION_COUNT = 21
 """Whole models wanted per graph: the unpruned one and twenty plans."""
 MAX_ATTEMPT_COUNT = 30
@@ -67,7 +70,8 @@ class LatencyModel:
     """Of everything measured on the device."""
     points: tuple[CostPoint, ...]
     """What they were fitted to, and `donor`."""
-    donor: OperatorCosts | None
+    donor: Donor | None
+    """What they were fitted on top of: another device's costs."""
     call_ms: float
     """What a call of the runtime costs besides its operators."""
     rows: tuple[PlanRows, ...]
@@ -94,12 +98,12 @@ class LatencyModel:
         graphs: Mapping[str, PruningGraph],
         *,
         arithmetic: Arithmetic = IN_F32,
-        donor: OperatorCosts | None = None,
+        donor: Donor | None = None,
     ) -> LatencyModel:
         """Of all of a device's measurements; without any, every prediction is a rough guess.
 
-        `donor`, another device's costs, makes the guess better: ten whole models are then enough
-        to be of use, before any operator was measured here.
+        `donor`, another device's costs, makes the guess better: of the same runtime it is of use
+        before anything was measured here.
 
         Measurements of other devices, in another arithmetic, and of graphs that are not in `graphs`
         are left out; those that cannot be used are named in `dropped`. Raises for nothing that was
@@ -117,7 +121,9 @@ class LatencyModel:
             [one for one in operators if one.status != "failed"],
             drift.control_ms.get(CANARY),
             dropped,
+            DEFAULT_CALL_MS if donor is None else donor.call_ms,
         )
+        elsewhere = None if donor is None else donor.costs
         attempts: dict[str, dict[tuple[int, ...], str]] = {}
         failures: dict[str, str] = {}
         plans: dict[str, list[Measurement]] = {}
@@ -130,11 +136,11 @@ class LatencyModel:
                     plans.setdefault(one.subject.fingerprint, []).append(one)
                 else:
                     failures.setdefault(one.subject.fingerprint, one.reason)
-        costs, kept, far = sift_points(points, donor)
+        costs, kept, far = sift_points(points, elsewhere)
         dropped += far
         points = pooled(kept)
         if len(points) < len(kept):
-            costs = OperatorCosts.fit(points, donor)
+            costs = OperatorCosts.fit(points, elsewhere)
         rows = [
             plan_rows(
                 graphs[fingerprint],
@@ -183,13 +189,16 @@ class LatencyModel:
         forms = {key for _, key in operator_keys(graph)}
         kernels = any(key not in forms for _, key in also)
         forms |= {key for _, key in also}
+        elsewhere = None if self.donor is None else self.donor.costs
         if sum(int(row.judged.sum()) for row in own) < ENOUGH_OWN:
             costs = self.costs
             if kernels:
-                costs = OperatorCosts.fit(self.points, self.donor, across_kernels=True)
+                costs = OperatorCosts.fit(self.points, elsewhere, across_kernels=True)
             return costs, calibrate(graph, costs, self.call_ms, self.rows, also)
         points = [point for point in self.points if form(point.spec) in forms]
-        costs = OperatorCosts.fit(points, self.donor, across_kernels=kernels)
+        if len(points) >= ENOUGH_OPERATORS:
+            elsewhere = None
+        costs = OperatorCosts.fit(points, elsewhere, across_kernels=kernels)
         return costs, calibrate(graph, costs, self.call_ms, own, also)
 
     def compile(self, space: Space) -> LatencyTables:
@@ -244,17 +253,23 @@ class LatencyModel:
         """Whether nothing was measured that latencies could be predicted from."""
         return not self.points and not self.rows
 
-    def missing(self, space: Space) -> list[OperatorSpec | ModelSubject]:
+    def missing(self, space: Space, few: int | None = None) -> list[OperatorSpec | ModelSubject]:
         """What should be measured before plans of these options are worth much; empty: ready.
 
         What was tried and failed is not asked for again; plans that came out unstable are made up
         for by others, within reason. A few plans are asked for again where the device has drifted.
+
+        Args:
+            few: whole models that are enough, and no operators: where somebody waits, and what
+                operators cost is told from elsewhere (`donor`).
         """
+        wanted: list[OperatorSpec | ModelSubject] = []
         precision, keep_float = self.arithmetic.precision, self.arithmetic.keep_float
-        wanted: list[OperatorSpec | ModelSubject] = [
-            replace(spec, precision=precision)
-            for spec in operator_specs(space, self.costs, self.measured)
-        ]
+        if few is None:
+            wanted += [
+                replace(spec, precision=precision)
+                for spec in operator_specs(space, self.costs, self.measured)
+            ]
         fingerprint, schemes = space.graph.fingerprint, space.schemes
 
         def model(settings: tuple[int, ...]) -> ModelSubject:
@@ -264,9 +279,12 @@ class LatencyModel:
         if schemes != CHANNEL_ONLY:  # what was tried of channels alone tells little of the others
             tried = {key: status for key, status in tried.items() if len(key) == len(space.sites)}
         settled = sum(status == "ok" for status in tried.values())
-        room = min(CALIBRATION_COUNT - settled, MAX_ATTEMPT_COUNT - len(tried))
+        count = CALIBRATION_COUNT if few is None else few
+        room = min(count - settled, MAX_ATTEMPT_COUNT - len(tried))
         if room > 0:
             plans = calibration_plans(space, count=CALIBRATION_COUNT + len(tried))
+            if few is not None:
+                plans = plans[STATED_COUNT:]  # the unpruned model runs beside every plan
             fresh = [plan for plan in map(counts, plans) if plan not in tried]
             wanted += [model(plan) for plan in fresh[:room]]
         elif self.drift.stale:

@@ -31,11 +31,15 @@ def counts(settings: IntArray) -> tuple[int, ...]:
 
 
 def operator_points(
-    measurements: Sequence[Measurement], canary_ms: float | None, dropped: list[str]
+    measurements: Sequence[Measurement],
+    canary_ms: float | None,
+    dropped: list[str],
+    usual_call_ms: float,
 ) -> tuple[float, list[CostPoint]]:
     """The call overhead in ms, and every measurement of an operator net of it.
 
     Ratios to the canary times the canary's latency today: so the machine's slow days drop out.
+    Where the overhead was not measured, `usual_call_ms` is taken for it.
     """
     gross: list[tuple[OperatorSpec, float, float]] = []
     calls: list[float] = []
@@ -48,7 +52,7 @@ def operator_points(
             calls.append(ms)
         else:
             gross.append((one.subject, ms, _log_sd(one)))
-    call = float(np.median(calls)) if calls else DEFAULT_CALL_MS
+    call = float(np.median(calls)) if calls else usual_call_ms
     if len(gross) >= ENOUGH_POINTS:
         # Every operator's time has a call in it. The least of all may itself be odd.
         cheap = float(np.quantile([ms for _, ms, _ in gross], CHEAP_SHARE))

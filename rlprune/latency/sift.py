@@ -14,7 +14,7 @@ import numpy as np
 
 from rlprune.errors import InputError
 from rlprune.graph.types import FloatArray, PruningGraph
-from rlprune.latency.costs import CostPoint, OperatorCosts
+from rlprune.latency.costs import CostPoint, Costs, OperatorCosts
 from rlprune.latency.limits import fault_of
 from rlprune.latency.operators import form
 from rlprune.latency.subjects import check_settings
@@ -100,7 +100,7 @@ def sift_plans(macs: FloatArray, ms: FloatArray, base_ms: float) -> list[str]:
 
 
 def sift_points(
-    points: Sequence[CostPoint], donor: OperatorCosts | None
+    points: Sequence[CostPoint], donor: Costs | None
 ) -> tuple[OperatorCosts, list[CostPoint], list[str]]:
     """Costs from those points that are not far from the others; these; and the others named.
 

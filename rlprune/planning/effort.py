@@ -51,6 +51,9 @@ class Effort:
     """Samples that these are judged on; they are solved on all of the first pass."""
     most_sec: float = 1e9
     """CPU time beyond which a large network is looked at on fewer samples, and in fewer rounds."""
+    few: int | None = None
+    """Whole models whose latency is measured before the first plan, where it is not known; the best
+    plan of every round is measured as well. None: all that latencies are fitted to."""
 
     def images(self, graph: PruningGraph) -> int:
         """That go through the network, about."""
@@ -82,8 +85,8 @@ class Effort:
 
 
 EFFORTS = {
-    "instant": Effort(0, 0, 0, 0, 0, 0),
-    "quick": Effort(5, 8, 64, 64, 5, 192, most_sec=300.0),
+    "instant": Effort(0, 0, 0, 0, 0, 0, few=2),
+    "quick": Effort(5, 8, 64, 64, 5, 192, most_sec=300.0, few=4),
     "thorough": Effort(15, 16, 128, 256, 8, 600, most_sec=3600.0),
 }
 """By name: one pass of the unpruned network, some eight evaluations, some hundred."""

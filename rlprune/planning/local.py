@@ -5,13 +5,13 @@ from __future__ import annotations
 import logging
 import math
 import os
-import time
 from typing import TYPE_CHECKING
 
 from rlprune.device_keys import canonical_key
 from rlprune.errors import InputError, MissingExtraError, NotFoundError, RlpruneError
 from rlprune.graph.types import IntArray, PruningGraph
 from rlprune.latency.device import check_batch, preferred_multiple, threads_of, with_threads
+from rlprune.latency.model import CALIBRATION_COUNT
 from rlprune.latency.multiples import measured_multiple, multiple_probes
 from rlprune.latency.types import (
     IN_F32,
@@ -23,11 +23,12 @@ from rlprune.latency.types import (
 )
 from rlprune.planning.answers import answered
 from rlprune.planning.beside import measure_beside
+from rlprune.planning.measuring import Machine, measure_here, measure_missing
 from rlprune.planning.planner import Question
 from rlprune.planning.profiles import OnProgress
 from rlprune.planning.proposals import Round
 from rlprune.planning.request import PlanRequest, Unit
-from rlprune.planning.tables import latency_model, nothing_measured, task_for
+from rlprune.planning.tables import can_tell, latency_model, nothing_measured, task_for
 from rlprune.plans import PruningPlan
 from rlprune.runtime import check_precision
 from rlprune.schemes import Space
@@ -43,13 +44,6 @@ if TYPE_CHECKING:
     from rlprune.store import Store
 
 LOG = logging.getLogger("rlprune.planning")
-
-MEASURE_ROUNDS = 4
-"""How often what came out unstable is made up for before planning with what there is."""
-MEASURE_PART = 48
-"""Subjects measured in turns, and lost if the program is interrupted."""
-HURRIED_PART = 8
-"""The same where measuring has to end in time."""
 
 
 class LocalPlanner:
@@ -162,10 +156,10 @@ class LocalPlanner:
 
     def _measure_missing(self, question: Question) -> None:
         store, device, runtime = self._store, question.device, self._runtime
+        trace, own = question.trace, question.request.arithmetic
         if runtime is not None and not question.request.wait:
             check_batch(device, question.graph.input_shapes)
-            own = question.request.arithmetic
-            if store.sample_count(device) == 0 or latency_model(store, device, own).empty:
+            if not can_tell(store, device, own):
                 of = "" if own == IN_F32 else f" in {own.precision}"
                 raise NotFoundError(
                     f"nothing is measured of {device!r}{of} yet; plan without wait=False "
@@ -173,17 +167,28 @@ class LocalPlanner:
                     field="device",
                 )
             return
-        trace, own = question.trace, question.request.arithmetic
         if runtime is None:
             check_measured(trace.graph, store, device, own)
             return
-        _measure_missing(
-            *(trace, question.space, store, device, runtime, own),
+        measure_missing(
+            *(trace, question.space, Machine(store, device, runtime), own),
+            few=question.few,
             deadline=question.deadline,
             on_progress=question.on_progress,
         )
-        if not question.out_of_time:
+        if not question.out_of_time and question.request.effort != "instant":
             measure_beside(trace, store, device, runtime, own)
+
+    def learn(self, question: Question, keeps: IntArray) -> None:
+        """See `Planner`."""
+        store, device, runtime = self._store, question.device, self._runtime
+        if runtime is None or not question.request.wait or question.out_of_time:
+            return
+        subject = question.subject(keeps)
+        model = latency_model(store, device, question.request.arithmetic)
+        tried = model.attempts.get(question.graph.fingerprint, {})
+        if len(tried) < CALIBRATION_COUNT and subject.settings not in tried:
+            measure_here([subject], question.trace, Machine(store, device, runtime))
 
 
 def which_device(
@@ -245,8 +250,8 @@ def device_task(
         NotFoundError: another device, that has not measured what this model needs.
     """
     if runtime is not None:
-        _measure_missing(
-            *(trace, space, store, device, runtime, arithmetic), on_progress=on_progress
+        measure_missing(
+            *(trace, space, Machine(store, device, runtime), arithmetic), on_progress=on_progress
         )
     else:
         check_measured(trace.graph, store, device, arithmetic)
@@ -260,70 +265,15 @@ def _no_model(subject: ModelSubject) -> onnx.ModelProto:
 def check_measured(
     graph: PruningGraph, store: Store, device: str, arithmetic: Arithmetic = IN_F32
 ) -> None:
-    """Refuses a device that has not reported what plans of this graph need.
+    """Refuses a device that nothing is known of.
 
     Raises:
-        NotFoundError: unknown, or nothing measured of this model; not for `macs`.
+        NotFoundError: the store has never heard of it, or its latencies cannot be told from
+            anything; not for `macs`.
     """
     if device == MACS_DEVICE:
         return
     check_batch(device, graph.input_shapes)
-    if store.generation(device) == 0:
-        raise nothing_measured(store, device)
-    if graph.fingerprint not in latency_model(store, device, arithmetic).attempts:
-        of = "" if arithmetic == IN_F32 else f" in {arithmetic.precision}"
-        raise NotFoundError(
-            f"device {device!r} has not measured this model{of}; ask the server that its worker "
-            "reports to (--server)",
-            field="device",
-        )
-
-
-def _measure_missing(
-    trace: OnnxTrace,
-    space: Space,
-    store: Store,
-    device: str,
-    runtime: Runtime,
-    arithmetic: Arithmetic,
-    *,
-    deadline: float = math.inf,
-    on_progress: OnProgress | None = None,
-) -> None:
-    """Measures until the latency model has what it wants, or time is up; every part is kept once it
-    is done."""
-    from rlprune.graph.skeleton import strip
-    from rlprune.latency.collect import measure_subjects, trace_models
-    from rlprune.latency.measure import MeasureConfig
-
-    config = MeasureConfig(thread_count=threads_of(device))
-    done = 0
-    for _ in range(MEASURE_ROUNDS):
-        missing = latency_model(store, device, arithmetic).missing(space)
-        if not missing:
-            return
-        if done == 0:
-            store.put_graph(trace.graph, strip(trace.model))
-        total = done + len(missing)
-        size = MEASURE_PART if math.isinf(deadline) else HURRIED_PART
-        for start in range(0, len(missing), size):
-            if time.monotonic() >= deadline:
-                return
-            part = missing[start : start + size]
-
-            def tell(
-                now: int, of: int, done: int = done, size: int = len(part), total: int = total
-            ) -> None:
-                if on_progress is not None:
-                    on_progress("measuring this machine", done + size * now // of, total)
-
-            measured = measure_subjects(
-                part,
-                model_of=trace_models(trace),
-                device=device,
-                runtime=runtime,
-                config=config,
-                on_progress=tell,
-            )
-            store.add_measurements(measured)
-            done += len(part)
+    store.device(device)
+    if not can_tell(store, device, arithmetic):
+        raise nothing_measured(store, device, arithmetic)

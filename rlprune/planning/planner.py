@@ -35,6 +35,9 @@ class Question:
     profiles: GroupProfiles
     deadline: float
     """When measuring ends, by `time.monotonic`; infinite where it has all the time."""
+    few: int | None = None
+    """Whole models that are measured before the first plan; None: all that latencies are fitted
+    to."""
     model_name: str = ""
     """What the user calls the model."""
     on_progress: OnProgress | None = None
@@ -93,6 +96,11 @@ class Planner(Protocol):
                 predicted from.
             UnavailableError: a server's device has not measured enough in time.
         """
+        ...
+
+    def learn(self, question: Question, keeps: IntArray) -> None:
+        """Measures a plan's latency for the plans to come, where that is done while somebody
+        waits."""
         ...
 
     def measure(self, question: Question, keeps: IntArray) -> Measurement:

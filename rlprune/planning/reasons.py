@@ -11,6 +11,7 @@ import numpy as np
 from rlprune.constraints import BoundConstraints
 from rlprune.errors import InputError
 from rlprune.graph.types import IntArray
+from rlprune.latency.model import ENOUGH_OWN
 from rlprune.latency.types import CONTROL, MACS_DEVICE, Arithmetic
 from rlprune.planning.beside import with_unpruned
 from rlprune.planning.describe import plan_unit
@@ -23,6 +24,7 @@ from rlprune.solver.task import PruningTask
 if TYPE_CHECKING:  # clients import this room, and no database
     from rlprune.store import Store
 
+MEASURE_THEM = "`rlprune measure MODEL --for-plans` on the device makes them certain"
 WORTH_NAMING = 0.01
 """Share of the least latency that an option must save to be named."""
 
@@ -45,12 +47,19 @@ def _arithmetic(plan: PruningPlan) -> Arithmetic:
 
 
 def _unmeasured(plan: PruningPlan, store: Store) -> str:
-    """What the device said, where every whole model failed there: latencies are rough then."""
+    """Where latencies are rough: that nothing of the network was measured, or little, or what the
+    device said where every whole model failed there."""
     if plan.device == MACS_DEVICE:
         return ""
     model = latency_model(store, plan.device, _arithmetic(plan))
     statuses = model.attempts.get(plan.fingerprint, {}).values()
-    if not statuses or any(status != "failed" for status in statuses):
+    if not statuses:
+        return f"latencies are told from those of like devices; {MEASURE_THEM}"
+    settled = sum(status == "ok" for status in statuses)
+    if 0 < settled < ENOUGH_OWN:
+        plans = f"{settled} measured plan{'s' * (settled > 1)}"
+        return f"latencies are told from {plans}; {MEASURE_THEM}"
+    if any(status != "failed" for status in statuses):
         return ""
     reason = model.failures.get(plan.fingerprint) or "without a reason"
     which = "every model cut from it"

@@ -67,6 +67,7 @@ class Search:
                     break
                 if tell is not None:
                     tell(min(len(self._seen) - known, count), count)
+                self._planner.learn(self._question, made.keeps)
                 for one in made.candidates:
                     self._look_at(one)
                     if tell is not None:

@@ -13,14 +13,21 @@ from rlprune.errors import NotFoundError
 from rlprune.files import digest
 from rlprune.latency.device import check_batch
 from rlprune.latency.tables import LatencyTables
-from rlprune.latency.types import IN_F32, INT8, MACS_DEVICE, Arithmetic, Subject
+from rlprune.latency.types import (
+    F32,
+    IN_F32,
+    INT8,
+    MACS_DEVICE,
+    Arithmetic,
+    Subject,
+)
 from rlprune.planning.dominated import Options, paying_options, restricted
 from rlprune.schemes import Space
 from rlprune.sensitivity.types import GroupProfiles
 from rlprune.solver.task import PruningTask
 
 if TYPE_CHECKING:
-    from rlprune.latency.costs import OperatorCosts
+    from rlprune.latency.known import Donor
     from rlprune.latency.model import LatencyModel
     from rlprune.store import Store
 
@@ -77,8 +84,9 @@ def latency_model(store: Store, device: str, arithmetic: Arithmetic = IN_F32) ->
     """The device's latency model of an arithmetic, over all its measurements in that so far; fitted
     once per generation.
 
-    A device without measurements has one too: its `missing` names everything. Where another device
-    of the store has measured more operators, its costs are the donor.
+    A device without measurements has one too: its `missing` names everything. What it starts from
+    are the operators of another device of the store, or those that ship of a runtime
+    (`latency.known`): whichever is more like it.
     """
     device = canonical_key(device)
     from rlprune.latency.model import LatencyModel
@@ -91,7 +99,7 @@ def latency_model(store: Store, device: str, arithmetic: Arithmetic = IN_F32) ->
             store.measurements(device),
             store.graphs(),
             arithmetic=arithmetic,
-            donor=None if donor is None else _costs(store, donor, arithmetic),
+            donor=_donor(store, device, donor, arithmetic),
         ),
     )
 
@@ -104,28 +112,67 @@ def has_precision(store: Store, device: str, precision: str) -> bool:
 
 
 def missing_for(
-    space: Space, store: Store, device: str, arithmetic: Arithmetic = IN_F32
+    space: Space,
+    store: Store,
+    device: str,
+    arithmetic: Arithmetic = IN_F32,
+    few: int | None = None,
 ) -> tuple[Subject, ...]:
     """What the device should measure before plans of these options are worth much: `missing` of its
     latency model, found once per generation."""
     device = canonical_key(device)
-    key = (*_options(space), device, *_state(store, device), arithmetic)
+    key = (*_options(space), device, *_state(store, device), arithmetic, few)
     return _compiled_of(store).missing.get(
-        key, lambda: tuple(latency_model(store, device, arithmetic).missing(space))
+        key, lambda: tuple(latency_model(store, device, arithmetic).missing(space, few))
     )
 
 
 def _state(store: Store, device: str) -> tuple[int, str | None]:
-    """What a device's latency model depends on: its generation, and the device whose costs stand in
-    for what it has not measured.
+    """What a device's latency model depends on: its generation, and the device most like it, whose
+    costs may stand in for what it has not measured.
 
     It is read before the measurements are: a report that arrives in between makes what is computed
     fresher than its key says, and the next call computes it again.
     """
+    from rlprune.latency.known import distance, kind_of
+
     generations = store.generations()
-    generation = generations.pop(device, 0)
-    most = max(generations, key=lambda key: (generations[key], key), default=None)
-    return generation, None if most is None or generations[most] < DONOR_COUNT else most
+    generation, own = generations.pop(device, 0), kind_of(device, F32)
+    others = [key for key, count in generations.items() if count >= DONOR_COUNT]
+    return generation, min(
+        others,
+        key=lambda key: (*distance(kind_of(key, F32), own), -generations[key], key),
+        default=None,
+    )
+
+
+def _donor(store: Store, device: str, other: str | None, arithmetic: Arithmetic) -> Donor | None:
+    """What a device's latency model starts from: `other`'s costs, or what ships; the store's own
+    where both are equally like it."""
+    from rlprune.latency.known import Donor, distance, donor, kind_of, nearest
+
+    own = kind_of(device, arithmetic.precision)
+    ships = nearest(own)
+    if other is not None:
+        found = kind_of(other, arithmetic.precision)
+        if not ships or distance(found, own) <= distance(ships[0], own):
+            from rlprune.latency.model import LatencyModel
+
+            model = LatencyModel.fit(other, store.measurements(other), {}, arithmetic=arithmetic)
+            if model.points:
+                return Donor(model.costs, model.call_ms)
+    return donor(ships)
+
+
+def can_tell(store: Store, device: str, arithmetic: Arithmetic = IN_F32) -> bool:
+    """Whether anything is known that the device's latencies could be told from."""
+    from rlprune.latency.known import is_known
+
+    if device == MACS_DEVICE or is_known(device, arithmetic.precision):
+        return True
+    if store.sample_count(device) == 0:
+        return False
+    return arithmetic == IN_F32 or not latency_model(store, device, arithmetic).empty
 
 
 def _options(space: Space) -> tuple[str, str]:
@@ -135,20 +182,14 @@ def _options(space: Space) -> tuple[str, str]:
     )
 
 
-def _costs(store: Store, device: str, arithmetic: Arithmetic) -> OperatorCosts:
-    """Costs of another device's operators, from nothing but its own measurements."""
-    from rlprune.latency.model import LatencyModel
-
-    return LatencyModel.fit(device, store.measurements(device), {}, arithmetic=arithmetic).costs
-
-
 def tables_for(
     space: Space, store: Store, device: str, arithmetic: Arithmetic = IN_F32
 ) -> LatencyTables:
     """The device's latency, in an arithmetic, of every plan over a space's options.
 
     Raises:
-        NotFoundError: the device is unknown (names the known ones) or has measured nothing.
+        NotFoundError: nothing is known of the device, or of its runtime; where the store has never
+            heard of it, it is told of which.
     """
     device = canonical_key(device)
     from rlprune.latency.macs import macs_tables
@@ -157,13 +198,10 @@ def tables_for(
     if device == MACS_DEVICE:
         return _compiled_of(store).tables.get((*options, device, 0), lambda: macs_tables(space))
     check_batch(device, space.graph.input_shapes)
-    generation = store.generation(device)
-    if generation == 0:
-        raise nothing_measured(store, device)
-    if arithmetic != IN_F32 and latency_model(store, device, arithmetic).empty:
+    if not can_tell(store, device, arithmetic):
         raise nothing_measured(store, device, arithmetic)
     return _compiled_of(store).tables.get(
-        (*options, device, generation, arithmetic),
+        (*options, device, *_state(store, device), arithmetic),
         lambda: latency_model(store, device, arithmetic).compile(space),
     )
 

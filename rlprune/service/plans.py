@@ -14,12 +14,13 @@ from rlprune.errors import InputError, MeasurementError, PolicyError
 from rlprune.files import digest
 from rlprune.graph.types import PruningGraph
 from rlprune.latency.device import check_batch, preferred_multiple
-from rlprune.latency.types import IN_F32, MACS_DEVICE, Arithmetic, Subject
+from rlprune.latency.types import MACS_DEVICE, Arithmetic, Subject
 from rlprune.planning import PlanRequest, task_for
 from rlprune.planning.answers import answered
+from rlprune.planning.effort import DEFAULT_EFFORT, EFFORTS
 from rlprune.planning.proposals import Round
 from rlprune.planning.request import SEARCH
-from rlprune.planning.tables import Recent, latency_model, missing_for
+from rlprune.planning.tables import Recent, can_tell, missing_for
 from rlprune.plans import PruningPlan
 from rlprune.policy import POLICY_NAMES, REMOVED_POLICIES, Policy, get_policy
 from rlprune.schemes import Space, space_of
@@ -75,7 +76,8 @@ class PlanService:
             content = request.SerializeToString(deterministic=True)
             plan_id = self._store.plan_of_request(request.request_id, content)
             if plan_id is not None:
-                return _kept_answer(self._store.plan_record(plan_id))
+                record = self._store.plan_record(plan_id)
+                return _kept_answer(record, measured=self._measured(record.plan.device))
         policy = self._policy_of(request)
         asked = request_from(request)
         graph, brought = self._graph_of(request)
@@ -91,11 +93,15 @@ class PlanService:
         )
         search = round_from(request, space)
         plan = self._plan(asked, space, profiles, policy, bound, search)
-        missing = self._missing(space, device, asked.arithmetic, needed=plan is None)
+        missing, telling = self._missing(space, device, asked.arithmetic, needed=plan is None)
+        measured = plan is not None and self._measured(device)
         # All is well: now it is written, in one transaction.
         if plan is None or request.provisional:
             queued = self._queue(device, missing, graph, brought)
-            return _answer(plan, [job.job_id for job in queued])
+            tells = sum(not telling.isdisjoint(job.subjects) for job in queued)
+            made = _answer(plan, [job.job_id for job in queued], measured=measured)
+            made.telling_job_count = tells
+            return made
         record = self._jobs.put_plan(
             plan,
             missing,
@@ -104,7 +110,7 @@ class PlanService:
             graph=brought,
             asked=Asked(request=asked.to_json()),
         )
-        return _kept_answer(record)
+        return _kept_answer(record, measured=measured)
 
     def put_plan(self, request: plans_pb2.PutPlanRequest) -> plans_pb2.StoredPlan:
         """See plans.proto."""
@@ -176,13 +182,7 @@ class PlanService:
         device = asked.device or ""
         check_batch(device, space.graph.input_shapes)
         own = asked.arithmetic
-        if device != MACS_DEVICE and self._store.sample_count(device) == 0:
-            return None
-        if (
-            own != IN_F32
-            and device != MACS_DEVICE
-            and latency_model(self._store, device, own).empty
-        ):
+        if not can_tell(self._store, device, own):
             return None
         task = task_for(space, profiles, self._store, device, own)
         [budget] = asked.budgets
@@ -211,15 +211,18 @@ class PlanService:
 
     def _missing(
         self, space: Space, device: str, arithmetic: Arithmetic, *, needed: bool
-    ) -> list[Subject]:
-        """What the device has still to measure for these options and can.
+    ) -> tuple[list[Subject], set[Subject]]:
+        """What the device has still to measure for these options and can, and which of it tells
+        most; that comes first.
 
         Raises:
             MeasurementError: it is `needed` for a plan, and the device cannot measure it.
         """
         if device == MACS_DEVICE:
-            return []
+            return [], set()
         missing = missing_for(space, self._store, device, arithmetic)
+        few = missing_for(space, self._store, device, arithmetic, EFFORTS[DEFAULT_EFFORT].few)
+        missing = tuple(dict.fromkeys((*few, *missing)))
         hopeless = self._jobs.unmeasurable(device) if missing else {}
         left = [subject for subject in missing if subject_key(subject) not in hopeless]
         if needed and not left:
@@ -227,7 +230,10 @@ class PlanService:
             raise MeasurementError(
                 f"device {device!r} cannot measure what this model needs: {reason}", field="device"
             )
-        return left
+        return left, set(few)
+
+    def _measured(self, device: str) -> bool:
+        return device != MACS_DEVICE and self._store.sample_count(device) > 0
 
 
 def _digest(request: plans_pb2.CreatePlanRequest) -> str:
@@ -254,16 +260,20 @@ def _bound_profiles(
 
 
 def _answer(
-    plan: PruningPlan | None, pending_job_ids: Sequence[str], plan_id: str = ""
+    plan: PruningPlan | None,
+    pending_job_ids: Sequence[str],
+    plan_id: str = "",
+    *,
+    measured: bool,
 ) -> plans_pb2.CreatePlanResponse:
     return plans_pb2.CreatePlanResponse(
         plan=None if plan is None else plan_to(plan),
         plan_id=plan_id,
         pending_job_count=len(pending_job_ids),
         pending_job_ids=pending_job_ids,
-        measured=plan is not None and plan.device != MACS_DEVICE,
+        measured=measured,
     )
 
 
-def _kept_answer(record: PlanRecord) -> plans_pb2.CreatePlanResponse:
-    return _answer(record.plan, record.pending_job_ids, record.plan_id)
+def _kept_answer(record: PlanRecord, *, measured: bool) -> plans_pb2.CreatePlanResponse:
+    return _answer(record.plan, record.pending_job_ids, record.plan_id, measured=measured)

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from rlprune.v1 import types_pb2 as rlprune_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16rlprune/v1/plans.proto\x12\nrlprune.v1\x1a\x16rlprune/v1/types.proto\"\xfc\x03\n\x11\x43reatePlanRequest\x12\x12\n\x08skeleton\x18\x01 \x01(\x0cH\x00\x12\x15\n\x0b\x66ingerprint\x18\x02 \x01(\tH\x00\x12+\n\x08profiles\x18\x03 \x01(\x0b\x32\x19.rlprune.v1.GroupProfiles\x12\x0e\n\x06\x64\x65vice\x18\x04 \x01(\t\x12\x13\n\tbudget_ms\x18\x05 \x01(\x01H\x01\x12\x16\n\x0c\x62udget_ratio\x18\x06 \x01(\x01H\x01\x12\x0e\n\x06policy\x18\x07 \x01(\t\x12\x10\n\x08round_to\x18\x08 \x01(\x05\x12\x12\n\nrequest_id\x18\t \x01(\t\x12\x10\n\x08min_keep\x18\n \x01(\x05\x12\x16\n\x0emin_keep_ratio\x18\x0b \x01(\x01\x12\x0c\n\x04hold\x18\x0c \x03(\t\x12\x0b\n\x03pin\x18\r \x03(\t\x12\x11\n\tunguarded\x18\x0e \x01(\x08\x12\x12\n\ncandidates\x18\x0f \x01(\x05\x12,\n\x0b\x63onstraints\x18\x10 \x01(\x0b\x32\x17.rlprune.v1.Constraints\x12\x12\n\nmax_params\x18\x11 \x01(\x03\x12\x13\n\x0bprovisional\x18\x12 \x01(\x08\x12\x0f\n\x07schemes\x18\x13 \x03(\t\x12\x11\n\tprecision\x18\x14 \x01(\t\x12\"\n\x06search\x18\x15 \x01(\x0b\x32\x12.rlprune.v1.SearchB\x07\n\x05modelB\x08\n\x06\x62udget\"6\n\x06Search\x12,\n\tevaluated\x18\x01 \x03(\x0b\x32\x19.rlprune.v1.EvaluatedPlan\"A\n\rEvaluatedPlan\x12\r\n\x05keeps\x18\x01 \x03(\x03\x12\x12\n\ndivergence\x18\x02 \x01(\x01\x12\r\n\x05\x65rror\x18\x03 \x01(\x01\"\x92\x01\n\x12\x43reatePlanResponse\x12%\n\x04plan\x18\x01 \x01(\x0b\x32\x17.rlprune.v1.PruningPlan\x12\x0f\n\x07plan_id\x18\x02 \x01(\t\x12\x19\n\x11pending_job_count\x18\x03 \x01(\x05\x12\x17\n\x0fpending_job_ids\x18\x04 \x03(\t\x12\x10\n\x08measured\x18\x05 \x01(\x08\"p\n\x0ePutPlanRequest\x12%\n\x04plan\x18\x01 \x01(\x0b\x32\x17.rlprune.v1.PruningPlan\x12\x12\n\nmodel_name\x18\x02 \x01(\t\x12\x0f\n\x07request\x18\x03 \x01(\t\x12\x12\n\nrequest_id\x18\x04 \x01(\t\"!\n\x0eGetPlanRequest\x12\x0f\n\x07plan_id\x18\x01 \x01(\t\"~\n\nStoredPlan\x12\x0f\n\x07plan_id\x18\x01 \x01(\t\x12%\n\x04plan\x18\x02 \x01(\x0b\x32\x17.rlprune.v1.PruningPlan\x12\x13\n\x0b\x63reated_sec\x18\x03 \x01(\x01\x12\x12\n\nmodel_name\x18\x04 \x01(\t\x12\x0f\n\x07request\x18\x05 \x01(\t\"I\n\x10ListPlansRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x03 \x01(\t\"S\n\x11ListPlansResponse\x12%\n\x05plans\x18\x01 \x03(\x0b\x32\x16.rlprune.v1.StoredPlan\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t2\xa2\x02\n\x0bPlanService\x12K\n\nCreatePlan\x12\x1d.rlprune.v1.CreatePlanRequest\x1a\x1e.rlprune.v1.CreatePlanResponse\x12=\n\x07PutPlan\x12\x1a.rlprune.v1.PutPlanRequest\x1a\x16.rlprune.v1.StoredPlan\x12=\n\x07GetPlan\x12\x1a.rlprune.v1.GetPlanRequest\x1a\x16.rlprune.v1.StoredPlan\x12H\n\tListPlans\x12\x1c.rlprune.v1.ListPlansRequest\x1a\x1d.rlprune.v1.ListPlansResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16rlprune/v1/plans.proto\x12\nrlprune.v1\x1a\x16rlprune/v1/types.proto\"\xfc\x03\n\x11\x43reatePlanRequest\x12\x12\n\x08skeleton\x18\x01 \x01(\x0cH\x00\x12\x15\n\x0b\x66ingerprint\x18\x02 \x01(\tH\x00\x12+\n\x08profiles\x18\x03 \x01(\x0b\x32\x19.rlprune.v1.GroupProfiles\x12\x0e\n\x06\x64\x65vice\x18\x04 \x01(\t\x12\x13\n\tbudget_ms\x18\x05 \x01(\x01H\x01\x12\x16\n\x0c\x62udget_ratio\x18\x06 \x01(\x01H\x01\x12\x0e\n\x06policy\x18\x07 \x01(\t\x12\x10\n\x08round_to\x18\x08 \x01(\x05\x12\x12\n\nrequest_id\x18\t \x01(\t\x12\x10\n\x08min_keep\x18\n \x01(\x05\x12\x16\n\x0emin_keep_ratio\x18\x0b \x01(\x01\x12\x0c\n\x04hold\x18\x0c \x03(\t\x12\x0b\n\x03pin\x18\r \x03(\t\x12\x11\n\tunguarded\x18\x0e \x01(\x08\x12\x12\n\ncandidates\x18\x0f \x01(\x05\x12,\n\x0b\x63onstraints\x18\x10 \x01(\x0b\x32\x17.rlprune.v1.Constraints\x12\x12\n\nmax_params\x18\x11 \x01(\x03\x12\x13\n\x0bprovisional\x18\x12 \x01(\x08\x12\x0f\n\x07schemes\x18\x13 \x03(\t\x12\x11\n\tprecision\x18\x14 \x01(\t\x12\"\n\x06search\x18\x15 \x01(\x0b\x32\x12.rlprune.v1.SearchB\x07\n\x05modelB\x08\n\x06\x62udget\"6\n\x06Search\x12,\n\tevaluated\x18\x01 \x03(\x0b\x32\x19.rlprune.v1.EvaluatedPlan\"A\n\rEvaluatedPlan\x12\r\n\x05keeps\x18\x01 \x03(\x03\x12\x12\n\ndivergence\x18\x02 \x01(\x01\x12\r\n\x05\x65rror\x18\x03 \x01(\x01\"\xc8\x01\n\x12\x43reatePlanResponse\x12%\n\x04plan\x18\x01 \x01(\x0b\x32\x17.rlprune.v1.PruningPlan\x12\x0f\n\x07plan_id\x18\x02 \x01(\t\x12\x19\n\x11pending_job_count\x18\x03 \x01(\x05\x12\x17\n\x0fpending_job_ids\x18\x04 \x03(\t\x12\x10\n\x08measured\x18\x05 \x01(\x08\x12\x1e\n\x11telling_job_count\x18\x06 \x01(\x05H\x00\x88\x01\x01\x42\x14\n\x12_telling_job_count\"p\n\x0ePutPlanRequest\x12%\n\x04plan\x18\x01 \x01(\x0b\x32\x17.rlprune.v1.PruningPlan\x12\x12\n\nmodel_name\x18\x02 \x01(\t\x12\x0f\n\x07request\x18\x03 \x01(\t\x12\x12\n\nrequest_id\x18\x04 \x01(\t\"!\n\x0eGetPlanRequest\x12\x0f\n\x07plan_id\x18\x01 \x01(\t\"~\n\nStoredPlan\x12\x0f\n\x07plan_id\x18\x01 \x01(\t\x12%\n\x04plan\x18\x02 \x01(\x0b\x32\x17.rlprune.v1.PruningPlan\x12\x13\n\x0b\x63reated_sec\x18\x03 \x01(\x01\x12\x12\n\nmodel_name\x18\x04 \x01(\t\x12\x0f\n\x07request\x18\x05 \x01(\t\"I\n\x10ListPlansRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x03 \x01(\t\"S\n\x11ListPlansResponse\x12%\n\x05plans\x18\x01 \x03(\x0b\x32\x16.rlprune.v1.StoredPlan\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t2\xa2\x02\n\x0bPlanService\x12K\n\nCreatePlan\x12\x1d.rlprune.v1.CreatePlanRequest\x1a\x1e.rlprune.v1.CreatePlanResponse\x12=\n\x07PutPlan\x12\x1a.rlprune.v1.PutPlanRequest\x1a\x16.rlprune.v1.StoredPlan\x12=\n\x07GetPlan\x12\x1a.rlprune.v1.GetPlanRequest\x1a\x16.rlprune.v1.StoredPlan\x12H\n\tListPlans\x12\x1c.rlprune.v1.ListPlansRequest\x1a\x1d.rlprune.v1.ListPlansResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -39,17 +39,17 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_EVALUATEDPLAN']._serialized_start=629
   _globals['_EVALUATEDPLAN']._serialized_end=694
   _globals['_CREATEPLANRESPONSE']._serialized_start=697
-  _globals['_CREATEPLANRESPONSE']._serialized_end=843
-  _globals['_PUTPLANREQUEST']._serialized_start=845
-  _globals['_PUTPLANREQUEST']._serialized_end=957
-  _globals['_GETPLANREQUEST']._serialized_start=959
-  _globals['_GETPLANREQUEST']._serialized_end=992
-  _globals['_STOREDPLAN']._serialized_start=994
-  _globals['_STOREDPLAN']._serialized_end=1120
-  _globals['_LISTPLANSREQUEST']._serialized_start=1122
-  _globals['_LISTPLANSREQUEST']._serialized_end=1195
-  _globals['_LISTPLANSRESPONSE']._serialized_start=1197
-  _globals['_LISTPLANSRESPONSE']._serialized_end=1280
-  _globals['_PLANSERVICE']._serialized_start=1283
-  _globals['_PLANSERVICE']._serialized_end=1573
+  _globals['_CREATEPLANRESPONSE']._serialized_end=897
+  _globals['_PUTPLANREQUEST']._serialized_start=899
+  _globals['_PUTPLANREQUEST']._serialized_end=1011
+  _globals['_GETPLANREQUEST']._serialized_start=1013
+  _globals['_GETPLANREQUEST']._serialized_end=1046
+  _globals['_STOREDPLAN']._serialized_start=1048
+  _globals['_STOREDPLAN']._serialized_end=1174
+  _globals['_LISTPLANSREQUEST']._serialized_start=1176
+  _globals['_LISTPLANSREQUEST']._serialized_end=1249
+  _globals['_LISTPLANSRESPONSE']._serialized_start=1251
+  _globals['_LISTPLANSRESPONSE']._serialized_end=1334
+  _globals['_PLANSERVICE']._serialized_start=1337
+  _globals['_PLANSERVICE']._serialized_end=1627
 # @@protoc_insertion_point(module_scope)

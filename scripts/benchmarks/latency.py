@@ -34,6 +34,7 @@ from benchmarks.parts.latency_data import MODELS, Case, Lab, fitted
 from benchmarks.parts.latency_loop import certify_rows, repeat_rows, speed_rows
 from benchmarks.peers.latency import RIVALS, Predict
 from rlprune.graph.types import FloatArray, IntArray
+from rlprune.latency.known import Donor
 from rlprune.latency.tables import LatencyTables
 from rlprune.latency.types import ModelSubject, OperatorSpec
 from rlprune.runtime import RUNTIMES
@@ -123,7 +124,9 @@ def transfer_rows(runtime: str, donor: str, lab: Lab) -> Iterator[Row]:
     """A key as if it were new: no operators, ten whole models, another key's costs."""
     errors = []
     for case, known in zip(lab.cases(runtime), lab.cases(donor), strict=True):
-        model = fitted(case, TEN, operators=False, donor=fitted(known).costs)
+        other = fitted(known)
+        begun = Donor(other.costs, other.call_ms)
+        model = fitted(case, TEN, operators=False, donor=begun)
         predict = by_tables(case, model.compile(case.space))
         measured, keeps = tests(case)
         errors.append(np.log(ratios(case, predict, keeps) / measured))

@@ -20,7 +20,7 @@ from synthetic import channel_space
 from rlprune.graph.types import FloatArray, IntArray
 from rlprune.latency.calibrate import half_width, operator_keys
 from rlprune.latency.choose import calibration_plans, operator_grid, operator_specs
-from rlprune.latency.costs import OperatorCosts
+from rlprune.latency.known import Donor
 from rlprune.latency.model import CALIBRATION_COUNT, LatencyModel
 from rlprune.latency.operators import OVERHEAD
 from rlprune.latency.types import Measurement, ModelSubject, OperatorSpec
@@ -222,10 +222,11 @@ def test_the_same_measurements_give_the_same_tables() -> None:
 
 def test_a_new_device_is_of_use_after_ten_whole_models_by_another_devices_operators() -> None:
     """It is three times as fast, and fuses otherwise; none of its operators was measured."""
-    donor = LatencyModel.fit(DEVICE, operators(slow=3.0), {}).costs
+    other = LatencyModel.fit(DEVICE, operators(slow=3.0), {})
+    donor = Donor(other.costs, other.call_ms)
     truth = model_ms(GRAPH, unseen(200), FACTORS)
 
-    def errors(count: int, known: OperatorCosts | None) -> FloatArray:
+    def errors(count: int, known: Donor | None) -> FloatArray:
         keeps = calibration_plans(SPACE, count=count)
         model = LatencyModel.fit(DEVICE, plans(keeps), GRAPHS, donor=known)
         return np.abs(np.log(predicted(model, unseen(200)) / truth))

@@ -20,7 +20,6 @@ from rlprune.graph.skeleton import strip
 from rlprune.latency.device import local_device_key
 from rlprune.latency.macs import macs_tables
 from rlprune.latency.types import F32, INT8, Arithmetic, Measurement, ModelSubject
-from rlprune.planning import local
 from rlprune.planning.beside import with_unpruned
 from rlprune.planning.breakdown import explain_latency
 from rlprune.planning.dominated import paying_options, restricted
@@ -80,7 +79,7 @@ def test_a_budget_is_a_share_of_the_unpruned_latency_in_the_same_precision(store
 
 def test_a_device_that_has_not_measured_in_a_precision_says_so(store: Store) -> None:
     fill(store, Arithmetic(), 1.0)
-    with pytest.raises(NotFoundError, match="has not measured this model in int8"):
+    with pytest.raises(NotFoundError, match="has reported no measurements in int8"):
         plan_here(TRACE, store, device=BOARD, budget_ratio=0.5, precision=INT8)
 
 
@@ -156,13 +155,8 @@ def test_a_runtime_without_the_precision_is_refused_before_anything_is_measured(
     assert not store.devices()
 
 
-def test_this_machine_plans_and_certifies_in_int8(
-    store: Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_this_machine_plans_and_certifies_in_int8(store: Store) -> None:
     """The whole way on the real runtime, with layers kept in float."""
-    monkeypatch.setattr("rlprune.latency.model.CALIBRATION_COUNT", 4)
-    monkeypatch.setattr("rlprune.latency.choose.MAX_COUNT", 3)
-    monkeypatch.setattr(local, "MEASURE_ROUNDS", 1)
     plan = plan_here(
         TRACE, store, budget_ratio=1.0, precision=INT8, keep_float="conv0*", certify=True
     )

@@ -15,8 +15,8 @@ from rlprune.graph.from_onnx import OnnxTrace, trace_onnx
 from rlprune.graph.skeleton import fill, strip
 from rlprune.graph.types import IntArray
 from rlprune.latency.collect import measure_subjects, trace_models
-from rlprune.latency.costs import OperatorCosts
 from rlprune.latency.device import local_device_key
+from rlprune.latency.known import Donor
 from rlprune.latency.measure import MeasureConfig
 from rlprune.latency.model import CALIBRATION_COUNT, LatencyModel
 from rlprune.latency.types import Measurement, ModelSubject, OperatorSpec
@@ -143,7 +143,7 @@ def fitted(
     own_count: int = CALIBRATION_COUNT,
     *,
     operators: bool = True,
-    donor: OperatorCosts | None = None,
+    donor: Donor | None = None,
 ) -> LatencyModel:
     """The case's latency model from its operators and the first of its whole models."""
     plans = [one for one in case.fitting if isinstance(one.subject, ModelSubject)][:own_count]
