@@ -35,6 +35,13 @@ from rlprune.surgery.removal import Removal
 SUMS = ("Add", "Sub", "Sum")
 MIXING = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 """Layers: what errs behind one errs alike over its places."""
+ELEMENTWISE = frozenset(
+    (
+        *("Add", "Clip", "Div", "Erf", "Exp", "HardSigmoid", "HardSwish", "Identity", "Log", "Mul"),
+        *("Neg", "Relu", "Sigmoid", "Softplus", "Sub", "Tanh"),
+    )
+)
+"""What activations are spelled out in."""
 POOLS = ("GlobalAveragePool", "ReduceMean")
 """What may average over all places; over less, errors are taken to go through."""
 
@@ -98,6 +105,9 @@ class Variances:
             if node.op in (*SUMS, "Concat", "Mul")
             and sum(name not in constants for name in node.inputs) > 1
         ]
+        self._activations = {
+            node.outputs[0] for node in self.joins if node.op == "Mul" and _of_itself(trace, node)
+        }
         self.pools = [node for node in nodes if _places(trace, node) > 1]
         self._names = dict.fromkeys(
             name
@@ -131,12 +141,14 @@ class Variances:
         input's does.
 
         Of a product of gate and stream the gate varies little about its mean: what it carries on
-        are the stream's values times that little.
+        are the stream's values times that little. The factors of an activation that is spelled out
+        (GELU as x (1 + erf x)) err together, and pass on what its input errs by.
         """
         own = [self.of(name) for name in node.inputs]
         if node.op == "Mul":
             own = [self._product(*pair) for pair in (node.inputs, reversed(list(node.inputs)))]
-        whole = sum(own) if node.op == "Concat" else self.of(node.outputs[0])
+        shared = node.op == "Concat" or node.outputs[0] in self._activations
+        whole = sum(own) if shared else self.of(node.outputs[0])
         return [one / max(whole, 1e-12) for one in own]
 
     def _product(self, name: str, other: str) -> float:
@@ -212,6 +224,25 @@ class Gains:
                 term = self.terms[node.outputs[0], 1 - shortcut]
                 found += self.reaching[node.outputs[0]] * term
         return found
+
+
+def _of_itself(trace: OnnxTrace, node: Node) -> bool:
+    """Whether a product's factors are both made of one tensor, number by number."""
+    first, *others = (_made_of(trace, name) for name in node.inputs)
+    return not first.isdisjoint(set[str]().union(*others))
+
+
+def _made_of(trace: OnnxTrace, name: str) -> set[str]:
+    """A tensor and those that it is made of, number by number, each of the one before."""
+    constants, makers = trace.normal.weights, trace.normal.makers
+    found = {name}
+    while name in makers and makers[name].op in ELEMENTWISE:
+        read = [one for one in makers[name].inputs if one and one not in constants]
+        if len(read) != 1:
+            break
+        [name] = read
+        found.add(name)
+    return found
 
 
 def _places(trace: OnnxTrace, node: Node) -> int:

@@ -142,6 +142,27 @@ def test_an_error_in_a_gate_counts_by_how_little_the_gate_varies() -> None:
     assert 0.3 < gains.reaching[gate] / found[gate] < 3.0
 
 
+@pytest.mark.parametrize("spelled", ["gelu", "silu", "hard_swish"])
+def test_an_activation_that_is_spelled_out_passes_an_error_on_once(spelled: str) -> None:
+    """Taken for a gate beside a stream, each of three doubled what reaches the answers."""
+
+    class Spelled(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            if spelled == "gelu":
+                return x * (torch.erf(x / 1.4142135) + 1.0) * 0.5
+            if spelled == "silu":
+                return x * torch.sigmoid(x)
+            return x * torch.clamp(x + 3.0, 0.0, 6.0) / 6.0
+
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 16, 3, padding=1), *(nn.Conv2d(16, 16, 3, padding=1) for _ in range(3))]
+    net = nn.Sequential(*(part for layer in layers for part in (layer, Spelled())))
+    trace = rlprune.trace(net.eval(), torch.zeros(1, *SIZE)).onnx
+    first = next(node for node in trace.normal.nodes if node.op == "Conv")
+    gain = gains_of(trace, images()).reaching[first.outputs[0]]
+    assert gain == pytest.approx(1.0, rel=1e-6)
+
+
 def test_a_weak_branch_counts_for_little_and_a_strong_one_for_more() -> None:
     trace, data = traced((0.2, 1.0, 3.0)), images()
     space = whole_space(trace.graph, ("channel", "block"))
