@@ -73,3 +73,18 @@ def test_the_first_models_ratio_is_one_and_every_other_has_its_interval(
     assert low < half["ratio_to_first"] < high < 2 * low
     shown = rlprune("measure", model, "half.onnx").stdout
     assert "90 % within" in shown and "1.000 .. 1.000" in shown
+
+
+def test_what_plans_need_is_measured_beforehand_and_kept(rlprune: Rlprune, folder: Path) -> None:
+    path = folder / "tiny.onnx"
+    path.write_bytes(small_onnx(widths=(8, 16), shape=(1, 3, 8, 8)).SerializeToString())
+    report = answer(rlprune("measure", path, "--for-plans", "--json"))
+    (found,) = report["models"]
+    assert found["measurement_count"] > 10
+    ask = ("plan", path, "--budget-ratio", 0.95, "--policy", "knapsack", "--json")
+    planned = rlprune(*ask)
+    assert json.loads(planned.stdout)["device"] == found["device"]
+    assert "measuring this machine" not in planned.stderr
+    assert "for-plans" not in json.loads(planned.stdout)["note"]
+    again = answer(rlprune("measure", path, "--for-plans", "--json"))
+    assert again["models"][0]["measurement_count"] == found["measurement_count"]

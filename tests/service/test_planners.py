@@ -191,19 +191,29 @@ def test_a_server_is_told_which_device(rig: Rig) -> None:
     assert refusal.value.field == "device"
 
 
-def test_without_waiting_nothing_is_measured_here(tmp_path: Path) -> None:
-    with pytest.raises(NotFoundError, match="nothing is measured"):
-        rlprune.plan(NET, budget_ratio=0.5, wait=False)
-    assert open_store().devices() == []
+def test_without_waiting_nothing_is_measured_here() -> None:
+    plan = rlprune.plan(NET, budget_ratio=0.5, wait=False)
+    assert plan.feasible and "told from those of like devices" in plan.note
+    assert "rlprune measure MODEL --for-plans" in plan.note
+    assert open_store().measurements(plan.device) == []
+
+
+def test_an_instant_plan_measures_two_variants_and_the_next_none() -> None:
+    first = rlprune.plan(NET, budget_ratio=0.5, effort="instant")
+    known = open_store().measurements(first.device)
+    assert len(known) == 2 and all(isinstance(one.subject, ModelSubject) for one in known)
+    assert "told from 2 measured plans" in first.note
+    rlprune.plan(NET, budget_ratio=0.6, effort="instant")
+    assert len(open_store().measurements(first.device)) == 2
 
 
 def test_measuring_here_ends_in_time() -> None:
-    with pytest.raises(NotFoundError):
-        rlprune.plan(NET, budget_ratio=0.5, timeout_sec=0.0)
-    plan = rlprune.plan(NET, budget_ratio=0.9, timeout_sec=0.5)
+    rough = rlprune.plan(NET, budget_ratio=0.5, timeout_sec=0.0)
+    assert open_store().measurements(rough.device) == []
+    plan = rlprune.plan(NET, budget_ratio=0.9, policy="knapsack", timeout_sec=0.5)
     count = len(open_store().measurements(plan.device))
     assert 0 < count < 30, "what was begun was ended, and nothing begun after"
-    assert rlprune.plan(NET, budget_ratio=0.9, wait=False) == plan
+    assert rlprune.plan(NET, budget_ratio=0.9, policy="knapsack", wait=False) == plan
 
 
 def test_a_store_that_takes_no_plan_loses_none(
