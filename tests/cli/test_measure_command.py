@@ -81,7 +81,7 @@ def test_what_plans_need_is_measured_beforehand_and_kept(rlprune: Rlprune, folde
     report = answer(rlprune("measure", path, "--for-plans", "--json"))
     (found,) = report["models"]
     assert found["measurement_count"] > 10
-    ask = ("plan", path, "--budget-ratio", 0.95, "--policy", "knapsack", "--json")
+    ask = ("plan", path, "--budget-ratio", 0.95, "--effort", "instant", "--json")
     planned = rlprune(*ask)
     assert json.loads(planned.stdout)["device"] == found["device"]
     assert "measuring this machine" not in planned.stderr
