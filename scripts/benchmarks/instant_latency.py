@@ -179,8 +179,8 @@ def told(
         for _ in range(ROUNDS if few is None else 1):
             missing = fitted(lab, known, begun).missing(lab.space, few)
             lab.measured([one for one in missing if one not in subjects])
-            own = set(missing)
-            known += [one for one in lab.known() if one.subject in own - set(subjects)]
+            wanted = set(missing) - set(subjects)
+            known += [one for one in lab.known() if one.subject in wanted]
             if not missing:
                 break
         tables = fitted(lab, known, begun).compile(lab.space)
