@@ -11,7 +11,6 @@ from rlprune.device_keys import canonical_key
 from rlprune.errors import InputError, MissingExtraError, NotFoundError, RlpruneError
 from rlprune.graph.types import IntArray, PruningGraph
 from rlprune.latency.device import check_batch, preferred_multiple, threads_of, with_threads
-from rlprune.latency.model import CALIBRATION_COUNT
 from rlprune.latency.multiples import measured_multiple, multiple_probes
 from rlprune.latency.types import (
     IN_F32,
@@ -184,6 +183,8 @@ class LocalPlanner:
         store, device, runtime = self._store, question.device, self._runtime
         if runtime is None or not question.request.wait or question.out_of_time:
             return
+        from rlprune.latency.model import CALIBRATION_COUNT
+
         subject = question.subject(keeps)
         model = latency_model(store, device, question.request.arithmetic)
         tried = model.attempts.get(question.graph.fingerprint, {})

@@ -11,7 +11,6 @@ import numpy as np
 from rlprune.constraints import BoundConstraints
 from rlprune.errors import InputError
 from rlprune.graph.types import IntArray
-from rlprune.latency.model import ENOUGH_OWN
 from rlprune.latency.types import CONTROL, MACS_DEVICE, Arithmetic
 from rlprune.planning.beside import with_unpruned
 from rlprune.planning.describe import plan_unit
@@ -51,6 +50,8 @@ def _unmeasured(plan: PruningPlan, store: Store) -> str:
     device said where every whole model failed there."""
     if plan.device == MACS_DEVICE:
         return ""
+    from rlprune.latency.model import ENOUGH_OWN
+
     model = latency_model(store, plan.device, _arithmetic(plan))
     statuses = model.attempts.get(plan.fingerprint, {}).values()
     if not statuses:

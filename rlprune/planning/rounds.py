@@ -110,7 +110,7 @@ def make_plans(
         deadline=time.monotonic() + (planner.default_timeout_sec if left_sec is None else left_sec),
         model_name=model_name,
         on_progress=on_progress,
-        few=None if effort is None else effort.few,
+        few=None if effort is None or request.certify else effort.few,
     )
     if effort is not None and judge is not None:
         search = Search(planner, question, judge, effort)

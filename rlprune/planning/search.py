@@ -74,7 +74,7 @@ class Search:
                         tell(min(len(self._seen) - known, count), count)
             made = self._answer(budget, unit, 0)
             if rounds and made.feasible:
-                made = self._best_looked_at(made.budget_ms, budget, unit, first)
+                made = self._best_looked_at(made.budget_ms, first)
         except KeyboardInterrupt:
             if not self._seen:
                 raise
@@ -106,9 +106,7 @@ class Search:
             loss[~near] *= np.exp(np.log(loss[near] / few[near]).mean())
         return loss, np.array([_error(own) for own in found])
 
-    def _best_looked_at(
-        self, budget_ms: float, budget: float, unit: Unit, first: Keeps
-    ) -> PruningPlan:
+    def _best_looked_at(self, budget_ms: float, first: Keeps) -> PruningPlan:
         """The best after a closer look at it, at the best by few images within its budget, and at
         what was thought best first."""
         within = [
@@ -119,14 +117,14 @@ class Search:
         for keeps in (own for own in finalists if own in self._seen):
             self._judge.look_closer(keeps)
             self._look_at(self._seen[keeps])
-        made = self._answer(budget, unit, 0)
+        made = self._answer(budget_ms, "ms", 0)
         for _ in range(LAST):
             keeps = tuple(made.keeps.tolist())
             if self._judge.seen_closer(keeps) is not None:
                 break
             self._judge.look_closer(keeps)
             self._look_at(_as_candidate(made))
-            made = self._answer(budget, unit, 0)
+            made = self._answer(budget_ms, "ms", 0)
         return made
 
     def _look_at(self, one: Candidate) -> None:

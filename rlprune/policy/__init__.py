@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from rlprune.errors import PolicyError
@@ -34,20 +35,20 @@ def get_policy(name_or_path: str) -> Policy:
         PlainUniformPolicy,
         UniformPolicy,
     )
-    from rlprune.policy.learned import LearnedPolicy
 
-    if name_or_path == "learned":
-        return LearnedPolicy.load(DEFAULT_ARTIFACT)
-    if name_or_path in ("knapsack", "search"):
-        return KnapsackPolicy()
-    if name_or_path == "global":
-        return GlobalMagnitudePolicy()
-    if name_or_path == "uniform":
-        return UniformPolicy()
-    if name_or_path == "uniform-plain":
-        return PlainUniformPolicy()
-    if Path(name_or_path).is_dir():
-        return LearnedPolicy.load(name_or_path)
+    plain: dict[str, Callable[[], Policy]] = {
+        "search": KnapsackPolicy,
+        "knapsack": KnapsackPolicy,
+        "global": GlobalMagnitudePolicy,
+        "uniform": UniformPolicy,
+        "uniform-plain": PlainUniformPolicy,
+    }
+    if name_or_path in plain:
+        return plain[name_or_path]()
+    if name_or_path == "learned" or Path(name_or_path).is_dir():
+        from rlprune.policy.learned import LearnedPolicy
+
+        return LearnedPolicy.load(DEFAULT_ARTIFACT if name_or_path == "learned" else name_or_path)
     if instead := REMOVED_POLICIES.get(name_or_path):
         raise PolicyError(
             f"policy {name_or_path!r} is no longer there; give {instead!r}, which plans the same",

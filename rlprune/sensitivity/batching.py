@@ -65,6 +65,11 @@ class Batching:
     """Batch axis of every output asked for; None where samples are run one by one."""
 
     @staticmethod
+    def alone(trace: OnnxTrace) -> Batching:
+        """One sample after the other, which every model takes."""
+        return Batching(batch_axes(trace), None)
+
+    @staticmethod
     def find(
         trace: OnnxTrace, samples: CalibrationSet, runtime: Runtime, wanted: Sequence[str]
     ) -> Batching:
@@ -73,8 +78,8 @@ class Batching:
         Raises:
             CalibrationError: it does not run on these samples at all, with what the runtime says.
         """
-        axes = batch_axes(trace)
-        alone = Batching(axes, None)
+        alone = Batching.alone(trace)
+        axes = alone.axes
         pair = _pair(samples)
         model = asked(trace.model, wanted)
         with does_not_run():

@@ -214,8 +214,8 @@ class Evaluator:
         """The pruned model with the correction in its weights and biases: a plain ONNX file.
 
         Args:
-            again: whether its layers are solved a second time, for what they read in the pruned
-                network (`sensitivity.refine`).
+            again: whether its layers are solved a second time (`sensitivity.refine`), as a plan is
+                carried out.
         """
         removal = removal_of(self.trace, settings, schemes, scores=self._scores)
         pruned = cut(self.trace, removal)
@@ -226,10 +226,9 @@ class Evaluator:
             return found.apply(pruned, removal)
         if self._again_on is None:
             self._again_on, _ = self.calibration.split(min(len(self.calibration), AGAIN_COUNT))
-        changes = refine(
-            self.trace, pruned, removal, found, self._again_on, self._runtime, dense=self._dense
-        )
-        return with_layers(pruned, changes)
+        on = self._again_on
+        given = (self.trace, pruned, removal, found, on, self._runtime)
+        return with_layers(pruned, refine(*given, dense=self._dense, restored=on.made_up))
 
     def unexplained(self, settings: IntArray, schemes: Sequence[str] = CHANNEL_ONLY) -> float:
         """Share (0-1) of the variance of a layer's output that least squares cannot restore under a

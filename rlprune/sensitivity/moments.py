@@ -24,6 +24,8 @@ PLACES = 16
 ROWS_PER_INPUT = 8
 """Windows of all samples together, for every input of a layer: of few large images more are taken.
 With 16 windows of each of 32 lines of text the covariance of 576 inputs is mostly noise."""
+FEW = 16
+"""Samples that are run one by one: trying whether a model takes them together costs three runs."""
 BATCH = 100
 MAX_VALUES = 1 << 28
 """Of all the layers' inputs of one batch (1 GiB); large images go in smaller batches."""
@@ -110,8 +112,11 @@ def run_once(
     Raises:
         CalibrationError: it does not run on them.
     """
-    answers = [value.name for value in trace.model.graph.output]
-    batching = Batching.find(trace, samples, runtime, answers)
+    if len(samples) > FEW:
+        answers = [value.name for value in trace.model.graph.output]
+        batching = Batching.find(trace, samples, runtime, answers)
+    else:
+        batching = Batching.alone(trace)
     wanted = batching.computed(name for one in lookers for name in one.names)
     batches = samples.batches(batch_values(trace, batching, wanted))
     for batch, values in batching.run(runtime, trace.model, wanted, batches):
