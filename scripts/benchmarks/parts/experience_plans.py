@@ -39,7 +39,7 @@ JUDGED = 1000
 """Images of `test_reward` that plans are judged on; with `--final` all of `test_report`."""
 LONGER = {
     "race16": Effort(12, 8, 64, 64, 6, 192),
-    "race40": Effort(17, 16, 64, 64, 8, 192),
+    "race40": Effort(12, 12, 112, 112, 8, 500),
 }
 """Searches at the price of 16 and 40 evaluations, which users have no name for."""
 
