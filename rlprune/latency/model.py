@@ -47,8 +47,9 @@ from rlprune.schemes import (
 
 ENOUGH_OWN = 9
 """Pruned plans of a graph from which on other graphs have no say: a 90 % interval needs as many."""
-ENOUGH_OPERATORS = 24
-"""Operators of a graph's forms from which on those measured elsewhere have no say either."""
+ENOUGH_FORMS = 0.2
+"""Share of a graph's forms that were measured from which on operators of elsewhere have no say
+either."""
 CALIBRATION_COUNT = 21
 """Whole models wanted per graph: the unpruned one and twenty plans."""
 MAX_ATTEMPT_COUNT = 30
@@ -181,7 +182,8 @@ class LatencyModel:
     ) -> tuple[OperatorCosts, LatencyCorrection]:
         """Costs of this graph's operators, also in other forms, and what they are worth in it.
 
-        Once enough of its own plans were measured, nothing that is not of this graph's forms counts
+        Where operators of its forms were measured, those of elsewhere have no say. Once enough of
+        its own plans were measured, nothing that is not of this graph's forms counts
         any more: other models teach what a runtime is apt to do, and where the model itself has
         said so their word only moves its least certain plans (seen to triple its interval).
         """
@@ -189,15 +191,11 @@ class LatencyModel:
         forms = {key for _, key in operator_keys(graph)}
         kernels = any(key not in forms for _, key in also)
         forms |= {key for _, key in also}
-        elsewhere = None if self.donor is None else self.donor.costs
-        if sum(int(row.judged.sum()) for row in own) < ENOUGH_OWN:
-            costs = self.costs
-            if kernels:
-                costs = OperatorCosts.fit(self.points, elsewhere, across_kernels=True)
-            return costs, calibrate(graph, costs, self.call_ms, self.rows, also)
         points = [point for point in self.points if form(point.spec) in forms]
-        if len(points) >= ENOUGH_OPERATORS:
-            elsewhere = None
+        known = len({form(point.spec) for point in points}) >= ENOUGH_FORMS * len(forms)
+        elsewhere = None if known or self.donor is None else self.donor.costs
+        if sum(int(row.judged.sum()) for row in own) < ENOUGH_OWN:
+            points, own = list(self.points), list(self.rows)
         costs = OperatorCosts.fit(points, elsewhere, across_kernels=kernels)
         return costs, calibrate(graph, costs, self.call_ms, own, also)
 
