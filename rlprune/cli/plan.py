@@ -200,7 +200,7 @@ def plan(
     _check_source(model, at_init, module)
     source = calibration_data(calibration, judged_by, pixels, sounds)
     from rlprune.planning import LocalPlanner, Planner, PlanRequest, make_plans
-    from rlprune.planning.effort import cost_text
+    from rlprune.planning.effort import USUAL_SHARE, cost_text
     from rlprune.planning.rounds import effort_of
 
     several = len(budget_ms or budget_ratio or ()) > 1
@@ -241,7 +241,8 @@ def plan(
         on_progress = open_until_done.enter_context(progress())
         searched = effort_of(request, source)
         if searched is not None:
-            on_progress = _after(cost_text(searched, traced.graph), on_progress)
+            share = max(request.budgets) if request.unit == "ratio" else USUAL_SHARE
+            on_progress = _after(cost_text(searched, traced.graph, share), on_progress)
         planner: Planner = LocalPlanner()
         if server is not None:
             planner = open_until_done.enter_context(connect(server, tls_ca)).planner()

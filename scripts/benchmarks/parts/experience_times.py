@@ -62,7 +62,7 @@ def cost_rows(known: Known, shared: str | None) -> Iterator[Row]:
     for cell, found in known.items():
         if cell.method == "quick":
             graph = network(cell.net, shared)[1].graph
-            said = EFFORTS["quick"].fitted(graph).cpu_sec(graph)
+            said = EFFORTS["quick"].fitted(graph).cpu_sec(graph, cell.budget)
             factors[cell.name] = max(said / found.seconds, found.seconds / said)
     if factors:
         worst = max(factors, key=lambda name: factors[name])
