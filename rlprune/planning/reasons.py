@@ -23,7 +23,7 @@ from rlprune.solver.task import PruningTask
 if TYPE_CHECKING:  # clients import this room, and no database
     from rlprune.store import Store
 
-MEASURE_THEM = "`rlprune measure MODEL --for-plans` on the device makes them certain"
+MEASURE_THEM = "`rlprune measure MODEL --for-plans` on the device makes them more certain"
 WORTH_NAMING = 0.01
 """Share of the least latency that an option must save to be named."""
 
@@ -55,11 +55,11 @@ def _unmeasured(plan: PruningPlan, store: Store) -> str:
     model = latency_model(store, plan.device, _arithmetic(plan))
     statuses = model.attempts.get(plan.fingerprint, {}).values()
     if not statuses:
-        return f"latencies are told from those of like devices; {MEASURE_THEM}"
+        return f"latencies are estimated from similar devices; {MEASURE_THEM}"
     settled = sum(status == "ok" for status in statuses)
     if 0 < settled < ENOUGH_OWN:
         plans = f"{settled} measured plan{'s' * (settled > 1)}"
-        return f"latencies are told from {plans}; {MEASURE_THEM}"
+        return f"latencies are estimated from {plans}; {MEASURE_THEM}"
     if any(status != "failed" for status in statuses):
         return ""
     reason = model.failures.get(plan.fingerprint) or "without a reason"

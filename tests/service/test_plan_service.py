@@ -366,7 +366,7 @@ def test_a_device_of_a_known_runtime_is_answered_before_it_has_measured_anything
     rig.device.register_device(key, {})
     first = create(rig, request(device=key, budget_ratio=0.5, request_id="r1"))
     assert first.HasField("plan") and not first.measured
-    assert first.plan.feasible and "told from those of like devices" in first.plan.note
+    assert first.plan.feasible and "estimated from similar devices" in first.plan.note
     low, high = (first.plan.predicted_interval_ms.low, first.plan.predicted_interval_ms.high)
     assert high / low > 1.5
     pending = create(rig, request(device=key, budget_ratio=0.5, provisional=True))
@@ -381,10 +381,10 @@ def test_an_instant_plan_waits_for_no_job_and_a_quick_one_for_the_telling_ones(r
     images = {"x": np.random.default_rng(0).standard_normal((64, 3, 16, 16), dtype=np.float32)}
     asked: dict[str, Any] = {"device": key, "budget_ratio": 0.5, "calibration": images}
     instant = rig.client.plan(NET, effort="instant", timeout_sec=1e6, **asked)
-    assert instant.feasible and "told from those of like devices" in instant.note
+    assert instant.feasible and "estimated from similar devices" in instant.note
     with rig.working(macs_cost(TRACE.graph), key):
         quick = rig.client.plan(NET, effort="quick", timeout_sec=120.0, **asked)
-    assert quick.feasible and "told from those" not in quick.note
+    assert quick.feasible and "similar devices" not in quick.note
 
 
 def test_a_device_that_can_run_nothing_is_an_error_and_not_an_endless_wait(rig: Rig) -> None:

@@ -193,7 +193,7 @@ def test_a_server_is_told_which_device(rig: Rig) -> None:
 
 def test_without_waiting_nothing_is_measured_here() -> None:
     plan = rlprune.plan(NET, budget_ratio=0.5, wait=False)
-    assert plan.feasible and "told from those of like devices" in plan.note
+    assert plan.feasible and "estimated from similar devices" in plan.note
     assert "rlprune measure MODEL --for-plans" in plan.note
     assert open_store().measurements(plan.device) == []
 
@@ -202,7 +202,7 @@ def test_an_instant_plan_measures_two_variants_and_the_next_none() -> None:
     first = rlprune.plan(NET, budget_ratio=0.5, effort="instant")
     known = open_store().measurements(first.device)
     assert len(known) == 2 and all(isinstance(one.subject, ModelSubject) for one in known)
-    assert "told from 2 measured plans" in first.note
+    assert "estimated from 2 measured plans" in first.note
     rlprune.plan(NET, budget_ratio=0.6, effort="instant")
     assert len(open_store().measurements(first.device)) == 2
 
