@@ -66,9 +66,7 @@ def kind_of(device: str, precision: str) -> Kind:
 def distance(one: Kind, other: Kind) -> tuple[float, bool]:
     """How little the speed of one kind tells of another's.
 
-    Threads count first: what two of them gain differs between operators more than runtimes do
-    (plans of five networks, told by ONNX Runtime on two threads, were 13 % off on one thread, told
-    by OpenVINO and MNN on one 8 %).
+    Threads count first: what two of them gain differs between operators more than runtimes do.
     """
     return abs(math.log2(one.threads / other.threads)), one.runtime != other.runtime
 

@@ -1,4 +1,4 @@
-"""Draws the README's picture: kept channels, and measured latency against the budget.
+"""Draws the tutorial's network: kept channels, and measured latency against the budget.
 
 The network is the tutorial's, trained as its page says; seven plans are made for this machine,
 applied and measured. The figures are printed as well; the picture is docs/images/measured.png.
