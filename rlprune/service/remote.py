@@ -117,10 +117,10 @@ class RemotePlanner:
         while True:
             found = self._create_plan(question, asked)
             pending = tuple(found.pending_job_ids)
-            if found.HasField("plan") and question.few is not None:
-                told = found.HasField("telling_job_count")  # an earlier server does not
-                worth = found.telling_job_count if told else len(pending)
-                pending = () if request.effort == "instant" else pending[:worth]
+            if question.few is not None and found.HasField("telling_job_count"):
+                pending = pending[: found.telling_job_count]
+            if request.effort == "instant" and found.HasField("plan"):
+                pending = ()
             if not pending or not request.wait or question.out_of_time:
                 break
             wait_for_jobs(self._channel, pending, device, question.deadline, question.on_progress)

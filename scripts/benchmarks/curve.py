@@ -87,9 +87,10 @@ def main() -> None:
     y = [found[name][0] for name in SEARCHES]
     axes.errorbar(x, y, _errors([found[name] for name in SEARCHES]), color="#2f6db5", marker="o")
     for name, label in SEARCHES.items():
-        at, side = ((6, -13), "left") if name == "instant" else ((-5, -13), "right")
-        spot = (prices[name], found[name][0])
-        axes.annotate(label, spot, at, textcoords="offset points", ha=side)
+        left = name == "instant"
+        spot, by = (prices[name], found[name][0]), (6 if left else -5, -13)
+        side = "left" if left else "right"
+        axes.annotate(label, spot, by, textcoords="offset points", ha=side)
     rival, place = found["evolution"], prices["evolution"]
     axes.errorbar([place], [rival[0]], _errors([rival]), color="#b5552f", marker="s")
     axes.annotate("evolution", (place, rival[0]), (-62, -4), textcoords="offset points")

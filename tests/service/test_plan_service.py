@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 from onnx_nets import conv_net
-from service_rig import BOARD, Rig, macs_cost, messages
+from service_rig import BOARD, Rig, macs_cost, measured, messages
 from synthetic import channel_space
 
 from rlprune.constraints import Constraints, bind
@@ -385,6 +385,21 @@ def test_an_instant_plan_waits_for_no_job_and_a_quick_one_for_the_telling_ones(r
     with rig.working(macs_cost(TRACE.graph), key):
         quick = rig.client.plan(NET, effort="quick", timeout_sec=120.0, **asked)
     assert quick.feasible and "similar devices" not in quick.note
+
+
+def test_a_quick_plan_of_an_unknown_runtime_waits_for_the_telling_jobs_alone(rig: Rig) -> None:
+    rig.device.register_device(BOARD, {})
+    images = {"x": np.random.default_rng(0).standard_normal((64, 3, 16, 16), dtype=np.float32)}
+    asked: dict[str, Any] = {"device": BOARD, "budget_ratio": 0.5, "calibration": images}
+    with pytest.raises(UnavailableError, match="rlprune work"):
+        rig.client.plan(NET, effort="quick", timeout_sec=0.3, **asked)
+    job = rig.device.lease("worker", BOARD)
+    assert job is not None and all(isinstance(one, ModelSubject) for one in job.left[:4])
+    cost = macs_cost(TRACE.graph)
+    reported = [measured(BOARD, one, cost(one)) for one in job.left]
+    rig.device.report(job.lease_id, job.lease_id, messages(reported), done=True)
+    made = rig.client.plan(NET, effort="quick", timeout_sec=60.0, **asked)
+    assert made.feasible and rig.device.lease("worker", BOARD) is not None, "jobs are left"
 
 
 def test_a_device_that_can_run_nothing_is_an_error_and_not_an_endless_wait(rig: Rig) -> None:
