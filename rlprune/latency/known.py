@@ -63,22 +63,23 @@ def kind_of(device: str, precision: str) -> Kind:
     return Kind(canonical_key(device).partition("-")[0], threads_of(device), precision)
 
 
-def distance(one: Kind, other: Kind) -> tuple[float, bool]:
+def distance(one: Kind, other: Kind) -> tuple[bool, float, bool]:
     """How little the speed of one kind tells of another's.
 
-    Threads count first: what two of them gain differs between operators more than runtimes do.
+    Of the same precision threads count first: what two of them gain differs between operators more
+    than runtimes do.
     """
-    return abs(math.log2(one.threads / other.threads)), one.runtime != other.runtime
+    threads = abs(math.log2(one.threads / other.threads))
+    return one.precision != other.precision, threads, one.runtime != other.runtime
 
 
 def nearest(kind: Kind, *, without: frozenset[Kind] = frozenset()) -> tuple[Kind, ...]:
-    """The shipped kinds that tell most of another, of the same precision and equally near; empty
-    where there is none.
+    """The shipped kinds that tell most of another, equally near; empty where there is none.
 
     Args:
         without: kinds that are not looked at.
     """
-    there = [one for one in shipped() if one.precision == kind.precision and one not in without]
+    there = [one for one in shipped() if one not in without]
     least = min((distance(one, kind) for one in there), default=None)
     return tuple(one for one in there if distance(one, kind) == least)
 

@@ -37,7 +37,10 @@ def test_the_nearest_are_of_as_many_threads_and_then_of_the_same_runtime() -> No
     others = {Kind("openvino", 2), Kind("mnn", 2)}
     assert set(nearest(Kind("ort", 2), without=frozenset([Kind("ort", 2)]))) == others
     assert set(nearest(Kind("board", 2))) == others | {Kind("ort", 2)}
-    assert nearest(Kind("ort", 1, "bf16")) == () and donor(()) is None
+    assert nearest(Kind("ort", 2, "int8")) == (Kind("ort", 1, "int8"),)
+    assert not is_known("openvino-9.t1.b1", "bf16"), "but f32 says more than nothing"
+    assert {one.runtime for one in nearest(Kind("openvino", 1, "bf16"))} == {"openvino"}
+    assert nearest(Kind("ort", 1), without=frozenset(shipped())) == () and donor(()) is None
     assert distance(Kind("mnn", 1), Kind("ort", 1)) < distance(Kind("ort", 2), Kind("ort", 1))
 
 
