@@ -21,7 +21,7 @@ from rlprune.graph.walk import Node
 from rlprune.runtime.base import Array, Runtime
 from rlprune.sensitivity.batching import Batching
 from rlprune.sensitivity.calibration import CalibrationSet, EqualSizes
-from rlprune.sensitivity.layers import Layer, LayerChange
+from rlprune.sensitivity.layers import Layer, LayerChange, Shift
 from rlprune.sensitivity.moments import RIDGE, Seen, batch_values, rows_read, source_of
 from rlprune.sensitivity.parts import PartwiseRun, Stage, most_kept
 from rlprune.sensitivity.reconstruct import Reconstruction
@@ -82,6 +82,18 @@ class _Pair:
     """[layers, D]."""
     cross: FloatArray
     """[D', D]."""
+
+    def means(self, shift: Shift) -> tuple[FloatArray, FloatArray, FloatArray]:
+        """What a shift makes up for: shares of what was seen [k], and means, pruned [k, D'] and
+        dense [k, D]; of each layer, or of all together (k is 1)."""
+        count = self.own.count
+        share = count / count.sum()
+        means, dense = self.own.first[:, 0] / count[:, None], self.dense / count[:, None]
+        if shift == "one":
+            return np.ones(1), (share @ means)[None], (share @ dense)[None]
+        if shift == "none":
+            return share, np.zeros_like(means), np.zeros_like(dense)
+        return share, means, dense
 
 
 def refine(
@@ -156,14 +168,8 @@ def _again(
 ) -> tuple[FloatArray, FloatArray]:
     """Weight [C_out', D'] and shifts of the layer solved for its inputs as they are, drawn to the
     weight that it has."""
-    count = seen.own.count
-    total = count.sum()
-    share = count / total
-    means, dense_means = seen.own.first[:, 0] / count[:, None], seen.dense / count[:, None]
-    if layer.shift == "one":
-        means, dense_means, share = (share @ means)[None], (share @ dense_means)[None], np.ones(1)
-    elif layer.shift == "none":
-        means, dense_means = np.zeros_like(means), np.zeros_like(dense_means)
+    total = seen.own.count.sum()
+    share, means, dense_means = seen.means(layer.shift)
     moment = seen.own.square[0] / total - (means.T * share) @ means
     cross = seen.cross / total - (means.T * share) @ dense_means
     size = len(moment)
@@ -179,9 +185,8 @@ def _restored(
 ) -> tuple[FloatArray, FloatArray]:
     """Weight and shifts of a layer whose outputs vary as the dense one's do (REPAIR, Jordan et al.
     2022); of one that gives an answer half as much is made up for, in the logarithm."""
-    total = float(seen.own.count.sum())
-    mean, dense_mean = seen.own.first[0] / total, seen.dense / total  # [1, D'], [1, D]
-    moment = seen.own.square[0] / total - mean.T @ mean
+    _, mean, dense_mean = seen.means(layer.shift)  # [1, D'], [1, D]
+    moment = seen.own.square[0] / seen.own.count.sum() - mean.T @ mean
     found = ((weight @ moment) * weight).sum(1)  # [C_out']
     wanted = ((dense @ layer.covariance[0]) * dense).sum(1)
     factor = np.sqrt(np.clip(wanted / np.maximum(found, 1e-12), 1.0, MOST_RESTORED**2))
