@@ -5,8 +5,8 @@
 A small ResNet learns to read cluttered digits (made of scikit-learn's, so nothing is downloaded)
 while a server and a worker, processes of their own, measure what its layers cost on this machine's
 ONNX Runtime. Over gRPC they are then asked for plans within the same latencies, by more and more of
-what a plan may use: one ratio for all widths, widths chosen by the knapsack, kernel shapes and
-blocks left out as well, and all of that in int8. Plans are applied and measured; one that misses
+what a plan may use: one ratio for all widths, widths searched for, kernel shapes and blocks left out as
+well, and all of that in int8. Plans are applied and measured; one that misses
 its budget is asked for again, certified: the worker measures it, and it is corrected by that. Every
 pruned network is trained for an epoch by `rlprune.finetune`.
 
@@ -75,7 +75,7 @@ class Method:
 
     name: str
     schemes: str = "channels"
-    policy: str = "knapsack"
+    policy: str = "search"
     precision: str = "f32"
 
     @property
@@ -87,7 +87,7 @@ class Method:
 ALL = "channels,shapes,blocks"
 METHODS = (
     Method("uniform widths", policy="uniform"),
-    Method("widths by the knapsack"),
+    Method("widths"),
     Method("widths, kernels and blocks", ALL),
     Method("the same in int8", ALL, precision="int8"),
 )
@@ -212,7 +212,7 @@ def prepare(client: Client, device: str, splits: Splits) -> None:
         client.plan(
             trace.onnx,
             device=device,
-            policy=method.policy,
+            policy="knapsack",
             schemes=method.schemes,
             precision=method.precision,
             budget_ratio=0.5,
