@@ -60,11 +60,12 @@ class Effort:
 
     def images(self, graph: PruningGraph) -> int:
         """That go through the network, about."""
-        return sum(self._images(graph))
+        return sum(self.images_by(passed_count(graph)))
 
-    def _images(self, graph: PruningGraph) -> tuple[int, int]:
-        """Through the unpruned one, and through pruned ones."""
-        passed, own = passed_count(graph), self.solved + self.judged
+    def images_by(self, passed: int) -> tuple[int, int]:
+        """Through the unpruned network, of whose one pass they are `passed`, and through pruned
+        ones."""
+        own = self.solved + self.judged
         if not self.rounds:
             return passed, 0
         closer = max(passed, self.solved) + self.closer
@@ -85,7 +86,7 @@ class Effort:
 
     def cpu_sec(self, graph: PruningGraph, share: float = USUAL_SHARE) -> float:
         """CPU time that finding a plan takes, roughly, for a share of the unpruned latency."""
-        unpruned, pruned = self._images(graph)
+        unpruned, pruned = self.images_by(passed_count(graph))
         macs = int(graph.macs(graph.widths)) * (unpruned + share * pruned)
         plans = self.rounds * self.plans + self.finals
         once = len(graph.operators) * OPERATOR_SEC + _cubes(graph) / CUBES_PER_SEC

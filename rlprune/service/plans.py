@@ -93,14 +93,13 @@ class PlanService:
         )
         search = round_from(request, space)
         plan = self._plan(asked, space, profiles, policy, bound, search)
-        missing, telling = self._missing(space, device, asked.arithmetic, needed=plan is None)
+        missing, first = self._missing(space, device, asked.arithmetic, needed=plan is None)
         measured = plan is not None and self._measured(device)
         # All is well: now it is written, in one transaction.
         if plan is None or request.provisional:
             queued = self._queue(device, missing, graph, brought)
-            tells = sum(not telling.isdisjoint(job.subjects) for job in queued)
             made = _answer(plan, [job.job_id for job in queued], measured=measured)
-            made.telling_job_count = tells
+            made.awaited_job_count = sum(not first.isdisjoint(job.subjects) for job in queued)
             return made
         record = self._jobs.put_plan(
             plan,
@@ -212,8 +211,8 @@ class PlanService:
     def _missing(
         self, space: Space, device: str, arithmetic: Arithmetic, *, needed: bool
     ) -> tuple[list[Subject], set[Subject]]:
-        """What the device has still to measure for these options and can, and which of it tells
-        most; that comes first.
+        """What the device has still to measure for these options and can, and what of it a
+        plan waits for; that comes first.
 
         Raises:
             MeasurementError: it is `needed` for a plan, and the device cannot measure it.

@@ -117,8 +117,8 @@ class RemotePlanner:
         while True:
             found = self._create_plan(question, asked)
             pending = tuple(found.pending_job_ids)
-            if question.few is not None and found.HasField("telling_job_count"):
-                pending = pending[: found.telling_job_count]
+            if question.few is not None and found.HasField("awaited_job_count"):
+                pending = pending[: found.awaited_job_count]
             if request.effort == "instant" and found.HasField("plan"):
                 pending = ()
             if not pending or not request.wait or question.out_of_time:

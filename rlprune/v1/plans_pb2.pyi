@@ -70,20 +70,20 @@ class EvaluatedPlan(_message.Message):
     def __init__(self, keeps: _Optional[_Iterable[int]] = ..., divergence: _Optional[float] = ..., error: _Optional[float] = ...) -> None: ...
 
 class CreatePlanResponse(_message.Message):
-    __slots__ = ("plan", "plan_id", "pending_job_count", "pending_job_ids", "measured", "telling_job_count")
+    __slots__ = ("plan", "plan_id", "pending_job_count", "pending_job_ids", "measured", "awaited_job_count")
     PLAN_FIELD_NUMBER: _ClassVar[int]
     PLAN_ID_FIELD_NUMBER: _ClassVar[int]
     PENDING_JOB_COUNT_FIELD_NUMBER: _ClassVar[int]
     PENDING_JOB_IDS_FIELD_NUMBER: _ClassVar[int]
     MEASURED_FIELD_NUMBER: _ClassVar[int]
-    TELLING_JOB_COUNT_FIELD_NUMBER: _ClassVar[int]
+    AWAITED_JOB_COUNT_FIELD_NUMBER: _ClassVar[int]
     plan: _types_pb2.PruningPlan
     plan_id: str
     pending_job_count: int
     pending_job_ids: _containers.RepeatedScalarFieldContainer[str]
     measured: bool
-    telling_job_count: int
-    def __init__(self, plan: _Optional[_Union[_types_pb2.PruningPlan, _Mapping]] = ..., plan_id: _Optional[str] = ..., pending_job_count: _Optional[int] = ..., pending_job_ids: _Optional[_Iterable[str]] = ..., measured: _Optional[bool] = ..., telling_job_count: _Optional[int] = ...) -> None: ...
+    awaited_job_count: int
+    def __init__(self, plan: _Optional[_Union[_types_pb2.PruningPlan, _Mapping]] = ..., plan_id: _Optional[str] = ..., pending_job_count: _Optional[int] = ..., pending_job_ids: _Optional[_Iterable[str]] = ..., measured: _Optional[bool] = ..., awaited_job_count: _Optional[int] = ...) -> None: ...
 
 class PutPlanRequest(_message.Message):
     __slots__ = ("plan", "model_name", "request", "request_id")

@@ -21,23 +21,19 @@ import numpy as np
 
 from benchmarks.parts.experience_plans import CALIBRATION, LONGER, PEER_COUNT
 from benchmarks.parts.experience_rows import BLIND, bootstrapped
-from rlprune.planning.effort import EFFORTS, EVALUATION, Effort
+from rlprune.planning.effort import EFFORTS, EVALUATION, PASSED, Effort
 
 ROOT = Path(__file__).resolve().parents[2]
 ROWS = ROOT / "scripts" / "benchmarks" / "results" / "experience.jsonl"
 PICTURE = ROOT / "docs" / "images" / "search.png"
 LOSS = re.compile(r"experience\.(.+)\.b([\d.]+)\.(\w+)\.loss")
-PASSED = 256
-"""Images of a small network's one pass."""
 SEARCHES = {"instant": "instant", "quick": "quick", "race16": "", "race40": ""}
 """Ours, and what users call them."""
 
 
 def price(effort: Effort) -> float:
     """Evaluations of a search of a small network."""
-    own, closer = effort.solved + effort.judged, max(PASSED, effort.solved) + effort.closer
-    searched = (1 + effort.rounds * effort.plans) * own + (1 + effort.finals) * closer
-    return (PASSED + (searched if effort.rounds else 0)) / EVALUATION
+    return sum(effort.images_by(PASSED[1])) / EVALUATION
 
 
 def kept() -> dict[tuple[str, str], dict[str, float]]:

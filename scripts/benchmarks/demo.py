@@ -5,10 +5,10 @@
 A small ResNet learns to read cluttered digits (made of scikit-learn's, so nothing is downloaded)
 while a server and a worker, processes of their own, measure what its layers cost on this machine's
 ONNX Runtime. Over gRPC they are then asked for plans within the same latencies, by more and more of
-what a plan may use: one ratio for all widths, widths searched for, kernel shapes and blocks left out as
-well, and all of that in int8. Plans are applied and measured; one that misses
-its budget is asked for again, certified: the worker measures it, and it is corrected by that. Every
-pruned network is trained for an epoch by `rlprune.finetune`.
+what a plan may use: one ratio for all widths, widths searched for, kernel shapes and blocks left
+out as well, and all of that in int8. Plans are applied and measured; one that misses its budget is
+asked for again, certified: the worker measures it, and it is corrected by that. Every pruned
+network is trained for an epoch by `rlprune.finetune`.
 
 Budgets and latencies in the table are shares of the unpruned network's in f32, also those of int8:
 the files that were written, measured in turns with it. Accuracy is that of the same files in ONNX

@@ -4,7 +4,7 @@
 
 Plans for networks of the families held out, as a planner might choose them: made for random losses
 and budgets of 0.3 to 0.8 of the MACs, all options. They are measured beside the unpruned network,
-and told three ways:
+and told four ways:
 
     instant    the kind's own tables left out of what ships; what `--effort instant` measures
     shipped    the same with all that ships

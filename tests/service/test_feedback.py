@@ -47,7 +47,7 @@ def rewards(store: Store) -> FloatArray:
 
 def test_reports_change_the_plan_and_the_reward(rig: Rig) -> None:
     rig.device.register_device(BOARD, {})
-    rig.store.add_measurements([measured(BOARD, ONE_OPERATOR, 0.02)])
+    rig.store.add_measurements([measured(BOARD, ONE_OPERATOR, 0.2)])
     # One operator is little, but something to predict with: the rest is queued meanwhile.
     asked = {"device": BOARD, "budget_ratio": 0.6, "policy": "knapsack"}
     first = rig.client.plan(NET, wait=False, **asked)
@@ -57,7 +57,7 @@ def test_reports_change_the_plan_and_the_reward(rig: Rig) -> None:
     assert second.fingerprint == first.fingerprint
     full = ModelSubject(second.fingerprint, tuple(int(width) for width in TRACE.graph.widths))
     assert second.base_latency_ms == pytest.approx(wide_first_is_dear(full), rel=0.1)
-    assert first.base_latency_ms != pytest.approx(second.base_latency_ms, rel=0.01)
+    assert first.base_latency_ms != pytest.approx(second.base_latency_ms, rel=0.1)
     assert tuple(second.keeps) != tuple(first.keeps)
     assert second.keeps[0] < first.keeps[0], "the first layer's width is what costs"
     assert np.abs(rewards(rig.store) - first_rewards).max() > 0.1

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import pytest
 from onnx_nets import conv_net
-from service_rig import BOARD, Rig, macs_cost, measured, messages
+from service_rig import BOARD, Rig, macs_cost, messages
 from synthetic import channel_space
 
 from rlprune.constraints import Constraints, bind
@@ -24,7 +22,7 @@ from rlprune.errors import (
 )
 from rlprune.graph.from_onnx import trace_onnx
 from rlprune.graph.skeleton import strip
-from rlprune.latency.types import Measurement, ModelSubject
+from rlprune.latency.types import Measurement
 from rlprune.sensitivity.energy import energy_profiles
 from rlprune.service.models import MAX_SKELETON_BYTES
 from rlprune.service.profile_messages import profiles_from, profiles_to
@@ -358,48 +356,6 @@ def test_a_device_that_measured_nothing_gets_jobs_and_then_a_plan(rig: Rig) -> N
     assert second.measured and second.pending_job_count == 0
     assert second.plan.feasible and second.plan.device == BOARD
     assert rig.client.plan(NET, device=BOARD, budget_ratio=0.8, policy="knapsack").feasible
-
-
-def test_a_device_of_a_known_runtime_is_answered_before_it_has_measured_anything(rig: Rig) -> None:
-    """By the operators that ship; the jobs are queued, those that tell most first."""
-    key = "ort-9.9.a-board.t1.b1"
-    rig.device.register_device(key, {})
-    first = create(rig, request(device=key, budget_ratio=0.5, request_id="r1"))
-    assert first.HasField("plan") and not first.measured
-    assert first.plan.feasible and "estimated from similar devices" in first.plan.note
-    low, high = (first.plan.predicted_interval_ms.low, first.plan.predicted_interval_ms.high)
-    assert high / low > 1.5
-    pending = create(rig, request(device=key, budget_ratio=0.5, provisional=True))
-    assert 0 < pending.telling_job_count < pending.pending_job_count == first.pending_job_count
-    job = rig.device.lease("worker", key)
-    assert job is not None and isinstance(job.left[0], ModelSubject)
-
-
-def test_an_instant_plan_waits_for_no_job_and_a_quick_one_for_the_telling_ones(rig: Rig) -> None:
-    key = "ort-9.9.a-board.t1.b1"
-    rig.device.register_device(key, {})
-    images = {"x": np.random.default_rng(0).standard_normal((64, 3, 16, 16), dtype=np.float32)}
-    asked: dict[str, Any] = {"device": key, "budget_ratio": 0.5, "calibration": images}
-    instant = rig.client.plan(NET, effort="instant", timeout_sec=1e6, **asked)
-    assert instant.feasible and "estimated from similar devices" in instant.note
-    with rig.working(macs_cost(TRACE.graph), key):
-        quick = rig.client.plan(NET, effort="quick", timeout_sec=120.0, **asked)
-    assert quick.feasible and "similar devices" not in quick.note
-
-
-def test_a_quick_plan_of_an_unknown_runtime_waits_for_the_telling_jobs_alone(rig: Rig) -> None:
-    rig.device.register_device(BOARD, {})
-    images = {"x": np.random.default_rng(0).standard_normal((64, 3, 16, 16), dtype=np.float32)}
-    asked: dict[str, Any] = {"device": BOARD, "budget_ratio": 0.5, "calibration": images}
-    with pytest.raises(UnavailableError, match="rlprune work"):
-        rig.client.plan(NET, effort="quick", timeout_sec=0.3, **asked)
-    job = rig.device.lease("worker", BOARD)
-    assert job is not None and all(isinstance(one, ModelSubject) for one in job.left[:4])
-    cost = macs_cost(TRACE.graph)
-    reported = [measured(BOARD, one, cost(one)) for one in job.left]
-    rig.device.report(job.lease_id, job.lease_id, messages(reported), done=True)
-    made = rig.client.plan(NET, effort="quick", timeout_sec=60.0, **asked)
-    assert made.feasible and rig.device.lease("worker", BOARD) is not None, "jobs are left"
 
 
 def test_a_device_that_can_run_nothing_is_an_error_and_not_an_endless_wait(rig: Rig) -> None:
